@@ -19,8 +19,8 @@ from typing import Any
 
 from data_specs.shard import TextKind
 from pipeline.filters.han_share import HAN
+from pipeline.pictures.formats import SUFFIXES
 from pipeline.sources._text_files import NoText, cell_text
-from pipeline.sources.folder import SUFFIXES
 
 MOST = 0.8
 """Share of the filled cells of a column that must be what the column is taken for."""

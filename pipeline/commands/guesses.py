@@ -14,8 +14,9 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,15 +25,16 @@ import fsspec
 
 from data_specs.build import SpecError
 from data_specs.shard import TEXT_KINDS, SourceKind, Text
+from data_specs.storage.object_store import StorageError
 from pipeline.commands.columns import guess_columns
 from pipeline.errors import SourceError
-from pipeline.files.inputs import Lines, expand, files_below, reason
+from pipeline.files.inputs import Lines, expand, files_below, first_bytes, reason
+from pipeline.pictures.formats import HEAD, SUFFIXES, is_picture
 from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
 from pipeline.sources._look import Budget
 from pipeline.sources._text_files import AUTO, PACKED, SAVE_AS_CSV, WORKBOOKS, head_of, opened
-from pipeline.sources.folder import SUFFIXES
 from pipeline.sources.warc import Warc
 
 LOOKED_AT = 3_000
@@ -155,7 +157,7 @@ def _folder(given: str) -> list[Source]:
     for name in files:
         by_suffix.setdefault(_suffix(name), []).append(name)
     tables = [name for suffix in TABLES for name in by_suffix.get(suffix, [])]
-    pictures = [name for name in files if name.lower().endswith(SUFFIXES)]
+    pictures = _pictures_among(files, given)
     if pictures:
         try:
             return [_pictures(given, pictures, tables, [name for name in files if _suffix(name) in WORKBOOKS])]
@@ -177,8 +179,22 @@ def _folder(given: str) -> list[Source]:
     return sources
 
 
-def _pictures_below(folder: str) -> bool:
-    return any(name.lower().endswith(SUFFIXES) for name in files_below(folder))
+def _pictures_among(files: Iterable[str], folder: str) -> list[str]:
+    """The pictures among files of a folder. Raises SourceError.
+
+    Of those whose suffix is that of no picture the first LOOKED_AT are asked.
+    """
+    asked = 0
+
+    def head(name: str) -> bytes:
+        nonlocal asked
+        asked += 1
+        return first_bytes(folder, name, HEAD) if asked <= LOOKED_AT else b""
+
+    try:
+        return [name for name in files if is_picture(name, partial(head, name))]
+    except StorageError as e:
+        raise SourceError(folder, e.strerror or "cannot be read") from None
 
 
 def _glob(names: list[str], ending: str) -> str:
@@ -293,7 +309,7 @@ def _table(*given: str) -> Source:
     guess, folder = guess_columns(rows), first.rpartition("/")[0] or "."
     is_brivl = {"image_id", "sentences"} <= set(rows[0])
     captions = {} if guess.has_images or is_brivl else _caption_columns(rows)
-    if captions and not _pictures_below(folder):
+    if captions and not _pictures_among(files_below(folder), folder):
         raise SourceError(first, f"column {captions['image']} names pictures that {folder} lacks; give their folder")
     if captions:
         return _folder(folder)[0]

@@ -12,7 +12,8 @@ import hashlib
 from typing import Any
 
 from data_specs.shard import canonical_json
-from pipeline.pictures.decode import DECODE_VERSION, FORMATS
+from pipeline.pictures.decode import DECODE_VERSION
+from pipeline.pictures.formats import FORMATS
 from pipeline.pictures.parts import BOXES, HALVES
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views
 from pipeline.plugins import Plugin, configure, names

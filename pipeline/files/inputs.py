@@ -290,6 +290,28 @@ def content(folder: str, name: str, most: int = MAX_FILE) -> bytes:
     return data
 
 
+def first_bytes(folder: str, name: str, size: int) -> bytes:
+    """The first bytes of a file below a folder, as `content` finds it; b"" for one that is gone or may not be read.
+
+    A pipe without a writer has no bytes. Raises StorageError for a store or a disk that fails.
+    """
+    with told(folder):
+        fs, root = fsspec.url_to_fs(folder)
+        path = f"{str(root).rstrip('/')}/{name}"
+        try:
+            if not getattr(fs, "local_file", False):
+                return bytes(fs.cat_file(path, 0, size))
+            number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                return os.read(number, size)
+            finally:
+                os.close(number)
+        except OSError as e:
+            if e.errno in (*_ABSENT, errno.EACCES, errno.EPERM, errno.ENXIO) or isinstance(e, FileNotFoundError):
+                return b""
+            raise object_store.StorageError(path, e.strerror or str(e), e.errno or errno.EIO) from e
+
+
 def _content_on_disk(fs: Any, path: str, most: int) -> bytes:
     try:
         about = Path(path).stat()

@@ -17,7 +17,6 @@ module is not for threads.
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import warnings
 from collections.abc import Iterator
@@ -29,15 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.pictures.jpeg import MAX_SCANS, Bytes, has_too_many_scans
-
-FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif", "heif")
-"""Formats that are read. The first bytes of a file tell its format; suffix and content type are never trusted."""
-
-READERS = {"avif": "pip install -U 'pillow>=11.3'", "heif": "install wenlan's extra heif"}
-"""Formats that not every installation reads, and the command that makes it read them."""
-
-_BRANDS = {"avif": {b"avif", b"avis"}, "heif": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}}
-"""Brands of the files that hold such pictures (ISO/IEC 23008-12, 10.2; AV1 Image File Format, 6)."""
+from pipeline.pictures.formats import READERS, format_of, readable_formats
 
 MAX_PIXELS = 100_000_000
 """Default limit of `decode`, the same as fetch.max_pixels of a spec."""
@@ -82,7 +73,7 @@ class PictureError(ValueError):
 class Header:
     """Facts of a file's header, read before anything is decoded. Sides are those of the picture as shown."""
 
-    format: str  # one of FORMATS
+    format: str  # one of `formats.FORMATS`
     width: int
     height: int
     orientation: int  # EXIF, 1 to 8; 1 also where the field is absent or senseless
@@ -328,44 +319,35 @@ def _open(data: Bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked from the header, with a reason of its own
-    try:
-        return Image.open(io.BytesIO(data), formats=[name.upper() for name in readable_formats()])
-    except UnidentifiedImageError:
-        name = format_in_box(data)
-        if name and name not in readable_formats():
-            shown = "HEIC (HEIF)" if name == "heif" else name.upper()
-            message = f"{shown} pictures cannot be read by this installation: {READERS[name]}, then build again"
-            raise PictureError(message, unreadable_here=True) from None
-        raise PictureError(f"not a supported image (it starts with {data[:8].hex() or 'nothing'})") from None
+    name = format_of(data)
+    if name in READERS and name not in readable_formats():
+        shown = "HEIC (HEIF)" if name == "heif" else name.upper()
+        message = f"{shown} pictures cannot be read by this installation: {READERS[name]}, then build again"
+        raise PictureError(message, unreadable_here=True)
+    if name == "ico":
+        _check_icon(data)
+    with contextlib.suppress(UnidentifiedImageError):
+        if name in readable_formats():
+            return Image.open(io.BytesIO(data), formats=[name.upper()])
+    raise PictureError(f"not a supported image (it starts with {data[:8].hex() or 'nothing'})")
 
 
-@functools.cache
-def readable_formats() -> tuple[str, ...]:
-    """Returns the FORMATS that this installation reads: AVIF needs a recent Pillow, HEIF the extra `heif`."""
-    from PIL import Image, features
+def _check_icon(data: Bytes) -> None:
+    """Raises PictureError for an icon with a picture of other sides than its directory states, 256 x 256 at most.
 
-    Image.init()
-    with contextlib.suppress(ImportError):
-        import pi_heif
-
-        pi_heif.register_heif_opener()
-    missing = {name for name in FORMATS if name.upper() not in Image.OPEN}
-    if not features.check("avif"):
-        missing.add("avif")
-    return tuple(name for name in FORMATS if name not in missing)
-
-
-def format_in_box(data: Bytes) -> str:
-    """`avif` or `heif` by the brands of a file's first box; "" for anything else.
-
-    The box `ftyp` (ISO/IEC 14496-12, 4.3): its size in 4 bytes, its name, the major brand, a version, and compatible
-    brands up to its end, 4 bytes each. Only these tell AVIF from HEIF where the major brand is the `mif1` of both.
+    The directory (6 bytes, then 16 an entry) states sides in a byte each, 0 for 256, and where the picture lies: a PNG
+    of any size, or a bitmap of twice the height, whose other half is a mask. Pillow decodes it before it compares.
     """
-    if data[4:8] != b"ftyp":
-        return ""
-    end = min(int.from_bytes(data[:4], "big"), 256, len(data))
-    brands = {bytes(data[8:12])} | {bytes(data[at : at + 4]) for at in range(16, end, 4)}
-    return next((name for name, own in _BRANDS.items() if brands & own), "")
+    for at in range(6, 6 + 16 * int.from_bytes(data[4:6], "little"), 16):
+        stated = tuple(side or 256 for side in data[at : at + 2])
+        start = int.from_bytes(data[at + 12 : at + 16], "little")
+        inner = bytes(data[start : start + 24])
+        if inner.startswith(b"\x89PNG"):
+            sides = int.from_bytes(inner[16:20], "big"), int.from_bytes(inner[20:24], "big")
+        else:
+            sides = int.from_bytes(inner[4:8], "little"), int.from_bytes(inner[8:12], "little") // 2
+        if stated != sides:
+            raise PictureError(f"an icon whose directory says {stated}, its picture {sides}")
 
 
 def _header(image: Any) -> Header:

@@ -1,12 +1,15 @@
 """folder: a folder of pictures (with subfolders), with texts in files next to them or in one table.
 
-    X.jpg  X.txt       the whole text file is one text of kind `text_kind`
+    X.jpg  X.txt       the whole text file is one text of kind `text_kind`; X.caption is the same
     X.jpg  X.json      {"caption": TEXT, "alt": [TEXT, ...]} by kinds of text, or {"texts": [{"kind": K, "text": T}]}
     captions: FILE     one table for all, CSV, TSV or JSON lines: a column that names the picture and one for each kind
                        of text, called `file`, `caption`, ... or as `columns` says
 
 Encoding and separator of columns are detected (`pipeline.sources._text_files`). A row names its picture by
 its path in the folder, or by its name, with or without suffix, where only one picture has it.
+
+A text file may also be called X.jpg.txt or X.TXT. A file is a picture by its suffix, else by its first bytes
+(`pipeline.pictures.formats`), which the part reads that the file belongs to.
 
 The pictures are read from the folder itself and not fetched. Their image_url is the one that X.json states
 (`pipeline.sources._provenance`; img2dataset's files have it), else `folder:///NAME/PATH`, by which they are read and
@@ -22,7 +25,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from itertools import islice
@@ -36,11 +39,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from data_specs.storage.object_store import StorageError
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, Listing, content, faults, files_below, reason, writable
-from pipeline.pictures.decode import readable_formats
+from pipeline.files.inputs import (
+    MAX_LINE,
+    Lines,
+    Listing,
+    content,
+    faults,
+    files_below,
+    first_bytes,
+    reason,
+    writable,
+)
+from pipeline.pictures.formats import HEAD, SUFFIXES, TEXT_SUFFIXES, is_picture, readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
-from pipeline.sources._look import Budget, Count, Look, Sample
+from pipeline.sources._look import Budget, Count, Exactness, Look, Sample
 from pipeline.sources._provenance import Fields
 from pipeline.sources._text_files import (
     AUTO,
@@ -56,14 +69,14 @@ from pipeline.sources._text_files import (
 from pipeline.texts.cleaning import clean
 
 HEIF_SUFFIXES = (".heic", ".heif")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
 
 
 class _Listed(NamedTuple):
-    """All files below a folder, and the pictures among them, sorted."""
+    """All files below a folder; sorted those that may be pictures, and those of them whose suffix does not tell."""
 
     files: Listing
-    pictures: list[str]
+    images: list[str]
+    untold: frozenset[str]
 
 
 ColumnNames = str | tuple[str, ...]
@@ -100,7 +113,7 @@ class FolderOfImages(TableSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "pictures"}]})
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
 
     path: str = Field(description="path or URL of the folder; includes pictures in subfolders")
     captions: str = Field("", description="table of texts, relative to the folder: CSV, TSV or JSON lines")
@@ -116,6 +129,7 @@ class FolderOfImages(TableSource):
         A folder with HEIF pictures has another one once they can be read, so that the same command reads them then.
         """
         _list.cache_clear()  # a token is about the folder as it is now
+        _has_picture.cache_clear()
         named: list[Any] = [(writable(name), version) for name, version in sorted(self._listing().items())]
         if any(name.lower().endswith(HEIF_SUFFIXES) for name in self._listing()):
             named.append("heif" in readable_formats())
@@ -140,27 +154,34 @@ class FolderOfImages(TableSource):
             for name in sorted(set(table) - set(all_images)):
                 yield from self.entries(name, -1, partial(self._missing, name, table[name]))
         for row, image in enumerate(images, part * self.images_per_part):
-            yield from self.entries(image, row, partial(self._picture, image, row, table.get(image, [])))
+            if self._is_picture(image):
+                yield from self.entries(image, row, partial(self._picture, image, row, table.get(image, [])))
+            elif image in table:
+                yield from self.entries(image, -1, partial(self._missing, image, table[image]))
 
     def root(self) -> str:
         return local_path(self.resolve(self.path))
 
     def address_of(self, file: str) -> str:
         folder, path = self.root(), PurePosixPath(file)
-        if not folder or not path.is_relative_to(folder) or path.suffix.lower() not in SUFFIXES:
+        if not folder or not path.is_relative_to(folder) or path.suffix.lower() in TEXT_SUFFIXES:
             return ""
         return self._address(str(path.relative_to(folder)))
 
     def look(self, budget: Budget) -> Look:
         """Its pictures, the files with texts beside them, and how many of a sample have a text."""
-        listing, images = self._listing(), self._images()
-        size = sum(listing[image][0] for image in images)
+        listing, images, untold = self._listed()
         suffixes = Counter(PurePosixPath(name).suffix.lower() for name in listing)
-        texts = [Count(f"{suffix} files", suffixes[suffix]) for suffix in (".txt", ".json") if suffixes[suffix]]
+        texts = [Count(f"{suffix} files", suffixes[suffix]) for suffix in TEXT_SUFFIXES if suffixes[suffix]]
+        asked = sorted(untold)[: budget.rows]
+        told = list(filter(self._is_picture, asked))
+        size = sum(listing[image][0] for image in (*told, *(image for image in images if image not in untold)))
+        exactness: Exactness = "" if len(asked) == len(untold) else "about"
+        others = len(told) * len(untold) // max(1, len(asked))
+        pictures = Count("pictures", len(images) - len(untold) + others, exactness)
         sample = Sample(budget)
         sample.take(self.read(0))
-        pictures = Count("pictures", len(images))
-        whole = sample.rows >= len(images)  # rows of the captions file that name no picture are among them
+        whole = sample.rows >= pictures.number  # rows of the captions file that name no picture are among them
         candidates = Count("candidates", sample.candidates) if whole else sample.estimated(pictures)
         described = sample.described()
         described["facts"] += (("with a text", f"{sample.candidates:,} of the sampled pictures"),)
@@ -222,34 +243,50 @@ class FolderOfImages(TableSource):
         return self._listed().files
 
     def _images(self) -> list[str]:
-        return self._listed().pictures
+        """Files that may be pictures, sorted: parts are ranges of them."""
+        return self._listed().images
 
     def _listed(self) -> _Listed:
         listed = _list(self.resolve(self.path))
-        if not listed.pictures:
+        if len(listed.untold) == len(listed.images) and not _has_picture(self):
             raise SourceError(self.resolve(self.path), f"source {self.name}: no pictures ({', '.join(SUFFIXES)})")
         return listed
 
+    def _is_picture(self, image: str) -> bool:
+        """True if a file that may be a picture is one. Raises SourceError."""
+        return is_picture(image, partial(self._first_bytes, image))
+
+    def _first_bytes(self, name: str) -> bytes:
+        try:
+            return first_bytes(self.resolve(self.path), name, HEAD)
+        except StorageError as e:
+            raise SourceError(self._at(name), f"source {self.name}: {e.strerror}") from None
+
     def _beside(self, image: str) -> tuple[list[Text], Any]:
-        """(texts of X.txt and X.json, what X.json holds; None without one). Raises ValueError that names the file."""
+        """(texts of X.txt, X.caption and X.json, what X.json holds; None without one). Raises ValueError that names
+        the file."""
         texts: list[Text] = []
         value = None
-        for suffix in (".txt", ".json"):
-            name = str(PurePosixPath(image).with_suffix(suffix))
-            if name not in self._listing():
-                continue
+        for name in self._names_beside(image):
+            suffix = name[name.rindex(".") :].lower()
             try:
                 written = text_of(content(self.resolve(self.path), name, MAX_LINE), self.encoding)
-                if suffix == ".txt":
-                    texts.append(Text(self.text_kind, clean(written)))
-                else:
+                if suffix == ".json":
                     value = json.loads(written)
                     texts += texts_of(value)
+                else:
+                    texts.append(Text(self.text_kind, clean(written)))
             except StorageError as e:
                 raise SourceError(self._at(name), f"source {self.name}: {e.strerror}") from None
             except (OSError, ValueError, RecursionError) as e:
                 raise ValueError(f"{name}: cannot be read ({type(e).__name__}: {e})"[:300]) from None
         return texts, value
+
+    def _names_beside(self, image: str) -> list[str]:
+        """The text files of a picture X.jpg: X.txt, X.jpg.txt and the like, in small or capital letters."""
+        listing, stem = self._listing(), str(PurePosixPath(image).with_suffix(""))
+        stems = dict.fromkeys((stem, image))
+        return [name for suffix in _BESIDE for stem in stems if (name := stem + suffix) in listing]
 
     def _captions(
         self, images: Sequence[str], own: Sequence[str], others: bool
@@ -259,7 +296,7 @@ class FolderOfImages(TableSource):
         Of all images only `own` are taken and, with `others`, other names: each part of a large
         folder reads the whole table. Raises SourceError that names the file if it cannot be read, or none of its rows.
         """
-        file, pictures, wanted = self._at(self.captions), _Names(images), set(own)
+        file, pictures, wanted = self._at(self.captions), _Names(images, self._listed().untold), set(own)
         texts: dict[str, list[Text]] = {}
         broken: list[Decision] = []
         any_is_sound = False
@@ -352,20 +389,22 @@ class FolderOfImages(TableSource):
 
 
 class _Names:
-    """The pictures of a folder by what a table may call them."""
+    """The pictures of a folder by what a table may call them; a file whose suffix does not tell has to be named whole
+    where others have its name."""
 
-    def __init__(self, images: Sequence[str]) -> None:
-        self._paths = set(images)
+    def __init__(self, images: Sequence[str], untold: Collection[str] = ()) -> None:
+        self._paths, self._untold = set(images), untold
 
     @cached_property
     def _by_name(self) -> dict[str, str]:
         """Name, and name without suffix -> the one picture that has it, else "". Made for a table without paths."""
         by_name: dict[str, str] = {}
+        told = dict[str, str]()
         for image in sorted(self._paths):
-            path = PurePosixPath(image)
+            path, names = PurePosixPath(image), by_name if image in self._untold else told
             for name in {_folded(str(name)) for name in (path, path.name, path.stem, path.with_suffix(""))}:
-                by_name[name] = "" if name in by_name else image
-        return by_name
+                names[name] = "" if name in names else image
+        return {**by_name, **told}
 
     def __contains__(self, image: str) -> bool:
         return image in self._paths
@@ -418,11 +457,26 @@ def texts_of(value: Any) -> list[Text]:
     ]
 
 
+_BESIDE = tuple(spelled for suffix in TEXT_SUFFIXES for spelled in (suffix, suffix.upper()))
+
 _HAN = re.compile("[\u4e00-\u9fff]")
 
 
 @lru_cache(maxsize=8)
 def _list(folder: str) -> _Listed:
     """Returns all files below a folder. Raises SourceError for a missing folder."""
-    listing = files_below(folder)
-    return _Listed(listing, sorted(name for name in listing if PurePosixPath(name).suffix.lower() in SUFFIXES))
+    listing, images, untold = files_below(folder), list[str](), set[str]()
+    for name in listing:
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in TEXT_SUFFIXES:
+            continue
+        images.append(name)
+        if suffix not in SUFFIXES:
+            untold.add(name)
+    return _Listed(listing, sorted(images), frozenset(untold))
+
+
+@lru_cache(maxsize=8)
+def _has_picture(source: FolderOfImages) -> bool:
+    """True if one of the files of a folder is a picture by its first bytes. Raises SourceError."""
+    return any(map(source._is_picture, sorted(_list(source.resolve(source.path)).untold)))

@@ -1,7 +1,12 @@
 """webdataset: existing tar shards of `KEY.jpg` with `KEY.txt` and `KEY.json`, read by the webdataset package.
 
 This is how another project's dataset, or a released one of ours, becomes a source. Texts are those of KEY.json
-(`pipeline.sources.folder.texts_of` says in which forms; our own shards fit), else KEY.txt as one text of `text_kind`.
+(`pipeline.sources.folder.texts_of` says in which forms; our own shards fit), else those of KEY.txt, KEY.caption and
+KEY.jpg.txt, each of kind `text_kind`. A member is a picture by its suffix, else by its first bytes
+(`pipeline.pictures.formats`). Of KEY.0.jpg, KEY.1.jpg ... each is a candidate, with the texts of KEY.0.json, KEY.0.txt
+... or else of the sample. Of other pictures in a sample the one with the shortest suffix is the candidate, and each of
+the others is a Decision.
+
 Pictures are read from their tars. Their image_url is the one that KEY.json states (`pipeline.sources._provenance`),
 else `webdataset:///NAME/SHARD/MEMBER`, by which they are read.
 
@@ -24,7 +29,7 @@ import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 from urllib.parse import quote, unquote
@@ -38,12 +43,13 @@ from data_specs.errors import WenlanError
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
 from pipeline.files.inputs import faults, no_damage, reason, version, writable
+from pipeline.pictures.formats import HEAD, SUFFIXES, is_picture
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Reading
 from pipeline.sources._provenance import Fields
 from pipeline.sources._text_files import AUTO, Encoding, text_of
-from pipeline.sources.folder import SUFFIXES, texts_of
+from pipeline.sources.folder import texts_of
 from pipeline.texts.cleaning import clean
 
 MAX_MEMBER = 64 << 20
@@ -53,6 +59,9 @@ MAX_ZEROS = 1 << 13
 
 _META = re.compile(r"__[^/]*__($|/)")
 """Names that webdataset passes over."""
+
+_NUMBERED = re.compile(r"\d+\.(?=[^.]*$)")
+"""The number of a picture or text, in its suffix, among several of a sample: 0.jpg."""
 
 _PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
@@ -64,7 +73,7 @@ class WebDataset(FileSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "shards/*.tar"}]})
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
 
     text_kind: TextKind = Field("caption", description="kind of the text in KEY.txt")
     encoding: Encoding = Field(AUTO, description="encoding of KEY.txt and KEY.json; auto: detected")
@@ -117,7 +126,7 @@ class WebDataset(FileSource):
 
         try:
             with fsspec.open(file, "rb") as f:
-                for row, sample in enumerate(group_by_keys(_members(f, of_none), handler=refuse)):
+                for row, sample in enumerate(group_by_keys(_members(f, of_none), _key_and_suffix, handler=refuse)):
                     where = f"{shard}, {encodable(str(sample['__key__']))}"
                     yield from self.entries(where, row, partial(self._candidates, sample, shard, row))
         except WenlanError:
@@ -174,40 +183,59 @@ class WebDataset(FileSource):
         return files
 
     def _candidates(self, sample: dict[str, Any], shard: str, row: int) -> Iterator[Candidate | Decision]:
-        """The candidate of one sample, or a Decision."""
+        """The candidates of one sample, and Decisions on its other pictures, or on the lack of one."""
         for data in sample.values():
             if isinstance(data, Exception):
                 raise data
-        yield self._candidate(sample, shard, row)
-
-    def _candidate(self, sample: dict[str, Any], shard: str, row: int) -> Candidate | Decision:
         key = str(sample["__key__"])
-        member = next((sample[s].decode("utf-8", "surrogateescape") for s in sample if f".{s}".endswith(SUFFIXES)), "")
-        places = (quote(name, errors="surrogateescape") for name in (shard, member or key))
+        pictures = sorted((s for s in sample if isinstance(sample[s], _Picture)), key=lambda s: (len(s), s))
+        chosen = [suffix for suffix in pictures if _NUMBERED.match(suffix)] or pictures[:1]
+        if not pictures:
+            own = self._candidate(shard, key, key, row)
+            yield drop(own, "extract", DropReason.BAD_ROW, f"{shard}, {key}: no picture")
+        for suffix in pictures:
+            own = self._candidate(shard, key, sample[suffix].name, row)
+            if suffix in chosen:
+                yield self._with_texts(own, sample, suffix, suffix == chosen[0], f"{shard}, {key}")
+            else:
+                why = f"{shard}, {key}: one picture is taken, {chosen[0]}; {suffix} is another one without a number"
+                yield drop(own, "extract", DropReason.BAD_ROW, why)
+
+    def _candidate(self, shard: str, key: str, member: str, row: int) -> Candidate:
+        places = (quote(name, errors="surrogateescape") for name in (shard, member))
         url = "/".join((f"webdataset:///{self.name}", *places))
-        page_url, provenance = "", None
-        texts: list[Text] = []
-        fault = ""
+        return Candidate(self.name, self.source_kind, writable(f"{shard}/{key}"), "", url, (), row)
+
+    def _with_texts(
+        self, own: Candidate, sample: dict[str, Any], suffix: str, is_first: bool, where: str
+    ) -> Candidate | Decision:
+        """A picture of a sample with its texts and origin, or the Decision about it.
+
+        is_first: of several pictures the first is the one that KEY.json is about.
+        """
+        number = _NUMBERED.match(suffix)
+        texts, fault = list[Text](), ""
         try:
-            if "json" in sample:
-                value = json.loads(text_of(sample["json"], self.encoding))
-                url, page_url, provenance = self.fields.read(value, url)
-                texts = texts_of(value)
-            if "txt" in sample and not texts:
-                texts = [Text(self.text_kind, clean(text_of(sample["txt"], self.encoding)))]
+            for stem in ("",) if number is None else (number[0], ""):
+                if f"{stem}json" in sample:
+                    value = json.loads(text_of(sample[f"{stem}json"], self.encoding))
+                    texts = texts or texts_of(value)
+                    if own.provenance is None and (stem or is_first):
+                        url, page_url, provenance = self.fields.read(value, own.image_url)
+                        own = replace(own, image_url=url, page_url=page_url, provenance=provenance)
+                beside = (f"{stem}txt", f"{stem}caption", f"{suffix}.txt")
+                texts = texts or [
+                    Text(self.text_kind, clean(text_of(sample[name], self.encoding)))
+                    for name in beside
+                    if name in sample
+                ]
         except (ValueError, RecursionError) as e:
-            fault = f"{shard}, {key}: {e}"
-        distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
-            ::-1
-        ]  # of equal texts the first stays
-        candidate = Candidate(
-            self.name, self.source_kind, writable(f"{shard}/{key}"), page_url, url, distinct, row, provenance=provenance
-        )
-        if not member:
-            return drop(candidate, "extract", DropReason.BAD_ROW, fault or f"{shard}, {key}: no picture")
+            fault = f"{where}: {e}"
+        distinct = {t.text: t for t in reversed(texts) if t.text}  # of equal texts the first stays
+        own = replace(own, texts=tuple(distinct.values())[::-1])
         if fault:
-            return drop(candidate, "extract", DropReason.BAD_ROW, fault)
-        return candidate if distinct else drop(candidate, "extract", DropReason.NO_TEXT, f"{shard}, {key}")
+            return drop(own, "extract", DropReason.BAD_ROW, fault)
+        return own if distinct else drop(own, "extract", DropReason.NO_TEXT, where)
 
 
 class _Tar(tarfile.TarFile):
@@ -239,39 +267,55 @@ class _Member(tarfile.TarInfo):
 _Tar.tarinfo = _Member
 
 
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A picture among the members of a sample, by its name in the tar."""
+
+    name: str
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    """Key and suffix of a member as webdataset has them; a picture without a suffix is its own key."""
+    from webdataset.tariterators import base_plus_ext
+
+    key, suffix = base_plus_ext(name)
+    return (name, "") if key is None else (key, suffix)
+
+
 def _members(file: Any, of_none: list[str]) -> Iterator[dict[str, Any]]:
-    """Members for webdataset to group, with a picture's name in place of its bytes, which are not needed here.
+    """Members for webdataset to group, with a _Picture in place of a picture's bytes, which are not needed here.
 
     webdataset's own iterator reads every member whole: a sparse one of 2 kB may claim 6 GB. Like it, this one passes
     over other entries than files and over names such as `__meta__`. An unreadable member gives its error in place of
-    bytes. Names of files that belong to no sample, such as a picture without suffix, go to `of_none`.
+    bytes. Names of files that belong to no sample, those without suffix that are not pictures, go to `of_none`.
     """
-    from webdataset.tariterators import base_plus_ext
-
     with _Tar.open(fileobj=file, mode="r|") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
             if not member.isreg() or _META.match(member.name):
                 continue
             name = member.name.removeprefix("./")
-            if base_plus_ext(name)[0] is None:
-                if not name.rpartition("/")[2].startswith("._"):  # what macOS keeps beside each file
-                    of_none.append(name)
+            if name.rpartition("/")[2].startswith("._"):  # what macOS keeps beside each file
                 continue
-            yield {"fname": name, "data": _data(tar, member, name), "__url__": ""}
+            data = _data(tar, member, name)
+            if _key_and_suffix(name)[1] or isinstance(data, _Picture):
+                yield {"fname": name, "data": data, "__url__": ""}
+            else:
+                of_none.append(name)
 
 
-def _data(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes | Exception:
+def _data(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes | _Picture | Exception:
     """Returns the bytes of a member for `_members`. Raises where the tar ends before the member does."""
     if member.issparse():
         return ValueError(f"{name[:200]} is a sparse file")
     if member.size > MAX_MEMBER:
         return ValueError(f"{name[:200]} has {member.size} bytes; at most {MAX_MEMBER} are allowed")
     if name.lower().endswith(SUFFIXES):
-        return name.encode("utf-8", "surrogateescape")
+        return _Picture(name)
     opened = tar.extractfile(member)
     assert opened is not None  # a regular file
-    return opened.read()
+    data = opened.read()
+    return _Picture(name) if is_picture(name, lambda: data) else data
 
 
 @lru_cache(maxsize=16)
@@ -306,7 +350,7 @@ class _Index:
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
                 name = member.name.removeprefix("./")
                 is_whole = member.isfile() and not member.issparse() and member.size <= MAX_MEMBER
-                if is_whole and name.lower().endswith(SUFFIXES):
+                if is_whole and is_picture(name, partial(_head, f, member)):
                     places.append((_digest(name), member.offset_data, member.size))
         names, offsets, sizes = zip(*places, strict=True) if places else ((), (), ())
         digests = np.array(names, np.uint64)
@@ -322,6 +366,12 @@ class _Index:
     @property
     def bytes(self) -> int:
         return self.names.nbytes + self.offsets.nbytes + self.sizes.nbytes
+
+
+def _head(file: Any, member: tarfile.TarInfo) -> bytes:
+    """The first bytes of a member of an open tar, which goes on from its own place."""
+    file.seek(member.offset_data)
+    return bytes(file.read(min(HEAD, member.size)))
 
 
 def _digest(name: str) -> int:

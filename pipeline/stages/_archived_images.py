@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.files.wacz import file_of
+from pipeline.pictures.formats import format_of
 from pipeline.records import (
     ARCHIVED,
     ARCHIVED_SCHEMA,
@@ -39,7 +40,7 @@ from pipeline.records import (
 from pipeline.sources import sources_of
 from pipeline.sources.warc import Warc
 from pipeline.stages import _sorted
-from pipeline.stages._spool import Outcome, Spool, failure, looks_like_an_image
+from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
 from pipeline.urls import canonical_url
@@ -113,7 +114,7 @@ def is_picture(capture: Capture) -> bool:
     """True for a response with a picture, by its Content-Type or its first bytes."""
     if capture.status != 200 or policy.is_html(capture.content_type, capture.body):
         return False
-    return policy.media_type(capture.content_type).startswith("image/") or looks_like_an_image(capture.body)
+    return policy.media_type(capture.content_type).startswith("image/") or format_of(capture.body) != ""
 
 
 def _target(capture: Capture) -> str:

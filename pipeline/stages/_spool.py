@@ -13,13 +13,12 @@ from typing import IO
 
 from data_specs.build import BuildSpec
 from pipeline import pulse
+from pipeline.pictures.formats import format_of
 from pipeline.records import DropReason, rfc3339
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web.policy import LASTING_S
-
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +94,10 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
             return DropReason.TOO_MANY_PIXELS, e.message
         if e.unreadable_here:
             return DropReason.UNREADABLE_FORMAT, e.message
-        if not looks_like_an_image(data):
+        if not format_of(data):
             start = " ".join(data[:60].decode("utf-8", "replace").split())
             return DropReason.NOT_AN_IMAGE, f"starts with {start!r}"
         return None  # a damaged picture: `measure` says so
     if header.pixels > max_pixels:
         return DropReason.TOO_MANY_PIXELS, f"{header.width} x {header.height} pixels; at most {max_pixels} are allowed"
     return None
-
-
-def looks_like_an_image(data: bytes) -> bool:
-    """True if bytes begin like a format of pictures: bytes 8 to 12 of WebP hold its name."""
-    from pipeline.pictures.decode import format_in_box
-
-    riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return data.startswith(_MAGIC) or riff or format_in_box(data) != ""

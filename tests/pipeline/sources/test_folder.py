@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from pipeline.errors import SourceError
 from pipeline.files.inputs import MAX_FILE
@@ -22,6 +23,7 @@ from pipeline.records import Candidate, Provenance, candidate_rows
 from pipeline.sources import folder as folder_source
 from pipeline.sources.folder import FolderOfImages
 from tests.candidates import put, read, texts
+from tests.drawn import HEIC, encoded
 
 
 def folder(path: Path, **more: Any) -> FolderOfImages:
@@ -111,24 +113,15 @@ def test_a_captions_file_with_any_columns(tmp_path, codec, separator):
     assert texts(b) == [("caption", "西湖的晚上")]
 
 
-class Counted(tuple[str, ...]):
-    """Counts how often it is asked whether it holds something."""
-
-    times = 0
-
-    def __contains__(self, name: object) -> bool:
-        Counted.times += 1
-        return super().__contains__(name)
-
-
-def test_files_that_are_no_pictures_are_passed_over_once_and_not_for_each_picture(tmp_path, monkeypatch):
-    """1,000 pictures beside 20,000 other files took six minutes."""
+def test_files_that_are_no_pictures_are_looked_at_once_and_texts_never(tmp_path, monkeypatch):
     put(tmp_path, {f"a/{n}.md": "x" for n in range(200)})
     put(tmp_path, {f"b/{n}.jpg": b"x" for n in range(20)} | {f"b/{n}.txt": "云" for n in range(20)})
-    monkeypatch.setattr(folder_source, "SUFFIXES", Counted(folder_source.SUFFIXES))
-    monkeypatch.setattr(Counted, "times", 0)
-    assert [texts(entry) for entry in read(folder(tmp_path))] == [[("caption", "云")]] * 20
-    assert Counted.times == 240
+    looked = list[str]()
+    monkeypatch.setattr(folder_source, "first_bytes", lambda _, name, size: looked.append(name) or b"")
+    source = folder(tmp_path, images_per_part=50)
+    source.token()
+    assert [texts(entry) for entry in read(source)] == [[("caption", "云")]] * 20
+    assert sorted(looked) == sorted(f"a/{n}.md" for n in range(200))
 
 
 @pytest.mark.slow
@@ -189,6 +182,47 @@ def test_pictures_of_phones_are_pictures_and_are_read_again_once_they_can_be(tmp
     before = folder(tmp_path).token()
     monkeypatch.setattr("pipeline.sources.folder.readable_formats", lambda: ("jpeg",))
     assert folder(tmp_path).token() != before
+
+
+def test_what_pillow_reads_is_a_picture_whatever_it_is_called(tmp_path):
+    ramp = Image.linear_gradient("L").resize((60, 40))
+    kinds = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "ICO", "JPEG2000", "PPM", "DIB")
+    pictures = {f"{n:02d}": encoded(ramp, kind) for n, kind in enumerate(kinds)} | {"11": HEIC, "12.bak": HEIC}
+    put(tmp_path, pictures | {f"{n:02d}.txt": f"第{n}张" for n in range(13)})
+    named = [f"x.{s}" for s in ("jfif", "jpe", "pjpeg", "ico", "jp2", "tga", "ppm", "apng", "dib")]
+    put(tmp_path, dict.fromkeys(named, b"x") | {"notes": "云", "a.md": "海", "b.zip": b"PK\3\4"})
+    source = folder(tmp_path, images_per_part=4)
+    rows = read(source)
+    assert [getattr(row, "origin", "") or row.evidence for row in rows] == sorted([*pictures, *named])
+    assert [texts(row) for row in rows[:13]] == [[("caption", f"第{n}张")] for n in range(13)]
+    assert [source.read_image(row.image_url) for row in rows[:13]] == list(pictures.values())
+
+
+def test_a_folder_of_pictures_without_any_suffix_is_one(tmp_path):
+    put(tmp_path, {"1": encoded(Image.new("L", (8, 8)), "PNG"), "2": "没有"})
+    assert [row.evidence for row in read(folder(tmp_path))] == ["1"]
+    put(tmp_path, {"1": "不是"})
+    with pytest.raises(SourceError, match="no pictures"):
+        folder(tmp_path).token()
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.TXT", "x.caption", "x.CAPTION", "x.jpg.txt", "x.jpg.caption"])
+def test_a_text_beside_a_picture_is_called_in_many_ways(tmp_path, name):
+    put(tmp_path, {"x.jpg": b"A", name: "云"})
+    assert texts(read(folder(tmp_path))[0]) == [("caption", "云")]
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.JSON", "x.jpg.json"])
+def test_a_json_beside_a_picture_is_called_in_many_ways(tmp_path, name):
+    put(tmp_path, {"x.jpg": b"A", name: '{"caption": "海"}'})
+    assert texts(read(folder(tmp_path))[0]) == [("caption", "海")]
+
+
+def test_a_row_that_names_a_file_which_is_no_picture_is_a_decision(tmp_path):
+    put(tmp_path, {"a.jpg": b"A", "a.md": "x", "t.csv": "file,caption\na,云\na.md,海\n"})
+    a, missing = read(folder(tmp_path, captions="t.csv"))
+    assert texts(a) == [("caption", "云")]
+    assert missing.evidence == "t.csv lists a.md, which is not a picture in the folder"
 
 
 def test_the_address_of_a_file_follows_from_its_path(tmp_path):

@@ -27,6 +27,8 @@ from pipeline.takedown.forget import Request, forget
 from tests.candidates import put, read, texts
 from tests.drawn import encoded
 
+PNG = encoded(Image.new("RGB", (8, 8)), "PNG")
+
 
 def tars(path: str | list[str]) -> WebDataset:
     return WebDataset.model_validate({"name": "s", "source_kind": "library", "path": path})
@@ -328,9 +330,58 @@ def test_a_file_that_belongs_to_no_sample_is_a_decision(tmp_path):
     sample, *others = read(tars(str(tmp_path / "a.tar")))
     assert texts(sample) == [("caption", "云")]
     assert [(d.reason, d.evidence) for d in others] == [
+        ("no_text", "a.tar, .jpg"),
         ("bad_row", "a.tar: d/0001 does not belong to a sample (KEY.SUFFIX)"),
-        ("bad_row", "a.tar: .jpg does not belong to a sample (KEY.SUFFIX)"),
     ]
+
+
+def test_every_numbered_picture_of_a_sample_is_a_candidate_with_its_own_texts_or_those_of_the_sample(tmp_path):
+    one, two = ({"caption": f"第{n}张", "url": f"http://i/{n}.jpg"} for n in (1, 2))
+    members = {"a.0.jpg": b"0", "a.1.JPG": b"1", "a.2.bin": PNG, "a.1.txt": "第一张", "a.txt": "一组照片"}
+    members |= {"b.0.jpg": b"b0", "b.1.jpg": b"b1", "b.1.json": json.dumps(one), "b.json": json.dumps(two)}
+    tar(tmp_path / "a.tar", members)
+    source = tars(str(tmp_path / "a.tar"))
+    rows = read(source)
+    assert [(row.image_url, texts(row)) for row in rows] == [
+        ("webdataset:///s/a.tar/a.0.jpg", [("caption", "一组照片")]),
+        ("webdataset:///s/a.tar/a.1.JPG", [("caption", "第一张")]),
+        ("webdataset:///s/a.tar/a.2.bin", [("caption", "一组照片")]),
+        ("http://i/2.jpg", [("caption", "第2张")]),
+        ("http://i/1.jpg", [("caption", "第1张")]),
+    ]
+    places = [row.provenance.stored_at if row.provenance else row.image_url for row in rows]
+    assert [source.read_image(place) for place in places] == [b"0", b"1", PNG, b"b0", b"b1"]
+    assert len(set(candidate_rows(rows, 0)["candidate_id"].to_pylist())) == 5
+
+
+def test_of_several_pictures_of_a_sample_one_is_its_candidate_and_the_others_are_decisions(tmp_path):
+    tar(tmp_path / "a.tar", {"a.mask.png": b"m", "a.jpg": b"A", "a.txt": "云"})
+    picture, mask = read(tars(str(tmp_path / "a.tar")))
+    assert (picture.image_url, texts(picture)) == ("webdataset:///s/a.tar/a.jpg", [("caption", "云")])
+    why = "a.tar, a: one picture is taken, jpg; mask.png is another one without a number"
+    assert (mask.reason, mask.evidence, mask.url) == ("bad_row", why, "webdataset:///s/a.tar/a.mask.png")
+
+
+def test_a_member_is_a_picture_by_its_first_bytes_too(tmp_path):
+    members = {
+        "a.img": PNG,
+        "a.txt": "云",
+        "b": PNG,
+        "b.caption": "海",
+        "c.jfif": b"C",
+        "c.jfif.txt": "山",
+        "d.cls": "7",
+    }
+    tar(tmp_path / "a.tar", members)
+    source = tars(str(tmp_path / "a.tar"))
+    *rows, none = read(source)
+    assert [(row.origin, texts(row)) for row in rows] == [
+        ("a.tar/a", [("caption", "云")]),
+        ("a.tar/b", [("caption", "海")]),
+        ("a.tar/c", [("caption", "山")]),
+    ]
+    assert [source.read_image(row.image_url) for row in rows] == [PNG, PNG, b"C"]
+    assert none.evidence == "a.tar, d: no picture"
 
 
 def test_names_in_the_encoding_of_a_chinese_windows_are_names(tmp_path):
