@@ -237,9 +237,8 @@ def rows_of(
     """The cells of each row of a table; what csv or `lines` raises on a row is in its place.
 
     To csv a quote at the start of a cell opens one that ends at the next quote, many rows later where it belongs to
-    a text and not to the table. So lines are taken for rows of their own if each of them looks like one; if the first
-    does, where together they have too few or too many cells or their quotes stand where no writer of tables puts them;
-    and if any does, where both is so.
+    a text and not to the table. So a row of several lines is asked line by line whether they are rows of their own
+    (`_are_rows`). If they are, reading goes on at the line with that next quote, which may open a cell itself.
 
     columns: how many the table has. is_row: whether cells, of which there are as many, are what a row of it has.
     """
@@ -248,7 +247,7 @@ def rows_of(
 
     def alone(line: str | LongLine) -> list[str] | None:
         """Returns the cells of a line, read as a row of its own; None if it is not one."""
-        if isinstance(line, LongLine):
+        if isinstance(line, LongLine) or line.count(separator) < columns - 1:
             return None
         readings = (cells for cells in _readings(line, separator) if len(cells) == columns and is_row(cells))
         return next(readings, None)
@@ -267,15 +266,63 @@ def rows_of(
         if len(lines_of_row) == 1:
             yield row if fits else alone(lines_of_row[0]) or row
             continue
-        are_rows = (alone(line) is not None for line in lines_of_row)  # one after the other, as far as need be
-        looks_like_rows = (any, next, all)[fits + _is_quoted(lines_of_row, separator)]
-        if not looks_like_rows(are_rows):
+        if not _are_rows(lines_of_row, separator, fits, lambda line: alone(line) is not None):
             yield row
             continue
-        *before, last = lines_of_row
-        for line in before:
+        closing = _closing(lines_of_row)
+        for line in lines_of_row[:closing]:
             yield alone(line) or _by_itself(line, separator)
-        feed.put_back(last)  # the quote that ended the row may have opened a cell
+        feed.put_back(lines_of_row[closing:])
+
+
+SURE = 3
+"""Lines within a well-formed cell that look like rows of the table from which on they are: no caption lists so many."""
+
+READ_AGAIN = 64
+"""Lines that are read again at most after a misplaced quote: more would let a file cost the square of its size."""
+
+
+def _are_rows(
+    lines: Sequence[str | LongLine], separator: str, fits: bool, is_alone: Callable[[str | LongLine], bool]
+) -> bool:
+    """True if the lines that csv took for one row are rows of their own; in doubt they are.
+
+    The first or the last line of a row may look like a row: a cell of several lines stands beside a URL. Both hardly
+    ever do, and neither do the lines in between, which are of a text. So with too few or too many cells, or with quotes
+    where no writer of tables puts them, one line is enough; a well-formed row needs half of those in between,
+    or SURE ones.
+
+    fits: the row has the number of cells of the table. is_alone: tells if a line is a row by itself.
+    """
+    first, *between, last = lines
+    between = [line for line in between if isinstance(line, LongLine) or line.strip()]
+    is_quoted = _is_quoted(lines, separator)
+    if fits and is_quoted:
+        needed = min(SURE, max(1, (len(between) + 1) // 2))
+        found = sum(1 for _ in itertools.islice(filter(is_alone, between), needed))
+        return found + (is_alone(first) and is_alone(last)) >= needed
+    if is_alone(first) or any(map(is_alone, between)) or (not fits and not is_quoted and is_alone(last)):
+        return True
+    ends = lines[_closing(lines)]
+    return isinstance(ends, str) and _opens(ends, separator)
+
+
+_QUOTES = re.compile('"+')
+
+
+def _closing(lines: Sequence[str | LongLine]) -> int:
+    """The number of the line, from 1 on, with the quote that ends the cell which line 0 opens; that of the last line
+    where none does, or where more than READ_AGAIN follow. Quotes in pairs stand for themselves."""
+    for number, line in enumerate(lines[1:], 1):
+        if isinstance(line, str) and any(len(quotes) % 2 for quotes in _QUOTES.findall(line)):
+            return number if len(lines) - number <= READ_AGAIN else len(lines) - 1
+    return len(lines) - 1
+
+
+def _opens(line: str, separator: str) -> bool:
+    """True if the first odd run of quotes of a line begins a cell."""
+    start = next((run.start() for run in _QUOTES.finditer(line) if len(run.group()) % 2), -1)
+    return start == 0 or (start > 0 and line[start - 1] == separator)
 
 
 def _readings(line: str, separator: str) -> Iterator[list[str]]:
@@ -289,7 +336,7 @@ def _readings(line: str, separator: str) -> Iterator[list[str]]:
 
 
 class _Feed(Iterator[str]):
-    """The lines of a table, of which one may be put back. taken: those of the row that is read, and what was raised."""
+    """The lines of a table, of which some may be put back. taken: those of the current row, and what was raised."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -301,9 +348,9 @@ class _Feed(Iterator[str]):
         self.taken: list[str | LongLine] = []
         self._size = 0
 
-    def put_back(self, line: str | LongLine) -> None:
-        """Hand this line out once more, next."""
-        self._back = [line]
+    def put_back(self, lines: Sequence[str | LongLine]) -> None:
+        """Hand these lines out once more, next."""
+        self._back += reversed(lines)
 
     def __next__(self) -> str:
         if self._size > MAX_ROW:

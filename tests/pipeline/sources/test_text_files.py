@@ -173,6 +173,90 @@ def test_cells_of_several_lines_stay_whole_where_a_cell_is_lacking_or_a_quote_is
     ]
 
 
+def url_is_last(cells: list[str]) -> bool:
+    return cells[-1].strip().startswith("http")
+
+
+def read_back(text: str) -> dict[str, str]:
+    """URL -> caption of the rows that are read of a table `caption TAB url`."""
+    found = rows_of(io.StringIO(text, newline=""), "\t", 2, url_is_last)
+    return {row[1].strip(): row[0] for row in found if isinstance(row, list) and len(row) == 2}
+
+
+def test_two_stray_quotes_cost_the_rows_that_they_stand_in() -> None:
+    rows = [f"第{n}张照片\thttp://i/{n}\n" for n in range(1_000)]
+    rows[100] = '"第一半\n第二半\thttp://i/100\n'
+    for closing in ('"今天"的\thttp://i/900\n', '今天"\thttp://i/900\n', '今天"的\thttp://i/900\n'):
+        rows[900] = closing
+        found = read_back("".join(rows))
+        assert all(found.get(f"http://i/{n}") == f"第{n}张照片" for n in range(1_000) if n not in (100, 900)), closing
+        assert found["http://i/100"] == "第二半"
+
+
+CAPTION = st.text(st.sampled_from('甲a",\n '), min_size=1, max_size=8).map(str.strip).filter(bool)
+BROKEN = st.sampled_from(['"甲\t{}', '甲"\t{}', '"甲\n乙\t{}', '"', '"甲"乙\t{}', '甲\n"乙"\t{}', '\n"\n', '"甲\t"{}"'])
+
+
+@given(st.lists(st.tuples(CAPTION, st.none() | BROKEN), min_size=1, max_size=30))
+def test_a_stray_quote_costs_no_other_row_whatever_is_quoted_around_it(table: list[tuple[str, str | None]]) -> None:
+    """Oracle: what the csv module wrote, between rows that no writer of tables writes."""
+    file, sound = io.StringIO(newline=""), dict[str, str]()
+    writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+    for number, (caption, broken) in enumerate(table):
+        url = f"http://i/{number}"
+        if broken is None:
+            writer.writerow([caption, url])
+            sound[url] = caption
+        else:
+            file.write(broken.format(url) + "\n")
+    found = read_back(file.getvalue())
+    assert {url: found.get(url) for url in sound} == sound
+
+
+def test_a_caption_that_shows_a_table_stays_one_cell() -> None:
+    poem = "\n".join(f"第{n}行，" for n in range(300))
+    for caption in ("见\n下\n图\thttp://i/9\n的\n面", poem, "一\n\n\n二"):
+        file = io.StringIO(newline="")
+        csv.writer(file, delimiter="\t").writerow([caption, "http://i/1"])
+        assert read_back(file.getvalue()) == {"http://i/1": caption}
+
+
+@pytest.mark.parametrize("line", ['a"b\thttp://i\n', '"a","b\n', '"a""\t"b\n', '"\n'])
+def test_what_is_read_again_after_a_stray_quote_is_bounded(line: str) -> None:
+    """The lines that the readers look at grow with the table, and not with its square."""
+
+    def looks(count: int) -> int:
+        looked = 0
+
+        def is_row(cells: list[str]) -> bool:
+            nonlocal looked
+            looked += 1
+            return url_is_last(cells)
+
+        list(rows_of(iter([line] * count), "\t", 2, is_row))
+        return looked
+
+    assert looks(800) <= 2.2 * looks(400) + 100
+
+
+def test_rows_among_many_broken_lines_are_rows() -> None:
+    """What two stray quotes enclose is a well-formed cell here, and only some of its lines are rows."""
+    rows = [f"第{n}张\thttp://i/{n}\n" if n % 9 == 0 else "没有地址的一行\n" for n in range(100)]
+    found = read_back('"第一半\n' + "".join(rows) + '今天"\thttp://i/100\n')
+    assert {f"http://i/{n}" for n in range(0, 100, 9)} < set(found)
+
+
+def test_the_row_with_the_next_quote_is_read_whole() -> None:
+    """That quote ends the stray one's cell, and another cell of its row opens anew."""
+    found = rows('http://i/1,"甲,丁\nhttp://i/2,"乙","两\n行"\nhttp://i/3,己,庚\n', ",", 3)
+    assert found == [["http://i/1", '"甲', "丁"], ["http://i/2", "乙", "两\n行"], ["http://i/3", "己", "庚"]]
+
+
+def test_a_line_that_breaks_off_in_a_quote_takes_nothing_of_the_next_row() -> None:
+    for whole in ('"乙\n丙"\thttp://i/2\n', '"乙"\thttp://i/2\n'):
+        assert read_back('"甲\n' + whole) == {"http://i/2": whole.split('"')[1]}
+
+
 @pytest.mark.slow
 def test_no_row_is_longer_than_is_read_however_often_its_quotes_open_anew() -> None:
     line = 'a",b,"c' + "长" * 1000 + "\n"
