@@ -54,6 +54,7 @@ COMMANDS = (
     store.add_forget,
     store.add_gc,
     store.add_regions,
+    store.add_store,
     datasets.add_export,
     plugins.add_plugins,
     schema.add_schema,

@@ -49,10 +49,10 @@ def run(
     """
     with build_json.sole_owner(build), observe.about(build_id=build.build_id):
         build.store.check()
-        if build.on is None:
-            build.store.begin(build)
         cluster = Here() if here else Cluster(address, workers)
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
+        if build.on is None:
+            build.store.begin(build)
         try:
             stages = _stages(build, until)
             wanted = _wanted(build, stages)

@@ -40,6 +40,8 @@ def run_noted(build: Build, *names: str) -> None:
     """
     results: list[PassResult] = []
     build_json.note(build)
+    build.store.check()
+    build.store.begin(build)
     try:
         for name in passes(build, *names):
             if name == "report":

@@ -18,7 +18,7 @@ from data_specs.release import LATEST
 from data_specs.shard import FEWEST_MEASURED, MANIFEST
 from pipeline.commands import generations
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, console, say, show, table_of
-from pipeline.errors import ApprovalError, NothingNew, PipelineError
+from pipeline.errors import ApprovalError, GateError, NothingNew, PipelineError, StoreError
 
 if TYPE_CHECKING:
     from data_specs.shard import Manifest
@@ -132,6 +132,9 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
     except NothingNew as e:
         say(f"not published: {e.message}")
         return {"nothing_new": True, **left_out(build)}
+    except GateError:
+        honour_opt_outs(build)
+        raise
     return published(build, manifest)
 
 
@@ -139,6 +142,14 @@ def published(build: Build, manifest: Manifest) -> dict[str, Any]:
     """Returns a newly published build and what it removed from earlier ones, for --json; prints both, too."""
     facts = {"revision": manifest.revision, "samples": manifest.samples, "content_digest": manifest.content_digest}
     return {"published": True, **facts, "manifest": build.shards.at(MANIFEST), **left_out(build), **released(build)}
+
+
+def honour_opt_outs(build: Build) -> None:
+    """Remove what a build found opted out from earlier builds, though a gate holds the build itself back."""
+    try:
+        left_out(build, vanished=False)
+    except StoreError as e:  # the gate is the fault that the command ends with
+        say(str(e))
 
 
 def left_out(build: Build, vanished: bool = True) -> dict[str, Any]:
@@ -149,7 +160,8 @@ def left_out(build: Build, vanished: bool = True) -> dict[str, Any]:
     if lost["samples"]:
         what = f"{lost['opted_out']:,} URLs opted out, {lost['vanished']:,} no longer exist at the source"
         say(f"removed {lost['samples']:,} samples of earlier builds: {what}")
-        released(build)
+        if build.store.releases(build.spec.name).latest().current is not None:
+            released(build)
     return {"left_out": lost}
 
 

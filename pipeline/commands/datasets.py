@@ -12,7 +12,7 @@ from pipeline import exports
 from pipeline.commands import builds
 from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, console, say
-from pipeline.errors import NothingNew
+from pipeline.errors import GateError, NothingNew
 from pipeline.files.folder import Folder
 
 
@@ -56,6 +56,9 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
     except NothingNew as e:
         say(f"not published: {e.message}")
         return {"build_id": build.build_id, "published": False, "nothing_new": True, **builds.left_out(build)}
+    except GateError:
+        builds.honour_opt_outs(build)
+        raise
     samples = sum(manifest.samples.values())
     say(f"published: {build.shards.at(MANIFEST)}, revision {manifest.revision}, {samples} samples")
     return {"build_id": manifest.build_id, **builds.published(build, manifest)}

@@ -1,4 +1,4 @@
-"""Commands of `wenlan-data` that maintain STORE and its builds: forget, gc, regions."""
+"""Commands of `wenlan-data` that maintain STORE and its builds: forget, gc, regions, store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError
+from data_specs.command.extras import require
 from data_specs.errors import WenlanError
 from pipeline.commands.terminal import Commands, command, say, show, table_of
 
@@ -138,9 +139,9 @@ def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
     for build in named:
         if place_of(build.store.url) != place_of(store.url):
             raise SpecError([f"{build.out}: belongs to STORE {build.store.url}, not {store.url}"])
-    found = [known_builds.registered(store, STAGES), known_builds.unregistered(store, STAGES)]
-    builds = {place_of(build.out): build for build in (*named, *found[0][0], *found[1][0])}
-    return list(builds.values()), [line for _, faults in found for line in faults]
+    known, faults = known_builds.opened(store, STAGES)
+    builds = {place_of(build.out): build for build in (*named, *known)}
+    return list(builds.values()), [*faults, *known_builds.damaged_releases(store).values()]
 
 
 def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: bool) -> None:
@@ -242,6 +243,28 @@ def _regions(args: argparse.Namespace) -> dict[str, Any]:
         table.add_row(e["detector"], *counts, e["written"])
     show(table)
     return {"detectors": detectors, "removed": args.action == "prune" and not args.dry_run}
+
+
+def add_store(commands: Commands) -> None:
+    what = "delete builds that STORE knows"
+    examples = ("wenlan-data store delete builds/1 --store store",)
+    parser = commands.add_parser("store", help=what, description=what, examples=examples)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    what = "delete a build and its place in the dataset, or report that its folder was deleted"
+    delete = command(actions, "delete", _delete, what, *examples)
+    delete.add_argument("build", metavar="BUILD", help="a build's folder, which may be gone")
+    _add_store(delete)
+
+
+def _delete(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.stages import STAGES
+    from pipeline.takedown import places
+
+    require("jinja2")  # which fills in the card of a release, at the end
+    deleted = places.delete(_store(args), STAGES, args.build)
+    what = "deleted" if deleted["deleted"] else "was gone already; removed from STORE"
+    say(f"{deleted['out']}: {what} ({deleted['build_id']})")
+    return deleted
 
 
 def _date(text: str) -> str:

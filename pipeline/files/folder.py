@@ -335,6 +335,31 @@ def place_of(url: str) -> str:
     return f"{_SAME.get(scheme.lower(), scheme.lower())}://{rest}"
 
 
+def root_of(url: str) -> str:
+    """The folder in which a folder lies: the one to which `..` leads from there, where links lead too."""
+    folder = Folder(url)
+    above, real = folder.url.rpartition("/")[0], os.path.realpath(folder.url).rpartition("/")[0]
+    if folder.is_local:
+        return (above if os.path.realpath(above or "/") == (real or "/") else real) or "/"
+    return above if not above.endswith(":/") else folder.url
+
+
+def noted_in(root: str, place: str) -> str:
+    """A path or URL relative to a folder in which it lies, so that both can be moved together; else as it is."""
+    spelled = Folder(place).url
+    for own, above in ((spelled, root.rstrip("/")), (place_of(spelled), place_of(root).rstrip("/"))):
+        if f"{own}/".startswith(f"{above}/"):
+            return own[len(above) + 1 :] or "."
+    return spelled
+
+
+def place_in(root: str, noted: str) -> str:
+    """The path or URL of which `noted_in` has returned `noted`."""
+    if noted == ".":
+        return root
+    return noted if noted.startswith("/") or "://" in noted else f"{root.rstrip('/')}/{noted}"
+
+
 def read_url(url: str) -> bytes:
     """The whole content of a (small) file. Raises FileNotFoundError, or StoreError that names the file."""
     folder, _, name = url.rpartition("/")

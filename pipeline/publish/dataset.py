@@ -165,10 +165,11 @@ def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifes
         return _next(releases, before, parts, specs=specs)
 
 
-def leave_out(store: Store, build_id: str) -> None:
-    """The next release of a dataset without a build whose folder another build takes. The caller holds STORE's lock.
+def leave_out(store: Store, build_id: str, why: str) -> None:
+    """The next release of a dataset without one of its builds. The caller holds STORE's lock.
 
-    A dataset that consists of this build alone is withdrawn until another build of it is published.
+    why: what happened to the build, e.g. "was deleted". A dataset that consists of this build alone is withdrawn until
+    another build of it is published.
     """
     for releases in store.datasets():
         before = releases.newest()
@@ -178,7 +179,7 @@ def leave_out(store: Store, build_id: str) -> None:
         if parts:
             _next(releases, before, parts)
         else:
-            releases.withdraw(f"its only build, {build_id}, was replaced by another build in the same folder")
+            releases.withdraw(f"its only build, {build_id}, {why}")
 
 
 def lies_elsewhere(store: Store, build_id: str, folder: str) -> bool:

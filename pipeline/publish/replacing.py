@@ -85,7 +85,7 @@ def withdraw(build: Build) -> None:
                 for name in sorted(names):
                     if not dataset.lies_elsewhere(store, name, build.shards.url):
                         Identities(store).withdraw(name)
-                        dataset.leave_out(store, name)
+                        dataset.leave_out(store, name, "was replaced by another build in the same folder")
                     store.unregister(name, build.out)
         if place is not None:
             release.withdraw(place)

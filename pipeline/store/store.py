@@ -7,17 +7,18 @@ one of `data_specs.storage.store_lock`, whose limits it has.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
+import functools
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_specs.storage.store_lock import LockedError, locked
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder, place_of
+from pipeline.files.folder import Folder, noted_in, place_in, place_of, root_of
 from pipeline.store.cache import Cache
 from pipeline.store.releases import Releases, datasets
 from pipeline.store.takedowns import Takedowns, merged
@@ -32,8 +33,8 @@ WAIT_S = 60.0
 PAIR_FEATURES = "pair-"
 """With it begin the names of the caches of features of images and texts (`pipeline.curate._towers`)."""
 
-STORE_VERSION = 2
-"""2: identities are columns under a record (`pipeline.store.identities`); those of 1 are refused there."""
+STORE_VERSION = 3
+"""3: one record for each folder in which a build was begun, published or not."""
 
 
 @dataclass(frozen=True)
@@ -73,64 +74,70 @@ class Store:
         """Digest of the takedowns that a build reads."""
         return self.takedowns().revision
 
-    def begin(self, build: Build) -> None:
-        """Note where a build lies, so that `forget` reaches it before it is published, and if it never is."""
-        place = hashlib.sha256(place_of(build.out).encode()).hexdigest()[:16]
-        self.folder.write_json(f"begun/{place}.json", {"out": build.out})
+    @functools.cached_property
+    def root(self) -> str:
+        """The folder in which STORE lies. Places below it are noted relative to it, so that both can be moved."""
+        return root_of(self.url)
 
-    def begun(self) -> list[str]:
-        """Folders in which a build was begun; many may be gone by now."""
-        folder = self.folder / "begun"
-        return [folder.read_json(name)["out"] for name in folder.names() if name.endswith(".json") and name[0] != "."]
+    def noted(self, place: str) -> str:
+        """A path or URL as STORE notes it."""
+        return noted_in(self.root, place)
+
+    def place(self, noted: str) -> str:
+        """The path or URL that STORE noted."""
+        return place_in(self.root, noted)
+
+    def begin(self, build: Build) -> None:
+        """Note a build that begins, before it writes anything that a takedown must reach. A published one stays so."""
+        before = self._find(build.out)
+        if before is None or before["build_id"] != build.build_id:
+            self._note(build, None, "")
 
     def register(self, build: Build, revision: int) -> None:
-        """Record the location of a published build, for `forget` and `gc`. The caller holds the lock.
-
-        A build that was published in another folder before is known in both: the other one may still be there.
-        """
-        name, where = f"{build.build_id}.json", {"out": build.out, "revision": revision}
-        entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot, **where}
-        before = (self.folder / "builds").find_json(name, entry)
-        if place_of(before["out"]) != place_of(build.out):
-            self.folder.write_json(f"builds/{_apart(before)}", before)
-        self.folder.write_json(f"builds/{name}", entry)
-        self._delete(build.build_id, build.out, but=name)
+        """Note that a build is published, for `forget` and `gc`. The caller holds the lock."""
+        self._note(build, revision, datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"))
 
     def unregister(self, build_id: str, out: str) -> None:
-        """Take back what `register` noted of a build in one folder. The caller holds the lock."""
-        self._delete(build_id, out)
+        """Take back that a build is published in a folder, which stays noted. The caller holds the lock."""
+        before = self._find(out)
+        if before is not None and before["build_id"] == build_id:
+            self._write({**before, "revision": None, "published_at": ""})
 
-    def _delete(self, build_id: str, out: str, but: str = "") -> None:
-        """Delete the entries of a build in one folder, but for that of a name."""
-        place = place_of(out)
-        for name, entry in list(self._entries(f"{build_id}.")):  # over S3 those of others would be a request each
-            if name != but and entry["build_id"] == build_id and place_of(entry["out"]) == place:
-                self.folder.delete(f"builds/{name}")
+    def drop(self, out: str) -> None:
+        """Delete the record of a folder, whose build is no longer there."""
+        self.folder.delete(self._record_of(out))
 
-    def registered(self) -> list[dict[str, Any]]:
-        """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision; noted_in: its file.
+    def known(self) -> list[dict[str, Any]]:
+        """All builds that were ever begun and not deleted since, oldest snapshot first, one for each folder.
 
-        One entry for each folder that a build was published in, however it was spelled (`place_of`); the last is that
-        of its newest publish.
-        """
-        noted = [{**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries()]
-        often = Counter(entry["build_id"] for entry in noted)
-        places = dict[tuple[str, str], dict[str, Any]]()
-        for entry in noted:  # the disk is asked only where there may be another spelling
-            key = entry["build_id"], place_of(entry["out"]) if often[entry["build_id"]] > 1 else ""
-            places.pop(key, None)  # of two entries of a folder the later place counts
-            places[key] = entry
-        return sorted(places.values(), key=lambda entry: (entry["snapshot"], entry["build_id"]))
-
-    def _entries(self, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-        """Names and contents of what `register` noted; of one build the newest comes last, as its name does.
-
-        prefix: with which the names begin.
+        build_id, name and snapshot: of the build that began there last. out: its folder. revision: None where it is not
+        published. published_at: when it was, "" for one that is not. noted_in: the record's file. Of a build that was
+        published in several folders the newest publish comes last.
         """
         folder = self.folder / "builds"
-        for name in folder.names():
-            if name.endswith(".json") and name[0] != "." and name.startswith(prefix):
-                yield name, folder.read_json(name)
+        names = [name for name in folder.names() if name.endswith(".json") and name[0] != "."]
+        records = [{**folder.read_json(name), "noted_in": folder.at(name)} for name in names]
+        entries = [{**record, "out": self.place(record["out"])} for record in records]
+        return sorted(entries, key=lambda entry: (entry["snapshot"], entry["build_id"], entry["published_at"]))
+
+    def registered(self) -> list[dict[str, Any]]:
+        """Published builds, as `known` describes them."""
+        return [entry for entry in self.known() if entry["revision"] is not None]
+
+    def _find(self, out: str) -> dict[str, Any] | None:
+        record: dict[str, Any] | None = self.folder.find_json(self._record_of(out), None)
+        return record
+
+    def _note(self, build: Build, revision: int | None, published_at: str) -> None:
+        about = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot}
+        self._write({**about, "out": self.noted(build.out), "revision": revision, "published_at": published_at})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.folder.write_json(self._record_of(self.place(record["out"])), record)
+
+    def _record_of(self, out: str) -> str:
+        """The file of a folder's record: the same for each path that leads there, also after a move with STORE."""
+        return f"builds/{hashlib.sha256(self.noted(place_of(out)).encode()).hexdigest()[:16]}.json"
 
     def caches(self) -> Iterator[tuple[str, Cache]]:
         """Every cache there is, with its place in STORE."""
@@ -170,12 +177,12 @@ class Store:
             raise StoreError(self.url, "not a STORE (no store.json); check the address: a build creates its STORE")
 
     def check(self) -> None:
-        """Create the store or raise its version; refuse one of a newer version."""
-        if self.version() != STORE_VERSION:
+        """Create the store; refuse one of another version."""
+        if not self.version():
             self.folder.write_json("store.json", {"version": STORE_VERSION})
 
     def version(self) -> int:
-        """The version of what is there, 0 if nothing is. Raises StoreError for a newer one."""
+        """STORE_VERSION, or 0 if nothing is there. Raises StoreError for another version."""
         record = self.folder.find_json("store.json", {"version": 0})
         try:
             version = int(record["version"])
@@ -183,9 +190,7 @@ class Store:
             raise StoreError(self.folder.at("store.json"), "not the record of a STORE") from None
         if version > STORE_VERSION:
             raise StoreError(self.url, f"has version {version}, but this wenlan supports {STORE_VERSION}; upgrade")
+        if 0 < version < STORE_VERSION:
+            what = f"has version {version}, made by an earlier wenlan, which did not note every build"
+            raise StoreError(self.url, f"{what}; build into a new STORE")
         return version
-
-
-def _apart(entry: dict[str, Any]) -> str:
-    """The file of a folder that a build was published in before it was published in another one."""
-    return f"{entry['build_id']}.{hashlib.sha256(entry['out'].encode()).hexdigest()[:8]}.json"

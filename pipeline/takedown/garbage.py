@@ -17,7 +17,7 @@ release needs any more: those of an earlier generation, and those that a rollbac
 Unpublished builds are not touched. Builds in which a command is running or a takedown was interrupted are not either,
 and named. A build that cannot be read is named, and nothing goes that it may need: it goes with a later gc.
 
-Limits: builds are those that STORE knows (published by this version or a later one).
+Limits: what is deleted by hand stays noted in STORE, until `wenlan-data store delete` is told of it.
 """
 
 from __future__ import annotations
@@ -69,10 +69,12 @@ def collect(
     store.version()
     deletions, left = Deletions(dry_run), list[str]()
     builds, models, staying = dict[str, list[Build]](), dict[str, set[str]](), set[str]()
-    published, faults = known_builds.registered(store, stages)
-    there = {place_of(build.out) for build in published}
-    unread = {out for out in (entry["out"] for entry in store.registered()) if place_of(out) not in there}
-    for build in published:
+    entries = store.known()
+    known, faults = known_builds.opened(store, stages, entries)
+    there = {place_of(build.out) for build in known}
+    unread = {out for out in (entry["out"] for entry in entries) if place_of(out) not in there}
+    published = {place_of(entry["out"]) for entry in entries if entry["revision"] is not None}
+    for build in (build for build in known if place_of(build.out) in published):
         try:
             build = build_json.as_it_lies(build)
             models[build.out] = _models(build)

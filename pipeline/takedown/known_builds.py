@@ -5,7 +5,7 @@ A removal from all builds does the others, fails in the end, and reaches that on
 
 from __future__ import annotations
 
-from collections import defaultdict
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,22 +26,24 @@ def left_out(out: str, fault: Exception, todo: str = _AGAIN) -> str:
     return f"{out}: was left out, since it cannot be read ({fault}); {todo}"
 
 
-def registered(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
-    """Published builds, oldest snapshot first, each folder once; and a line for each one that cannot be read."""
-    return opened(store, store.registered(), stages)
+def opened(
+    store: Store, stages: Stages, entries: Iterable[Mapping[str, Any]] | None = None
+) -> tuple[list[Build], list[str]]:
+    """The builds that STORE knows, published or not, oldest snapshot first, each folder once; and a line for each one
+    that cannot be read.
 
-
-def opened(store: Store, entries: Iterable[Mapping[str, Any]], stages: Stages) -> tuple[list[Build], list[str]]:
-    """The builds of these entries of `Store.registered`, each folder once; and a line for each one that cannot be
-    read."""
-    builds, faults, noted = dict[str, Build](), dict[str, str](), defaultdict[str, list[str]](list)
-    for known in entries:
+    entries: some of `Store.known`.
+    """
+    builds, faults = dict[str, Build](), dict[str, str]()
+    for known in store.known() if entries is None else entries:
+        out = known["out"]
         try:
-            builds[place_of(known["out"])] = _opened(store, known, stages)
+            builds[place_of(out)] = _opened(store, known, stages)
         except StoreError as e:
-            noted[known["out"]].append(known["noted_in"])
-            gone = f"if it was deleted on purpose, delete {', '.join(noted[known['out']])}"
-            faults[known["out"]] = left_out(known["out"], e, f"{_AGAIN}; {gone}")
+            at = f"--store {shlex.quote(store.url)}"
+            moved = f"if it was moved, run wenlan-data store move {shlex.quote(out)} NEW {at}"
+            deleted = f"if it was deleted on purpose, wenlan-data store delete {shlex.quote(out)} {at}"
+            faults[out] = left_out(out, e, f"{_AGAIN}; {moved}; {deleted}")
     return list(builds.values()), list(faults.values())
 
 
@@ -65,29 +67,13 @@ def release_left_out(releases: Releases, fault: Exception) -> str:
     return f"dataset {releases.dataset}: was left out, since its release cannot be read ({fault}); {todo}"
 
 
-def unregistered(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
-    """Builds that are not published: begun, held by a gate, with nothing new, or of a publish that was killed (which
-    the newest release has); and a line for each one that cannot be read, and for each dataset whose release cannot be
-    read. Folders that are not there are left out: a release names its own where it is made again.
-    """
-    damaged = damaged_releases(store)
-    sound = [releases for releases in store.datasets() if releases.dataset not in damaged]
-    newest = [release for releases in sound if (release := releases.newest()) is not None]
-    outs = dict.fromkeys([*(own.out for release in newest for own in release.builds if own.out), *store.begun()])
-    registered_there = {place_of(entry["out"]) for entry in store.registered()}
-    builds, faults = list[Build](), list(damaged.values())
-    for out in (out for out in outs if place_of(out) not in registered_there):
-        try:
-            noted = build_json.read(Folder(out)).get("store")
-            if isinstance(noted, str) and place_of(noted) == place_of(store.url):
-                builds.append(build_json.reopen(out, stages))
-        except StoreError as e:
-            faults.append(left_out(out, e))
-    return builds, faults
-
-
 def _opened(store: Store, known: Mapping[str, Any], stages: Stages) -> Build:
-    build = build_json.reopen(known["out"], stages)
+    try:
+        build = build_json.reopen(known["out"], stages)
+    except StoreError:
+        if Folder(known["out"]).names():
+            raise
+        raise StoreError(known["out"], "the folder is gone, or its disk is not mounted") from None
     if place_of(build.store.url) != place_of(store.url):
         raise StoreError(build.out, f"contains a build of another STORE, {build.store.url}")
     return build

@@ -93,10 +93,10 @@ def leave_out(build: Build, vanished: bool = True) -> dict[str, Any]:
 
 
 def _earlier(build: Build) -> tuple[list[Build], list[str]]:
-    """The other published builds of the dataset; a line for each that is not there, or is damaged.
+    """The other builds of the dataset, published or not; a line for each that is not there, or is damaged.
 
     Those of earlier generations too: a rollback may go to them, and must not bring back what was left out since.
     """
-    own = [one for one in build.store.registered() if one["name"] == build.spec.name]
+    own = [one for one in build.store.known() if one["name"] == build.spec.name]
     others = [one for one in own if one["snapshot"] <= build.snapshot and place_of(one["out"]) != place_of(build.out)]
-    return known_builds.opened(build.store, others, build.stages)
+    return known_builds.opened(build.store, build.stages, others)

@@ -2,101 +2,109 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import re
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
 from pipeline.store.store import Store
 from tests.fetched import begun
 
 
-def test_a_store_of_a_newer_version_is_refused(tmp_path):
-    (tmp_path / "store.json").write_text('{"version": 99}')
-    with pytest.raises(StoreError, match="has version 99, but this wenlan supports 2; upgrade"):
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (99, "has version 99, but this wenlan supports 3; upgrade"),
+        (2, "has version 2, made by an earlier wenlan, which did not note every build; build into a new STORE"),
+    ],
+)
+def test_a_store_of_another_version_is_refused(tmp_path, version, said):
+    (tmp_path / "store.json").write_text(f'{{"version": {version}}}')
+    with pytest.raises(StoreError, match=re.escape(said)):
         Store(str(tmp_path)).check()
+    assert json.loads((tmp_path / "store.json").read_bytes()) == {"version": version}
 
 
-def test_published_builds_are_known_by_snapshot_until_they_are_taken_back(tmp_path):
+def test_a_build_is_known_from_its_beginning_until_it_is_dropped(tmp_path):
     store = Store(str(tmp_path / "store"))
     builds = [begun(tmp_path, snapshot=f"2026-01-0{day}", store=store.url) for day in (3, 1, 2)]
     for revision, build in enumerate(builds):
+        store.begin(build)
+        assert store.known()[-1 if not revision else revision - 1]["revision"] is None
         store.register(build, revision)
     store.register(builds[0], 7)  # again, as after a takedown
-    assert [(entry["snapshot"], entry["revision"]) for entry in store.registered()] == [
-        ("2026-01-01", 1),
-        ("2026-01-02", 2),
-        ("2026-01-03", 7),
-    ]
-    assert [entry["out"] for entry in store.registered()] == [builds[number].out for number in (1, 2, 0)]
-    store.unregister(builds[1].build_id, builds[1].out)
+    store.begin(builds[0])  # run again: it stays published
+    revisions = {"2026-01-01": 1, "2026-01-02": 2, "2026-01-03": 7}
+    assert {entry["snapshot"]: entry["revision"] for entry in store.registered()} == revisions
+    assert [entry["out"] for entry in store.known()] == [builds[number].out for number in (1, 2, 0)]
     store.unregister(builds[1].build_id, builds[1].out)
     assert [entry["build_id"] for entry in store.registered()] == [builds[2].build_id, builds[0].build_id]
+    assert store.known()[0]["build_id"] == builds[1].build_id, "what it wrote is still there"
+    other = begun(tmp_path, snapshot="2026-02-01", store=store.url)
+    store.begin(replace(other, out=builds[2].out))
+    assert [(entry["snapshot"], entry["revision"]) for entry in store.known()] == [
+        ("2026-01-01", None),
+        ("2026-01-03", 7),
+        ("2026-02-01", None),
+    ], "a folder has one build"
+    store.drop(builds[1].out)
+    assert [entry["snapshot"] for entry in store.known()] == ["2026-01-03", "2026-02-01"]
 
 
-def test_the_newest_publish_of_a_build_is_its_last_entry_after_a_kill_too(tmp_path, monkeypatch):
-    """Before the entry of an earlier publish in the same folder was deleted; an older wenlan never deletes it."""
-    store = Store(str(tmp_path / "store"))
-    builds = [begun(tmp_path / name, snapshot="2026-01-01", store=store.url) for name in ("a", "b")]
-    first, second = sorted(builds, key=lambda build: hashlib.sha256(build.out.encode()).hexdigest())
-    for build in (first, second):
-        store.register(build, 0)
-
-    def killed(folder, name):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Folder, "delete", killed)
-        with pytest.raises(KeyboardInterrupt):
-            store.register(first, 1)
-    assert [(entry["out"], entry["revision"]) for entry in store.registered()] == [(second.out, 0), (first.out, 1)]
-    store.unregister(first.build_id, first.out)
-    assert [entry["out"] for entry in store.registered()] == [second.out]
-
-
-def test_entries_of_one_folder_under_several_names_are_one_build(tmp_path):
-    real, link = tmp_path / "real", tmp_path / "link"
-    real.mkdir()
-    link.symlink_to(real)
-    store = Store(str(tmp_path / "store"))
-    entry = {"build_id": "b", "name": "news", "snapshot": "2026-01", "revision": 0}
-    for name, out in (("b", str(link)), ("b.00000000", str(real)), ("b.00000001", f"{real}/../real")):
-        store.folder.write_json(f"builds/{name}.json", {**entry, "out": out})
-    assert [one["out"] for one in store.registered()] == [str(link)]
-    other = replace(begun(tmp_path / "other", snapshot="2026-01", store=store.url), build_id="b")
-    store.register(other, 1)
-    assert [one["out"] for one in store.registered()] == [str(link), other.out]
-    store.unregister("b", str(real))
-    assert [one["out"] for one in store.registered()] == [other.out]
-
-
-def test_a_build_is_noted_and_taken_back_without_a_look_at_what_is_noted_of_others(tmp_path, monkeypatch):
-    """Each was one request more for every build of STORE, under the lock for which others wait a minute."""
+def test_of_a_build_in_two_folders_the_newest_publish_comes_last(tmp_path):
     store = Store(str(tmp_path / "store"))
     first, second = (begun(tmp_path / name, snapshot="2026-01-01", store=store.url) for name in ("a", "b"))
-    other = replace(first, build_id=f"{first.build_id}-g2")
-    for build in (other, first, second):
-        store.register(build, 0)
-    (tmp_path / f"store/builds/{other.build_id}.json").write_text("not to be read")
-    store.register(first, 1)
-    store.unregister(second.build_id, second.out)
-    assert [path.name for path in sorted((tmp_path / "store/builds").iterdir())] == [
-        f"{other.build_id}.json",
-        f"{first.build_id}.json",
-    ]
+    for build, revision in ((first, 0), (second, 0), (first, 1)):
+        store.register(build, revision)
+    assert [(entry["out"], entry["revision"]) for entry in store.registered()] == [(second.out, 0), (first.out, 1)]
 
 
-def test_no_folder_is_looked_at_of_a_build_that_is_noted_once(tmp_path, monkeypatch):
-    """One look at each of 10,000, under the lock; and the disk of a dataset that nobody asks for may not answer."""
+def test_a_folder_has_one_record_however_it_is_spelled(tmp_path):
+    store, real, link = Store(str(tmp_path / "store")), tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    build = begun(tmp_path, store=store.url)
+    store.begin(replace(build, out=str(link)))
+    store.register(replace(build, out=f"{tmp_path}/x/../real"), 1)
+    assert [(one["out"], one["revision"]) for one in store.known()] == [(f"{tmp_path}/x/../real", 1)]
+    store.drop(str(link))
+    assert store.known() == []
+
+
+def test_a_build_is_noted_without_a_look_at_what_is_noted_of_others(tmp_path, monkeypatch):
+    """Over S3 that would be a request each."""
     store = Store(str(tmp_path / "store"))
-    builds = [begun(tmp_path / day, snapshot=day, store=store.url) for day in ("2026-01-01", "2026-01-02")]
-    for build in builds:
+    first, second = (begun(tmp_path / name, name=name, store=store.url) for name in ("a", "b"))
+    for build in (first, second):
         store.register(build, 0)
-    monkeypatch.setattr("pipeline.store.store.place_of", None)
-    assert [entry["out"] for entry in store.registered()] == [build.out for build in builds]
+    (tmp_path / "store" / store._record_of(first.out)).write_text("[")
+    store.register(second, 1)
+    store.unregister(second.build_id, second.out)
+    store.drop(second.out)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_builds_beside_store_are_found_after_both_were_moved(tmp_path, linked):
+    """A link leads to STORE's own folder: `..` leads from there to its parent."""
+    place, away = tmp_path / "disk", begun(tmp_path / "elsewhere", name="away")
+    place.mkdir()
+    store = Store(str(place / "store"))
+    builds = [begun(place / "builds", name=name, store=store.url) for name in ("a", "b")]
+    store.check()
+    if linked:
+        (tmp_path / "link").symlink_to(place / "store")
+        store = Store(str(tmp_path / "link"))
+    for build in (*builds, away):
+        store.begin(build)
+    place.rename(tmp_path / "moved")
+    moved = Store(str(tmp_path / "moved/store"))
+    places = [build.out.replace(str(place), str(tmp_path / "moved")) for build in builds]
+    assert [entry["out"] for entry in moved.known()] == [places[0], away.out, places[1]]
+    moved.begin(replace(builds[0], out=places[0]))
+    assert len(moved.known()) == 3
 
 
 def test_every_cache_that_was_written_to_is_listed_by_its_place(tmp_path):

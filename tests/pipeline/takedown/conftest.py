@@ -71,7 +71,7 @@ def published_builds(_made: tuple[Path, list[Build]], capsys: pytest.CaptureFixt
         shutil.copytree(folder.with_name("made"), folder, symlinks=True)
         store = builds[0].store
         for build in builds[count:]:
-            store.unregister(build.build_id, build.out)
+            store.drop(build.out)
             store.releases(build.spec.name).folder.delete("")
             shutil.rmtree(build.out)
         return Published(store, tuple(builds[:count]), capsys)

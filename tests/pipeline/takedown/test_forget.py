@@ -19,7 +19,7 @@ from data_specs.build import PluginRef
 from data_specs.shard import decode_sample, read_manifest
 from pipeline import cli, opening, run
 from pipeline.errors import NothingNew, StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import Folder, place_of
 from pipeline.publish import release, replacing
 from pipeline.publish.verify import verify
 from pipeline.records import order_key
@@ -457,9 +457,8 @@ def test_builds_that_cannot_be_read_are_named_and_stop_no_takedown_and_no_gc_in_
         assert [len(own) for own in lines.values()] == [1] * len(unreadable)
         assert all("the same command again" in line for [line] in lines.values())
         assert "contains a spec that this wenlan cannot read" in lines[newer][0]
-        entry = f"{published.store.url}/builds/{published.builds[1].build_id}.json"
-        assert lines[gone][0].endswith(f"if it was deleted on purpose, delete {entry}")
-        assert Path(entry).exists()
+        delete = ("store", "delete", str(gone), "--store", published.store.url)
+        assert lines[gone][0].endswith(f"if it was deleted on purpose, wenlan-data {' '.join(delete)}")
     assert verify(f"{published.store.url}/datasets/a") == []
     code, said, _ = published.run("gc")
     assert code == 1
@@ -473,23 +472,10 @@ def test_builds_that_cannot_be_read_are_named_and_stop_no_takedown_and_no_gc_in_
     assert (code, answer["ok"], answer["matched"] > 0, answer["faults"]) == (0, True, True, [])
     assert [left(out) for out in published.outs] == [5] * 8
     assert [verify(f"{published.store.url}/datasets/{name}") for name in "abcdefgh"] == [[]] * 8
-    Path(entry).unlink()
     shutil.rmtree(gone)
-    shutil.rmtree(f"{published.store.url}/datasets/b")
+    assert cli.main(list(delete)) == 0
     assert published.forget()[0] == 0
-
-
-def test_a_folder_that_is_gone_is_named_once_with_all_that_store_notes_of_it(published_builds: Any) -> None:
-    """Each week is built in the same folder: whoever deleted what the line named was told of the next one."""
-    published = published_builds(3)
-    for build in published.builds[1:]:
-        published.store.register(replace(build, out=str(published.outs[0])), 1)
-    shutil.rmtree(published.outs[0])
-    code, said, _ = published.run("gc")
-    assert code == 1
-    [line] = [line for line in said if line.startswith(f"{published.outs[0]}: was left out")]
-    entries = [f"{published.store.url}/builds/{build.build_id}.json" for build in published.builds]
-    assert line.endswith(f"if it was deleted on purpose, delete {', '.join(entries)}")
+    assert "its only build" in published.store.releases("b").latest().withdrawn
 
 
 def left(out: Path) -> int:
@@ -607,10 +593,10 @@ def test_builds_of_a_store_are_found_through_links_each_once(published_builds: A
     (tmp_path / "link").symlink_to(out.parent)
     store = Store(f"{tmp_path}/link/{Path(published.store.url).name}")
     [entry] = store.registered()
-    twice = [entry, {**entry, "out": f"{tmp_path}/link/{out.name}"}]
-    assert len(known_builds.opened(store, twice, STAGES)[0]) == 1
+    twice = [entry, {**entry, "out": str(out)}]
+    assert len(known_builds.opened(store, STAGES, twice)[0]) == 1
     published.store.unregister(build.build_id, build.out)  # its publish was killed before STORE knew it
-    assert [one.out for one in known_builds.unregistered(store, STAGES)[0]] == [build.out]
+    assert [place_of(one.out) for one in known_builds.opened(store, STAGES)[0]] == [place_of(build.out)]
 
 
 def test_a_build_that_was_never_published_loses_what_is_taken_down_without_being_named(
@@ -636,7 +622,11 @@ def test_a_build_that_was_never_published_loses_what_is_taken_down_without_being
     assert cli.main(words) == 0
     assert held() == {"2026-01-08": 2, "2026-01-15": 2}
     shutil.rmtree(begun.out)
-    assert cli.main(words) == 0, "a build that is not published may be deleted"
+    capsys.readouterr()
+    assert cli.main(words) == 1, "it may lie on a disk that is not mounted"
+    assert f"{begun.out}: was left out" in capsys.readouterr().err
+    assert cli.main(["store", "delete", begun.out, "--store", weeks.store]) == 0
+    assert cli.main(words) == 0
     answer = diff(*(f"{weeks.store}/datasets/weekly/00000{number}.json" for number in (1, 2)))
     assert (answer["a"]["samples"], answer["a"]["taken_down"]) == (3, 1)
     assert (answer["b"]["samples"], answer["b"]["taken_down"]) == (2, 0)

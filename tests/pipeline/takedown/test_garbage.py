@@ -438,7 +438,7 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     collect(builds, keep=1)
     assert {path.name for path in features.glob("pair-*")} == names, "who knows what a build was scored by that is gone"
     assert older.stage("curate.score").records() == [], "the build does not say any more by which models it was scored"
-    older.store.unregister(gone.build_id, gone.out)
+    older.store.drop(gone.out)
     noted = older.store.folder.read(garbage.EXPIRED)
     older.store.folder.write_json(garbage.EXPIRED, 1)
     with pytest.raises(StoreError, match=r"expired\.json: not a list of caches; delete it and run"):

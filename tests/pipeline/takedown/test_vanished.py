@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from PIL import Image
 
 from data_specs.build import BuildSpec
 from pipeline import opening
-from pipeline.errors import StoreError
+from pipeline.commands import builds
+from pipeline.errors import GateError, StoreError
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
@@ -50,13 +52,13 @@ def site(serve: Any) -> Any:
 def week(tmp_path: Path, site: Any) -> Callable[..., Build]:
     """week("2026-11-01", vanished="drop"): the build of that day, not published."""
 
-    def build(snapshot: str, **options: Any) -> Build:
+    def build(snapshot: str, until: str = "shard", **options: Any) -> Build:
         source = {"kind": "site", "name": "park", "source_kind": "news", "start": [site.url()], **options}
         spec = {"name": "parks", "contact": "mailto:a@b.c", "sources": [source], "filters": []}
         spec["egress"] = {"allow": [site.host], "delay_s": 0}
         out = str(tmp_path / snapshot)
         made = opening.open_build(BuildSpec.model_validate(spec), out, str(tmp_path / "store"), snapshot)
-        run_noted(made, *(name for name in STAGES if name != "report"))
+        run_noted(made, *list(STAGES)[: list(STAGES).index(until) + 1])
         return made
 
     return build
@@ -129,8 +131,9 @@ def test_an_earlier_build_that_is_not_there_is_named_and_is_done_once_it_is_back
     with pytest.raises(StoreError) as fault:
         vanished.leave_out(second)
     assert f"may remain in the dataset: {first.out}: was left out, since it cannot be read (" in str(fault.value)
-    entry = f"{first.store.url}/builds/{first.build_id}.json"
-    assert str(fault.value).endswith(f"and run the same command again; if it was deleted on purpose, delete {entry}")
+    todo = f"if it was deleted on purpose, wenlan-data store delete {first.out} --store {first.store.url}"
+    assert "the folder is gone, or its disk is not mounted); mount its disk or restore it" in str(fault.value)
+    assert str(fault.value).endswith(todo)
     away.rename(place)
     assert vanished.leave_out(second)["samples"] == 1
     assert released(second) == PAGES - 1
@@ -208,6 +211,26 @@ def test_only_opt_outs_are_honoured_while_a_build_waits(week: Any, site: Any) ->
     second = week("2026-11-08", vanished="drop")
     assert vanished.leave_out(second, vanished=False) == {"opted_out": 1, "vanished": 0, "samples": 1}
     assert vanished.leave_out(second)["samples"] == 1
+
+
+@pytest.mark.parametrize("until", ["published", "held by a gate", "fetch"])
+def test_an_opt_out_reaches_earlier_builds_that_were_never_published_and_waits_for_no_gate(
+    week: Any, site: Any, until: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only published builds lost the pictures; and nothing did, where a gate held the build that found the opt-out."""
+    first = week("2026-11-01", until="fetch" if until == "fetch" else "shard")
+    if until == "published":
+        release.publish(first)
+    site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
+    second = week("2026-11-08")
+    publish = second.spec.publish.model_copy(update={"min_samples": 1_000})
+    spec = second.spec.model_copy(update={"publish": publish})
+    with pytest.raises(GateError):
+        builds._publish_unless_manual(replace(second, spec=spec))
+    [record] = first.stage("fetch").records()
+    left = {row["image_url"] for row in first.stage("fetch").table(record).to_pylist()}
+    assert left == {site.url(f"/{n}.jpg") for n in range(PAGES) if n != 1}
+    assert site.url("/1.html") not in first.stage("crawl").column(first.stage("crawl").record("park"), "parquet", "url")
 
 
 @pytest.mark.drill(2)
