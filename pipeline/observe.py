@@ -8,7 +8,7 @@ Metrics: `count` adds to a counter of METRICS, and `show` sets a gauge, through 
 cluster exports them for Prometheus under the name that `exported` returns; `dags/deploy/grafana.json` draws them, and
 `dags/deploy/alerts.yaml` watches them. Without Ray, where they could not be read, they cost nothing.
 
-What is counted by host goes into the running partition's pulse too (`pipeline.pulse`).
+What is counted by host, and pauses of hosts, go into the running partition's pulse too (`pipeline.pulse`).
 
 Limits: a counter lives in its process, and Ray exports it every few seconds: what the last seconds before the end of a
 build counted may never be seen. Numbers that must add up are in build.json and the records, not here.
@@ -56,6 +56,9 @@ METRICS: dict[str, Metric] = {
     "wenlan_cpu_seconds": Metric("CPU time of committed partitions", ()),
     "wenlan_requests": Metric("pages and images requested, by host and outcome: kept or a reason", ("host", "fate")),
     "wenlan_received_bytes": Metric("bytes of pages and images received, by host", ("host",)),
+    "wenlan_host_paused_until": Metric(
+        "Unix time at which the last pause of a host ends, by why it was paused", ("host", "reason"), gauge=True
+    ),
     "wenlan_written_bytes": Metric("bytes of files committed by partitions", ()),
     "wenlan_building": Metric("1 while a build is running", (), gauge=True),
     "wenlan_builds": Metric("finished runs of a build, by outcome: done or failed", ("fate",)),
@@ -93,6 +96,12 @@ def count(name: str, value: float = 1.0, **tags: str) -> None:
         pulse.of_host(tags["host"], "bytes" if name == "wenlan_received_bytes" else fate, int(value))
     if value > 0 and (counter := _metric(name)) is not None:
         counter.inc(value, _tags(tags))
+
+
+def paused(host: str, reason: str, until: float) -> None:
+    """Show that a host is paused, in the metrics and in the pulse. until: Unix time of its end."""
+    pulse.pause(host, reason, until)
+    show("wenlan_host_paused_until", until, host=host, reason=reason)
 
 
 def show(name: str, value: float, **tags: str) -> None:

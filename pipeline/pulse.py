@@ -22,7 +22,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import StoreError
@@ -44,7 +44,7 @@ class Beat:
 
     seconds: since it began. done, total: rows (pages, images) of the partition; total is None where unknown.
     counts: kept, failed, bytes, and others of its stage. rates: done and bytes per second of late.
-    hosts: kept, failed and bytes by host.
+    hosts: kept, failed and bytes by host. pauses: of hosts, [reason, Unix time of its end].
     """
 
     partition: str
@@ -54,6 +54,7 @@ class Beat:
     counts: dict[str, int]
     rates: dict[str, float]
     hosts: dict[str, dict[str, int]]
+    pauses: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -77,6 +78,7 @@ class _Pulse:
         self.total: int | None = None
         self.counts: dict[str, int] = {}
         self._hosts: dict[str, Counter[str]] = {}
+        self._pauses: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()  # of what the writing thread reads and this one replaces
         self._began = time.monotonic()
         self._before = deque([(self._began, 0, 0)])  # (when, done, bytes) of the last WINDOW_S
@@ -98,6 +100,13 @@ class _Pulse:
         with self._lock:
             self._hosts.setdefault(host, Counter())[what] += value
 
+    def pause(self, host: str, reason: str, until: float) -> None:
+        """Note a pause of a host; pauses that are over are forgotten."""
+        with self._lock:
+            now = time.time()
+            self._pauses = {name: said for name, said in self._pauses.items() if said[1] > now}
+            self._pauses[host] = (reason, until)
+
     def end(self) -> None:
         """Stop writing, and take back what was written."""
         self._ended.set()
@@ -116,7 +125,7 @@ class _Pulse:
     def _figures(self) -> dict[str, Any]:
         with self._lock:
             hosts = {host: dict(counts) for host, counts in self._hosts.items()}
-            counts = self.counts.copy()
+            counts, pauses = self.counts.copy(), list(self._pauses.items())
             now, done, received = time.monotonic(), self.done, counts.get("bytes", 0)
             self._before.append((now, done, received))
             while len(self._before) > 2 and now - self._before[1][0] > WINDOW_S:
@@ -135,6 +144,7 @@ class _Pulse:
                 "bytes": round((received - received_then) / passed, 1),
             },
             "hosts": {host: hosts[host] for host in busiest[:MOST_HOSTS]},
+            "pauses": dict(sorted(pauses, key=lambda entry: -entry[1][1])[:MOST_HOSTS]),
         }
 
 
@@ -183,6 +193,13 @@ def of_host(host: str, what: str, value: int) -> None:
         running.add(host, what, value)
 
 
+def pause(host: str, reason: str, until: float) -> None:
+    """Say that a host is paused. until: Unix time of its end."""
+    running = _pulse.get()
+    if running is not None:
+        running.pause(host, reason, until)
+
+
 def beats(folder: Folder) -> list[Beat]:
     """The partitions that are running in a stage's folder, as far as they have said something of late."""
     running, names = [], list[str]()
@@ -192,7 +209,7 @@ def beats(folder: Folder) -> list[Beat]:
         with contextlib.suppress(StoreError, OSError, KeyError, TypeError):  # it may have ended meanwhile, or be old
             said: Mapping[str, Any] = (folder / PULSE).read_json(name)
             if not name.startswith(".") and time.time() - said["at"] <= LOST_S:
-                values = {key: said[key] for key in ("seconds", "done", "total", "counts", "rates", "hosts")}
+                values = {key: said[key] for key in ("seconds", "done", "total", "counts", "rates", "hosts", "pauses")}
                 running.append(Beat(name.removesuffix(".json"), **values))
     return running
 

@@ -36,6 +36,7 @@ class DropReason(enum.StrEnum):
     CONNECTION = "connection"
     TOO_MANY_REDIRECTS = "too_many_redirects"
     TOO_LARGE = "too_large"
+    BAD_RESPONSE = "bad_response"  # no HTTP, a header that is malformed or too long, a body that cannot be decoded
     NOT_HTML = "not_html"
     OVER_BUDGET = "over_budget"
     TRAP = "trap"  # a page that differs from earlier ones in its numbers only

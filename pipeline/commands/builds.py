@@ -314,7 +314,7 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
         _say_lost(name, stage.get("funnel", {}))
     if status["running"]:
         say(_activity(status))
-        _show_hosts(status["running"]["hosts"])
+        _show_hosts(status["running"]["hosts"], status["running"]["pauses"])
     damaged = f", but its manifest cannot be read: {status['damaged']}" if status["damaged"] else ""
     finished = all(stage["state"] == "done" for stage in status["stages"].values())
     why = "; wenlan-data publish says why" if finished and not status["published"] else ""
@@ -330,8 +330,12 @@ def _activity(status: dict[str, Any]) -> str:
     return f"{running['name']} has been running since {running['since']}: {running['line']}"
 
 
-def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:
-    """Show the hosts that requests go to right now, the busiest first."""
+def _show_hosts(hosts: dict[str, dict[str, float]], pauses: list[dict[str, Any]]) -> None:
+    """Show the hosts that requests go to right now, the busiest first, and those that are paused."""
+    from pipeline.store.progress import HostPause
+
+    for pause in pauses[:MOST_HOSTS]:
+        say(HostPause(**pause).line())
     if not hosts:
         return
     table = table_of(f"{len(hosts)} active hosts", "host", "per second", "kept", "failed", "MB")

@@ -22,6 +22,7 @@ REASONS = {
     "connection": ("no connection", "连接失败"),
     "too_many_redirects": ("too many redirects", "重定向过多"),
     "too_large": ("file too large", "过大"),
+    "bad_response": ("malformed response", "响应损坏"),
     "not_html": ("not a web page", "不是网页"),
     "over_budget": ("over the limits of the crawl", "超出预算"),
     "trap": ("endless pages", "无尽页面"),

@@ -19,12 +19,27 @@ from typing import Protocol
 
 from pipeline import pulse
 from pipeline.pulse import Beat
+from pipeline.records import rfc3339
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
 from pipeline.store.stage import Pass
 
 NEAR_S, FAR_S = 1.0, 10.0
 """Seconds between two looks at the figures of a build on a disk, and on an object store."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPause:
+    """A host that is paused. reason: e.g. `status 429`, `connection`. until: RFC 3339, UTC. seconds: until then."""
+
+    host: str
+    reason: str
+    until: str
+    seconds: float
+
+    def line(self) -> str:
+        """The pause as people read it."""
+        return f"{self.host} paused until {self.until} ({duration(self.seconds)} left): {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +50,7 @@ class Figures:
     done: rows of committed and running partitions; total: rows in all, once every partition runs or is committed.
     kept, failed: what became of them. rates: done and bytes per second of late. more: other figures of its partitions.
     left_seconds: None where that is unknown. hosts: kept, failed, bytes and per_second by host, the busiest first.
+    pauses: of hosts that are paused now, the longest first.
     """
 
     name: str
@@ -51,6 +67,7 @@ class Figures:
     more: dict[str, int] = field(default_factory=dict)
     left_seconds: float | None = None
     hosts: dict[str, dict[str, float]] = field(default_factory=dict)
+    pauses: tuple[HostPause, ...] = ()
 
     def line(self) -> str:
         """The figures as people read them, without the name of the pass."""
@@ -64,6 +81,8 @@ class Figures:
         parts += [f"{self.more['queue']:,} queued"] if "queue" in self.more else []
         parts += [f"{self.committed:,} of {self.partitions:,} partitions"] if self.partitions > 1 or not parts else []
         parts += [f"{duration(self.left_seconds)} left"] if self.left_seconds is not None else []
+        parts += [self.pauses[0].line()] if self.pauses else []
+        parts += [f"{len(self.pauses) - 1:,} more paused"] if len(self.pauses) > 1 else []
         return ", ".join(parts)
 
 
@@ -187,6 +206,7 @@ def figures(
         more={name: counts.get(name, 0) + said[name] for name in ("images", "bytes", "queue") if name in said},
         left_seconds=_left(partitions - committed, waiting, shares, beats, ran),
         hosts=_hosts(beats),
+        pauses=_pauses(beats),
     )
 
 
@@ -218,6 +238,17 @@ def _hosts(beats: Sequence[Beat]) -> dict[str, dict[str, float]]:
     names = ("kept", "failed", "bytes")
     hosts = {h: {**{n: c[n] for n in names}, "per_second": round(rates[h], 2)} for h, c in totals.items()}
     return dict(sorted(hosts.items(), key=lambda entry: (-entry[1]["per_second"], entry[0])))
+
+
+def _pauses(beats: Sequence[Beat]) -> tuple[HostPause, ...]:
+    """Pauses of hosts that are not over, the longest first; of several partitions the last of each host."""
+    now, last = time.time(), dict[str, tuple[str, float]]()
+    for beat in beats:
+        for host, (reason, until) in beat.pauses.items():
+            if until > max(now, last.get(host, ("", 0.0))[1]):
+                last[host] = (reason, until)
+    pauses = (HostPause(host, why, rfc3339(until - now), round(until - now, 1)) for host, (why, until) in last.items())
+    return tuple(sorted(pauses, key=lambda pause: (-pause.seconds, pause.host)))
 
 
 def size_of(size: float) -> str:

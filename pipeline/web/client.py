@@ -6,7 +6,8 @@ the whole cluster (`pipeline.web.pace`), robots.txt and tdmrep.json, takedowns a
 One deadline covers a request from name lookup to the last byte. Cookies are neither kept nor sent, proxy variables are
 not read. Redirects are answers: the caller decides about the next hop, which is a request of its own.
 
-Bodies are unpacked by ourselves within the byte cap (`pipeline.web.bodies`).
+Bodies are unpacked by ourselves within the byte cap (`pipeline.web.bodies`). A response that cannot be read is
+`bad_response`, a decision about its URL alone; a host that refuses to answer is paused (`pipeline.web.pauses`).
 
 Limits: HTTP/1.1; one event loop and one pool of connections per client; connections per host are counted per client.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +28,10 @@ from data_specs.build import BuildSpec, Egress
 from pipeline.records import DropReason
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.urls import split_userinfo
-from pipeline.web import guard, policy
-from pipeline.web.bodies import BodyTooLarge, unpacked
+from pipeline.web import guard, pauses, policy
+from pipeline.web.bodies import BodyTooLarge, Undecodable, unpacked
 from pipeline.web.pace import RateLimiter
+from pipeline.web.pauses import Pause, Pauses, Refusal
 from pipeline.web.policy import LASTING_S, HostRules, Retry
 
 LARGE, LARGE_AT_ONCE = 2 << 20, 6
@@ -93,13 +95,14 @@ class Response:
 
 
 _NEVER = Retry(False)
+_UNANSWERED = frozenset({DropReason.TIMEOUT, DropReason.CONNECTION})
 
 
 class RequestFailed(Exception):
     """A request that was not sent, or brought nothing usable.
 
     retry: whether asking again may help, and when. retry_after_s: seconds after which a later build may ask again.
-    status: of the response, 0 where none came.
+    status: of the response, 0 where no head of one came.
     """
 
     def __init__(
@@ -120,7 +123,22 @@ class RequestFailed(Exception):
     @property
     def host_is_down(self) -> bool:
         """True if the host may be down: no answer, or a status that says so."""
-        return self.reason in (DropReason.TIMEOUT, DropReason.CONNECTION) or policy.is_outage(self.status)
+        return policy.is_outage(self.status) if self.status else self.reason in _UNANSWERED
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """The host's refusal to answer; None if it answered, whatever became of the answer, or was not asked."""
+        refused = policy.is_refusal(self.status) if self.status else self.reason in _UNANSWERED
+        if refused or (self.retry.transient and self.retry.pause_s):
+            return Refusal(self.reason, self.status, self.retry.pause_s)
+        return None
+
+
+class HostPaused(RequestFailed):
+    """A request that was not sent, since its host is down and paused."""
+
+    def __init__(self, pause: Pause) -> None:
+        super().__init__(pause.refusal.reason, f"{pause.refusal}; the host is paused", Retry(True))
 
 
 def status_failure(response: Response) -> RequestFailed:
@@ -134,11 +152,17 @@ class Client:
     """Sends the requests of one spec. Used from one event loop.
 
     rules: of hosts that were asked for them before, by address of robots.txt; added to, so that the clients of one
-    build ask each host once. takedowns: URLs and domains that are not asked for, whatever leads there.
+    build ask each host once. takedowns: URLs and domains that are not asked for, whatever leads there. waits: whether
+    requests wait for a host that is down; without it they fail while it is paused. show: takes each pause that begins.
     """
 
     def __init__(
-        self, spec: BuildSpec, takedowns: Takedowns = NO_TAKEDOWNS, rules: dict[str, HostRules] | None = None
+        self,
+        spec: BuildSpec,
+        takedowns: Takedowns = NO_TAKEDOWNS,
+        rules: dict[str, HostRules] | None = None,
+        waits: bool = True,
+        show: Callable[[Pause], None] = pauses.show,
     ) -> None:
         self._egress, self._takedowns = spec.egress, takedowns
         self._policy, self._guard = policy.policy_of(spec), guard.guard_of(spec)
@@ -149,6 +173,7 @@ class Client:
         self._limiter = RateLimiter()
         self._connections: dict[str, asyncio.Semaphore] = {}  # by host: how many more may be open
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._waits, self._show, self._pauses = waits, show, Pauses(self._is_down)
         self._session: Any = None
 
     async def close(self) -> None:
@@ -162,20 +187,54 @@ class Client:
 
         headers: beside those of every request. Raises RequestFailed.
         """
+        try:
+            response = await self._allowed(url, kind, headers)
+        except HostPaused:
+            raise
+        except RequestFailed as e:
+            await self._judge(url, e)
+            raise
+        await self._judge(url, None if response.status == 200 else status_failure(response))
+        return response
+
+    async def _allowed(self, url: str, kind: Kind, headers: Mapping[str, str] | None) -> Response:
+        """Like `get`, without its pauses."""
         self._check_takedowns(url, kind)
         rules = await self.rules_of(url)
         if refusal := self._policy.refusal(rules, url):
             raise RequestFailed(refusal.reason, refusal.evidence, retry_after_s=refusal.retry_after_s)
-        return await self._paced(url, kind, self._policy.delay_s(rules), headers)
+        return await self._paced(url, kind, self._policy.delay_s(rules), headers, skips=not self._waits)
+
+    async def _judge(self, url: str, failure: RequestFailed | None) -> None:
+        """Pause the host of a URL if a request's outcome calls for it."""
+        host = urlsplit(url).netloc
+        refusal = failure.refusal if failure else None
+        if refusal is not None:
+            pause = await self._pauses.refused(host, url, refusal)
+            if pause is not None:
+                if self._waits or not pause.down:
+                    await self._limiter.pause(host, pause.seconds)
+                self._show(pause)
+        elif failure is None or failure.status or failure.reason is DropReason.BAD_RESPONSE:
+            self._pauses.answered(host)
+
+    async def _is_down(self, url: str) -> bool:
+        return bool(await self.outage(url))
+
+    async def outage(self, url: str) -> str:
+        """Asks a URL's host for a file that any host answers; returns why the host is down, "" if it is up."""
+        # a host that was not asked for its robots.txt before is asked for its front page
+        address = policy.robots_url(url) if self._egress.obey_robots else urljoin(url, "/")
+        try:
+            response = await self.host_file(address)
+        except RequestFailed as e:
+            return e.evidence if e.host_is_down else ""
+        return f"status {response.status}" if policy.is_outage(response.status) else ""
 
     async def host_file(self, url: str) -> Response:
         """Send one request for a small file about a host, which no robots.txt forbids. Raises RequestFailed."""
         self._check_takedowns(url, HOST_FILE)
         return await self._paced(url, HOST_FILE, self._egress.delay_s)
-
-    async def pause(self, host: str, seconds: float) -> None:
-        """Let no worker of the cluster ask a host for so long."""
-        await self._limiter.pause(host, seconds)
 
     async def rules_of(self, url: str) -> HostRules:
         """The rules of a URL's host, asked for once a day. Raises RequestFailed if the guard refuses the host."""
@@ -239,13 +298,20 @@ class Client:
         if why := self._takedowns.why("", url) if kind.html else self._takedowns.why(url, ""):
             raise RequestFailed(DropReason.FORGOTTEN, why)
 
-    async def _paced(self, url: str, kind: Kind, delay_s: float, headers: Mapping[str, str] | None = None) -> Response:
-        """One request, when a connection and a slot of its host are free. Raises RequestFailed."""
+    async def _paced(
+        self, url: str, kind: Kind, delay_s: float, headers: Mapping[str, str] | None = None, skips: bool = False
+    ) -> Response:
+        """One request, when a connection and a slot of its host are free. Raises RequestFailed.
+
+        skips: whether to raise HostPaused where the host is down and paused.
+        """
         host = urlsplit(url).netloc
         connections = self._connections.get(host)
         if connections is None:
             connections = self._connections[host] = asyncio.Semaphore(self._egress.connections_per_host)
         async with connections:
+            if skips and (pause := self._pauses.of(host)) and pause.down:
+                raise HostPaused(pause)
             if (seconds := await self._limiter.next_slot(host, delay_s)) > 0:
                 await asyncio.sleep(seconds)
             named = {"Accept": kind.accept, "Accept-Encoding": kind.encoding, **(headers or {})}
@@ -254,28 +320,35 @@ class Client:
     async def _exchange(self, url: str, kind: Kind, headers: dict[str, str]) -> Response:
         """One guarded request within its deadline. Raises RequestFailed."""
         import aiohttp
+        from aiohttp.http_exceptions import HttpProcessingError
         from yarl import URL
 
+        status = 0
         with guard.guarded(self._guard) as scope:
             try:
                 self._guard.check_url(url)
                 if _UNSENDABLE.search(url):
-                    raise ValueError("the URL contains characters that HTTP cannot send")
+                    raise RequestFailed(DropReason.BAD_URL, "the URL contains characters that HTTP cannot send")
                 async with asyncio.timeout(self._egress.timeout_s):
                     new = list[bool]()
                     options = {"trace_request_ctx": new, "middlewares": (partial(_sent, new),), "headers": headers}
                     got = self._opened().get(URL(url, encoded=True), allow_redirects=False, **options)
                     async with got as response:
+                        status = response.status
                         return await self._read(response, kind)
-            except (aiohttp.ClientError, OSError, ValueError) as e:
+            except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as e:
                 if scope.refused or isinstance(e, guard.EgressRefused):
                     refusal = scope.refused[0] if scope.refused else str(e)
                     raise RequestFailed(DropReason.EGRESS_REFUSED, refusal) from None
+                evidence = " ".join(str(e).split()) or type(e).__name__
                 if isinstance(e, TimeoutError):
                     evidence = f"not finished after {self._egress.timeout_s:g} s"
-                    raise RequestFailed(DropReason.TIMEOUT, evidence, Retry(True)) from None
-                evidence = " ".join(str(e).split()) or type(e).__name__
-                raise RequestFailed(DropReason.CONNECTION, evidence, Retry(True)) from None
+                    raise RequestFailed(DropReason.TIMEOUT, evidence, Retry(True), status=status) from None
+                if isinstance(e, (OSError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)):
+                    raise RequestFailed(DropReason.CONNECTION, evidence, Retry(True), status=status) from None
+                if isinstance(e, (aiohttp.ClientResponseError, HttpProcessingError)):
+                    raise RequestFailed(DropReason.BAD_RESPONSE, evidence, status=status) from None
+                raise RequestFailed(DropReason.BAD_URL, evidence) from None
 
     def _opened(self) -> Any:
         """The session, made in the event loop that uses it."""
@@ -341,6 +414,8 @@ class Client:
             return await asyncio.to_thread(unpacked, body, encoding, kind.cap, kind.whole)
         except BodyTooLarge as e:
             raise _too_large(str(e)) from None
+        except Undecodable as e:
+            raise RequestFailed(DropReason.BAD_RESPONSE, str(e), status=200) from None
 
 
 async def _note_new(session: Any, context: Any, event: Any) -> None:

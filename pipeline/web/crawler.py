@@ -32,7 +32,7 @@ from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import canonical_url
-from pipeline.web import sitemaps
+from pipeline.web import pauses, sitemaps
 from pipeline.web.frontier import Frontier, record_of
 from pipeline.web.page_visitor import Earlier, Page, Visit, Visitor
 from pipeline.web.policy import policy_of
@@ -170,6 +170,8 @@ class Crawler:
         """Write the outcome of a visit into the frontier. Raises SourceError where the site cannot be crawled."""
         fate = visit.reason.value if visit.reason else "kept" if visit.outcome == "unchanged" else visit.outcome
         count("wenlan_requests", host=page.host, fate=fate)
+        for pause in visit.pauses:
+            pauses.show(pause)
         if visit.outcome == "unreachable":
             raise SourceError(visit.target, f"source {self._site.name}: {visit.evidence}; not crawled")
         if visit.outcome == "dropped":

@@ -1,8 +1,8 @@
 """Fetches images, each after its redirects, by the one client (`pipeline.web.client`).
 
 Every hop of a redirect is a request of its own under the rules of its host. User name and password of an image's URL
-are sent to its own origin only. A failure that may pass is tried again by the stage, at the end of its partition; a
-host that names a time is left alone by all workers until then.
+are sent to its own origin only. A failure that may pass is tried again by the stage, at the end of its partition;
+images of a host that is down are not asked for while it is paused (`pipeline.web.pauses`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
 from pipeline.records import DropReason, rfc3339
@@ -53,7 +52,7 @@ class ImageFetcher:
         rules: dict[str, HostRules] | None = None,
         takedowns: Takedowns = NO_TAKEDOWNS,
     ) -> None:
-        self._client = Client(spec, takedowns, rules)
+        self._client = Client(spec, takedowns, rules, waits=False)
         self._kind, self._policy = image_kind(spec.egress), policy.policy_of(spec)
         self._max_redirects = spec.egress.max_redirects
         self._userinfos = userinfos or {}
@@ -90,19 +89,12 @@ class ImageFetcher:
             if outs := policy.opt_outs(response.headers):
                 raise RequestFailed(DropReason.OPT_OUT, f"X-Robots-Tag: {outs}" if outs.directives else str(outs))
             if not response.location:
-                return await self._checked(response, urlsplit(url).netloc)
+                if response.status != 200:
+                    raise status_failure(response)
+                return response
             url, redirects = redirect_target(url, response.location), redirects + 1
             authorization = authorization if authorization and origin_of(url) == origin_of(first) else ""
         raise RequestFailed(DropReason.TOO_MANY_REDIRECTS, f"more than {self._max_redirects}, then {url}")
-
-    async def _checked(self, response: Response, host: str) -> Response:
-        """The response if it is a 200. Raises RequestFailed; all workers leave a host alone that names a time."""
-        if response.status == 200:
-            return response
-        failure = status_failure(response)
-        if failure.retry.transient and failure.retry.pause_s:
-            await self._client.pause(host, failure.retry.pause_s)
-        raise failure
 
 
 async def download(fetcher: ImageFetcher, urls: Iterable[str], accept: Accept, at_once: int) -> None:

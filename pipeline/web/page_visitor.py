@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
@@ -30,6 +30,7 @@ from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.urls import canonical_url, without_session
 from pipeline.web import policy, sitemaps
 from pipeline.web.client import Client, Kind, RequestFailed, Response, page_kind, status_failure
+from pipeline.web.pauses import Pause
 from pipeline.web.readers import Readers
 from pipeline.web.warc import capture_of
 
@@ -89,6 +90,7 @@ class Visit:
     too_deep: tuple[str, ...] = ()  # links that are not followed, since the page lies at `max_depth`
     likeness: str = ""  # digest of the page but for its numbers
     images: int = 0  # that the page shows
+    pauses: tuple[Pause, ...] = ()  # of hosts that began meanwhile
 
 
 class Visitor:
@@ -98,8 +100,8 @@ class Visitor:
         self._egress, self._site = spec.egress, site
         self._policy, self._page = policy.policy_of(spec), page_kind(spec.egress)
         self._start_hosts = {urlsplit(url).netloc for url in site.start_urls()}
-        self._failures: dict[str, int] = {}  # failures in a row that may pass, by host
-        self._client = Client(spec, takedowns)
+        self._pauses: list[Pause] = []  # that began since the last visit ended
+        self._client = Client(spec, takedowns, show=self._pauses.append)
         self._readers = Readers(site)
 
     async def close(self) -> None:
@@ -109,6 +111,13 @@ class Visitor:
 
     async def visit(self, page: Page, earlier: Earlier | None = None) -> Visit:
         """Ask for a page once. Never raises for what a host does."""
+        visit = await self._visit(page, earlier)
+        pauses = tuple(self._pauses)
+        self._pauses.clear()
+        return replace(visit, pauses=pauses) if pauses else visit
+
+    async def _visit(self, page: Page, earlier: Earlier | None) -> Visit:
+        """Like `visit`, without the pauses."""
         try:
             response = await self._client.get(page.url, self._page, _conditions(earlier))
             if response.status != 200 and not response.location and (response.status != 304 or earlier is None):
@@ -117,8 +126,7 @@ class Visitor:
             if response.status == 200 and not policy.is_html(content_type, response.body):
                 raise RequestFailed(DropReason.NOT_HTML, content_type or "no content type", status=200)
         except RequestFailed as e:
-            return await self._failed(page, e)
-        self._failures.pop(page.host, None)
+            return self._failed(page, e)
         if response.location:
             return self._moved(page, response)
         if response.status == 304 and earlier is not None:
@@ -131,14 +139,8 @@ class Visitor:
         return self._policy.delay_s(await self._client.rules_of(url))
 
     async def outage(self, url: str) -> str:
-        """Asks a URL's host for a file that any host answers; returns why the host is down, "" if it is up."""
-        # a host that was not asked for its robots.txt before is asked for its front page
-        address = policy.robots_url(url) if self._egress.obey_robots else urljoin(url, "/")
-        try:
-            response = await self._client.host_file(address)
-        except RequestFailed as e:
-            return e.evidence if e.host_is_down else ""
-        return f"status {response.status}" if policy.is_outage(response.status) else ""
+        """Returns why a URL's host is down, "" if it is up."""
+        return await self._client.outage(url)
 
     async def sitemap(self, url: str) -> tuple[list[str], list[str]]:
         """(pages of the site, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be
@@ -163,7 +165,7 @@ class Visitor:
         member = await asyncio.to_thread(_member, earlier)
         capture = capture_of(member, self._egress.max_page_bytes) if member else None
         if capture is None or hashlib.sha256(capture.body).hexdigest() != earlier.sha256 or capture.url != page.url:
-            return await self.visit(page, None)
+            return await self._visit(page, None)
         # what the owner says now counts, and what was said when the record was made
         return await self._judged("unchanged", page, capture, (*response.headers, *capture.headers), member)
 
@@ -191,14 +193,11 @@ class Visitor:
             **followed,
         )
 
-    async def _failed(self, page: Page, failure: RequestFailed) -> Visit:
-        """A failure, with a pause for the host if it is to be asked again."""
+    def _failed(self, page: Page, failure: RequestFailed) -> Visit:
+        """A failure, and whether the page is to be asked for again."""
         if failure.reason is DropReason.ROBOTS_UNREACHABLE and page.host in self._start_hosts:
             return Visit("unreachable", evidence=failure.evidence, target=policy.robots_url(page.url))
         again = failure.retry.soon and page.tries + 1 < policy.TRIES
-        if again:
-            failures = self._failures[page.host] = self._failures.get(page.host, 0) + 1
-            await self._client.pause(page.host, max(policy.backoff_s(failures), failure.retry.pause_s))
         return Visit(
             "dropped", failure.reason, failure.evidence, again=again, down=failure.host_is_down, status=failure.status
         )

@@ -161,6 +161,11 @@ def is_transient(status: int) -> bool:
     return status >= 500 or status in _TRANSIENT
 
 
+def is_refusal(status: int) -> bool:
+    """True if a status says that the host does not answer now: 429 and every 5xx."""
+    return status == 429 or status >= 500
+
+
 def is_outage(status: int) -> bool:
     """True if a status means that the whole host is unavailable, rather than a single page."""
     return status in _OUTAGE

@@ -2,8 +2,8 @@
 
 Captures are `response` records, `resource` records of a web address, which count as a response of status 200, and
 `revisit` records, which lack a body and name the capture that has it. A body is read up to a limit, after chunked,
-gzip, deflate and Brotli encodings are undone, so that a small record that unpacks to gigabytes costs no more than the
-limit. Headers are bounded too.
+gzip, deflate, Brotli and zstd encodings are undone, so that a small record that unpacks to gigabytes costs no more than
+the limit. Headers are bounded too.
 
 A sound gzipped file is read by fastwarc (`_warc_sound`), which takes a third of the time. A member that fastwarc
 refuses, and a record that is not plain (encodings, odd headers, a body above the limit), are read by warcio
@@ -12,8 +12,8 @@ record.
 
 Each capture has the place of its record, by which `capture_of` reads it again.
 
-Limits: Brotli bodies are unpacked only where `brotli` 1.2 or newer is installed; a file that is not gzipped, or that
-cannot be read from any position, ends at its first damage; a file gzipped as a whole has no places.
+Limits: a file that is not gzipped, or that cannot be read from any position, ends at its first damage; a file gzipped
+as a whole has no places.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pipeline.web import policy
 from pipeline.web._warc_members import BLOCK, Members, records
 from pipeline.web._warc_ranges import in_order
 from pipeline.web._warc_sound import CAPTURES, SoundRun
+from pipeline.web.bodies import Undecodable, unpacked
 
 log = logging.getLogger("wenlan")
 
@@ -314,28 +315,15 @@ def _body(record: Any, size: int) -> bytes:
     """Up to `size` bytes of the body of a response, without its transfer and content encodings."""
     http = record.http_headers  # of a resource there are none
     encoding = ((http.get_header("Content-Encoding") if http is not None else "") or "").strip().lower()
-    if encoding != "br":
+    if encoding not in ("br", "zstd"):
         return _read(record.content_stream(), size)
-    record.http_headers.remove_header("Content-Encoding")  # warcio's own Brotli reader is unbounded and raises
-    stream = record.content_stream()
+    record.http_headers.remove_header("Content-Encoding")  # warcio's Brotli reader is unbounded; it has none of zstd
+    packed = _read(record.content_stream(), size + BLOCK)  # what is larger packed is larger unpacked
     record.http_headers.add_header("Content-Encoding", encoding)
     try:
-        import brotli
-    except ImportError:
-        return _read(stream, size)
-    machine, parts, remaining = brotli.Decompressor(), [], size
-    packed = stream.read(BLOCK)
-    while remaining > 0 and not machine.is_finished() and (packed or not machine.can_accept_more_data()):
-        # within the bound: 16 kB of Brotli may unpack to gigabytes. What is not out yet comes on the next call
-        try:
-            part = machine.process(packed if machine.can_accept_more_data() else b"", output_buffer_limit=BLOCK)
-        except brotli.error:  # damaged: what came before is the body, as with gzip
-            break
-        parts.append(part[:remaining])
-        remaining -= len(parts[-1])
-        if machine.can_accept_more_data():
-            packed = stream.read(BLOCK)
-    return b"".join(parts)
+        return unpacked(packed, encoding, size, whole=False)  # damaged: what came before is the body, as with gzip
+    except Undecodable:
+        return b""
 
 
 def _read(stream: Any, size: int) -> bytes:

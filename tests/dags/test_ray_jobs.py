@@ -339,7 +339,7 @@ PICTURES = 24
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    """The URL of a loopback site: one page with PICTURES captioned pictures."""
+    """The URL of a loopback site: one page with PICTURES captioned pictures, and one that is too busy to answer."""
     dice = random.Random(1)
     pages: dict[str, tuple[str, bytes]] = {}
     figures = []
@@ -349,12 +349,13 @@ def site() -> Iterator[str]:
         pages[f"/{i}.jpg"] = ("image/jpeg", data.getvalue())
         text = "".join(chr(dice.randrange(0x4E00, 0x6E00)) for _ in range(12))
         figures.append(f"<figure><img src='/{i}.jpg'><figcaption>{text}</figcaption></figure>")
+    figures.append("<a href=/busy>1</a>")
     pages["/"] = ("text/html; charset=utf-8", f"<html><body>{''.join(figures)}</body></html>".encode())
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             kind, body = pages.get(self.path, ("", b""))
-            self.send_response(200 if body else 404)
+            self.send_response(200 if body else 429 if self.path == "/busy" else 404)
             self.send_header("Content-Type", kind or "text/plain")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -36,10 +36,14 @@ def test_a_running_partition_shows_its_figures_and_an_ended_one_nothing(folder: 
         pulse.tell(queue=7)
         observe.count("wenlan_requests", host="a.cn", fate="kept")
         observe.count("wenlan_requests", host="a.cn", fate="timeout")
+        until = time.time() + 60
+        observe.paused("c.cn", "connection", until - 61)
+        observe.paused("b.cn", "status 429", until)
         beat = next_beat(folder)
         assert (beat.partition, beat.done, beat.total, beat.share) == ("00001", 50, 200, 0.25)
         assert beat.counts == {"kept": 28, "bytes": 1_000, "queue": 7}
         assert beat.hosts == {"a.cn": {"kept": 1, "failed": 1}}
+        assert beat.pauses == {"b.cn": ["status 429", until]}, "pauses that are over are forgotten"
         assert beat.rates["done"] > 0
         assert beat.left_seconds == pytest.approx(150 / beat.rates["done"])
     assert pulse.beats(folder) == []
@@ -69,7 +73,7 @@ def test_a_short_partition_writes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_a_killed_worker_left_is_disregarded_after_a_while_and_can_be_cleared(folder: Folder) -> None:
-    said = {"seconds": 1.0, "done": 5, "total": 9, "counts": {}, "rates": {}, "hosts": {}}
+    said = {"seconds": 1.0, "done": 5, "total": 9, "counts": {}, "rates": {}, "hosts": {}, "pauses": {}}
     place = folder / pulse.PULSE
     place.write_json("old.json", {"at": time.time() - 2 * pulse.LOST_S, **said})
     place.write_json("new.json", {"at": time.time(), **said})

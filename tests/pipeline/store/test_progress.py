@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -29,6 +32,17 @@ def test_a_crawl_shows_pages_images_queue_and_the_time_that_its_last_site_takes(
     assert now.left_seconds == 990.0
     line = "50 of 1,100 pages, 200 images, 3 failed, 51.0 kB/s, 1,890 queued, 0 of 2 partitions, 16 min left"
     assert now.line() == line
+
+
+def test_hosts_that_are_paused_are_named_with_reason_and_end_and_those_of_before_are_not() -> None:
+    now = time.time()
+    first = replace(beat(1, 9), pauses={"a.cn": ("status 429", now + 40), "over.cn": ("timeout", now - 1)})
+    second = replace(beat(1, 9), pauses={"a.cn": ("connection", now + 90), "b.cn": ("connection", now + 30)})
+    shown = figures(STAGES["crawl"].main, 2, 0, {}, [first, second], Ran(0, 60.0))
+    assert [(pause.host, pause.reason) for pause in shown.pauses] == [("a.cn", "connection"), ("b.cn", "connection")]
+    end = datetime.fromtimestamp(now + 90, UTC).strftime("%Y-%m-%dT%H:%M")
+    assert f", a.cn paused until {end}" in shown.line()
+    assert shown.line().endswith("left): connection, 1 more paused")
 
 
 def test_where_partitions_wait_the_time_left_is_theirs_too() -> None:

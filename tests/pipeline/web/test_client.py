@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from data_specs.build import BuildSpec
@@ -35,16 +36,23 @@ ANSWERS = {
     "long header": OK + b"X: " + b"x" * 60_000 + b"\r\nContent-Length: 3\r\n\r\nabc",
     "not found": b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nabc",
 }
-FAULTS = {
+BROKEN_OFF = {
     "ends early": OK + b"Content-Length: 9\r\n\r\nabc",
     "chunk that ends early": OK + b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc",
-    "length that is none": OK + b"Content-Length: +3\r\n\r\nabc",
     "hangs up": b"",
+}
+MALFORMED = {
+    "length that is none": OK + b"Content-Length: +3\r\n\r\nabc",
+    "chunk without a size": OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n",
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a longer line": OK + b"X: " + b"x" * 70_000 + b"\r\n\r\nabc",
     "many headers": OK + b"X: y\r\n" * 1_000 + b"\r\nabc",
+    "NUL in a header": OK + b"X: y\0z\r\nContent-Length: 3\r\n\r\nabc",
+    "no gzip": OK + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+    "cut gzip": OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b"abc")[:-9],
+    "unknown encoding": OK + b"Content-Encoding: snappy\r\nContent-Length: 3\r\n\r\nabc",
 }
-CANNED = {**ANSWERS, **FAULTS}
+CANNED = {**ANSWERS, **BROKEN_OFF, **MALFORMED}
 ASKED = Counter[str]()
 
 
@@ -116,12 +124,22 @@ def test_an_answer_is_read_as_the_standard_library_reads_it(port: int, name: str
     assert headers == [(n, " ".join(v.split())) for n, v in expected.headers.items()]
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_what_is_no_answer_is_a_failure_that_may_pass(port: int, name: str) -> None:
+@pytest.mark.parametrize("name", BROKEN_OFF)
+def test_a_connection_that_breaks_off_is_a_failure_that_may_pass(port: int, name: str) -> None:
     outcome = canned(port, name)
     assert isinstance(outcome, RequestFailed)
     assert (outcome.reason.value, outcome.retry.transient) == ("connection", True)
+    assert (outcome.refusal is None) is (name != "hangs up"), "a host that began to answer does not refuse"
     assert ASKED[name] == 1, "asking again is for the caller, at the pace of the host"
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_response_is_final_for_its_page_alone(port: int, name: str) -> None:
+    outcome = canned(port, name)
+    assert isinstance(outcome, RequestFailed)
+    assert (outcome.reason.value, outcome.retry.transient, outcome.refusal) == ("bad_response", False, None)
+    assert not outcome.host_is_down
+    assert ASKED[name] == 1
 
 
 def test_an_address_cannot_smuggle_a_second_request(serve: Any) -> None:
@@ -129,7 +147,7 @@ def test_an_address_cannot_smuggle_a_second_request(serve: Any) -> None:
     spec = spec_of(web.host, obey_robots=False)
     urls = [web.url(path) for path in ("/a b", "/a\r\nX: y", "/a HTTP/1.1\r\n\r\nGET /b", "/é")]
     assert {str(outcome) for outcome in ask(spec, *urls)} == {
-        "connection: the URL contains characters that HTTP cannot send"
+        "bad_url: the URL contains characters that HTTP cannot send"
     }
     assert web.asked == []
 
@@ -172,10 +190,12 @@ def test_a_body_is_read_within_its_cap_packed_or_not(serve: Any) -> None:
         "/bomb": (200, {"Content-Encoding": "gzip"}, gzip.compress(zeros)),
         "/fits": (200, {"Content-Encoding": "gzip"}, gzip.compress(zeros[:200_000])),
         "/damaged": (200, {"Content-Encoding": "gzip"}, b"\xff" * 99),
-        "/br": (200, {"Content-Encoding": "br"}, b"\xff" * 99),
+        "/br": (200, {"Content-Encoding": "br"}, pa.Codec("brotli").compress(zeros[:200_000], asbytes=True)),
+        "/zstd": (200, {"Content-Encoding": "zstd"}, pa.Codec("zstd").compress(zeros, asbytes=True)),
     }
     urls = [web.url(path) for path in web.pages][1:]
-    assert told(ask(spec_of(web.host), *urls, kind=kind)) == ["too_large", "too_large", 200, "connection", "connection"]
+    outcomes = told(ask(spec_of(web.host), *urls, kind=kind))
+    assert outcomes == ["too_large", "too_large", 200, "bad_response", 200, "too_large"]
     cut = ask(spec_of(web.host), *urls[:2], kind=Kind("*/*", "gzip", 200_000, whole=False))
     assert [outcome.body for outcome in cut if isinstance(outcome, Response)] == [zeros[:200_000]] * 2
 

@@ -64,7 +64,7 @@ def test_each_page_that_fails_is_told_with_its_reason(serve, make_build, monkeyp
         "/untyped": ((200, {"Content-Type": ""}, b"%PDF-1.7"), "not_html"),
         "/endless.html": (endless, "too_large"),
         "/bomb.html": ((200, {"Content-Encoding": "gzip"}, bomb), "too_large"),
-        "/damaged.html": ((200, {"Content-Encoding": "gzip"}, b"\xff" * 99), "connection"),
+        "/damaged.html": ((200, {"Content-Encoding": "gzip"}, b"\xff" * 99), "bad_response"),
         "/hangup.html": (hang_up, "connection"),
         "/out.html": ((302, {"Location": inside.url("/secret.html")}, b""), "http_status"),
         "/file.html": ((302, {"Location": "file:///etc/passwd"}, b""), "http_status"),
