@@ -19,6 +19,7 @@ import errno
 import logging
 import math
 import os
+import re
 import resource
 import shutil
 import socket
@@ -44,6 +45,9 @@ from pipeline.store.partitions import reading, timed
 from pipeline.watchdog import Watchdog
 
 log = logging.getLogger("wenlan")
+
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+"""Colours that Ray puts into tracebacks."""
 
 RunPartition = Callable[[Build, str], None]
 """Does one partition of a stage and commits it: (build, partition)."""
@@ -123,6 +127,7 @@ class Cluster:
 
         if not ray.is_initialized():
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # lines of workers go into log files, too
             quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
             if self._address:
                 _join(ray, self._address, quiet)
@@ -362,7 +367,7 @@ def _wait_for(ray: Any, ref: Any, name: str) -> None:
             raise cause from None
         if isinstance(cause, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
             raise StageError(name, _no_room(cause)) from None
-        log.error("%s", e)  # the remote traceback: it is a fault of ours, not of the input
+        log.error("%s", _COLOURS.sub("", str(e)))  # the remote traceback: it is a fault of ours, not of the input
         raise StageError(name, f"failed: {type(cause).__name__}: {_first_line(cause)}") from None
     except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as e:
         raise StageError(name, _no_room(e)) from None

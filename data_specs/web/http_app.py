@@ -16,6 +16,7 @@ Needs `starlette` and `limits` (extras serve and studio).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -26,6 +27,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
+
+DRAINED = 64 * 2**20
+"""Bytes of a refused body that are read beyond its limit."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -89,15 +93,17 @@ def guarded(
     hosts: tuple[str, ...] = LOOPBACK,
     limits: Limits | None = None,
     open_paths: tuple[str, ...] = (),
+    probes: tuple[str, ...] = (),
     once: Iterable[str] = (),
 ) -> App:
     """An application behind the checks of this module.
 
     token: None for a server that everyone who reaches it may use. hosts: names in the Host header, without the port;
-    "*" for any. open_paths: answered without a token, for probes (`/health`). once: further tokens, each good for one
-    link, for a browser that is started with it: other users of a machine see how programs are started.
+    "*" for any. open_paths: answered without a token: a page's own files. probes: likewise, and under any name: a probe
+    (`/health`) calls by an address that cannot be listed. once: further tokens, each good for one link, for a browser
+    that is started with it: other users of a machine see how programs are started.
     """
-    return _Guarded(app, token, hosts, limits or Limits(), open_paths, once)
+    return _Guarded(app, token, hosts, limits or Limits(), open_paths, probes, once)
 
 
 class _Refused(Exception):
@@ -116,9 +122,11 @@ class _Guarded:
         hosts: tuple[str, ...],
         limits: Limits,
         open_paths: tuple[str, ...],
+        probes: tuple[str, ...],
         once: Iterable[str],
     ) -> None:
-        self._app, self._token, self._limits, self._open, self._once = app, token, limits, open_paths, list(once)
+        self._app, self._token, self._limits, self._once = app, token, limits, list(once)
+        self._probes, self._open = frozenset(probes), frozenset((*open_paths, *probes))
         self._hosts = frozenset(host.lower() for host in hosts)
         self._rate = None if limits.per_minute is None else _Rate(limits.per_minute)
 
@@ -128,7 +136,7 @@ class _Guarded:
         if scope["type"] != "http":  # neither server speaks WebSocket
             return await send({"type": "websocket.close", "code": 1008})
         headers = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
-        answer, body = _Answer(send), _Body(self._limits, receive)
+        answer, body = _Answer(send), _Body(self._limits, receive, waits=b"expect" in headers)
         try:
             self._check_caller(scope, headers)
             link = self._link_with_token(scope)
@@ -142,13 +150,13 @@ class _Guarded:
             refused = body.refused or error
             if answer.begun or not isinstance(refused, _Refused):
                 raise
-            await _refuse(refused, answer.send)
+            await _refuse(refused, body, answer.send)
         else:
             if body.refused is not None and not answer.begun:
-                await _refuse(body.refused, answer.send)
+                await _refuse(body.refused, body, answer.send)
 
     def _check_caller(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        if scope["path"] in self._open:  # a probe calls by an address that cannot be listed
+        if scope["path"] in self._probes:
             return
         named = headers.get(b"host", b"").decode("latin-1").lower()
         host = re.sub(r":\d*$", "", named)
@@ -236,12 +244,14 @@ class _Rate:
 class _Body:
     """A request's body, counted and timed as it arrives.
 
+    waits: whether the client sends it only when asked for it (Expect: 100-continue).
     refused: why it was cut off. An application may catch what `receive` raises and answer something of its own (FastAPI
     says 400), so that the reason is kept here.
     """
 
-    def __init__(self, limits: Limits, receive: Receive) -> None:
+    def __init__(self, limits: Limits, receive: Receive, waits: bool) -> None:
         self._limits, self._receive, self._bytes, self._whole = limits, receive, 0, False
+        self._waits = waits
         self._until: float | None = None
         self.refused: _Refused | None = None
 
@@ -254,23 +264,36 @@ class _Body:
         if self._whole:  # the next message is the client's disconnect, which may wait
             return await self._receive()
         try:
-            message = await self._in_time()
+            message = await self._next()
         except TimeoutError:
             text = f"the request's body did not arrive within {self._limits.body_seconds:g} s"
             self.refused = _Refused(408, text, "slow_body")
             raise self.refused from None
-        self._bytes += len(message.get("body", b""))
         if self._bytes > self._limits.body_bytes:
             self.refused = self._too_large()
             raise self.refused
-        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
-    async def _in_time(self) -> Message:
+    async def drain(self) -> None:
+        """Read what remains of the body, and drop it, within DRAINED bytes and the time limit.
+
+        Clients that send all of a body before they read take an answer with unread bytes behind it for a reset.
+        """
+        if self._waits and not self._bytes:
+            return
+        with contextlib.suppress(TimeoutError):
+            while not self._whole and self._bytes <= self._limits.body_bytes + DRAINED:
+                await self._next()
+
+    async def _next(self) -> Message:
+        """The next part of the body. Raises TimeoutError once the time for all of it is over."""
         now = asyncio.get_running_loop().time()
         if self._until is None:
             self._until = now + self._limits.body_seconds
-        return await asyncio.wait_for(self._receive(), max(self._until - now, 0.001))
+        message = await asyncio.wait_for(self._receive(), max(self._until - now, 0.001))
+        self._bytes += len(message.get("body", b""))
+        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
 
     def _too_large(self) -> _Refused:
         return _Refused(413, f"the request's body is larger than {self._limits.body_bytes} bytes", "body_too_large")
@@ -296,12 +319,14 @@ class _Answer:
         await self._send(message)
 
 
-async def _refuse(refused: _Refused, send: Send) -> None:
+async def _refuse(refused: _Refused, rest: _Body, send: Send) -> None:
+    """Answer with a refusal, once the rest of the request's body is read, as far as it is."""
+    await rest.drain()
     body = json.dumps(error_body(refused.status, refused.message, code=refused.code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if refused.retry_after is not None:
         headers.append((b"retry-after", str(refused.retry_after).encode()))
-    if refused.status in (408, 413):  # the rest of the body may still be on its way, and is not read
+    if refused.status in (408, 413):  # the rest of the body may still be on its way
         headers.append((b"connection", b"close"))
     if refused.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wenlan")
 
+MAX_CELL = 200
+"""Characters of a cell of a table: a longer one loses its middle. --json has all of it."""
+
 Commands = Any
 """argparse's action that holds the subcommands; its type is private."""
 
@@ -153,8 +156,16 @@ class _Table(Table):
     """A table whose cells are text as it is: pages and paths have square brackets, and worse."""
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
-        texts = [Text(printable_line(shown(cell))) if isinstance(cell, str) else cell for cell in cells]
+        texts = [Text(_shortened(printable_line(shown(cell)))) if isinstance(cell, str) else cell for cell in cells]
         super().add_row(*texts, **options)
+
+
+def _shortened(text: str) -> str:
+    """A text of at most MAX_CELL characters: a URL is told by its beginning and its end."""
+    if len(text) <= MAX_CELL:
+        return text
+    end = MAX_CELL // 4
+    return f"{text[: MAX_CELL - end - 1]}…{text[-end:]}"
 
 
 def table_of(title: str, *columns: str) -> Table:

@@ -166,7 +166,7 @@ class Folder:
             self.take(Path(scratch), name)
         except OSError as e:
             hint = f"; {MAKE_ROOM}" if e.errno in DISK_FULL else ""
-            raise StoreError(self.at(name), f"cannot be written ({e.strerror or e}){hint}") from e
+            raise StoreError(self.at(name), f"cannot be written ({self._cause(e)}){hint}") from e
         finally:
             if scratch:
                 Path(scratch).unlink(missing_ok=True)
@@ -308,7 +308,17 @@ class Folder:
             Path(self.url).mkdir(parents=True, exist_ok=True)
             return Path(self.at("_lock")).open("a")
         except OSError as e:
-            raise StoreError(self.url, f"cannot be written ({e.strerror or e})") from e
+            raise StoreError(self.url, f"cannot be written ({self._cause(e)})") from e
+
+    def _cause(self, error: OSError) -> str:
+        """Why the folder is not writable, in words: mkdir says `File exists` of a link that leads nowhere."""
+        place = Path(self.url)
+        for folder in (place, *place.parents) if self.is_local else ():
+            if folder.is_symlink() and not folder.exists():
+                return (
+                    f"{folder} is a link to {folder.readlink()}, which does not exist; create that or remove the link"
+                )
+        return error.strerror or str(error)
 
     def scratch(self) -> str:
         """A local folder for unfinished files, on the same disk as this folder if that is local: a rename suffices."""

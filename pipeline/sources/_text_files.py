@@ -29,7 +29,7 @@ from pipeline.records import encodable
 from pipeline.texts import charset
 
 AUTO = "auto"
-PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
+PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$", re.IGNORECASE)
 """The suffix of a packed table."""
 
 HEAD = 256 * 1024

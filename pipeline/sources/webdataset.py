@@ -133,7 +133,11 @@ class WebDataset(FileSource):
             raise
         except Exception as e:
             if row < 0 or isinstance(e, no_damage()):
-                hint = "; decompress it, since pictures are read by their offsets" if file.endswith(_PACKED) else ""
+                hint = (
+                    "; decompress it, since pictures are read by their offsets"
+                    if file.lower().endswith(_PACKED)
+                    else ""
+                )
                 raise SourceError(file, f"source {self.name}: not a readable tar ({reason(e)}){hint}") from None
             log.warning("%s: truncated or damaged after %d samples (%s); using those", file, row + 1, reason(e))
             yield self.unreadable(f"{shard}, after {row + 1} samples", row + 1, e)

@@ -202,7 +202,7 @@ def _http_date(value: str) -> datetime.datetime | None:
     """The moment that an HTTP date names, None for any other text."""
     try:
         when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
 

@@ -63,7 +63,7 @@ def parse(body: bytes, cap: int = MAX_BYTES) -> tuple[list[str], list[str]]:
             (pages if tag == "url" else further).append(url)
             if len(pages) + len(further) >= MAX_URLS:
                 break
-    except (ElementTree.ParseError, LookupError):  # damaged, or in an encoding that Python does not know
+    except (ElementTree.ParseError, LookupError, ValueError):  # damaged, or in an encoding that expat does not read
         pass
     return [url for url in pages if url], [url for url in further if url]
 

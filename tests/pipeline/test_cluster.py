@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -274,12 +275,19 @@ def test_a_full_disk_is_told_by_its_folder_and_any_other_fault_of_the_system_by_
 
 
 _DRIVER = """
-import os, sys, time
-from pipeline.cluster import Cluster
+import contextlib, os, sys, time
+from pipeline import observe
+from pipeline.cluster import Cluster, _wait_for
+from pipeline.errors import StageError
 from pipeline.watchdog import MARK
+observe.log_as("text")
 cluster = Cluster(workers=1)
 ray = cluster.start()
-ray.get(ray.remote(lambda: 1).remote())  # there is a worker
+def failing():
+    print("a line of a worker", file=sys.stderr)
+    raise ValueError("planted")
+with contextlib.suppress(StageError):
+    _wait_for(ray, ray.remote(failing).remote(), "measure")
 ray.remote(lambda: time.sleep(600)).remote()
 time.sleep(4)  # the watchdog looks every two seconds at what has started
 print("up", MARK in os.environ, flush=True)
@@ -302,7 +310,8 @@ def _watchdogs(driver: int) -> list[str]:
 def _driver() -> subprocess.Popen[str]:
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", _DRIVER], stdin=pipe, stdout=pipe, text=True, env=env)
+    words = [sys.executable, "-c", _DRIVER]
+    return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
 
 
 def _up(driver: subprocess.Popen[str]) -> dict[int, bytes]:
@@ -314,12 +323,17 @@ def _up(driver: subprocess.Popen[str]) -> dict[int, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are known by /proc")
-def test_nothing_outlives_a_killed_driver_by_ten_seconds() -> None:
+def test_nothing_outlives_a_killed_driver_by_ten_seconds_and_what_its_workers_said_is_plain() -> None:
     with _driver() as driver:
         started = _up(driver)
         assert any(b"ray::" in title for title in started.values())
         driver.kill()
         driver.wait()
+        assert driver.stderr is not None
+        said = driver.stderr.read()
+        assert "a line of a worker" in said
+        assert "ValueError: planted" in said
+        assert re.findall(r"\x1b|\\x1b", said) == [], "colours do not belong into a log"
         for _ in range(100):  # ten seconds of this process, which stands still when the machine does
             if not (remaining := [pid for pid in started if is_running(pid)]):
                 break

@@ -98,6 +98,7 @@ def sides(data: bytes, max_pixels: int) -> tuple[int, int]:
     """(width, height) of a picture by its header. Raises UnreadableImage, also above `max_pixels`."""
     from PIL import Image
 
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would make a picture that is too large one that it cannot read
     try:
         with Image.open(io.BytesIO(data), formats=(*FORMATS, "JPEG")) as image:
             width, height = int(image.width), int(image.height)

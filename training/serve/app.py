@@ -37,8 +37,8 @@ from training.serve.service import Service
 LOG = logging.getLogger(__name__)
 
 PAGE = {path.name: path for folder in (PAGE_KIT, Path(__file__).with_name("page")) for path in sorted(folder.glob("*"))}
-OPEN = ("/health", "/", *(f"/page/{name}" for name in PAGE))
-"""Answered without the token: probes, and the page, which holds no secret and asks for the token itself."""
+OPEN = ("/", *(f"/page/{name}" for name in PAGE))
+"""Answered without the token: the page, which holds no secret and asks for the token itself."""
 
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
 
@@ -123,7 +123,10 @@ def protected(app: App, service: Service, token: str | None, hosts: Sequence[str
     limits = Limits(options.body_mb * 2**20, options.body_s, options.per_minute)
     inner = Intake(app, options.bodies_mb * 2**20)
     service.metrics.watch_bodies(lambda: inner.held)
-    return Counted(guarded(inner, token=token, hosts=tuple(hosts), limits=limits, open_paths=OPEN), service.metrics)
+    return Counted(
+        guarded(inner, token=token, hosts=tuple(hosts), limits=limits, open_paths=OPEN, probes=("/health",)),
+        service.metrics,
+    )
 
 
 def _add_errors(app: FastAPI) -> None:

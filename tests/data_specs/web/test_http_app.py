@@ -1,16 +1,20 @@
 """Checks before every request of wenlan's servers, asked of a real one on loopback."""
 
 import asyncio
+import http.client
+import json
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from data_specs.web import http_app
 from data_specs.web.http_app import Limits, error_body, guarded, is_loopback, new_token
 from tests.processes import wait_until
 
@@ -68,7 +72,7 @@ def running(**options: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def closed() -> Iterator[str]:
     """A server that wants the token."""
-    with running(token=TOKEN, open_paths=("/health",)) as url:
+    with running(token=TOKEN, open_paths=("/open",), probes=("/health",)) as url:
         yield url
 
 
@@ -100,6 +104,7 @@ def test_without_the_token_only_open_paths_answer(closed):
     assert code(get(f"{closed}/page?token=guess")) == (401, "token")
     assert get(f"{closed}/page", headers=BEARER).json() == {"word": ""}
     assert get(f"{closed}/health").json() == {"ok": True}
+    assert get(f"{closed}/open").status_code == 404, "the application answers"
 
 
 def test_the_link_with_the_token_gives_a_cookie_and_leads_to_itself_without(closed):
@@ -115,7 +120,7 @@ def test_the_link_with_the_token_gives_a_cookie_and_leads_to_itself_without(clos
 
 def test_a_link_that_a_browser_is_started_with_works_once():
     once = new_token()
-    with running(token=TOKEN, open_paths=("/health",), once=[once]) as url:
+    with running(token=TOKEN, once=[once]) as url:
         assert code(get(f"{url}/page", headers={"authorization": f"Bearer {once}"})) == (401, "token")
         with httpx.Client(timeout=PATIENCE_S, verify=_NO_TLS) as browser:
             assert browser.get(f"{url}/page?token={once}").status_code == 303
@@ -127,7 +132,9 @@ def test_a_link_that_a_browser_is_started_with_works_once():
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "127.0.0.1.evil.example"])
 def test_a_name_that_is_not_served_is_refused_whatever_it_brings(closed, host):
-    assert code(get(f"{closed}/page", headers={**BEARER, "host": host})) == (421, "wrong_host")
+    for path in ("/page", "/open"):
+        assert code(get(f"{closed}{path}", headers={**BEARER, "host": host})) == (421, "wrong_host")
+    assert get(f"{closed}/health", headers={"host": host}).json() == {"ok": True}, "a probe knows no name"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +157,36 @@ def test_a_body_that_is_too_large_is_refused_with_and_without_its_length(narrow)
     assert code(post(f"{narrow}/json", content=chunks, headers=content)) == (413, "body_too_large")
 
 
+@pytest.mark.parametrize("headers", [{}, {"host": "evil.example"}])
+def test_a_refusal_is_read_by_clients_that_send_all_of_a_body_first(narrow, headers):
+    """http.client, and with it urllib and requests: it got a reset."""
+    place = urlsplit(narrow)
+    for body in (b"x" * 20_000_000, iter([b"x" * 1_000_000] * 20)):
+        client = http.client.HTTPConnection(place.hostname, place.port, timeout=PATIENCE_S)
+        client.request("POST", "/bytes", body, headers, encode_chunked=not isinstance(body, bytes))
+        answer = client.getresponse()
+        expected = (421, "wrong_host") if headers else (413, "body_too_large")
+        assert (answer.status, json.load(answer)["error"]["code"]) == expected
+        client.close()
+
+
+def test_a_refused_body_is_not_read_without_end(narrow, monkeypatch):
+    monkeypatch.setattr(http_app, "DRAINED", 1_000_000)
+    place = urlsplit(narrow)
+    with socket.create_connection((place.hostname, place.port), timeout=PATIENCE_S) as client:
+        client.sendall(b"POST /bytes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999999999\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            client.sendall(b"x" * 200_000_000)
+
+
+def test_a_client_that_asks_before_it_sends_is_refused_at_once(narrow):
+    place = urlsplit(narrow)
+    with socket.create_connection((place.hostname, place.port), timeout=PATIENCE_S) as client:
+        head = b"POST /bytes HTTP/1.1\r\nHost: 127.0.0.1\r\nExpect: 100-continue\r\nContent-Length: 999999\r\n\r\n"
+        client.sendall(head)
+        assert client.makefile("rb").readline().startswith(b"HTTP/1.1 413 ")
+
+
 @pytest.mark.slow
 def test_a_body_that_comes_slowly_is_refused_in_time():
     with running(token=None, limits=Limits(body_bytes=1000, body_seconds=0.5)) as hasty:
@@ -165,7 +202,7 @@ def test_a_body_that_comes_slowly_is_refused_in_time():
 
 @pytest.mark.usefixtures("one_minute")
 def test_a_client_that_asks_too_often_is_told_when_to_come_back():
-    with running(token=None, limits=Limits(per_minute=3), open_paths=("/health",)) as url:
+    with running(token=None, limits=Limits(per_minute=3), probes=("/health",)) as url:
         answers = [get(f"{url}/page") for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 60

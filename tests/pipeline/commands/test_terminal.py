@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands import terminal
-from pipeline.commands.terminal import Bars, say, show, table_of
+from pipeline.commands.terminal import MAX_CELL, Bars, say, show, table_of
 from pipeline.pulse import Beat
 from pipeline.stages import STAGES
 from pipeline.store.build_json import Cost, StageResult
@@ -85,6 +85,15 @@ def test_a_title_can_neither_command_the_terminal_nor_add_a_line(capsys: pytest.
     table.add_row(EVIL, "1")
     show(table)
     assert [line.split("  ")[0].rstrip() for line in capsys.readouterr().err.splitlines()] == ["t", "title", SEEN]
+
+
+def test_a_long_cell_loses_its_middle_and_no_figure_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    table = table_of("t", "example", "n")
+    table.add_row(f"http://a.cn/{'x' * 15_000}.jpg", "17")
+    show(table)
+    row = capsys.readouterr().err.splitlines()[-1]
+    assert len(row) < MAX_CELL + 20
+    assert re.fullmatch(r"http://a\.cn/x+…x+\.jpg +17", row.rstrip())
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -82,6 +83,16 @@ def test_a_file_whose_making_fails_leaves_what_was_there_and_nothing_else(place:
         raise KeyError
     assert folder.read("a") == b"before"
     assert folder.names() == ["a"]
+
+
+def test_a_link_that_leads_nowhere_is_named_with_its_target(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("/nowhere/x")
+    said = f"cannot be written ({tmp_path}/out is a link to /nowhere/x, which does not exist; "
+    for folder in (Folder(str(tmp_path / "out")), Folder(str(tmp_path / "out/build"))):
+        with pytest.raises(StoreError, match=re.escape(said)):
+            folder.write("a", b"x")
+        with pytest.raises(StoreError, match=re.escape(said)):
+            folder.lock_file()
 
 
 def test_what_cannot_be_read_is_named(place: str) -> None:

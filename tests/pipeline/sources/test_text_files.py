@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.sources._text_files import (
     HEAD,
     MAX_ROW,
+    PACKED,
     Encoding,
     encoding_of,
     head_of,
@@ -94,8 +95,10 @@ def test_a_table_in_utf8_with_broken_rows_stays_utf8() -> None:
     assert encoding_of(("好" * HEAD).encode()[:HEAD], whole=False) == "utf-8"  # cut within a character
 
 
-def test_a_compressed_table_is_told_by_what_is_in_it(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv.gz"
+@pytest.mark.parametrize("name", ["t.csv.gz", "T.CSV.GZ"])
+def test_a_compressed_table_is_told_by_what_is_in_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    assert PACKED.sub("", name).lower() == "t.csv"
     path.write_bytes(gzip.compress("文件,说明\na.jpg,雪后的黄山日出\n".encode("gb18030")))
     with opened(str(path), "auto") as (rows, encoding):
         assert (encoding, list(rows)[1]) == ("gb18030", "a.jpg,雪后的黄山日出\n")

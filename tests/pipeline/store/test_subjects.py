@@ -94,8 +94,11 @@ def test_what_is_ambiguous_or_unknown_is_one_line(build: Build, tmp_path: Path) 
     }.items():
         with pytest.raises(WenlanError, match=said):
             exactly(named, [build])
-    with pytest.raises(SpecError, match="expected a URL, a file, or at least 8 digits"):
-        subject_of("abc", [build])
+    for named in ("abc", "x" * 256, "a" * 256, "北" * 300, "a\0b"):
+        with pytest.raises(SpecError, match="expected a URL, a file, or at least 8 digits"):
+            subject_of(named, [build])
+    for named in (f"{'x' * 256}.jpg", f"file:///{'x/' * 3_000}", "a\0.jpg", "file:///\0"):
+        assert not subject_of(named, [build]).fetch_ids, "a name that no file can have"
 
 
 @pytest.mark.slow

@@ -128,6 +128,7 @@ def test_a_question_that_is_none_is_one_line(built: Build, client_of: Connect) -
     for path in (
         "rows?offset=-1", "rows?limit=100000", "rows?sort=pos;drop", "rows?leader=x", "item?pos=1", "item?pos=x&g=y",
         "thumb?pos=1&g=x&side=0", "why", "why?named=", f"rows?q={'长' * 2_001}", "similar?text=x", "job?number=99",
+        f"why?named={'x' * 256}", "why?named=x%00y",
     ):  # fmt: skip
         answer = client.get(f"/api/{path}")
         assert answer.status_code in (400, 409), path

@@ -10,7 +10,7 @@ import sys
 from urllib.parse import urljoin
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
@@ -96,6 +96,16 @@ def test_the_user_agent_is_one_line_of_ascii():
 )
 def test_retry_after(value, seconds):
     assert policy.retry_after_seconds(value) == seconds
+
+
+@given(
+    st.one_of(st.text(max_size=40), st.from_regex(r"Wed, [0-9]{1,12} Oct [0-9]{1,30} [0-9:]{1,20} [+-]?[0-9]{1,12}"))
+)
+@example("Wed, 21 Oct 99999999 07:28:00 GMT")
+@example("Wed, 21 Oct 99999999999999999999 07:28:00 GMT")
+def test_whatever_stands_in_retry_after_is_seconds_or_nothing(value):
+    seconds = policy.retry_after_seconds(value, value)
+    assert seconds is None or seconds >= 0
 
 
 @pytest.mark.parametrize("hours", [-24 * 365 * 50, -5, 0, 30])

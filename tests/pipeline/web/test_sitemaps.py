@@ -26,6 +26,14 @@ def test_an_unknown_charset_is_read_as_utf8():
     assert sitemaps.parse(body) == (["http://a.test/中"], [])
 
 
+@pytest.mark.parametrize("charset", ["gb2312", "utf-7", "idna", "undefined", "x" * 5_000])
+@pytest.mark.parametrize("spaces", [1, 300, 3_000])
+def test_a_declaration_of_any_length_is_no_fault(charset, spaces):
+    declared = f"<?xml version='1.0'{' ' * spaces}encoding='{charset}'?>"
+    body = f"{declared}<urlset><url><loc>http://a.test/</loc></url></urlset>"
+    assert sitemaps.parse(body.encode()) in ((["http://a.test/"], []), ([], []))
+
+
 def test_of_a_damaged_file_the_entries_before_the_damage_are_read():
     assert sitemaps.parse(sitemap("http://a.test/", "http://a.test/b")[:-20]) == (["http://a.test/"], [])
 

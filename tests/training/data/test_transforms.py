@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data.transforms import UnreadableImage, decode, input_boxes, picture, square
+from training.data.transforms import UnreadableImage, decode, input_boxes, picture, sides, square
 
 
 def test_boxes_are_clipped_and_empty_ones_left_out() -> None:
@@ -120,6 +120,13 @@ def test_a_bomb_is_unreadable_by_its_header_alone(number: int, full: bool, devic
         picture(BOMBS[number], 64, full=full, device=device)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("number", range(len(BOMBS)))
+def test_a_bomb_has_too_many_pixels_whatever_pillow_allows(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)  # as before anything was decoded
+    with pytest.raises(UnreadableImage, match=r"^\d{5} x \d{5} pixels, more than the 100,000,000 allowed$"):
+        sides(BOMBS[number], 100_000_000)
 
 
 @pytest.mark.parametrize(
