@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import posixpath
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -169,7 +170,7 @@ def misleads(place: str, manifest: str) -> str:
     """Reason not to open a place that an untrusted manifest or latest.json names; "" if it is safe.
 
     Builds lie on disks and in object stores; on any other server only where the file itself comes from there. A
-    relative place is one in the folder of a copy.
+    relative place is one in the folder of a copy, or below the folder in which STORE lies (`placed`).
     """
     if "://" in place or "::" in place:  # fsspec opens `github::` too
         own = "::" not in place and place.split("/", 3)[:3] == manifest.split("/", 3)[:3]
@@ -177,9 +178,31 @@ def misleads(place: str, manifest: str) -> str:
             stores = ", ".join(f"{scheme}://" for scheme in sorted(_STORES))
             where = f"disks, object stores ({stores}) and the server that it comes from"
             return f"names {place!r}: a release may only refer to {where}"
-    elif not place.startswith("/") and ".." in place.split("/"):
-        return f"names {place!r}, which is outside its folder"
+    elif not place.startswith("/"):
+        in_store = manifest.split("/")[-3:-2] == ["datasets"]
+        if ".." in (place.removeprefix(FROM_RELEASE) if in_store else place).split("/"):
+            return f"names {place!r}, which is outside its folder"
     return ""
+
+
+FROM_RELEASE = "../../../"
+"""From the folder of a release, STORE/datasets/NAME, to the one in which STORE lies."""
+
+
+def placed(place: str, base: str) -> str:
+    """The path or URL of a place that a manifest in the folder `base` names; "" for "".
+
+    Relative to the manifest are the builds of a copy, and those below the folder in which STORE lies.
+    """
+    if not place or place.startswith("/") or "://" in place:
+        return place
+    if not place.startswith(".."):
+        return posixpath.join(base, place)
+    if "://" not in base:
+        return posixpath.normpath(posixpath.join(os.path.realpath(base), place))  # as the disk follows `..`
+    scheme, _, rest = base.rpartition("://")
+    server, _, path = rest.partition("/")
+    return f"{scheme}://{server}{posixpath.normpath(f'/{path}/{place}')}"
 
 
 class FileDigest(_Model):
@@ -212,8 +235,8 @@ class ShardFiles(_Model):
 class ReleasedBuild(_Model):
     """A build of a release.
 
-    folder: where its shards lie: an absolute path or a URL, or in a copy relative to the manifest. out: BUILD, where
-    its decisions and its report lie; "" in a copy. revision, content_digest: those of its own manifest.
+    folder: where its shards lie, a path or a URL; in the file it may be relative to the manifest. out: BUILD, likewise,
+    where its decisions and its report lie; "" in a copy. revision, content_digest: those of its own manifest.
     """
 
     build_id: str
@@ -312,7 +335,9 @@ def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def parse_manifest(data: bytes | str, name: str, own: bool = False) -> Manifest:
-    """Read a manifest. `name` is its path or URL, for error messages. own: it is trusted.
+    """Read a manifest. `name` is its path or URL: places that it names relative to itself are given as they lie.
+
+    own: it is trusted.
 
     Raises ContractError for invalid JSON, missing fields, a schema version above SCHEMA_VERSION, and builds at places
     that it must not lead to (`misleads`), unless it is our own.
@@ -323,7 +348,7 @@ def parse_manifest(data: bytes | str, name: str, own: bool = False) -> Manifest:
     except ValueError:  # what is wrong is found below; and whatever strictness refused is read there
         manifest = None
     if manifest is not None and manifest.schema_version <= SCHEMA_VERSION:
-        return manifest if own else _led_nowhere_else(manifest, name)
+        return _with_places(manifest, name, own)
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of more than 4,300 digits
@@ -341,15 +366,18 @@ def parse_manifest(data: bytes | str, name: str, own: bool = False) -> Manifest:
         first = e.errors()[0] if hasattr(e, "errors") else {"loc": (), "msg": str(e)}
         where = ".".join(str(part) for part in first["loc"])
         raise ContractError(f"{name}: {where}: {first['msg']}") from None
-    return manifest if own else _led_nowhere_else(manifest, name)
+    return _with_places(manifest, name, own)
 
 
-def _led_nowhere_else(manifest: Manifest, name: str) -> Manifest:
-    """The same. Raises ContractError for a release that leads where none does."""
+def _with_places(manifest: Manifest, name: str, own: bool) -> Manifest:
+    """The same, with the places of its builds. Raises ContractError for a release that leads where none does."""
+    base, builds = posixpath.dirname(name), list[ReleasedBuild]()
     for build in manifest.builds:
-        if why := misleads(build.folder, name) or misleads(build.out, name):
+        if not own and (why := misleads(build.folder, name) or misleads(build.out, name)):
             raise ContractError(f"{name}: {why}")
-    return manifest
+        places = {"folder": placed(build.folder, base), "out": placed(build.out, base)}
+        builds.append(build.model_copy(update=places))
+    return manifest.model_copy(update={"builds": tuple(builds)}) if builds else manifest
 
 
 def read_manifest(path: Path) -> Manifest:

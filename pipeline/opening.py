@@ -79,10 +79,7 @@ def _store_of(folder: Folder, known: Mapping[str, Any]) -> str:
 
     Another one would not know of it: a takedown there would leave it out.
     """
-    beside, noted = folder.at("store"), str(known.get("store", ""))
-    if not noted or (Store(beside).version() and not Store(noted).version()):  # moved with the STORE in its folder
-        return beside
-    return noted
+    return build_json.store_of(folder, known) if known.get("store") else folder.at("store")
 
 
 def _snapshot(named: str, spec: BuildSpec, known: Mapping[str, Any], begins: int) -> str:

@@ -75,7 +75,10 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:
-    releases = _releases(_store(args), args.dataset)
+    from pipeline.publish import dataset
+
+    store = _store(args)
+    releases = _releases(store, args.dataset)
     manifest = releases.read(args.number)
     if args.urls:
         return {"urls": _urls(releases, manifest, args.urls)}
@@ -84,9 +87,12 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
         row = [build.build_id, build.snapshot, str(build.revision), f"{sum(build.samples.values()):,}", build.folder]
         table.add_row(*row)
     show(table)
+    away = dataset.unreachable(store, manifest.builds)
+    for line in away.values():
+        say(line)
     say(f"splits: {', '.join(f'{name} {n:,}' for name, n in manifest.samples.items())}")
     say(f"detectors: {', '.join(manifest.detectors) or 'none'}; content digest {manifest.content_digest}")
-    return _summary(manifest)
+    return {**_summary(manifest), "unreachable": list(away.values())}
 
 
 def _urls(releases: Releases, manifest: Manifest, split: str) -> list[str]:

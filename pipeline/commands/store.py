@@ -246,14 +246,35 @@ def _regions(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_store(commands: Commands) -> None:
-    what = "delete builds that STORE knows"
-    examples = ("wenlan-data store delete builds/1 --store store",)
-    parser = commands.add_parser("store", help=what, description=what, examples=examples)
+    what = "report to STORE that builds were moved, or delete one"
+    move, delete = (
+        "wenlan-data store move builds /mnt/builds --store store",
+        "wenlan-data store delete builds/1 --store store",
+    )
+    parser = commands.add_parser("store", help=what, description=what, examples=(move, delete))
     actions = parser.add_subparsers(required=True, metavar="ACTION")
+    what = "correct STORE and its releases after a build, or a folder of builds, was moved"
+    moved = command(actions, "move", _move, what, move)
+    moved.add_argument("old", metavar="OLD", help="the folder as STORE knows it")
+    moved.add_argument("new", metavar="NEW", help="where it is now")
     what = "delete a build and its place in the dataset, or report that its folder was deleted"
-    delete = command(actions, "delete", _delete, what, *examples)
-    delete.add_argument("build", metavar="BUILD", help="a build's folder, which may be gone")
-    _add_store(delete)
+    deleted = command(actions, "delete", _delete, what, delete)
+    deleted.add_argument("build", metavar="BUILD", help="a build's folder, which may be gone")
+    for action in (moved, deleted):
+        _add_store(action)
+
+
+def _move(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.takedown import places
+
+    require("jinja2")  # which fills in the cards of releases
+    answer = places.move(_store(args), args.old, args.new)
+    for out in answer["builds"]:
+        say(f"{out}: noted")
+    for name, numbers in answer["releases"].items():
+        if numbers:
+            say(f"dataset {name}: corrected releases {', '.join(map(str, numbers))}")
+    return answer
 
 
 def _delete(args: argparse.Namespace) -> dict[str, Any]:

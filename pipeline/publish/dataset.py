@@ -48,10 +48,16 @@ _Part = tuple[ReleasedBuild, Sequence[ShardFiles]]
 
 
 def check(build: Build) -> None:
-    """Raise StoreError if the newest release is not one that the build continues, or makes again as a whole."""
-    current = build.store.releases(build.spec.name).latest().current
+    """Raise StoreError if the newest release is not one that the build continues, or makes again as a whole.
+
+    Or if a build that the next release would list is unreachable, which is named.
+    """
+    releases = build.store.releases(build.spec.name)
+    current = releases.latest().current
     if current is None:
         return
+    if current.generation == build.generation:
+        _check_reachable(build, _others(build, releases.read()))
     now = f"dataset {build.spec.name} is now at generation {current.generation}"
     if not build.made_from:
         if current.generation != build.generation:
@@ -85,6 +91,26 @@ def check_faces(build: Build) -> None:
         if blurs:
             raise StoreError(build.build_id, f"blurs faces, but {where} keeps them; {remedy}")
         raise StoreError(build.build_id, f"keeps faces, but {where} blurs them; set shards.faces: blur, or {remedy}")
+
+
+def unreachable(store: Store, builds: Sequence[ReleasedBuild]) -> dict[str, str]:
+    """A line for each of these builds that is not in its folder, by its id: what it has, and what to do."""
+    return {
+        own.build_id: f"{own.out}: {own.build_id} with {sum(own.samples.values()):,} samples is unreachable: "
+        f"{store.unreachable(own.out)}"
+        for own in builds
+        if own.out and not Folder(own.out).exists(build_json.NAME)
+    }
+
+
+def _check_reachable(build: Build, parts: Sequence[_Part]) -> None:
+    """Raise StoreError if a release with these builds would list a folder that is not there."""
+    if lines := unreachable(build.store, [own for own, _ in parts]):
+        raise StoreError(build.build_id, f"not published, since its release would list {_and(lines)}")
+
+
+def _and(lines: Mapping[str, str]) -> str:
+    return "; and ".join(lines.values())
 
 
 def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -> Manifest:
@@ -156,7 +182,7 @@ def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifes
             return None
         if _left(store, before.builds) == set():
             return before  # `leave_out` withdrew it
-        parts = _as_they_are(before.builds)
+        parts = _as_they_are(store, before.builds)
         if tuple(entry for entry, _ in parts) == before.builds:
             withdrawn = releases.latest()
             if withdrawn.withdrawn and withdrawn.current is not None:
@@ -224,7 +250,7 @@ def rollback(store: Store, dataset: str, number: int) -> Manifest:
     releases = store.releases(dataset)
     with store.lock():
         earlier = releases.read(number)
-        return _next(releases, releases.read(), _as_they_are(earlier.builds), like=earlier)
+        return _next(releases, releases.read(), _as_they_are(store, earlier.builds), like=earlier)
 
 
 def _next(
@@ -238,13 +264,14 @@ def _next(
     like = like or before
     release = _composed(before.dataset, like.generation, before, parts, like, like.images)
     newest = release.builds[-1]
-    spec = (specs or {}).get(newest.build_id) or _spec_of(newest.out)
+    spec = (specs or {}).get(newest.build_id) or spec_of(newest.out)
     files = card.release_files(spec, release)
     releases.make_newest(releases.prepare(release, files))
     return release
 
 
-def _spec_of(out: str) -> BuildSpec:
+def spec_of(out: str) -> BuildSpec:
+    """The spec of a build of a release. Raises StoreError."""
     folder = Folder(out)
     try:
         return BuildSpec.model_validate(folder.read_json("build.json")["spec"])
@@ -253,8 +280,10 @@ def _spec_of(out: str) -> BuildSpec:
         raise StoreError(folder.at("build.json"), why) from None
 
 
-def _as_they_are(builds: Sequence[ReleasedBuild]) -> list[_Part]:
-    """Builds with the shards that they have now."""
+def _as_they_are(store: Store, builds: Sequence[ReleasedBuild]) -> list[_Part]:
+    """Builds with the shards that they have now. Raises StoreError if one is not in its folder."""
+    if lines := unreachable(store, builds):
+        raise StoreError(builds[0].build_id, f"its release lists {_and(lines)}")
     parts = [_part(*_manifest_of(build.out), build.snapshot, build.out) for build in builds]
     for build, (now, _) in zip(builds, parts, strict=True):
         if now.build_id != build.build_id:
@@ -262,16 +291,24 @@ def _as_they_are(builds: Sequence[ReleasedBuild]) -> list[_Part]:
     return parts
 
 
+def _others(build: Build, before: Manifest | None) -> list[_Part]:
+    """The builds that the release after `before` lists beside a build; one of the same snapshot is replaced by it."""
+    parts = _parts_of(before) if before is not None and before.generation == build.generation else []
+    left = _left(build.store, [part[0] for part in parts])
+    place = place_of(build.shards.url)
+    return [
+        part
+        for part in parts
+        if part[0].build_id in left and part[0].snapshot != build.snapshot and place_of(part[0].folder) != place
+    ]
+
+
 def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Manifest:
     """The release after `before` with a build in it: the last, or in the place of one of the same snapshot."""
-    parts = _parts_of(before) if before is not None and before.generation == build.generation else []
-    own = _part(build.shards, manifest, build.snapshot, build.out)
-    left = _left(build.store, [part[0] for part in parts])
-    parts = [part for part in parts if part[0].build_id in left]
+    own, others = _part(build.shards, manifest, build.snapshot, build.out), _others(build, before)
+    _check_reachable(build, others)
     if build.store.releases(build.spec.name).latest().withdrawn:  # a takedown may have changed what `before` lists
-        parts = [_as_it_is(part) for part in parts]
-    place = place_of(build.shards.url)
-    others = [part for part in parts if part[0].snapshot != build.snapshot and place_of(part[0].folder) != place]
+        others = [_as_it_is(part) for part in others]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
     same_images = before is None or not others or before.images == manifest.images
     images = manifest.images if same_images else None
@@ -364,6 +401,8 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
     if why := releases.latest().withdrawn:
         raise StoreError(releases.folder.url, f"withdrawn: {why}")
     release = releases.read(number)
+    if lines := unreachable(store, release.builds):
+        raise StoreError(f"release {release.release} of {dataset}", f"lists {_and(lines)}")
     if out.names():
         raise StoreError(out.url, "not empty; a copy needs a new folder")
     with out.emptied_on_failure():
@@ -382,7 +421,7 @@ def _copied(releases: Releases, release: Manifest, out: Folder) -> Manifest:
             if leaves_folder(file.path) or leaves_folder(shard.build):
                 raise StoreError(releases.folder.url, f"lists {file.path!r}, which is outside its folder")
             _copy_file(source, place, file)
-    spec = _spec_of(release.builds[-1].out)
+    spec = spec_of(release.builds[-1].out)
     builds = tuple(build.model_copy(update={"folder": build.build_id, "out": ""}) for build in release.builds)
     copied = release.model_copy(update={"builds": builds})
     for name, data in card.release_files(spec, copied).items():
@@ -390,10 +429,15 @@ def _copied(releases: Releases, release: Manifest, out: Folder) -> Manifest:
     return copied
 
 
+_MISSING = "missing, but the release lists it; restore it, or copy another release"
+
+
 def _copy_file(source: Folder, place: Folder, file: FileDigest) -> None:
     """Link or copy one file. Raises StoreError if it is not what the release lists, by its size."""
+    if not source.exists(file.path):
+        raise StoreError(source.at(file.path), _MISSING)
     with source.local(file.path) as path:
-        if not path.exists() or path.stat().st_size != file.bytes:
+        if path.stat().st_size != file.bytes:
             raise StoreError(
                 source.at(file.path), "not the file that the release lists; was something taken down since?"
             )

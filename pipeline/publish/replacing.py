@@ -77,7 +77,7 @@ def withdraw(build: Build) -> None:
     """
     known, place = build_json.read(build.folder), _published_in(build)
     with build_json.sole_owner(build):
-        store = Store(known["store"]) if "store" in known else build.store
+        store = Store(build_json.store_of(build.folder, known)) if "store" in known else build.store
         manifest = _manifest(place) if place is not None else None
         names = {known.get("build_id", ""), manifest.build_id if manifest else ""} - {"", build.build_id}
         if store.version():

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from data_specs.shard import SHARD_SCHEMA, SPLITS, FileDigest, Manifest, ShardFiles, content_digest, leaves_folder
 from data_specs.storage.whole_files import sha256_of
 from pipeline.files.folder import Folder
+from pipeline.publish.dataset import unreachable
 from pipeline.publish.shard_content import (
     PER_FILE,
     Faces,
@@ -56,9 +57,11 @@ def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str
         Store(store).must_exist()
     store = store or dataset.store
     across = _AcrossShards(Store(store).takedowns() if store else Takedowns())
-    faults = [*_manifest_faults(dataset.manifest), *_unnamed_shards(dataset)]
+    away = unreachable(Store(dataset.store), dataset.manifest.builds) if dataset.store else {}
+    faults = [*away.values(), *_manifest_faults(dataset.manifest), *_unnamed_shards(dataset)]
     for shard in dataset.manifest.shards:
-        faults += _shard_faults(dataset, shard, quick, across)
+        if shard.build not in away:
+            faults += _shard_faults(dataset, shard, quick, across)
     return faults + across.faults()
 
 

@@ -12,6 +12,7 @@ from data_specs.shard import ContractError
 from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.report import drift
+from pipeline.store import build_json
 from pipeline.store.store import Store
 
 WIDE, HIGH = 220.0, 44.0
@@ -91,7 +92,7 @@ def _newest(name: str, reports: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not build.exists("build.json"):
         return None
     try:
-        current = Store(build.read_json("build.json")["store"]).releases(name).latest().current
+        current = Store(build_json.store_of(build, build.read_json("build.json"))).releases(name).latest().current
     except (KeyError, ContractError, StoreError):
         return None
     if current is None:

@@ -169,7 +169,7 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Map
             when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
             outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **when)
     for tar, rows in sorted(by_tar.items()):
-        for row, data in _bytes_of(tar, rows):
+        for row, data in _bytes_of(build.store.place(tar), rows):
             outcomes[row["fetch_id"]] = spool.add(data, row["fetched_at"], row["etag"])
     return outcomes
 

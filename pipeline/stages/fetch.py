@@ -277,7 +277,7 @@ def _write_tar(path: Path, urls: dict[str, str], outcomes: dict[str, Outcome], s
 
 def _remember(build: Build, rows: pa.Table, tar: str) -> None:
     """Put what was asked for over the network into STORE/fetched, for later builds."""
-    url, limits = build.stage("fetch").folder.at(tar), limits_digest(build.spec)
+    url, limits = build.store.noted(build.stage("fetch").folder.at(tar)), limits_digest(build.spec)
     rows = rows.filter(pc.not_equal(rows["reason"], DropReason.FORGOTTEN.value))  # what was taken down is not kept
     more = (pc.if_else(rows["ok"], url, ""), pa.repeat(limits, len(rows)))
     build.store.fetched().put(pa.table([*rows.columns, *more], schema=CACHE_SCHEMA))

@@ -18,7 +18,7 @@ import functools
 import importlib.metadata
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_specs.build import BuildSpec
-from data_specs.shard import MANIFEST, ContractError, parse_manifest
+from data_specs.shard import MANIFEST, ContractError, parse_manifest, placed
 from data_specs.spec_file import describe
 from data_specs.storage.store_lock import LockedError, is_held, locked
 from pipeline import pulse
@@ -157,10 +157,38 @@ def reopen(out: str, stages: Stages) -> Build:
     except KeyError:
         raise StoreError(folder.at(NAME), NO_RECORD) from None
     try:
-        build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"], stages=stages)
+        store = Store(store_of(folder, known))
+        build = Build(spec, folder.url, store, known["build_id"], known["snapshot"], stages=stages)
         return replace(build, **reads_of(known), fingerprints=fingerprints_of(known))
     except (AttributeError, KeyError, TypeError):
         raise StoreError(folder.at(NAME), NO_RECORD) from None
+
+
+def store_of(folder: Folder, known: Mapping[str, Any]) -> str:
+    """The STORE of the build in a folder, from its build.json: beside it if both were moved, else where it was.
+
+    Raises KeyError where none is noted.
+    """
+    noted: str = known["store"]
+    beside = placed(known.get("store_from_here", ""), folder.url)
+    return beside if beside and beside != noted and Folder(beside).exists("store.json") else noted
+
+
+def _store_from(build: Build) -> str:
+    """The path from a build's folder to its STORE, if the build lies below the folder in which STORE lies; else ""."""
+    noted, name = build.store.noted(build.out), build.store.url.rpartition("/")[2]
+    if noted.startswith("/") or "://" in noted:
+        return ""
+    return "../" * len([part for part in noted.split("/") if part != "."]) + name
+
+
+def relocate(folder: Folder, moved: Callable[[str], str], store: str = "") -> None:
+    """Correct where other builds lie, in a build's folder. moved: where a path or URL lies now. store: its STORE."""
+    known = read(folder)
+    made_from = [{**own, "out": moved(own["out"])} for own in known.get("made_from", ())]
+    now = known | ({"made_from": made_from} if made_from else {}) | ({"store": store} if store else {})
+    if now != known:
+        folder.write_json(NAME, now)
 
 
 def as_it_lies(build: Build) -> Build:
@@ -219,6 +247,7 @@ def note(build: Build, *results: PassResult, running: Running | None = None) -> 
         "spec_digest": build.spec.digest,
         "spec": _without_passwords(build.spec.model_dump(mode="json")),
         "store": build.store.url,
+        "store_from_here": _store_from(build),
         "identities": list(build.identities),
         "identity_revision": build.identity_revision,
         "generation": build.generation,

@@ -93,7 +93,16 @@ class Cache:
         return f"{max(time.time_ns(), behind):020d}-{uuid.uuid4().hex[:8]}.parquet"
 
     def forget(self, removed: Callable[[pa.Table], pa.Array]) -> int:
-        """Remove rows from all commits; returns how many. removed: a mask over the rows of a table.
+        """Remove rows from all commits; returns how many. removed: a mask over the rows of a table."""
+
+        def remaining(rows: pa.Table) -> pa.Table | None:
+            stays = rows.filter(pc.invert(removed(rows)))
+            return stays if stays.num_rows < rows.num_rows else None
+
+        return self.change(remaining)
+
+    def change(self, changed: Callable[[pa.Table], pa.Table | None]) -> int:
+        """Replace the rows of commits; returns how many rows went. changed: rows with the same keys or fewer, or None.
 
         The only case in which a commit changes: it is replaced under its name, so that the index stays as it is. By one
         process at a time: two, such as a takedown and `gc`, would each bring back what the other has removed.
@@ -105,8 +114,8 @@ class Cache:
             for name in self.commits():
                 with self.folder.local(name) as path:
                     rows = read_parquet(path)
-                remaining = rows.filter(pc.invert(removed(rows)))
-                if remaining.num_rows < rows.num_rows:
+                remaining = changed(rows)
+                if remaining is not None:
                     count += rows.num_rows - remaining.num_rows
                     self._commit(remaining, name)
         return count

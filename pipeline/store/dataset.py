@@ -66,7 +66,8 @@ class Dataset:
         """
         build = self.build or Folder(self.shards.url.rpartition("/")[0])
         if not self.manifest.dataset and build.exists("build.json"):
-            return str(build_json.read(build).get("store", ""))
+            known = build_json.read(build)
+            return build_json.store_of(build, known) if known.get("store") else ""
         place = self.shards.url.removesuffix(f"/datasets/{self.manifest.dataset}")
         return place if place != self.shards.url and Folder(place).exists("store.json") else ""
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from data_specs.release import LATEST, BuildName, Latest, Pending, ReleaseName, parse_latest
-from data_specs.shard import Manifest, parse_manifest, pretty_manifest
+from data_specs.shard import FROM_RELEASE, Manifest, parse_manifest, pretty_manifest
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder, read_url
+from pipeline.files.folder import Folder, noted_in, read_url, root_of
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,15 @@ class Releases:
         return sum(own.samples for own in current.builds if own.snapshot != snapshot and own.build_id in among)
 
     def prepare(self, manifest: Manifest, files: Mapping[str, bytes]) -> ReleaseName:
-        """Write a release's manifest, and the files beside it, where no reader looks yet."""
-        data = pretty_manifest(manifest)
+        """Write a release's manifest, and the files beside it, where no reader looks yet.
+
+        Builds below the folder in which STORE lies are named relative to the manifest.
+        """
+        noted = (
+            own.model_copy(update={"folder": self._noted(own.folder), "out": self._noted(own.out)})
+            for own in manifest.builds
+        )
+        data = pretty_manifest(manifest.model_copy(update={"builds": tuple(noted)}))
         for name, content in files.items():
             self.folder.write(f"{manifest.release:06d}/{name}", content)
         self.folder.write(file_name(manifest.release), data)
@@ -111,6 +118,42 @@ class Releases:
         if self.latest().current is not None:
             self._change(lambda latest: latest.model_copy(update={"withdrawn": why}))
 
+    def relocate(self, moved: Callable[[str], str], files: Callable[[Manifest], Mapping[str, bytes]]) -> list[int]:
+        """Correct the places of builds that were moved in all releases that are kept; returns their numbers.
+
+        moved: where a path or URL lies now. files: the files beside a manifest. Readers are told meanwhile; a kill
+        leaves what the same call finishes.
+        """
+        self._relocate_pending(moved)
+        before = self.latest()
+        releases = {number: self.read(number) for number in self.numbers()}
+        now = {number: _moved(release, moved) for number, release in releases.items()}
+        changed = [number for number in releases if now[number] != releases[number]]
+        if before.current is None or not (changed or before.withdrawn == _MOVING):
+            return []
+        if not before.withdrawn:
+            self.withdraw(_MOVING)
+        names = {number: self.prepare(now[number], files(now[number])) for number in {*changed, before.current.release}}
+        newest = names[before.current.release]
+        withdrawn = "" if before.withdrawn == _MOVING else before.withdrawn
+        self._change(lambda latest: latest.model_copy(update={"current": newest, "withdrawn": withdrawn}))
+        return changed
+
+    def _relocate_pending(self, moved: Callable[[str], str]) -> None:
+        """The same for a manifest that a killed publish has waited for: whether it is there decides what is newest."""
+        data, version = self.folder.read_version(LATEST) or (None, None)
+        latest = parse_latest(data, self.folder.at(LATEST), own=True) if data is not None else None
+        if latest is not None and latest.pending is not None:
+            pending = latest.pending.model_copy(update={"commit": moved(latest.pending.commit)})
+            self._write(latest.model_copy(update={"pending": pending}), version)
+
+    def _noted(self, place: str) -> str:
+        """A path or URL as a manifest notes it."""
+        if not place:
+            return ""
+        noted = noted_in(root_of(self.folder.url.removesuffix(f"/datasets/{self.dataset}")), place)
+        return noted if noted.startswith("/") or "://" in noted else f"{FROM_RELEASE}{noted}"
+
     def _parsed(self, data: bytes | None) -> Latest:
         if data is None:
             return Latest(dataset=self.dataset)
@@ -119,8 +162,23 @@ class Releases:
     def _change(self, change: Callable[[Latest], Latest]) -> None:
         """Rewrite latest.json, from what it says now. Raises StoreError if another process writes it meanwhile."""
         data, version = self.folder.read_version(LATEST) or (None, None)
-        text = json.dumps(change(self._parsed(data)).model_dump(mode="json"), indent=1, ensure_ascii=False)
+        self._write(change(self._parsed(data)), version)
+
+    def _write(self, latest: Latest, version: str | None) -> None:
+        text = json.dumps(latest.model_dump(mode="json"), indent=1, ensure_ascii=False)
         self.folder.replace(LATEST, text.encode() + b"\n", version)
+
+
+_MOVING = "its builds were moved; if no command is running, run wenlan-data store move again"
+
+
+def _moved(release: Manifest, moved: Callable[[str], str]) -> Manifest:
+    """A release with the places of its builds as they are now."""
+    builds = (
+        own.model_copy(update={"folder": moved(own.folder), "out": moved(own.out)}) if own.out else own
+        for own in release.builds
+    )
+    return release.model_copy(update={"builds": tuple(builds)})
 
 
 def file_name(number: int) -> str:

@@ -11,8 +11,9 @@ import datetime
 import fcntl
 import functools
 import hashlib
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,9 +104,34 @@ class Store:
         if before is not None and before["build_id"] == build_id:
             self._write({**before, "revision": None, "published_at": ""})
 
+    def relocate(self, known: Mapping[str, Any], out: str) -> None:
+        """Note that a build lies in another folder now. known: of `known`. The caller holds the lock."""
+        now = {name: value for name, value in known.items() if name != "noted_in"} | {"out": self.noted(out)}
+        self._write(now)
+        if (before := known["noted_in"].rpartition("/")[2]) != self._record_of(out).rpartition("/")[2]:
+            self.folder.delete(f"builds/{before}")
+
+    def relocate_crawls(self, moved: Callable[[str], str]) -> None:
+        """Correct where the last crawl of each site lies. moved: where a path or URL lies now."""
+        crawled = self.folder / "crawled"
+        for name in (name for name in crawled.names() if name.endswith(".json") and not name.startswith(".")):
+            known = crawled.read_json(name)
+            places = {what: self.noted(moved(self.place(known[what]))) for what in ("warc", "table")}
+            if known | places != known:
+                crawled.write_json(name, known | places)
+
     def drop(self, out: str) -> None:
         """Delete the record of a folder, whose build is no longer there."""
         self.folder.delete(self._record_of(out))
+
+    def unreachable(self, out: str) -> str:
+        """What to do about a build that STORE knows, and that is not in its folder."""
+        words, at = shlex.quote(out), f"--store {shlex.quote(self.url)}"
+        return (
+            "the folder is gone, or its disk is not mounted; mount its disk or restore it, and run the same command "
+            f"again; if it was moved, run wenlan-data store move {words} NEW {at}; if it was deleted on purpose, "
+            f"wenlan-data store delete {words} {at}"
+        )
 
     def known(self) -> list[dict[str, Any]]:
         """All builds that were ever begun and not deleted since, oldest snapshot first, one for each folder.

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.files.folder import place_of
 from pipeline.files.tars import TarWriter
 from pipeline.matching.looks import NO_DETAILS, Details
 from pipeline.store.identities import DETAILS, SIGNATURES, write_without
@@ -57,14 +58,9 @@ def _captures(rewrite: Rewrite) -> None:
 
 def _captures_moved(store: Store, stage: StageDir, before: Record, after: Record) -> None:
     """Else the next crawl of a site would ask for everything again."""
-    crawled = store.folder / "crawled"
     at = stage.folder.at
-    places = {at(ref.name): at(after.files[suffix].name) for suffix, ref in before.files.items()}
-    for name in (name for name in crawled.names() if name.endswith(".json") and not name.startswith(".")):
-        known = crawled.read_json(name)
-        now = {what: places.get(str(place), place) for what, place in known.items()}
-        if now != known:
-            crawled.write_json(name, now)
+    places = {place_of(at(ref.name)): at(after.files[suffix].name) for suffix, ref in before.files.items()}
+    store.relocate_crawls(lambda place: places.get(place_of(place), place))
 
 
 def _images(rewrite: Rewrite) -> None:
@@ -90,14 +86,17 @@ def _images(rewrite: Rewrite) -> None:
 
 def _images_moved(store: Store, stage: StageDir, before: Record, after: Record) -> None:
     """Else images that STORE/fetched knew in the old tar would be fetched again."""
-    cache, old, new = store.fetched(), *(stage.folder.at(record.files["tar"].name) for record in (before, after))
+    tars = (store.noted(stage.folder.at(record.files["tar"].name)) for record in (before, after))
+    cache, old, new = store.fetched(), *tars
     if old == new:
         return
     places = {row["fetch_id"]: row["offset"] for row in stage.table(after).to_pylist() if row["ok"]}
     known = cache.get(places)
     if known is not None:
         rows = [
-            {**row, "tar": new, "offset": places[row["fetch_id"]]} for row in known.to_pylist() if row["tar"] == old
+            {**row, "tar": new, "offset": places[row["fetch_id"]]}
+            for row in known.to_pylist()
+            if store.noted(store.place(row["tar"])) == old
         ]
         cache.put(pa.Table.from_pylist(rows, schema=known.schema))
 

@@ -266,11 +266,12 @@ def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
             rows = stage.table(record, columns=["fetch_id", "sha256", "offset", "size"], filters=[("ok", "==", True)])
             places = {row["fetch_id"]: row for row in rows.to_pylist()}
             rows_known = cache.get(places)
-            tar = stage.folder.at(record.files["tar"].name)
+            tar = store.noted(stage.folder.at(record.files["tar"].name))
             new = [
                 {**row, "tar": tar, "offset": places[row["fetch_id"]]["offset"]}
                 for row in (rows_known.to_pylist() if rows_known is not None else ())
-                if row["sha256"] == places[row["fetch_id"]]["sha256"] and place(row["tar"]).startswith(start)
+                if row["sha256"] == places[row["fetch_id"]]["sha256"]
+                and place(store.place(row["tar"])).startswith(start)
             ]
             if new and rows_known is not None:
                 cache.put(pa.Table.from_pylist(new, schema=rows_known.schema))
@@ -314,7 +315,7 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
         return bool(unread) and (tar.startswith(unread) or place_of(tar).startswith(unread))
 
     def lost(rows: pa.Table) -> pa.Array:
-        tars = rows["tar"].to_pylist()
+        tars = [tar and store.place(tar) for tar in rows["tar"].to_pylist()]
         for tar in {tar for tar in tars if tar} - set(missing):
             folder, _, name = tar.rpartition("/")
             missing[tar] = not is_unread(tar) and not Folder(folder).exists(name)

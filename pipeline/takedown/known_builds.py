@@ -38,12 +38,17 @@ def opened(
     for known in store.known() if entries is None else entries:
         out = known["out"]
         try:
-            builds[place_of(out)] = _opened(store, known, stages)
+            build = build_json.reopen(out, stages)
         except StoreError as e:
-            at = f"--store {shlex.quote(store.url)}"
-            moved = f"if it was moved, run wenlan-data store move {shlex.quote(out)} NEW {at}"
-            deleted = f"if it was deleted on purpose, wenlan-data store delete {shlex.quote(out)} {at}"
-            faults[out] = left_out(out, e, f"{_AGAIN}; {moved}; {deleted}")
+            gone = not Folder(out).names()
+            faults[out] = f"{out}: was left out: {store.unreachable(out)}" if gone else left_out(out, e)
+            continue
+        if place_of(build.store.url) == place_of(store.url):
+            builds[place_of(out)] = build
+        else:
+            delete = f"wenlan-data store delete {shlex.quote(out)} --store {shlex.quote(store.url)}"
+            todo = f"run the same command there; to take it out of this STORE, run {delete}"
+            faults[out] = f"{out}: was left out: contains a build of another STORE, {build.store.url}; {todo}"
     return list(builds.values()), list(faults.values())
 
 
@@ -65,15 +70,3 @@ def release_left_out(releases: Releases, fault: Exception) -> str:
     """The line about a dataset whose releases cannot be read."""
     todo = "restore that file, and run the same command again"
     return f"dataset {releases.dataset}: was left out, since its release cannot be read ({fault}); {todo}"
-
-
-def _opened(store: Store, known: Mapping[str, Any], stages: Stages) -> Build:
-    try:
-        build = build_json.reopen(known["out"], stages)
-    except StoreError:
-        if Folder(known["out"]).names():
-            raise
-        raise StoreError(known["out"], "the folder is gone, or its disk is not mounted") from None
-    if place_of(build.store.url) != place_of(store.url):
-        raise StoreError(build.out, f"contains a build of another STORE, {build.store.url}")
-    return build

@@ -297,3 +297,36 @@ def test_a_release_leads_to_no_server_that_fsspec_would_open(place: str) -> None
 )
 def test_a_release_leads_to_disks_object_stores_and_its_own_server(place: str, manifest: str) -> None:
     assert misleads(place, manifest) == ""
+
+
+@pytest.mark.parametrize(
+    ("folder", "base", "place"),
+    [
+        ("/builds/1/shards", "/store/datasets/a", "/builds/1/shards"),
+        ("1", "/copy", "/copy/1"),
+        ("../../../builds/1", "/data/store/datasets/a", "/data/builds/1"),
+        ("../../../builds/1", "/store/datasets/a", "/builds/1"),
+        ("../../../builds/1", "s3://bucket/x/store/datasets/a", "s3://bucket/x/builds/1"),
+        ("../../../builds/1", "s3://bucket/store/datasets/a", "s3://bucket/builds/1"),
+        ("../../../builds/1", "s3://bucket/datasets/a", "s3://bucket/builds/1"),
+        ("", "/copy", ""),
+    ],
+)
+def test_a_release_names_places_relative_to_itself(folder: str, base: str, place: str) -> None:
+    build = {"build_id": "b", "revision": 0, "snapshot": "1", "spec_digest": "", "samples": {}, "content_digest": ""}
+    text = json.dumps(_manifest(builds=[{**build, "folder": folder, "out": folder}]))
+    [own] = parse_manifest(text, f"{base}/000001.json").builds
+    assert (own.folder, own.out) == (place, place)
+
+
+@pytest.mark.parametrize(
+    ("folder", "manifest"),
+    [
+        ("../other", "/copy/manifest.json"),
+        ("../../../builds/1", "/copy/manifest.json"),
+        ("../../../../etc", "/data/store/datasets/a/000001.json"),
+        ("../../../b/../../etc", "/data/store/datasets/a/000001.json"),
+    ],
+)
+def test_a_relative_place_leads_out_of_no_copy_and_not_above_the_folder_of_store(folder: str, manifest: str) -> None:
+    assert "which is outside its folder" in misleads(folder, manifest)
