@@ -96,6 +96,11 @@ class Store:
 
     def register(self, build: Build, revision: int) -> None:
         """Note that a build is published, for `forget` and `gc`. The caller holds the lock."""
+        before = self._find(build.out)
+        if before is not None and (before["build_id"], before["revision"]) == (build.build_id, revision):
+            same = [entry for entry in self.known() if entry["build_id"] == build.build_id]
+            if same[-1]["published_at"] == before["published_at"]:  # published again, and nowhere else since
+                return
         self._note(build, revision, datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"))
 
     def unregister(self, build_id: str, out: str) -> None:
