@@ -353,6 +353,11 @@ class Publish(Spec):
     max_unreadable: Share = Field(
         0.01, description="largest share of a source's pages or candidates on which a parser may fail"
     )
+    max_unaccounted: Share = Field(
+        0.001,
+        description="largest share of a source's files, lines, members or records that are neither candidates nor "
+        "decisions nor known to be something else",
+    )
     max_drop: DropShares = Field(DropShares(), description="largest dropped share per stage, for each source")
     max_drift: float = Field(
         0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.account import Account
 from pipeline.sources import TableSource
 
 
@@ -15,7 +16,7 @@ def put(root: Path, files: dict[str, str | bytes]) -> None:
 
 
 def read(source: TableSource) -> list[Any]:
-    return [row for part in range(source.parts()) for row in source.read(part)]
+    return [row for part in range(source.parts()) for row in source.read(part, Account())]
 
 
 def texts(candidate: Any) -> list[tuple[str, str]]:

@@ -117,6 +117,7 @@ FLOORS = (
     ("urls",),
     ("errors",),
     ("files", "records"),
+    ("account",),
     ("advice", "memory", "pulse"),
     ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
     ("detectors", "features", "filters", "matching", "pages", "sources"),

@@ -34,6 +34,9 @@ FATES = ("seen", "kept", "dropped", "known")
 BESIDE_EXAMPLES = 34
 """Characters of a line that the rules of the table of reasons, its stages and its counts take."""
 
+SHOWN_OTHERS = 4
+"""Kinds of input that is neither a candidate nor a decision which are named."""
+
 SHOWN_CHARACTERS = 80
 """Length at which `explain` cuts a value."""
 
@@ -84,14 +87,13 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
             results.append(result)
             bars.done(result)
     show(_funnel(results))
+    raw = _show_input(build)
     reasons = _show_reasons(build, results)
     too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
     if too_deep:
         say(f"crawl: skipped {too_deep:,} linked pages beyond the max_depth of their site")
     for result in results:
         _say_lost(result.name, result.funnel)
-        if pictures := result.funnel.get("pictures"):
-            say(f"{result.name}: {pictures:,} pictures are stored in the WARC files themselves")
     if last == "report":
         say(f"report: {build.folder.at('report/index.html')}")
     answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
@@ -104,6 +106,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
         answer["diff"] = generations.show_change(build)
     answer["stages"] = [dataclasses.asdict(result) for result in results]
     answer["reasons"] = reasons
+    answer["input"] = raw
     answer["seconds"] = round(time.monotonic() - started, 2)
     return answer
 
@@ -194,7 +197,33 @@ def _funnel(results: list[StageResult]) -> Table:
             continue
         counts = [f"{r.funnel[k]:,}" if k in r.funnel else "" for k in FATES]
         table.add_row(r.name, *counts, "-" if r.skipped else f"{r.ran}/{r.partitions}", f"{r.seconds:.1f}")
+        if missed := r.funnel.get("unaccounted"):
+            table.add_row("unaccounted", "", "", f"{missed:,}")
     return table
+
+
+def _show_input(build: Build) -> dict[str, Any]:
+    """Show what became of the raw input of each source, and places of what is unaccounted for; returned for --json."""
+    from pipeline.report.funnel import accounts
+
+    found = accounts(build)
+    rows = [(name, unit, units) for name, account in found.items() for unit, units in account]
+    if not rows:
+        return {}
+    table = table_of("raw input", "source", "unit", "met", "candidates", "decisions", "other", "unaccounted")
+    table.columns[1].justify = "left"
+    for name, unit, units in rows:
+        counts = (units.met, units.candidates, units.decisions, units.named.total(), units.unaccounted)
+        table.add_row(name, unit, *(f"{count:,}" for count in counts))
+    show(table)
+    for name, unit, units in rows:
+        if units.named:
+            others = ", ".join(f"{count:,} {what}" for what, count in units.named.most_common(SHOWN_OTHERS))
+            say(f"{name}: other {unit}: {others}")
+        if units.unaccounted:
+            examples = f", for example {', '.join(units.examples)}" if units.examples else ""
+            say(f"{name}: {units.unaccounted:,} {unit} are neither candidates nor decisions{examples}")
+    return {name: account.as_json() for name, account in found.items()}
 
 
 def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, Any]]:
@@ -301,7 +330,8 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import opening
     from pipeline.store import build_json
 
-    status = build_json.status(opening.reopen(args.build))
+    build = opening.reopen(args.build)
+    status = build_json.status(build)
     table = table_of(status["build_id"], "stage", "state", "partitions", *FATES[1:], "seconds", "CPU seconds")
     for name, stage in status["stages"].items():
         of = "" if stage["partitions"] is None else f"{stage['committed']}/{stage['partitions']}"
@@ -309,9 +339,12 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
         counts = [f"{funnel[k]:,}" if k in funnel else "" for k in FATES[1:]]
         took = [f"{v:.1f}" if v is not None else "" for v in (stage.get("seconds"), cost.get("cpu_seconds"))]
         table.add_row(name, stage["state"], of, *counts, *took)
+        if missed := funnel.get("unaccounted"):
+            table.add_row("unaccounted", "", "", "", f"{missed:,}")
     show(table)
     for name, stage in status["stages"].items():
         _say_lost(name, stage.get("funnel", {}))
+    status["input"] = _show_input(build)
     if status["running"]:
         say(_activity(status))
         _show_hosts(status["running"]["hosts"], status["running"]["pauses"])

@@ -26,6 +26,7 @@ import fsspec
 from data_specs.build import SpecError
 from data_specs.shard import TEXT_KINDS, SourceKind, Text
 from data_specs.storage.object_store import StorageError
+from pipeline.account import Account
 from pipeline.commands.columns import guess_columns
 from pipeline.errors import SourceError
 from pipeline.files.inputs import Lines, expand, files_below, first_bytes, reason
@@ -358,7 +359,7 @@ def _measured(
         read = {**options, "path": files[:1]}
     source = configure("sources", kind, {"name": name, "source_kind": source_kind, **read}, TableSource)
     source.token()  # a listing that the plug-in keeps is of the folder as it is now
-    parts = itertools.chain.from_iterable(source.read(part) for part in range(source.parts()))
+    parts = itertools.chain.from_iterable(source.read(part, Account()) for part in range(source.parts()))
     entries = list(itertools.islice(parts, LOOKED_AT))
     candidates = [entry for entry in entries if isinstance(entry, Candidate)]
     texts = tuple(text for candidate in candidates for text in candidate.texts)
@@ -403,7 +404,7 @@ def _rows(file: str) -> Iterator[dict[str, Any]]:
         with opened(file, AUTO) as (f, _):
             lines = Lines(f)
             if suffix in (".csv", ".tsv"):
-                separator, header, rows = head_of(lines, None, "\t" if suffix == ".tsv" else ",")
+                separator, header, rows, _ = head_of(lines, None, "\t" if suffix == ".tsv" else ",")
                 cells = csv.DictReader(rows, header, "", "", delimiter=separator)
                 yield from itertools.islice(cells, LOOKED_AT)
                 return

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.account import Account
 from pipeline.records import DropReason
 from pipeline.store.build import Build
 from pipeline.store.partitions import REMOVED_LATER
@@ -130,6 +131,12 @@ def kept_captures(build: Build) -> Counts:
         if record.partition not in read:
             counts[record.partition, "crawl", ""] += record.counts["kept"]
     return {key: n for key, n in counts.items() if n}
+
+
+def accounts(build: Build) -> dict[str, Account]:
+    """What each source met in units of its own, by its name; empty before extract is finished, and once it expired."""
+    found = build.stage("extract").find_reduced() if "extract" in build.fingerprints else None
+    return {name: Account.of_json(values) for name, values in (found or {}).items()}
 
 
 def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> list[str]:

@@ -4,6 +4,8 @@
     min_new, max_drop_share          of the whole build
     max_unreadable                   of each source: pages and rows on which a parser failed; many are a fault of ours.
                                      Of all sources together: images on which a detector failed
+    max_unaccounted                  of each source and unit of its input (files, lines, members ...): what neither a
+                                     candidate nor a decision nor a name accounts for (`pipeline.account`)
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
     max_drift                        of each distribution of the report against the baseline (`pipeline.report.drift`)
     max_domain_share, max_fallback_share, min_regions
@@ -32,12 +34,13 @@ from typing import Any
 
 from data_specs.build import BuildSpec, DropShares, SpecError
 from pipeline import observe
+from pipeline.account import Account
 from pipeline.advice import advice_for
 from pipeline.errors import ApprovalError, GateError
 from pipeline.filters import ImageFilter, TextFilter, image_filters, text_filters
 from pipeline.records import DropReason
 from pipeline.report import drift
-from pipeline.report.funnel import Funnel, StageFunnel, top_reasons
+from pipeline.report.funnel import Funnel, StageFunnel, accounts, top_reasons
 from pipeline.store import approval
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, Stages
@@ -73,7 +76,16 @@ def names(stages: Stages) -> list[str]:
     """Every gate there is, in the order in which they are judged."""
     named = DropShares.model_fields
     of_stages = [f"max_drop.{s.name}" for s in stages.values() if s.name in named or s.max_drop is not None]
-    return ["min_samples", "min_new", "max_drop_share", "max_unreadable", *of_stages, *FIGURE_GATES, "approve"]
+    return [
+        "min_samples",
+        "min_new",
+        "max_drop_share",
+        "max_unreadable",
+        "max_unaccounted",
+        *of_stages,
+        *FIGURE_GATES,
+        "approve",
+    ]
 
 
 def judge(
@@ -84,15 +96,18 @@ def judge(
     report: dict[str, Any] | None = None,
     held: int = 0,
     undetected: tuple[int, int] = (0, 0),
+    of_sources: Mapping[str, Account] | None = None,
 ) -> list[Gate]:
     """Every gate but `approve`, in the order of `names`; a stage at which no source can be judged has none.
 
     held: samples that the dataset holds without this build.
     report: the figures of report.json, with `drift` if there is a baseline; without them FIGURE_GATES are left out, and
-    so are those of them that the spec does not set. undetected: what `read_undetected` returns.
+    so are those of them that the spec does not set. undetected: what `read_undetected` returns. of_sources: their
+    accounts.
     """
     figures = [] if report is None else list(_figures(spec, report))
     whole = [*_whole(spec, candidates, held), *_unreadable(spec, candidates, captures, undetected)]
+    whole += _unaccounted(spec, of_sources or {})
     return [*whole, *_of_stages(spec, stages, candidates, captures), *figures]
 
 
@@ -137,8 +152,8 @@ def verdict(
     """The verdict on a build. approved: a person asked, which is what `approve: manual` waits for, as for a word in
     build.json that approves. A word that refuses holds it back all the same."""
     report = drift.read(build.out, build.build_id)
-    undetected = read_undetected(build)
-    judged = judge(build.spec, build.stages, candidates, captures, report, build.held, undetected)
+    of_input = read_undetected(build), accounts(build)
+    judged = judge(build.spec, build.stages, candidates, captures, report, build.held, *of_input)
     asked = [] if report is not None else [name for name in FIGURE_GATES if _is_set(build.spec, name)]
     manual = build.spec.publish.approve == "manual" and "approve" not in accept
     word = approval.last(build) if manual else None
@@ -253,6 +268,25 @@ def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel, undetecte
     }
     worst, faults = max(judged), tuple(says[entry] for entry in judged if entry[0] > limit)
     yield Gate("max_unreadable", f"{worst[3]} {worst[0]:.1%}", f"≤ {limit:.1%}", says[worst], faults)
+
+
+def _unaccounted(spec: BuildSpec, accounts: Mapping[str, Account]) -> Iterator[Gate]:
+    """One gate if anything is unaccounted for, about the source and unit that stand worst."""
+    limit = spec.publish.max_unaccounted
+    judged: list[tuple[float, str]] = []  # (share, sentence)
+    worst = 0.0, ""
+    for source, account in accounts.items():
+        for unit, units in account:
+            if units.unaccounted and units.met >= spec.publish.judged_from:
+                examples = f"; for example {', '.join(units.examples)}" if units.examples else ""
+                said = (
+                    f"{units.unaccounted:,} of {units.met:,} {unit} of {source} are unaccounted for ({units.share:.2%})"
+                )
+                judged.append((units.share, f"{said}, the spec allows {limit:.2%}{examples}"))
+                worst = max(worst, (units.share, f"{source} {units.share:.2%}"))
+    if judged:
+        faults = tuple(said for share, said in judged if share > limit)
+        yield Gate("max_unaccounted", worst[1], f"≤ {limit:.2%}", max(judged)[1], faults)
 
 
 def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:

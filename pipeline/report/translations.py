@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 
+from pipeline.account import Named
 from pipeline.store.stage import Stages
 
 REASONS = {
@@ -104,6 +105,32 @@ KINDS = {
 }
 """English and Chinese words of each kind of text."""
 
+INPUT = {
+    "files": ("files", "个文件"),
+    "lines": ("lines", "行"),
+    "rows": ("rows", "行"),
+    "members": ("members", "个成员"),
+    "records": ("records", "条记录"),
+    "images": ("images", "处图像"),
+    "entries": ("entries", "个条目"),
+    Named.HIDDEN: (Named.HIDDEN, "隐藏文件"),
+    Named.BESIDE: (Named.BESIDE, "图片的文本"),
+    Named.ALONE: (Named.ALONE, "没有图片的文本"),
+    Named.DOCUMENT: (Named.DOCUMENT, "文档"),
+    Named.TABLE: (Named.TABLE, "表格"),
+    Named.HEADER: (Named.HEADER, "表头行"),
+    Named.BLANK: (Named.BLANK, "空行"),
+    Named.LINK: (Named.LINK, "目录与链接"),
+    Named.MEMBER: (Named.MEMBER, "样本的其他成员"),
+    Named.METADATA: (Named.METADATA, "元数据"),
+    Named.OTHER_RECORD: (Named.OTHER_RECORD, "请求与元数据"),
+    Named.PICTURE: (Named.PICTURE, "WARC 中的图片"),
+    Named.REVISIT: (Named.REVISIT, "重复记录"),
+    Named.WITHOUT_PICTURE: (Named.WITHOUT_PICTURE, "没有图片的页面"),
+    Named.OTHER_PAGE: (Named.OTHER_PAGE, "未选取的页面"),
+}
+"""English and Chinese words of units of the raw input, and of what is neither a candidate nor a decision."""
+
 _N = r"([\d.,]*\d%?)"
 _THINGS = {"pages": "页面", "candidates": "候选", "images (by a detector)": "图像（检测器）"}
 
@@ -126,6 +153,11 @@ _PHRASES = [
             r"\1 阶段丢弃来源 \4 的 \3 个候选中的 \2 个（\5）",
         ),
         (rf"{_N} of {_N} (pages|candidates|images \(by a detector\)) of (.+?) are unreadable \({_N}\)", _unreadable),
+        (
+            rf"{_N} of {_N} (\w+) of (.+?) are unaccounted for \({_N}\)",
+            lambda m: f"{m[4]} 的 {m[2]} {INPUT.get(m[3], m.groups()[2:3] * 2)[1]}中 {m[1]} 去向不明（{m[5]}）",
+        ),
+        (r"for example", "例如"),
         (r"the log has a traceback of each kind", r"日志中每类错误有一份回溯"),
         (rf"the primary texts of {_N} of the samples are fallbacks", r"\1 的样本主文本为替补"),
         (rf"{_N} of the samples come from (\S+?)(?=,)", r"\1 的样本来自 \2"),
@@ -213,12 +245,12 @@ _PHRASES = [
 
 def en(name: str) -> str:
     """The English words of a reason or a kind of text; the name itself for a stage, and for an unknown reason."""
-    return (REASONS.get(name) or KINDS.get(name) or (name,))[0]
+    return next((words[name][0] for words in (REASONS, KINDS, INPUT) if name in words), name)
 
 
 def zh(name: str, stages: Stages) -> str:
     """The Chinese name of a stage, a reason or a kind of text; the name itself where there is none."""
-    return stages[name].zh if name in stages else (REASONS.get(name) or KINDS.get(name) or (name,))[-1]
+    return stages[name].zh if name in stages else next((w[name][1] for w in (REASONS, KINDS, INPUT) if name in w), name)
 
 
 def evidence_zh(evidence: str) -> str:

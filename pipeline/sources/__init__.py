@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 
 from data_specs.build import BuildSpec, SourceRef, within
 from data_specs.shard import SourceKind
+from pipeline.account import Account, Units
 from pipeline.files.inputs import expand, has_globs, version
 from pipeline.plugins import Plugin, configure
 from pipeline.records import Candidate, Decision, DropReason, drop
@@ -102,8 +103,11 @@ class RangeSource(PageSource):
         """Number of parts; follows from the content that `token` stands for."""
         raise TypeError(f"{type(self).__name__} must say its parts")
 
-    def ranges(self, part: int) -> Iterator[PageRange | Decision]:
-        """The pages of one part in a stable order; a Decision for each without a place. Raises SourceError."""
+    def ranges(self, part: int, account: Account) -> Iterator[PageRange | Decision]:
+        """The pages of one part in a stable order; a Decision for each without a place. Raises SourceError.
+
+        account: gets what else the part holds.
+        """
         raise TypeError(f"{type(self).__name__} must say where its pages lie")
 
 
@@ -114,8 +118,12 @@ class TableSource(Source):
         """Number of parts; follows from the content that `token` stands for."""
         raise TypeError(f"{type(self).__name__} must say its parts")
 
-    def read(self, part: int) -> Iterator[Candidate | Decision]:
-        """Candidates of one part in a stable order; a Decision for every other row. Raises SourceError."""
+    def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
+        """Candidates of one part in a stable order; a Decision for every other row. Raises SourceError.
+
+        account: gets the raw input of the part in units of the source (`Units.met`), and the names of what is neither.
+        It may be left empty: then the entries are the input.
+        """
         raise TypeError(f"{type(self).__name__} must read its parts")
 
     def read_image(self, image_url: str) -> bytes | None:
@@ -134,12 +142,26 @@ class TableSource(Source):
         return ""
 
     def entries(
-        self, row: str, number: int, parse: Callable[[], Iterable[Candidate | Decision]]
+        self,
+        row: str,
+        number: int,
+        parse: Callable[[], Iterable[Candidate | Decision]],
+        units: Units | None = None,
+        count: int = 1,
     ) -> list[Candidate | Decision]:
         """Returns the result of `parse` for one row; one Decision if it raises.
 
-        Every table source reads its rows through this, so that a bad row does not end a part. row: for people.
+        Every table source reads its rows through this, so that a bad row does not end a part. row: for people. units:
+        gets what became of the `count` units that the row is.
         """
+        entries = self._parsed(row, number, parse)
+        if units is not None:
+            units.take(entries, count, row)
+        return entries
+
+    def _parsed(
+        self, row: str, number: int, parse: Callable[[], Iterable[Candidate | Decision]]
+    ) -> list[Candidate | Decision]:
         try:
             entries = list(parse())
         except OURS:
@@ -231,19 +253,20 @@ class FileSource(TableSource):
         """Its files with their rows, counted or estimated, and what a sample of the rows is worth."""
         files = self.files()
         size, numbers = size_of_files(files), spread(len(files))
-        sample = Sample(budget)
-        taken = [sample.take(self.entries_of(number, files[number])) for number in numbers]
+        sample, account = Sample(budget), Account()
+        taken = [sample.take(self.entries_of(number, files[number], account)) for number in numbers]
         if all(taken) and len(taken) == len(files):
             rows = Count(self.ROWS, sample.rows)
         else:
             counting = replace(budget)  # with a time of its own
             rows = total_of(self.ROWS, [self.count(files[number], counting) for number in numbers], len(files), size)
         counts = (Count("files", len(files)), rows)
-        return Look(counts=counts, bytes=size, candidates=sample.estimated(rows), **sample.described())
+        described = sample.described(account)
+        return Look(counts=counts, bytes=size, candidates=sample.estimated(rows), **described)
 
-    def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
+    def entries_of(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
         """Yields candidates and decisions of one file, the `number`th."""
-        return self.read(number)
+        return self.read(number, account)
 
     def count(self, file: str, budget: Budget) -> Reading:
         """Rows of one file, up to a budget. Raises SourceError."""

@@ -20,6 +20,7 @@ import fsspec
 from fsspec.compression import compr
 from fsspec.core import get_compression
 
+from pipeline.account import Account
 from pipeline.errors import SourceError
 from pipeline.files.inputs import faults, reason, version
 from pipeline.records import Candidate, Decision
@@ -136,18 +137,36 @@ class Sample:
         exact = not rows.exactness and self.rows == rows.number
         return Count("candidates", self.candidates if exact else round(rows.number * share), "" if exact else "about")
 
-    def described(self) -> dict[str, Any]:
-        """Fields of a Look: rows read, reasons of dropped rows, and images to try."""
+    def described(self, account: Account) -> dict[str, Any]:
+        """Fields of a Look: rows read, reasons of dropped rows, images to try, and what nothing accounts for."""
         facts = [("looked at", f"{self.rows:,} rows; {self.dropped:,} would be dropped")]
         facts += [(name, f"{n:,}, e.g. {self._evidence[name][:160]}") for name, n in self._reasons.most_common(3)]
+        facts = facts if self.dropped else facts[:1]
+        for unit, units in account:
+            named = [f"{count:,} {what}" for what, count in units.named.most_common(MOST_NAMED)]
+            facts += [(unit, f"{units.met:,} looked at: {', '.join(named)}")] if named else []
         nothing = self.rows and not self.candidates
         return {
-            "facts": tuple(facts if self.dropped else facts[:1]),
-            "warnings": ("a build would drop all sampled rows",) if nothing else (),
+            "facts": tuple(facts),
+            "warnings": (*(("a build would drop all sampled rows",) if nothing else ()), *missed(account)),
             "image_urls": tuple(self._urls.values()),
             "busiest_host": max(self._hosts.values(), default=0) / max(1, self.candidates),
             "busiest": max(self._hosts, key=self._hosts.__getitem__, default=""),
         }
+
+
+MOST_NAMED = 4
+"""Kinds of units that are neither candidates nor decisions which a look names."""
+
+
+def missed(account: Account) -> list[str]:
+    """A line for each unit of which something is unaccounted for, with examples."""
+    return [
+        f"{units.unaccounted:,} of {units.met:,} {unit} are neither candidates nor decisions"
+        + (f", for example {', '.join(units.examples)}" if units.examples else "")
+        for unit, units in account
+        if units.unaccounted
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import csv
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import fsspec
 from pydantic import AfterValidator
@@ -103,6 +103,11 @@ def encoding_of(head: bytes, whole: bool = True) -> str:
     return decoded[1] if decoded is not None else "utf-8"
 
 
+def is_text(head: bytes) -> bool:
+    """True if a file that begins with these bytes is a text: without zeros, unless it is in UTF-16."""
+    return b"\0" not in head or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
 def _is_utf8(text: bytes, whole: bool = True) -> bool:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(text, final=whole)
@@ -183,17 +188,24 @@ TITLE_ROWS = 5
 """Rows above the header of a table in which it is looked for: a title, a date, an empty row."""
 
 
-def head_of(
-    lines: Iterator[str], wanted: Collection[str] | None, usual: str = ","
-) -> tuple[str, list[str], Iterator[str]]:
-    """Returns (separator, names of the columns, the lines behind them) of a table.
+class Head(NamedTuple):
+    """Head of a table: separator, names of the columns, the lines behind them, how many lines came before those."""
+
+    separator: str
+    columns: list[str]
+    rows: Iterator[str]
+    lines: int
+
+
+def head_of(lines: Iterator[str], wanted: Collection[str] | None, usual: str = ",") -> Head:
+    """Returns the head of a table.
 
     The header is the first row unless only a later one has all wanted columns or, where no column is known (None), two
     cells that are filled. Raises ValueError for a row that no quote ends.
     """
     first = next(lines, "")
     separator = separator_of(first, wanted, usual)
-    header = _header_of(first, lines, separator, wanted)
+    header, used = _header_of(first, lines, separator, wanted)
     above: list[str] = []
     if not _is_header(header, wanted):
         for line in itertools.islice(lines, TITLE_ROWS):
@@ -201,21 +213,25 @@ def head_of(
             other = separator_of(line, wanted, usual)
             for cells in map(cleaned, _readings(line, other)):
                 if _is_header(cells, wanted):
-                    return other, cells, lines
-    return separator, header, itertools.chain(above, lines)
+                    return Head(other, cells, lines, used + len(above))
+    return Head(separator, header, itertools.chain(above, lines), used)
 
 
 def _is_header(cells: Collection[str], wanted: Collection[str] | None) -> bool:
     return set(wanted) <= set(cells) if wanted is not None else sum(map(bool, cells)) > 1
 
 
-def _header_of(first: str, lines: Iterable[str], separator: str, wanted: Collection[str] | None) -> list[str]:
-    """Names of the columns in the first row, given its first line and the others, which a quoted name may go on in."""
+def _header_of(
+    first: str, lines: Iterable[str], separator: str, wanted: Collection[str] | None
+) -> tuple[list[str], int]:
+    """(names of the columns in the first row, its lines), given its first line and the others, which a quoted name may
+    go on in."""
     for cells in map(cleaned, _readings(first, separator)):
         if wanted is None or _is_header(cells, wanted):
-            return cells
+            return cells, 1
     try:
-        return cleaned(next(csv.reader(_Feed(itertools.chain([first], lines)), delimiter=separator), []))
+        reader = csv.reader(_Feed(itertools.chain([first], lines)), delimiter=separator)
+        return cleaned(next(reader, [])), reader.line_num
     except csv.Error as e:
         raise ValueError(str(e)) from None
 
@@ -231,10 +247,27 @@ def no_column(columns: Sequence[str], missing: str) -> str:
     return f"no column {missing!r}; columns: {known}"
 
 
+class TableRow(NamedTuple):
+    """A row of a table: its cells, or what was raised on it, and the lines that it takes."""
+
+    cells: list[str] | Exception
+    lines: int = 1
+
+    @property
+    def told(self) -> int:
+        """Lines that the cells tell of: one, and one for each line break in them. Others are swallowed by a quote."""
+        if self.lines == 1 or isinstance(self.cells, Exception):
+            return 1
+        return min(self.lines, 1 + sum(len(_BREAKS.findall(cell)) for cell in self.cells))
+
+
+_BREAKS = re.compile("\r\n?|\n")
+
+
 def rows_of(
     lines: Iterable[str], separator: str, columns: int, is_row: Callable[[list[str]], bool]
-) -> Iterator[list[str] | Exception]:
-    """The cells of each row of a table; what csv or `lines` raises on a row is in its place.
+) -> Iterator[TableRow]:
+    """The rows of a table; what csv or `lines` raises on a row is in the place of its cells.
 
     To csv a quote at the start of a cell opens one that ends at the next quote, many rows later where it belongs to
     a text and not to the table. So a row of several lines is asked line by line whether they are rows of their own
@@ -264,14 +297,14 @@ def rows_of(
         lines_of_row = feed.taken
         fits = not isinstance(row, Exception) and len(row) in (0, columns)
         if len(lines_of_row) == 1:
-            yield row if fits else alone(lines_of_row[0]) or row
+            yield TableRow(row if fits else alone(lines_of_row[0]) or row)
             continue
         if not _are_rows(lines_of_row, separator, fits, lambda line: alone(line) is not None):
-            yield row
+            yield TableRow(row, len(lines_of_row))
             continue
         closing = _closing(lines_of_row)
         for line in lines_of_row[:closing]:
-            yield alone(line) or _by_itself(line, separator)
+            yield TableRow(alone(line) or _by_itself(line, separator))
         feed.put_back(lines_of_row[closing:])
 
 

@@ -18,7 +18,8 @@ Needs: the extra `s3` for s3://commoncrawl/, the fast way from within its region
 Thresholds: `zho` is the code of Chinese in that table (ISO 639-3, simplified and traditional).
 
 Limits: what Common Crawl did not detect as Chinese is not seen. Files that `path_list` names, and WARC files, are taken
-to be immutable. Rows of the table are held a row group at a time, packed.
+to be immutable. Rows of the table are held a row group at a time, packed. Rows of row groups that
+the statistics exclude are not counted.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from urllib.parse import unquote
 import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
+from pipeline.account import Account, Named
 from pipeline.errors import SourceError
 from pipeline.files.inputs import expand, faults, has_globs, listed, reason, version
 from pipeline.records import Decision, DropReason, drop_capture
@@ -115,12 +117,19 @@ class CommonCrawl(RangeSource):
         """Runs of at most `rows_per_part` rows, of row groups that may hold a page. Raises SourceError."""
         return sum(1 for _ in self._cuts())
 
-    def ranges(self, part: int) -> Iterator[PageRange | Decision]:
+    def ranges(self, part: int, account: Account) -> Iterator[PageRange | Decision]:
         """Yields locations of a part's pages, in the order of files and offsets; a Decision for a row without one.
 
         Raises SourceError for a file that cannot be read or lacks the index's columns.
         """
-        yield from self._ranges(next(itertools.islice(self._cuts(), part, None)))
+        file, groups = next(itertools.islice(self._cuts(), part, None))
+        records, taken = account["records"], 0
+        for place in self._ranges((file, groups)):
+            taken += 1
+            yield place
+        rows = sum(stop - start for _, start, stop in groups)
+        records.met += rows
+        records.named[Named.OTHER_PAGE] += rows - taken
 
     def look(self, budget: Budget) -> Look:
         """Its pages and the bytes of their records, counted or estimated from a sample of the index."""

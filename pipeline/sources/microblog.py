@@ -20,6 +20,7 @@ import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
+from pipeline.account import Account, Named
 from pipeline.errors import SourceError
 from pipeline.files.inputs import Lines, LongLine, faults, reason, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
@@ -54,29 +55,30 @@ class Microblog(FileSource):
 
     ROWS: ClassVar[str] = "posts"
 
-    def read(self, part: int) -> Iterator[Candidate | Decision]:
+    def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
         """A candidate for each picture of each post; a Decision for a post that has none. Raises SourceError."""
-        file = self.files()[part]
+        file, lines = self.files()[part], account["lines"]
         try:
             decoding, options = Decoding("UTF-8"), {"encoding": "utf-8-sig", "errors": "surrogateescape"}
             with fsspec.open(file, "rt", compression="infer", **options) as f:
                 for number, line in Lines(f).numbered():
                     row = f"{writable(file.rpartition('/')[2])}, row {number}"
-                    if isinstance(line, LongLine):
-                        yield self.unreadable(row, number, line)
-                    elif line.strip():
-                        if fault := decoding.fault(line):
-                            yield self.unreadable(row, number, fault)
-                            continue
-                        yield from self.entries(row, number, partial(self._post, line, row, number))
+                    lines.met += 1
+                    if isinstance(line, str) and not line.strip():
+                        lines.named[Named.BLANK] += 1
+                        continue
+                    post = line if isinstance(line, LongLine) else decoding.fault(line) or line
+                    yield from self.entries(row, number, partial(self._post, post, row, number), lines)
             decoding.end()
         except faults() as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:
             raise SourceError(file, f"source {self.name}: not UTF-8 ({e})") from None
 
-    def _post(self, line: str, row: str, number: int) -> Iterator[Candidate | Decision]:
-        """The candidates of a line, or Decisions that say what is wrong with it."""
+    def _post(self, line: str | Exception, row: str, number: int) -> Iterator[Candidate | Decision]:
+        """The candidates of a line, or Decisions that say what is wrong with it. Raises what is in place of a line."""
+        if isinstance(line, Exception):
+            raise line
         try:
             post = json.loads(line)
         except (ValueError, RecursionError) as e:

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_specs.shard import Text, TextKind
 from data_specs.storage.object_store import StorageError
+from pipeline.account import Account, Named
 from pipeline.errors import SourceError
 from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
@@ -56,8 +57,19 @@ from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "brivl_jsonl"]
-Row = tuple[int, dict[str, Any] | str | Exception]
-"""(number of the row, from 1; its cells by column, or a message that says what is wrong with it, or what it raised)."""
+Cells = dict[str, Any] | str | Exception
+"""Cells of a row by column, or a message that says what is wrong with it, or what it raised."""
+
+
+class Row(NamedTuple):
+    """A row of a file. number: from 1; of lines that are not a row, that of the next one. lines: that it takes, of
+    Parquet rows. told: those of them that its cells tell of."""
+
+    number: int
+    cells: Cells | Named
+    lines: int = 1
+    told: int = 1
+
 
 BRIVL_KINDS: dict[str, TextKind] = {
     "alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding", "content": "content", "caption": "caption",
@@ -112,15 +124,25 @@ class UrlTable(FileSource):
         """Number of parts: each file is divided into ranges of rows, at least one per file."""
         return len(self._cuts())
 
-    def read(self, part: int) -> Iterator[Candidate | Decision]:
+    def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
         """Candidates of one part in the order of its rows. Raises SourceError that names file and column or row."""
-        file, start, stop = self._cuts()[part]
-        for number, cells in self._rows(file, start, stop):
-            row = f"{writable(file.rpartition('/')[2])}, row {number}"
-            yield from self.entries(row, number, partial(self._of_row, cells, row, number))
+        return self._entries(*self._cuts()[part], account)
 
-    def _of_row(self, cells: dict[str, Any] | str | Exception, row: str, number: int) -> Iterator[Candidate | Decision]:
-        """The candidate of a row, or a Decision. cells: as in Row."""
+    def _entries(self, file: str, start: int, stop: int, account: Account) -> Iterator[Candidate | Decision]:
+        """Candidates and decisions of rows [start, stop) of a file."""
+        units = account["rows" if self._format(file) == "parquet" else "lines"]
+        for number, cells, lines, told in self._rows(file, start, stop):
+            units.met += lines
+            if isinstance(cells, Named):
+                units.named[cells] += lines
+                continue
+            row = f"{writable(file.rpartition('/')[2])}, row {number}"
+            if told < lines:
+                units.miss(f"{row}: {lines - told:,} lines in one cell")
+            yield from self.entries(row, number, partial(self._of_row, cells, row, number), units, told)
+
+    def _of_row(self, cells: Cells, row: str, number: int) -> Iterator[Candidate | Decision]:
+        """The candidate of a row, or a Decision."""
         if isinstance(cells, Exception):
             raise cells
         if isinstance(cells, str):
@@ -130,11 +152,9 @@ class UrlTable(FileSource):
         else:
             yield self._candidate(cells, row, number)
 
-    def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
+    def entries_of(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
         """Yields candidates and decisions of one file, whatever its division into parts. Raises SourceError."""
-        for at, cells in self._rows(file, 0, sys.maxsize):
-            row = f"{writable(file.rpartition('/')[2])}, row {at}"
-            yield from self.entries(row, at, partial(self._of_row, cells, row, at))
+        return self._entries(file, 0, sys.maxsize, account)
 
     def count(self, file: str, budget: Budget) -> Reading:
         """Rows of one file: of Parquet as its footer says, of a text about as many as lines: cells may hold some."""
@@ -206,11 +226,11 @@ class UrlTable(FileSource):
                 decoding = Decoding(encoding)
                 is_json = kind in ("jsonl", "brivl_jsonl")
                 read = self._json_rows(f, decoding) if is_json else self._csv_rows(file, f, kind, decoding)
-                for number, cells in read:
-                    if number > stop:
+                for row in read:
+                    if row.number > stop:
                         return
-                    if number > start:
-                        yield number, cells
+                    if row.number > start:
+                        yield row
         except faults() as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:
@@ -221,46 +241,39 @@ class UrlTable(FileSource):
 
     def _csv_rows(self, file: str, f: Any, kind: Format, decoding: Decoding) -> Iterator[Row]:
         """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
-        separator, header, lines = head_of(Lines(f), self._wanted(), "\t" if kind == "tsv" else ",")
+        separator, header, lines, above = head_of(Lines(f), self._wanted(), "\t" if kind == "tsv" else ",")
         if decoding.fault("".join(header)):
             decoding.end()
         self._check_columns(file, header)
+        yield Row(1, Named.HEADER, above)
         image = header.index(self.columns.image_url)
-        number = 0
-        for cells in rows_of(lines, separator, len(header), lambda cells: bool(_URL.match(cells[image]))):
-            number += 1
-            if isinstance(cells, Exception):
-                yield number, cells if isinstance(cells, LongLine) else str(cells)
-            elif not cells:
-                number -= 1  # an empty line is not a row
-            elif fault := decoding.fault("".join(cells)):
-                yield number, fault
-            elif len(cells) != len(header):
-                yield number, f"{len(cells)} fields, but {len(header)} in the header"
+        number = 1
+        for row in rows_of(lines, separator, len(header), lambda cells: bool(_URL.match(cells[image]))):
+            cells: Cells
+            if isinstance(row.cells, Exception):
+                cells = row.cells if isinstance(row.cells, LongLine) else str(row.cells)
+            elif not row.cells:
+                yield Row(number, Named.BLANK)
+                continue
+            elif fault := decoding.fault("".join(row.cells)):
+                cells = fault
+            elif len(row.cells) != len(header):
+                cells = f"{len(row.cells)} fields, but {len(header)} in the header"
             else:
-                yield number, dict(zip(header, cells, strict=True))
+                cells = dict(zip(header, row.cells, strict=True))
+            yield Row(number, cells, row.lines, row.told)
+            number += 1
         decoding.end()
 
     def _json_rows(self, f: Any, decoding: Decoding) -> Iterator[Row]:
         """Rows of JSON lines; blank lines do not count."""
-        number = 0
+        number = 1
         for _, line in Lines(f).numbered():
-            if isinstance(line, LongLine):
-                number += 1
-                yield number, line
+            if isinstance(line, str) and not line.strip():
+                yield Row(number, Named.BLANK)
                 continue
-            if not line.strip():
-                continue
+            yield Row(number, line if isinstance(line, LongLine) else decoding.fault(line) or _object(line))
             number += 1
-            if fault := decoding.fault(line):
-                yield number, fault
-                continue
-            try:
-                cells = json.loads(line.lstrip("\ufeff"))
-            except (ValueError, RecursionError) as e:
-                yield number, f"invalid JSON ({e})"[:200]
-                continue
-            yield number, cells if isinstance(cells, dict) else "not a JSON object"
         decoding.end()
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
@@ -285,12 +298,13 @@ class UrlTable(FileSource):
                         at = first = max(start, number)
                         try:
                             for at, row in enumerate(wanted, first + 1):
-                                yield at, row
+                                yield Row(at, row)
                         except Exception as e:
                             if not _is_damage(e):
                                 raise
                             behind = min(stop, number + rows) - at - 1
-                            yield at + 1, ValueError(f"this row and the {behind:,} after it are damaged ({reason(e)})")
+                            why = ValueError(f"this row and the {behind:,} after it are damaged ({reason(e)})")
+                            yield Row(at + 1, why, behind + 1, behind + 1)
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
             raise SourceError(file, f"source {self.name}: not a readable Parquet file ({reason(e)})") from None
@@ -387,6 +401,15 @@ def _is_damage(error: Exception) -> bool:
     if isinstance(error, pa.lib.ArrowNotImplementedError):  # of this pyarrow, about every group
         return False
     return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+
+
+def _object(line: str) -> dict[str, Any] | str:
+    """The object in a line of JSON, or what is wrong with it."""
+    try:
+        value = json.loads(line.lstrip("\ufeff"))
+    except (ValueError, RecursionError) as e:
+        return f"invalid JSON ({e})"[:200]
+    return value if isinstance(value, dict) else "not a JSON object"
 
 
 def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:

@@ -28,7 +28,7 @@ import re
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -41,15 +41,16 @@ from pydantic import ConfigDict, Field, field_validator
 
 from data_specs.errors import WenlanError
 from data_specs.shard import Text, TextKind
+from pipeline.account import Account, Named, Units
 from pipeline.errors import SourceError
 from pipeline.files.inputs import faults, no_damage, reason, version, writable
-from pipeline.pictures.formats import HEAD, SUFFIXES, is_picture
+from pipeline.pictures.formats import HEAD, SUFFIXES, TEXT_SUFFIXES, is_picture
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
+from pipeline.sources._captions import texts_of
 from pipeline.sources._look import Budget, Reading
 from pipeline.sources._provenance import Fields
 from pipeline.sources._text_files import AUTO, Encoding, text_of
-from pipeline.sources.folder import texts_of
 from pipeline.texts.cleaning import clean
 
 MAX_MEMBER = 64 << 20
@@ -108,7 +109,7 @@ class WebDataset(FileSource):
             raise SourceError(file, f"cannot be read ({reason(e)})") from None
         return Reading(samples, size, size, True)
 
-    def read(self, part: int) -> Iterator[Candidate | Decision]:
+    def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
         """Candidates of one tar in its order; a Decision for each member, and for the rest, that cannot be read.
 
         Raises SourceError for a tar of which nothing can be read, and where its disk or server fails.
@@ -118,7 +119,7 @@ class WebDataset(FileSource):
         file = self.files()[part]
         shard = file.rpartition("/")[2]
         row, refused = -1, list[Exception]()  # members that webdataset refuses: two of one name
-        of_none = list[str]()
+        of_none, units = list[str](), account["members"]
 
         def refuse(error: Exception) -> bool:
             refused.append(error)
@@ -126,9 +127,13 @@ class WebDataset(FileSource):
 
         try:
             with fsspec.open(file, "rb") as f:
-                for row, sample in enumerate(group_by_keys(_members(f, of_none), _key_and_suffix, handler=refuse)):
+                for row, sample in enumerate(
+                    group_by_keys(_members(f, of_none, units), _key_and_suffix, handler=refuse)
+                ):
                     where = f"{shard}, {encodable(str(sample['__key__']))}"
-                    yield from self.entries(where, row, partial(self._candidates, sample, shard, row))
+                    entries = self.entries(where, row, partial(self._candidates, sample, shard, row))
+                    _account_for(sample, entries, units, where)
+                    yield from entries
         except WenlanError:
             raise
         except Exception as e:
@@ -143,9 +148,11 @@ class WebDataset(FileSource):
             yield self.unreadable(f"{shard}, after {row + 1} samples", row + 1, e)
         for number, error in enumerate(refused):
             error.args = error.args[:1]  # webdataset adds its own
+            units.decisions += 1
             yield self.unreadable(f"{shard}, refused member {number}", -1, error)
         for name in map(encodable, of_none):
             what = Candidate(self.name, self.source_kind, f"{shard}/{name}", "", "", (), -1)
+            units.decisions += 1
             why = f"{shard}: {name[:200]} does not belong to a sample (KEY.SUFFIX)"
             yield drop(what, "extract", DropReason.BAD_ROW, why)
 
@@ -286,20 +293,37 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
     return (name, "") if key is None else (key, suffix)
 
 
-def _members(file: Any, of_none: list[str]) -> Iterator[dict[str, Any]]:
+def _account_for(sample: Mapping[str, Any], entries: Sequence[Candidate | Decision], units: Units, where: str) -> None:
+    """Account for the members of a sample: each picture has an entry, or one entry is about all of them."""
+    members = [suffix for suffix in sample if not suffix.startswith("__")]
+    others = [suffix for suffix in members if not isinstance(sample[suffix], _Picture)]
+    if len(entries) != len(members) - len(others):
+        units.take(entries, len(members), where)
+        return
+    for entry in entries:
+        units.take([entry])
+    for suffix in others:
+        units.named[Named.BESIDE if f".{suffix}".endswith(TEXT_SUFFIXES) else Named.MEMBER] += 1
+
+
+def _members(file: Any, of_none: list[str], units: Units) -> Iterator[dict[str, Any]]:
     """Members for webdataset to group, with a _Picture in place of a picture's bytes, which are not needed here.
 
     webdataset's own iterator reads every member whole: a sparse one of 2 kB may claim 6 GB. Like it, this one passes
     over other entries than files and over names such as `__meta__`. An unreadable member gives its error in place of
-    bytes. Names of files that belong to no sample, those without suffix that are not pictures, go to `of_none`.
+    bytes. Names of files that belong to no sample, those without suffix that are not pictures, go to `of_none`. units:
+    gets how many there are, and names for those that are passed over.
     """
     with _Tar.open(fileobj=file, mode="r|") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
+            units.met += 1
             if not member.isreg() or _META.match(member.name):
+                units.named[Named.METADATA if member.isreg() else Named.LINK] += 1
                 continue
             name = member.name.removeprefix("./")
             if name.rpartition("/")[2].startswith("._"):  # what macOS keeps beside each file
+                units.named[Named.HIDDEN] += 1
                 continue
             data = _data(tar, member, name)
             if _key_and_suffix(name)[1] or isinstance(data, _Picture):

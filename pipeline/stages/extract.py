@@ -30,6 +30,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import pulse
+from pipeline.account import ACCOUNT, Account, Named, Units
 from pipeline.confined import Confined
 from pipeline.errors import SourceError, StageError
 from pipeline.files.inputs import writable
@@ -124,6 +125,15 @@ def _check_listing(source: Source, known: Mapping[str, Listing]) -> None:
         raise SourceError(f"source {source.name}", message)
 
 
+def reduce(build: Build) -> Any:
+    """The accounts of the sources by name, as JSON: the sums over their parts."""
+    accounts: dict[str, Account] = {}
+    for record in build.stage("extract").records():
+        own = accounts.setdefault(record.partition.rpartition("-")[0], Account())
+        own.add(Account.of_json(record.info[ACCOUNT]))
+    return {name: account.as_json() for name, account in accounts.items()}
+
+
 def run_partition(build: Build, partition: str) -> None:
     """Extract one part and commit its candidates. Raises SourceError."""
     name, _, number = partition.rpartition("-")
@@ -134,19 +144,21 @@ def run_partition(build: Build, partition: str) -> None:
     archive = Archive(source, int(number), build.spec.seed) if isinstance(source, Warc) else None
     known = _listings(build.stage("extract"))
     _check_listing(source, known)  # and once more behind it: the source lists its files itself, in between
+    account = Account()
     with build.stage("extract").attempt(partition) as attempt:
         if build.made_from and isinstance(source, Site):
-            stored = _all_crawls(build, source, tally, info)
+            stored = _all_crawls(build, source, tally, info, account)
             candidates, decisions, first_snapshot = stored.candidates(), stored.decisions(), stored.first_snapshot
         else:
             wordings: dict[str, str] = {}
-            entries = _read(build, source, int(number), tally, info, wordings, archive)
+            entries = _read(build, source, int(number), tally, info, wordings, account, archive)
             candidates, decisions = _sifted(entries, source, wordings, tally)
         _check_listing(source, known)
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
         tally.update(_lost(info))
         tally.update(archive.counts if archive is not None else {})
+        tally["unaccounted"] = account.unaccounted
         if info:
             info["file"] = _file_name(build, source, int(number))
         rows = candidate_rows(candidates, build.spec.seed)
@@ -163,7 +175,7 @@ def run_partition(build: Build, partition: str) -> None:
         if any(candidate.userinfo for candidate in candidates):
             attempt.write_table(USERINFO, _userinfos(candidates))
         attempt.decide(decisions)
-        attempt.commit(dict(tally), info)
+        attempt.commit(dict(tally), {**info, ACCOUNT: account.as_json()})
 
 
 def _sifted(
@@ -231,27 +243,34 @@ def _read(
     tally: Counter[str],
     info: dict[str, Any],
     wordings: dict[str, str],
+    account: Account,
     archive: Archive | None = None,
 ) -> Iterator[Candidate | Decision]:
     """Candidates and decisions of one part; counts pages, and notes their `wording_of`, on the way.
 
-    archive: notes the pictures of a WARC file.
+    account: gets what the part met. archive: notes the pictures of a WARC file.
     """
     if isinstance(source, TableSource):
-        for entry in source.read(part):
+        unnamed = Units()
+        for entry in source.read(part, account):
             pulse.advance()
+            unnamed.met += 1
+            unnamed.take([entry])
             yield entry
+        if not dict(account):
+            account["entries"].add(unnamed)
         return
     assert isinstance(source, PageSource)
     limit = build.spec.egress.max_page_bytes
+    records = account["records"]
     if isinstance(source, RangeSource):
-        yield from _extract(read_ranges(source.ranges(part), limit), source, tally, wordings)
+        yield from _extract(read_ranges(source.ranges(part, account), limit), source, tally, wordings, records)
         return
     given = source.warcs()
     if given:
-        captures = read_captures(given[part], limit, info)
+        captures = read_captures(given[part], limit, info, records)
         try:
-            yield from _extract(captures, source, tally, wordings, archive)
+            yield from _extract(captures, source, tally, wordings, records, archive)
         except SourceError as e:
             if len(given) == 1 or e.subject != given[part] or not e.message.startswith("not a WARC file"):
                 raise
@@ -262,7 +281,8 @@ def _read(
     record, suffix, _ = _crawled(crawled)[part]
     pulse.expect(crawled.counts["kept"])
     with build.stage("crawl").file(record, suffix) as path:
-        yield from _extract(read_captures(str(path), limit, info, must_hold=False), source, tally, wordings)
+        captures = read_captures(str(path), limit, info, records, must_hold=False)
+        yield from _extract(captures, source, tally, wordings, records)
 
 
 def _file_name(build: Build, source: Source, part: int) -> str:
@@ -276,7 +296,7 @@ def _file_name(build: Build, source: Source, part: int) -> str:
     return _crawled(build.stage("crawl").record(source.name))[part][2].name
 
 
-def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, Any]) -> StoredCrawls:
+def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, Any], account: Account) -> StoredCrawls:
     """A site in all the crawls that a new generation takes over."""
     limit, stage = build.spec.egress.max_page_bytes, build.stage("crawl")
 
@@ -284,8 +304,8 @@ def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, A
         entries, wordings = list[Candidate | Decision](), dict[str, str]()
         for _, suffix, _ in _crawled(record):
             with stage.file(record, suffix) as path:
-                captures = read_captures(str(path), limit, info, must_hold=False)
-                entries += _extract(captures, site, tally, wordings)
+                captures = read_captures(str(path), limit, info, account["records"], must_hold=False)
+                entries += _extract(captures, site, tally, wordings, account["records"])
         return _sifted(entries, site, wordings, tally)
 
     return StoredCrawls(build, site, _taken_over(build, site), read, tally)
@@ -296,13 +316,19 @@ def _extract(
     source: PageSource,
     tally: Counter[str],
     wordings: dict[str, str],
+    records: Units,
     archive: Archive | None = None,
 ) -> Iterator[Candidate | Decision]:
+    """Candidates and decisions of captures. records: accounts for what became of each of them."""
     with page_reader() as reader:
         for capture in captures:
             pulse.advance()
             found = [capture] if isinstance(capture, Decision) else _entries(capture, source, reader, wordings, archive)
             tally["pages"] += found is not None
+            if found:
+                records.take(found)
+            else:
+                records.named[_name_of(capture, found)] += 1
             for entry in found or ():
                 if isinstance(entry, Decision):
                     if entry.subject == "capture":
@@ -310,6 +336,13 @@ def _extract(
                     if entry.source != source.name:  # most have it
                         entry = replace(entry, source=source.name)
                 yield entry
+
+
+def _name_of(capture: Capture | Decision, entries: Sequence[Candidate | Decision] | None) -> Named:
+    """Name of a record of which there are no entries: a page, or what `Archive.note` has noted."""
+    if entries is not None:
+        return Named.WITHOUT_PICTURE
+    return Named.REVISIT if isinstance(capture, Capture) and capture.refers_to is not None else Named.PICTURE
 
 
 def _entries(
@@ -371,7 +404,8 @@ STAGE = Stage(
             reads=("crawl",),
             run=run_partition,
             token=token,
-            version=10,
+            version=11,
+            reduce=reduce,
             begin=begin,
             files=(
                 PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),

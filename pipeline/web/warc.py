@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from pipeline.account import Named, Units
 from pipeline.errors import SourceError
 from pipeline.files import wacz
 from pipeline.files.inputs import faults, no_damage, reason
@@ -45,7 +46,7 @@ T = TypeVar("T")
 
 
 def read_captures(
-    url: str, max_body: int, info: dict[str, Any], must_hold: bool = True
+    url: str, max_body: int, info: dict[str, Any], account: Units | None = None, must_hold: bool = True
 ) -> Iterator[Capture | Decision]:
     """The captures of one WARC file in its order; for a page above `max_body` bytes a Decision (without a source).
 
@@ -54,19 +55,25 @@ def read_captures(
 
     A record on which a parser fails is a Decision with its URL. Where no record can be read, `info["damaged"]` counts
     the places and the bytes that were passed over. What comes before the end of a truncated file is read, and
-    `info["truncated"]` then says where it ends.
+    `info["truncated"]` then says where it ends. account: gets the records that were read, those that are not captures
+    by their name.
     Raises SourceError for a file that is missing, no WARC at all, or (with `must_hold`) without a single record.
     """
     try:
         with wacz.opened(url) as (f, start):
             reading = _Reading(url, f, max_body, info)
+            captures = 0
             for capture in reading.captures():
+                captures += 1
                 yield _moved(capture, start) if start and isinstance(capture, Capture) else capture
     except faults() as e:
         raise SourceError(url, f"cannot be read ({reason(e)})") from None
     if damaged := info.get("damaged"):
         said = (url, damaged["places"], damaged["bytes"], reading.records, damaged["first"])
         log.warning("%s: %d damaged places, %d bytes skipped, %d records read (first error: %s)", *said)
+    if account is not None:
+        account.met += reading.records
+        account.named[Named.OTHER_RECORD] += reading.records - captures
     if not reading.records and must_hold:
         raise SourceError(url, "not a WARC file (it contains no records)")
 

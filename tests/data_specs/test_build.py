@@ -65,7 +65,8 @@ def test_the_digest_does_not_depend_on_the_folder_but_on_every_option(tmp_path: 
             {"publish": {"zzz": 1}},
             [
                 "s.yaml: publish.zzz: unknown option; known: approve, judged_from, max_domain_share, max_drift, "
-                "max_drop, max_drop_share, max_fallback_share, max_unreadable, min_new, min_regions, min_samples"
+                "max_drop, max_drop_share, max_fallback_share, max_unaccounted, max_unreadable, min_new, min_regions, "
+                "min_samples"
             ],
         ),
         (

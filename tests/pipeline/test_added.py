@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from PIL import Image
 
 from data_specs.shard import Text
+from pipeline.account import Account
 from pipeline.records import Candidate
 from pipeline.sources import TableSource
 
@@ -38,7 +39,7 @@ class Squares(TableSource):
     def parts(self) -> int:
         return 1
 
-    def read(self, part: int) -> Iterator[Candidate]:
+    def read(self, part: int, account: Account) -> Iterator[Candidate]:
         for number, end in enumerate("。！？…。！"):
             text = Text(kind="caption", text=f"第{number}张图画的是{'春夏秋冬雨雪'[number] * 3}{end}")
             yield Candidate(self.name, self.source_kind, str(number), "", f"squares:///{number}", (text,), number)

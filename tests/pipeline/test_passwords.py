@@ -23,6 +23,7 @@ from PIL import Image
 from data_specs.build import load
 from data_specs.shard import Text
 from pipeline import cli, opening
+from pipeline.account import Account
 from pipeline.records import USERINFO, Candidate, Capture
 from pipeline.sources import microblog, url_table
 from pipeline.stages import _page_candidates, fetch
@@ -103,7 +104,7 @@ def test_a_password_is_no_part_of_an_images_identity(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("u,t\nhttp://a:b@i.test/1.jpg,云\nhttp://i.test/1.jpg,云\n", encoding="utf-8")
     columns = {"image_url": "u", "texts": {"alt": "t"}}
     options = {"name": "t", "source_kind": "news", "path": str(tmp_path / "t.csv"), "columns": columns}
-    one, two = url_table.UrlTable.model_validate(options).read(0)
+    one, two = url_table.UrlTable.model_validate(options).read(0, Account())
     assert isinstance(one, Candidate)
     assert isinstance(two, Candidate)
     assert (one.candidate_id, one.fetch_id, one.image_url) == (two.candidate_id, two.fetch_id, "http://i.test/1.jpg")
@@ -122,13 +123,13 @@ def test_every_source_of_image_urls_splits_them(tmp_path: Path) -> None:
     ]
     (tmp_path / "p.jsonl").write_text('{"text": "云", "images": ["//a:b@i.test/1.jpg"]}\n', encoding="utf-8")
     options: dict[str, Any] = {"name": "t", "source_kind": "microblog", "path": str(tmp_path / "p.jsonl")}
-    [post] = microblog.Microblog.model_validate(options).read(0)
+    [post] = microblog.Microblog.model_validate(options).read(0, Account())
     assert isinstance(post, Candidate)
     assert (post.image_url, post.userinfo) == ("https://i.test/1.jpg", "a:b")
     row = {"image_id": "d/1.jpg", "sentences": [["caption", "云"]]}
     (tmp_path / "b.jsonl").write_text(json.dumps(row), encoding="utf-8")
     options |= {"path": str(tmp_path / "b.jsonl"), "format": "brivl_jsonl", "images": "http://a:b@i.test/root/"}
-    [brivl] = url_table.UrlTable.model_validate(options).read(0)
+    [brivl] = url_table.UrlTable.model_validate(options).read(0, Account())
     assert isinstance(brivl, Candidate)
     assert (brivl.image_url, brivl.userinfo) == ("http://i.test/root/d/1.jpg", "a:b")
 

@@ -16,6 +16,7 @@ import pytest
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline import unreadable
+from pipeline.account import Account
 from pipeline.detectors.grid import Grid
 from pipeline.errors import SourceError, StoreError
 from pipeline.features.entropy import Entropy
@@ -95,7 +96,7 @@ def test_a_page_on_which_a_parser_of_the_crawl_fails_is_one_decision(
     crawl.run_partition(build, "s")
     assert build.stage("crawl").record("s").counts["kept"] == 2
     assert decisions(build, "crawl", "s") == [(web.url("/odd.html"), "unreadable", "TypeError: a parser of ours")]
-    captures = extract._read(build, extract.sources_of(build.spec)[0], 0, extract.Counter(), {}, {})
+    captures = extract._read(build, extract.sources_of(build.spec)[0], 0, extract.Counter(), {}, {}, Account())
     assert list(captures) == [], "the WARC holds the pages that were kept, and can be read"
 
 

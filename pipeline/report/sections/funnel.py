@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.report.funnel import StageFunnel
+from pipeline.report.funnel import StageFunnel, accounts
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.stage import in_funnel
 
@@ -12,6 +12,7 @@ def figures(material: Material, inputs: Values) -> Values:
     return {
         "funnel": [row_of(stage) for stage in candidates.stages(in_funnel(material.build, "extract", "shard"))],
         "reasons": [{"name": name, "count": count} for name, count in candidates.reasons()],
+        "unaccounted": sum(account.unaccounted for account in accounts(material.build).values()),
     }
 
 
@@ -34,6 +35,12 @@ HTML = """
   {#--#} <span><i class="d0"></i><i class="d1"></i><i class="d2"></i> {{
     t("dropped, by reason", "丢弃，按原因") }}</span></p>
   <ol class="funnel">
+  {% if unaccounted %}
+    <li><span class="stage">{{ t("unaccounted", "去向不明") }}</span><span class="flow"></span>
+      <span class="count"><span class="minus">−{{ unaccounted | n }}</span></span>
+      <span class="why"><a href="#sources">{{ t("input that is neither a candidate nor a decision",
+        "既非候选也无结论的输入") }}</a></span></li>
+  {% endif %}
   {% for row in funnel if row.seen %}
     <li>
       <span class="stage">{{ word(row.stage) }}</span>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.report import gates
+from pipeline.report.funnel import accounts
 from pipeline.report.section import Material, Section, Values
 from pipeline.report.translations import evidence_zh
 
@@ -11,7 +12,7 @@ def figures(material: Material, inputs: Values) -> Values:
     build, before = material.build, material.before
     held = before.held(build) if before is not None and before.parts else build.held
     of_build = (build.spec, build.stages, material.candidates, material.captures)
-    judged = gates.judge(*of_build, inputs, held, gates.read_undetected(build))
+    judged = gates.judge(*of_build, inputs, held, gates.read_undetected(build), accounts(build))
     return {"gates": [row_of(gate) for gate in judged]}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.report.funnel import Funnel, examples
+from pipeline.account import Account
+from pipeline.report.funnel import Funnel, accounts, examples
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
 from pipeline.store.stage import in_funnel
@@ -22,6 +23,7 @@ def figures(material: Material, inputs: Values) -> Values:
         "captures": [{"name": name, "count": count} for name, count in material.captures.reasons()],
         "captures_shown": examples(material.build, SHOWN_PAGES, "capture") if material.captures.reasons() else [],
         "pages": pages(material.build, material.captures),
+        "input": [row for name, own in accounts(material.build).items() for row in raw_input(name, own)],
         "lost": lost(material.build),
     }
 
@@ -53,13 +55,22 @@ def by_source(build: Build, candidates: Funnel) -> list[Values]:
 def pages(build: Build, captures: Funnel) -> dict[str, int]:
     """Pages that the crawl has seen, kept and dropped, as its gate counts them, and those that it never looked at.
 
-    too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows. pictures,
-    revisits: records of WARC files that are not pages.
+    too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows.
     """
     [row] = captures.stages(["crawl"])
     unseen = {what: build.counted("crawl", what) for what in ("too_deep", "beyond")}
-    archived = {what: build.counted("extract", what) for what in ("pictures", "revisits")}
-    return {"seen": row.seen, "kept": row.kept, "dropped": row.dropped, **unseen, **archived}
+    return {"seen": row.seen, "kept": row.kept, "dropped": row.dropped, **unseen}
+
+
+def raw_input(source: str, account: Account) -> list[Values]:
+    """What a source met: one row per unit, its names largest first."""
+    rows = []
+    for unit, units in account:
+        named = [{"name": name, "count": count} for name, count in units.named.most_common()]
+        counts = {"met": units.met, "candidates": units.candidates, "decisions": units.decisions}
+        left = {"unaccounted": units.unaccounted, "examples": units.examples}
+        rows.append({"source": source, "unit": unit, **counts, "named": named, **left})
+    return rows
 
 
 def lost(build: Build) -> Values:
@@ -106,9 +117,26 @@ HTML = """
     pages.too_deep | n }}{% endif %}
   {%- if pages.beyond %} · {{ t("further links, not listed", "未列出的其他链接") }}: {{
     pages.beyond | n }}{% endif %}</p>{% endif %}
-  {% if pages.pictures or pages.revisits %}<p>{{ t("Pictures in WARC files", "WARC 文件中的图片") }}: {{
-    pages.pictures | n }} · {{ t("records that repeat an earlier record", "重复先前记录的记录") }}: {{
-    pages.revisits | n }}</p>{% endif %}
+  {% if input %}<h3>{{ t("Raw input", "原始输入") }}</h3>
+  <p class="muted">{{ t("Each unit of the input became a candidate or a decision, or is something else that has a name.",
+    "输入的每个单位都成为候选或结论，或者是有名称的其他内容。") }}</p>
+  <div class="scroll" tabindex="0"><table>
+    <caption class="hide">What became of the raw input of each source</caption>
+    <thead><tr>{{ th("source", "来源") }}{{ th("input", "输入", "num") }}{{ th("candidates", "候选", "num") -}}
+    {{ th("decisions", "结论", "num") }}{{ th("something else", "其他内容") }}{{ th("unaccounted", "去向不明", "num")
+    }}</tr></thead>
+    <tbody>
+    {% for i in input %}
+      <tr><th scope="row">{{ i.source }}</th><td class="num">{{ i.met | n }} {{ word(i.unit) }}</td>
+      {{- td(i.candidates | n) }}{{ td(i.decisions | n) }}<td>
+      {%- for named in i.named %}{{ word(named.name) }} {{ named.count | n }}{{ ", " if not loop.last }}{% endfor -%}
+      </td><td class="num">{% if i.unaccounted %}<b>{{ i.unaccounted | n }}</b>{% else %}0{% endif %}</td></tr>
+      {% if i.examples %}<tr><td></td><td colspan="5" class="small">{{ t("unaccounted, for example",
+        "去向不明，例如") }}: {% for e in i.examples %}<code>{{
+        e }}</code>{{ ", " if not loop.last }}{% endfor %}</td></tr>
+      {% endif %}
+    {% endfor %}
+    </tbody></table></div>{% endif %}
   {% if captures_shown %}<details><summary>{{ t("some of them", "其中一些") }}</summary><ul class="small">
     {% for line in captures_shown %}<li><code>{{ line }}</code></li>{% endfor %}</ul></details>{% endif %}
   {% if lost.files %}<p>{{ t("Lost to damage", "因损坏丢失") }}: {{ lost.lost_records | n }} {{

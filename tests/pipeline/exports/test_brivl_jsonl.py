@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_specs.shard import read_manifest
+from pipeline.account import Account
 from pipeline.errors import StoreError
 from pipeline.exports import export
 from pipeline.exports.brivl_jsonl import sentences, whole_pixels
@@ -41,7 +42,7 @@ def test_it_is_read_back_by_url_table(shards_of: Path, tmp_path: Path) -> None:
     export(Dataset.open(shards_of), "brivl-jsonl", tmp_path / "out")
     options = {"name": "back", "source_kind": "library", "format": "brivl_jsonl", "images": str(tmp_path / "out")}
     source = configure("sources", "url_table", {**options, "path": str(tmp_path / "out/*.jsonl")}, TableSource)
-    entries = [entry for part in range(source.parts()) for entry in source.read(part)]
+    entries = [entry for part in range(source.parts()) for entry in source.read(part, Account())]
     assert len(entries) == sum(read_manifest(shards_of).samples.values())
     for entry in entries:
         assert isinstance(entry, Candidate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec, DropShares, SourceDropShares, SpecError
+from pipeline.account import Account, Units
 from pipeline.errors import GateError
 from pipeline.records import sha256_hex
 from pipeline.report import gates
@@ -196,13 +198,25 @@ def test_every_sentence_is_there_in_chinese() -> None:
         "min_regions": 2.5,
         "max_drift": 0.2,
     }
-    judged = gates.judge(spec(wanted, a={}), STAGES, funnel, pages, figures, 12, (3, 100))
+    of_files = Account({"files": Units(100, 90, examples=["9.7"])})
+    judged = gates.judge(spec(wanted, a={}), STAGES, funnel, pages, figures, 12, (3, 100), {"a": of_files})
     assert {gate.name for gate in judged} == set(gates.names(STAGES)) - {"approve"}
     for sentence in (sentence for gate in judged for sentence in (gate.says, *gate.faults)):
         said = evidence_zh(sentence)
         known = "|".join([*STAGES, "a", "all sources"])
         assert not re.sub(rf"\b({known})\b", "", said).isascii()
         assert re.findall("[A-Za-z]{2,}", re.sub(rf"({known})(?= )", "", said)) == [], said
+
+
+def test_input_that_nothing_accounts_for_is_held_by_a_gate_with_its_place() -> None:
+    lines = Units(4_000, 3_000, 900, Counter({"blank lines": 95}), ["t.csv, row 17: 5 lines in one cell"])
+    accounts = {"a": Account({"lines": lines, "files": Units(10, 5)}), "b": Account({"lines": Units(5_000, 4_999)})}
+    gate = named(gates.judge(spec(), STAGES, NONE, NONE, of_sources=accounts))["max_unaccounted"]
+    said = "5 of 4,000 lines of a are unaccounted for (0.12%), the spec allows 0.10%"
+    assert gate.faults == (f"{said}; for example t.csv, row 17: 5 lines in one cell",), "ten files say little"
+    allowed = spec({"max_unaccounted": 0.002})
+    assert named(gates.judge(allowed, STAGES, NONE, NONE, of_sources=accounts))["max_unaccounted"].holds
+    assert "max_unaccounted" not in named(gates.judge(spec(), STAGES, NONE, NONE, of_sources={"a": Account()}))
 
 
 def test_an_unknown_gate_is_refused() -> None:
@@ -257,7 +271,7 @@ def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusa
     kept = sum(count["kept"] for count in (record.counts for record in build.stage("shard").records()))
     assert (judged["min_samples"].found, candidates.kept) == (f"{kept}", kept)
     assert judged["max_drop_share"].found == f"{candidates.dropped / candidates.total:.1%}"
-    none = dict.fromkeys(("too_deep", "beyond", "pictures", "revisits"), 0)
+    none = dict.fromkeys(("too_deep", "beyond"), 0)
     assert pages(build, captures) == {"seen": 401, "kept": 101, "dropped": 300, **none}
     assert faults(build, candidates, captures) == []
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from pipeline.account import Account
 from pipeline.errors import SourceError
 from pipeline.records import Capture, Decision
 from pipeline.sources import PageRange
@@ -96,7 +97,7 @@ def expected(first: bool = False, languages: tuple[str, ...] = ("zho",)) -> set[
 
 
 def taken(made: CommonCrawl) -> list[PageRange | Decision]:
-    return [place for part in range(made.parts()) for place in made.ranges(part)]
+    return [place for part in range(made.parts()) for place in made.ranges(part, Account())]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline.account import Account
 from pipeline.errors import SourceError
 from pipeline.files.inputs import MAX_FILE
 from pipeline.records import Candidate, Provenance, candidate_rows
@@ -134,7 +135,7 @@ def test_each_part_of_a_folder_holds_its_own_captions_alone(tmp_path):
     whole, cut = read(folder(tmp_path, captions="t.csv")), []
     for part in range(parts.parts()):
         tracemalloc.start()
-        cut += parts.read(part)
+        cut += parts.read(part, Account())
         assert tracemalloc.get_traced_memory()[1] < 3_000_000, "400 captions have four million bytes"
         tracemalloc.stop()
     assert cut == whole

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
 from pipeline import plugins
+from pipeline.account import Account
 from pipeline.errors import SourceError
 from pipeline.records import Candidate, Capture
 from pipeline.sources import Source, TableSource, sources_of
@@ -36,7 +37,7 @@ def source(kind: str, base: Path, **options: Any) -> Source:
 
 def candidates_read(made: Source) -> int:
     assert isinstance(made, TableSource)
-    return sum(isinstance(entry, Candidate) for part in range(made.parts()) for entry in made.read(part))
+    return sum(isinstance(entry, Candidate) for part in range(made.parts()) for entry in made.read(part, Account()))
 
 
 def write_table(path: Path, kind: str, rows: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.account import Account
 from pipeline.errors import SourceError
 from pipeline.records import Candidate
 from pipeline.sources.microblog import Microblog
@@ -17,7 +18,7 @@ def read(tmp_path: Path, *posts: object, **options: object) -> tuple[list, list]
     (tmp_path / "posts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     source = Microblog(name="wb", source_kind="microblog", base=str(tmp_path), path="posts.jsonl", **options)
     assert source.parts() == 1
-    entries = list(source.read(0))
+    entries = list(source.read(0, Account()))
     return [f for f in entries if isinstance(f, Candidate)], [f for f in entries if not isinstance(f, Candidate)]
 
 

@@ -114,8 +114,9 @@ def test_the_separator_is_the_one_that_yields_the_columns(separator: str) -> Non
 @pytest.mark.parametrize("wanted", [["url", "caption"], None])
 def test_the_header_may_stand_below_a_title(above: str, wanted: list[str] | None) -> None:
     lines = iter(f"{above}url;caption;no\na;b;1\n".splitlines(keepends=True))
-    separator, header, rows = head_of(lines, wanted)
+    separator, header, rows, used = head_of(lines, wanted)
     assert (separator, header, list(rows)) == (";", ["url", "caption", "no"], ["a;b;1\n"])
+    assert used == above.count("\n") + 1
 
 
 def test_a_table_without_a_header_keeps_its_rows() -> None:
@@ -135,7 +136,7 @@ def is_row(cells: list[str]) -> bool:
 
 def rows(text: str, separator: str = "\t", columns: int = 2) -> list[list[str] | str]:
     """What is read of a table; in place of what was raised its message."""
-    found = rows_of(io.StringIO(text, newline=""), separator, columns, is_row)
+    found = (row.cells for row in rows_of(io.StringIO(text, newline=""), separator, columns, is_row))
     return [str(row) if isinstance(row, Exception) else row for row in found]
 
 
@@ -182,7 +183,7 @@ def url_is_last(cells: list[str]) -> bool:
 
 def read_back(text: str) -> dict[str, str]:
     """URL -> caption of the rows that are read of a table `caption TAB url`."""
-    found = rows_of(io.StringIO(text, newline=""), "\t", 2, url_is_last)
+    found = (row.cells for row in rows_of(io.StringIO(text, newline=""), "\t", 2, url_is_last))
     return {row[1].strip(): row[0] for row in found if isinstance(row, list) and len(row) == 2}
 
 
@@ -272,7 +273,7 @@ def test_no_row_is_longer_than_is_read_however_often_its_quotes_open_anew() -> N
             read += len(text)
             yield text
 
-    found = rows_of(lines(), ",", 2, is_row)
+    found = (row.cells for row in rows_of(lines(), ",", 2, is_row))
     assert next(found) == ["http://i/0", "甲"]
     assert str(next(found)) == f"row of more than {MAX_ROW:,} characters"
     assert read < MAX_ROW + 2 * len(line), "no row holds all lines"

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.account import Account
 from pipeline.errors import SourceError
 from pipeline.plugins import configure
 from pipeline.records import Candidate, Decision, candidate_rows
@@ -39,7 +40,7 @@ def table(path: Path | str | list[str], **more: Any) -> UrlTable:
 
 
 def read(source: TableSource) -> list[Candidate | Decision]:
-    return [row for part in range(source.parts()) for row in source.read(part)]
+    return [row for part in range(source.parts()) for row in source.read(part, Account())]
 
 
 def write(folder: Path, kind: str, rows: list[dict[str, str]] = ROWS) -> Path:
@@ -295,7 +296,7 @@ def test_boxes_that_are_none_are_told(tmp_path: Path, bbox: str, fault: str) -> 
         csv.writer(f).writerows([["url", "zh", "boxes"], ["http://a.test/1.jpg", "图", bbox]])
     columns = {"image_url": "url", "texts": {"alt": "zh"}, "bbox": "boxes"}
     options = {"name": "s", "source_kind": "news", "path": str(tmp_path / "t.csv"), "columns": columns}
-    (decision,) = configure("sources", "url_table", options, TableSource).read(0)
+    (decision,) = configure("sources", "url_table", options, TableSource).read(0, Account())
     assert isinstance(decision, Decision)
     assert decision.reason == "bad_row"
     assert fault in decision.evidence
@@ -435,7 +436,7 @@ def test_a_disk_that_fails_under_a_parquet_file_is_no_damage_of_the_file(tmp_pat
 
     monkeypatch.setattr(LocalFileOpener, "read", fail, raising=False)
     with pytest.raises(SourceError, match="Input/output error"):
-        list(source.read(0))
+        list(source.read(0, Account()))
 
 
 def test_a_file_may_be_called_in_the_encoding_of_a_chinese_windows(tmp_path):

@@ -1,0 +1,147 @@
+"""Account of a source's raw input: what it met in units of its own, and what became of each unit.
+
+A unit is a file of a folder, a line of a table, a member of a tar, a record of a WARC file, an image of a page. It is
+accounted for by a candidate, by a decision, or by a name that says what it is instead (a header line, a hidden file).
+What is left over is unaccounted: the input has something of which the build says nothing, and a gate holds it
+(`publish.max_unaccounted`).
+
+Each part of a source keeps an account of its own, which is committed in its record; the sum over a source's parts is
+small, whatever the input.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.records import Candidate, Decision
+
+ACCOUNT = "account"
+"""In the `info` of extract's records: the account of the part, as JSON."""
+
+EXAMPLES = 3
+"""Places of unaccounted units that an account keeps."""
+
+
+class Named(enum.StrEnum):
+    """Units that are neither candidates nor decisions, by what they are. A source may use other names too."""
+
+    HIDDEN = "hidden files"
+    BESIDE = "texts of pictures"
+    ALONE = "texts without a picture"
+    DOCUMENT = "documents"
+    TABLE = "tables"
+    HEADER = "header lines"
+    BLANK = "blank lines"
+    LINK = "folders and links"
+    MEMBER = "other members of samples"
+    METADATA = "metadata of tars"
+    OTHER_RECORD = "requests and metadata"
+    PICTURE = "pictures in WARC files"
+    REVISIT = "repeated records"
+    WITHOUT_PICTURE = "pages without pictures"
+    OTHER_PAGE = "pages not chosen"
+
+
+@dataclass
+class Units:
+    """What was met of one unit, and what became of it.
+
+    met: all of it. candidates, decisions: units of which one was made. named: others by what they are.
+    examples: places of unaccounted units, never their content, which a takedown would have to find.
+    """
+
+    met: int = 0
+    candidates: int = 0
+    decisions: int = 0
+    named: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def unaccounted(self) -> int:
+        """Units that neither a candidate nor a decision nor a name accounts for."""
+        return self.met - self.candidates - self.decisions - self.named.total()
+
+    @property
+    def share(self) -> float:
+        """Unaccounted share of all units, 0 to 1."""
+        return self.unaccounted / self.met if self.met else 0.0
+
+    def take(self, entries: Iterable[Candidate | Decision], count: int = 1, where: str = "") -> None:
+        """Account for units by what was made of them; without any entry they stay unaccounted.
+
+        where: the place of the units, for people.
+        """
+        kinds = {isinstance(entry, Candidate) for entry in entries}
+        if True in kinds:
+            self.candidates += count
+        elif kinds:
+            self.decisions += count
+        else:
+            self.miss(where)
+
+    def miss(self, where: str) -> None:
+        """Note the place of a unit that nothing accounts for."""
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(where[:200])
+
+    def add(self, other: Units) -> None:
+        """Add what another part met."""
+        self.met += other.met
+        self.candidates += other.candidates
+        self.decisions += other.decisions
+        self.named.update(other.named)
+        self.examples = (self.examples + other.examples)[:EXAMPLES]
+
+
+class Account:
+    """What one part of a source met, by unit; the units in the order in which they were first asked for."""
+
+    def __init__(self, units: Mapping[str, Units] | None = None) -> None:
+        self._units = dict(units or {})
+
+    def __getitem__(self, unit: str) -> Units:
+        return self._units.setdefault(unit, Units())
+
+    def __iter__(self) -> Iterator[tuple[str, Units]]:
+        """(unit, what was met of it), without units of which nothing was."""
+        return ((unit, units) for unit, units in self._units.items() if units.met)
+
+    @property
+    def unaccounted(self) -> int:
+        """Unaccounted units of every kind."""
+        return sum(units.unaccounted for _, units in self)
+
+    def add(self, other: Account) -> None:
+        """Add what another part met."""
+        for unit, units in other:
+            self[unit].add(units)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values, for a record."""
+        return {
+            unit: {
+                "met": units.met,
+                "candidates": units.candidates,
+                "decisions": units.decisions,
+                "named": dict(units.named),
+                "unaccounted": units.unaccounted,
+                "examples": units.examples,
+            }
+            for unit, units in self
+        }
+
+    @staticmethod
+    def of_json(values: Mapping[str, Mapping[str, Any]]) -> Account:
+        """The account that `as_json` wrote."""
+        return Account(
+            {
+                unit: Units(
+                    own["met"], own["candidates"], own["decisions"], Counter(own["named"]), list(own["examples"])
+                )
+                for unit, own in values.items()
+            }
+        )
