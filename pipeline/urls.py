@@ -50,6 +50,8 @@ _PLAINLY_RELATIVE = re.compile(r"(/|(?:\.\./)*)((?:(?!\.)[\w.~-]+/)*(?!\.)[\w.~-
 """Relative addresses without anything to decide: a slash or steps up (group 1), then a path (group 2)."""
 
 
+_QUERY = re.compile("[?#]")
+
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half a character: JSON may hold it (`"\\ud83d"`), UTF-8 and Parquet cannot."""
 
@@ -61,7 +63,7 @@ def canonical_url(url: str, base: str = "") -> str:
     """
     if _PLAINLY_CANONICAL.fullmatch(url) and len(url) <= MAX_URL:
         return url
-    url = "".join(url.split("\n")).replace("\t", "").replace("\r", "").strip()
+    url = with_slashes("".join(url.split("\n")).replace("\t", "").replace("\r", "").strip())
     if not url:
         raise ValueError("empty address")
     if len(url) > MAX_WRITTEN:
@@ -94,6 +96,15 @@ def canonical_url(url: str, base: str = "") -> str:
     if len(canonical) > MAX_URL:
         raise ValueError(f"address of {len(canonical)} characters")
     return canonical
+
+
+def with_slashes(url: str) -> str:
+    """An address whose backslashes before its query are slashes, as browsers read them (WHATWG URL, 4.4)."""
+    if "\\" not in url:
+        return url
+    end = _QUERY.search(url)
+    path = len(url) if end is None else end.start()
+    return url[:path].replace("\\", "/") + url[path:]
 
 
 @functools.lru_cache(maxsize=1024)  # the addresses on a page have one base

@@ -17,7 +17,7 @@ from pipeline.pages import bounds
 from pipeline.records import Capture
 from pipeline.sources.site import Site
 from pipeline.texts import charset
-from pipeline.urls import canonical_url, is_endless, without_session
+from pipeline.urls import canonical_url, is_endless, with_slashes, without_session
 from pipeline.web import policy
 
 _NO_PAGE = re.compile(
@@ -28,6 +28,9 @@ _NO_PAGE = re.compile(
 """Paths of what is not a page; links to it are not followed."""
 
 _NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
+
+_REFRESH = re.compile(r"""\s*[\d.]+\s*[;,]\s*(?:url\s*=\s*)?["']?([^"']+)""", re.IGNORECASE)
+"""Content of a meta tag that sends browsers to another page: a time and an address (HTML Living Standard, 4.2.5.3)."""
 
 MAX_LINKS = 50_000
 """Different addresses that are looked at per page, as in a sitemap. (Indexes of API references have 31,719.)"""
@@ -93,6 +96,8 @@ def read_markup(body: bytes, content_type: str, url: str) -> Markup:
         (node.attributes.get("href") or node.attributes.get("src") or "").strip()
         for node in tree.css("a[href], area[href], iframe[src], frame[src]")
     ]
+    refreshes = (node.attributes.get("content") or "" for node in tree.css("meta[http-equiv=refresh i]"))
+    hrefs += [found[1].strip() for content in refreshes if (found := _REFRESH.match(content[:MAX_HREF]))]
     pictures = [str(node.attributes) for node in tree.css("img")]
     text = tree.body.text() if tree.body is not None else ""
     wording = "\0".join([_NUMBERS.sub("", text), *pictures]).encode("utf-8", "replace")
@@ -136,6 +141,6 @@ def links_of(hrefs: list[str], site: Site) -> tuple[list[str], int]:
 def _joined(base: str, href: str) -> str:
     """An absolute address; "" for one that cannot be read."""
     try:
-        return urljoin(base, href)
+        return urljoin(base, with_slashes(href))
     except ValueError:
         return ""

@@ -26,6 +26,7 @@ from pipeline.urls import HIDE_TOKENS, canonical_url, host_names, shown, without
         ("http://a.com/i?b=2&a=1", "http://a.com/i?a=1&b=2"),
         (" http://a.com/a\n.jpg ", "http://a.com/a.jpg"),
         ("http://中文.com/a", "http://xn--fiq228c.com/a"),
+        (r"http:\\a.com\i\x.jpg?p=a\b", "http://a.com/i/x.jpg?p=a%5Cb"),
     ],
 )
 def test_two_spellings_of_one_address(one, other):
@@ -40,6 +41,8 @@ def test_a_query_that_is_no_list_of_pairs_keeps_its_spelling():
 def test_relative_addresses_start_from_the_base():
     assert canonical_url("../i/a.jpg", "http://a.com/x/y.html") == "http://a.com/i/a.jpg"
     assert canonical_url("//cdn.com/a.jpg", "https://a.com/") == "https://cdn.com/a.jpg"
+    assert canonical_url(r"\i\a.jpg", "http://a.com/2017/x/") == "http://a.com/i/a.jpg", "as browsers read it"
+    assert canonical_url(r"..\i\a.jpg", "http://a.com/2017/x/") == "http://a.com/2017/i/a.jpg"
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,8 @@ HTML = """
   {%- if pages.beyond %} · {{ t("further links, not listed", "未列出的其他链接") }}: {{
     pages.beyond | n }}{% endif %}</p>{% endif %}
   {% if input %}<h3>{{ t("Raw input", "原始输入") }}</h3>
-  <p class="muted">{{ t("Each unit of the input became a candidate or a decision, or is something else that has a name.",
-    "输入的每个单位都成为候选或结论，或者是有名称的其他内容。") }}</p>
+  <p class="muted">{{ t("Each unit of the input became a candidate or a decision, or is something else "
+    "that has a name.", "输入的每个单位都成为候选或结论，或者是有名称的其他内容。") }}</p>
   <div class="scroll" tabindex="0"><table>
     <caption class="hide">What became of the raw input of each source</caption>
     <thead><tr>{{ th("source", "来源") }}{{ th("input", "输入", "num") }}{{ th("candidates", "候选", "num") -}}

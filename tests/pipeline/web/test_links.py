@@ -31,8 +31,14 @@ def test_links_start_from_the_base_that_the_page_names(base, link):
 
 
 def test_frames_and_areas_are_links_and_what_cannot_be_read_is_none():
-    page = "<a href=1.html><area href=2.html><iframe src=3.html></iframe><a href='http://[x'><a href=''>"
+    page = "<a href=1.html><area href=.\\2.html><iframe src=3.html></iframe><a href='http://[x'><a href=''>"
     assert hrefs(page) == [f"http://a.cn/d/{n}.html" for n in (1, 2, 3)] + [URL]
+
+
+@pytest.mark.parametrize("content", ["0; url=首頁.html", "5;URL='首頁.html'", "0 , 首頁.html"])
+def test_a_page_that_sends_browsers_elsewhere_links_there(content):
+    assert hrefs(f'<meta charset=utf-8><meta http-equiv=Refresh content="{content}">') == ["http://a.cn/d/首頁.html"]
+    assert hrefs("<meta http-equiv=refresh content=300>") == []
 
 
 def test_meta_tags_that_speak_to_us_are_read():
