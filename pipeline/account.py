@@ -43,6 +43,9 @@ class Named(enum.StrEnum):
     PICTURE = "pictures in WARC files"
     REVISIT = "repeated records"
     WITHOUT_PICTURE = "pages without pictures"
+    FALLBACK = "copies for readers without scripts"
+    UNSHOWN = "images that are never shown"
+    OUTSIDE = "images outside the article"
     OTHER_PAGE = "pages not chosen"
 
 

@@ -84,8 +84,8 @@ class Meta:
 def elements_of(tree: Any) -> dict[str, list[Any]]:
     """The elements that tell of a page as a whole, by their tag, in the page's order. One search visits all nodes once,
     which is most of what a search costs."""
-    elements: dict[str, list[Any]] = {"meta": [], "base": [], "title": [], "script": [], "a": []}
-    for node in tree.css("meta,base,title,script,a[rel]"):
+    elements: dict[str, list[Any]] = {"meta": [], "base": [], "title": [], "script": [], "a": [], "img": []}
+    for node in tree.css("meta,base,title,script,a[rel],img"):
         elements[node.tag].append(node)
     return elements
 

@@ -69,7 +69,7 @@ from pipeline.pages.lines import (
 from pipeline.pages.scopes import Scope, scopes_of
 from pipeline.pages.sides import texts_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
-from pipeline.pages.walk import MAX_NEAR, SRCSETS, Place, Walk
+from pipeline.pages.walk import MAX_NEAR, SILENT, SRCSETS, Place, Walk
 from pipeline.texts.cleaning import clean
 
 MAX_TEXT = 1000
@@ -107,6 +107,7 @@ MAX_SRCSET = 10_000
 _LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-lazyload", "data-lazy", "data-echo",
          "data-original-src", "data-ks-lazyload", "data-croporisrc", "data-real-src", "zoomfile", "file",
          "original", "lazy-src", "_src", "data-hi-res-src")  # fmt: skip
+_UNSHOWN = ",".join(f"{name} img" for name in sorted(SILENT))
 _COPIES = frozenset((*_LAZY, *SRCSETS))
 _PLACEHOLDER = re.compile(
     r"[-_./](?:loading|placeholder|lazy\w*|blank|spacer|1x1|transparent|pixel|gr[ae]y)[-_.\d]*\.\w{3,4}(?:$|\?)", re.I
@@ -148,6 +149,9 @@ class Page:
     robots: tuple[str, ...]  # contents of meta robots tags, "name: content" for those of a named agent
     text: str  # all running text, for a look at its language
     images: tuple[PageImage, ...]
+    elements: int = 0  # <img> elements of its DOM, shown or not
+    hidden: int = 0  # those of them in elements of which nothing is shown, such as <object>
+    outside: int = 0  # those outside the article that the site's rule selects
     reserved: bool = False  # a tdm-reservation meta tag reserves text and data mining
 
 
@@ -157,6 +161,7 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     Raises PageRefused for a page beyond a bound.
     """
     tree = bounds.tree_of(html)
+    of_site = len(tree.css("img")) if rule is not None else 0  # the rule deletes some of them
     selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
     elements = elements_of(tree)
     meta, linked = Meta.of(tree, elements), linked_data.read(elements["script"])
@@ -175,7 +180,12 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     whole: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
         images.append(PageImage(-1, url, _texts([("caption", clean(caption)), *whole]), {}))
-    return Page(meta.base, meta.language, meta.robots, walk.text(), tuple(images), meta.reserved)
+    met, hidden = len(elements["img"]), walk.hidden
+    if met != len(walk.places) + hidden and rule is None:  # in SVG scripts are elements, which the walk does not know
+        hidden = len({node.mem_id for node in tree.css(_UNSHOWN)})
+    outside = of_site - len(walk.places) - hidden if rule is not None else 0
+    about = meta.base, meta.language, meta.robots, walk.text(), tuple(images)
+    return Page(*about, of_site or met, hidden, outside, meta.reserved)
 
 
 def _written(element: Any) -> str:

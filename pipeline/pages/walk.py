@@ -44,7 +44,7 @@ MAX_PATH = 64
 SRCSETS = ("data-srcset", "data-lazy-srcset", "srcset")
 """Attributes that hold a list of copies of an image."""
 
-_SILENT = frozenset((
+SILENT = frozenset((
     "script", "style", "template", "svg", "math", "iframe", "object", "select", "textarea", "head", "audio", "video",
     "canvas", "rt", "rp"
 ))  # fmt: skip
@@ -189,7 +189,7 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
         block=tag in _BLOCKS or by_style,
         counted=tag if tag in _COUNTED else "",
         heading=tag in _HEADINGS,
-        silent=tag in _SILENT,
+        silent=tag in SILENT,
         void=tag in _VOID or tag[:1] in ("!", "?"),
         plain=False,
         quiet=False,
@@ -275,6 +275,7 @@ class Walk:
         self.headlines: list[str] = []  # its h1, MAX_HEADLINES at most
         self.sections: list[int] = []  # blocks that are the heading of a section, h1 to h6
         self.tags: list[str] = []
+        self.hidden = 0  # images in elements of which nothing is shown
         self.ends: dict[int, int] = {}  # by the tag that begins an element with an image, the one that ends it
         self._figures: list[int] = []
         self._count = 0
@@ -377,6 +378,8 @@ class Walk:
                     return text
             elif tag == name or tag.startswith(start):
                 depth += 1
+            elif tag[:3] == "img" and tag[3:4] in ("", " "):
+                self.hidden += 1
             self.tags[at] = ""
         return ""
 

@@ -127,6 +127,9 @@ INPUT = {
     Named.PICTURE: (Named.PICTURE, "WARC 中的图片"),
     Named.REVISIT: (Named.REVISIT, "重复记录"),
     Named.WITHOUT_PICTURE: (Named.WITHOUT_PICTURE, "没有图片的页面"),
+    Named.FALLBACK: (Named.FALLBACK, "noscript 中的副本"),
+    Named.UNSHOWN: (Named.UNSHOWN, "从不显示的图像"),
+    Named.OUTSIDE: (Named.OUTSIDE, "正文之外的图像"),
     Named.OTHER_PAGE: (Named.OTHER_PAGE, "未选取的页面"),
 }
 """English and Chinese words of units of the raw input, and of what is neither a candidate nor a decision."""

@@ -13,14 +13,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from data_specs.shard import SourceKind, Text
+from pipeline.account import Named, Units
 from pipeline.confined import Confined
 from pipeline.pages import bounds, first_look
 from pipeline.pages.page import MAX_SHARING, Page, PageImage, parse
@@ -34,8 +36,15 @@ if TYPE_CHECKING:
     from pipeline.sources import PageSource
 
 Entries = list[Candidate | Decision]
-Reading = tuple[Entries, str | None]
-"""Entries of a page, and its `wording_of` if it has candidates."""
+
+
+class Reading(NamedTuple):
+    """Entries of a page, its `wording_of` if it has candidates, and what became of its <img> elements."""
+
+    entries: Entries
+    wording: str | None
+    images: Units
+
 
 _EXAMPLE = Capture("http://a.cn/", 200, "", "text/html", "<p>一段话<a href=/b><img src=c.jpg alt=图>".encode())
 
@@ -79,11 +88,11 @@ MIN_HAN = 0.1
 
 
 def read_within_limits(
-    capture: Capture, source: PageSource, reader: Confined[Reading], wordings: dict[str, str]
+    capture: Capture, source: PageSource, reader: Confined[Reading], wordings: dict[str, str], images: Units
 ) -> Entries:
     """`extract_page`, by `reader` where the page may take long: one in five of large pages, hardly one of others.
 
-    reader: runs `read_page`. Raises OverLimit and PageRefused.
+    reader: runs `read_page`. images: accounts for the images of the page. Raises OverLimit and PageRefused.
     """
     if (refusal := _refusal(capture, source.name)) is not None:
         return [refusal]
@@ -94,11 +103,12 @@ def read_within_limits(
         if seen is not None:
             return list(seen)
         if decoded is None or bounds.is_light(decoded[0]):
-            return list(_parsed(capture, decoded, name, kind, most, wordings))
-    entries, wording = reader(capture, name, kind, most)
-    if wording is not None:
-        wordings[capture.url] = wording
-    return entries
+            return list(_parsed(capture, decoded, name, kind, most, wordings, images))
+    read = reader(capture, name, kind, most)
+    if read.wording is not None:
+        wordings[capture.url] = read.wording
+    images.add(read.images)
+    return read.entries
 
 
 def page_reader() -> Confined[Reading]:
@@ -107,10 +117,10 @@ def page_reader() -> Confined[Reading]:
 
 
 def read_page(capture: Capture, source: str, source_kind: SourceKind, max_images: int) -> Reading:
-    """`extract_page` as a list with the page's wording, for a process of its own."""
+    """`extract_page` as a list with what it notes, for a process of its own."""
     wordings: dict[str, str] = {}
-    entries = list(extract_page(capture, source, source_kind, max_images, wordings))
-    return entries, wordings.get(capture.url)
+    entries = list(extract_page(capture, source, source_kind, max_images, wordings, images := Units()))
+    return Reading(entries, wordings.get(capture.url), images)
 
 
 def extract_page(
@@ -119,10 +129,12 @@ def extract_page(
     source_kind: SourceKind,
     max_images: int = 2_000,
     wordings: dict[str, str] | None = None,
+    images: Units | None = None,
 ) -> Iterator[Candidate | Decision]:
     """The candidates of one captured page, a Decision per image that is none, or one Decision about the capture.
 
     max_images: candidates of the page at most. wordings: gets its `wording_of` by its URL, if it has candidates.
+    images: accounts for its <img> elements, unless a Decision is about the whole page.
 
     Raises PageRefused for a page beyond the bounds on markup. Meant to raise nothing else: whatever is wrong with a
     page is a Decision. Where it raises all the same, see `_entries`.
@@ -134,7 +146,8 @@ def extract_page(
     if decoded is not None and (seen := _at_first_look(capture, decoded, source)) is not None:
         yield from seen
         return
-    yield from _parsed(capture, decoded, source, source_kind, max_images, wordings)
+    images = Units() if images is None else images
+    yield from _parsed(capture, decoded, source, source_kind, max_images, wordings, images)
 
 
 def _refusal(capture: Capture, source: str) -> Decision | None:
@@ -160,6 +173,7 @@ def _parsed(
     source_kind: SourceKind,
     max_images: int,
     wordings: dict[str, str] | None,
+    images: Units,
 ) -> Iterator[Candidate | Decision]:
     """Reads what `decode` returned as `extract_page` does, by a walk over the DOM."""
     if decoded is None:
@@ -170,14 +184,17 @@ def _parsed(
     if outs := policy.opt_outs(capture.headers, page.robots, page.reserved):
         yield drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))
         return
+    own = _unseen(page)
     if not page.images:
+        images.add(own)
         return
     if script := not_chinese(page):
         yield drop_capture(capture.url, source, "extract", DropReason.NOT_CHINESE, script)
         return
     if wordings is not None:
         wordings[capture.url] = wording_of(page.text)
-    yield from _images(capture, page, source, source_kind, max_images)
+    yield from _images(capture, page, source, source_kind, max_images, own)
+    images.add(own)  # at the end, since a page on which a parser fails is one Decision
 
 
 def _at_first_look(capture: Capture, decoded: tuple[str, str], source: str) -> list[Decision] | None:
@@ -225,18 +242,26 @@ def _at_most(text: str) -> tuple[int, int, int]:
     return han, high.count(0x30), hangul
 
 
+def _unseen(page: Page) -> Units:
+    """The images of a page, with names for those that `parse` leaves out."""
+    left_out = Counter[str]({Named.UNSHOWN: page.hidden, Named.OUTSIDE: page.outside})
+    return Units(page.elements, named=+left_out)
+
+
 @dataclass(slots=True)
 class _Place:
-    """A candidate while its page is read: images of the same address add their texts."""
+    """A candidate while its page is read: images of the same address add their texts. is_element: its first one is an
+    <img>, and no og:image."""
 
     row: int
+    is_element: bool
     userinfo: str
     texts: dict[str, Text]
     listed: bool
 
 
 def _images(
-    capture: Capture, page: Page, source: str, source_kind: SourceKind, most: int
+    capture: Capture, page: Page, source: str, source_kind: SourceKind, most: int, images: Units
 ) -> Iterator[Candidate | Decision]:
     """Candidates of a page in the order of its images, decisions first."""
     base = _base(capture.url, page.base)
@@ -244,23 +269,28 @@ def _images(
     for image in sorted(page.images, key=lambda image: image.fallback):  # a lazy image itself before its <noscript>
         bare, userinfo = split_userinfo(image.url) if "@" in image.url else (image.url, "")
         image = image._replace(url=bare) if userinfo else image
-        row = image.row if image.row >= 0 else len(page.images)
+        is_element = image.row >= 0
+        row = image.row if is_element else len(page.images)
         fault = _fault(image, base)
         if isinstance(fault, str) and fault not in places:
             if len(places) < most:
-                places[fault] = _Place(row, userinfo, {t.text: t for t in image.texts}, image.listed)
+                places[fault] = _Place(row, is_element, userinfo, {t.text: t for t in image.texts}, image.listed)
                 continue
             fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
         # An image that is not a candidate is identified by its place on the page: others may have the same address.
         origin = f"{capture.url}#image-{row}"
         own = Candidate(source, source_kind, origin, capture.url, image.url[:2000], image.texts, row)
         if isinstance(fault, tuple):
+            images.decisions += is_element
             yield drop(own, "extract", *fault)
             continue
         place = places[fault]
         place.listed = place.listed and image.listed
         place.texts.update({t.text: t for t in image.texts if t.text not in place.texts})
-        if not image.fallback and image.row >= 0:
+        if image.fallback:
+            images.named[Named.FALLBACK] += 1
+        elif is_element:
+            images.decisions += 1
             again = replace(own, image_url=fault)
             leader = sha256_hex(source, capture.url, fault)  # its candidate_id
             yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "texts went to the first", duplicate_of=leader)
@@ -268,7 +298,10 @@ def _images(
         texts, about = tuple(place.texts.values()), (source, source_kind, capture.url, capture.url)
         shown: Shown = "listed" if place.listed else "among" if len(places) > MAX_SHARING else "alone"
         candidate = Candidate(*about, url, texts, place.row, userinfo=place.userinfo, shown=shown)
-        yield candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT)
+        entry = candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT)
+        if place.is_element:
+            images.take([entry])
+        yield entry
 
 
 def _base(url: str, base: str) -> str:

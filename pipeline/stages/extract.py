@@ -264,13 +264,13 @@ def _read(
     limit = build.spec.egress.max_page_bytes
     records = account["records"]
     if isinstance(source, RangeSource):
-        yield from _extract(read_ranges(source.ranges(part, account), limit), source, tally, wordings, records)
+        yield from _extract(read_ranges(source.ranges(part, account), limit), source, tally, wordings, account)
         return
     given = source.warcs()
     if given:
         captures = read_captures(given[part], limit, info, records)
         try:
-            yield from _extract(captures, source, tally, wordings, records, archive)
+            yield from _extract(captures, source, tally, wordings, account, archive)
         except SourceError as e:
             if len(given) == 1 or e.subject != given[part] or not e.message.startswith("not a WARC file"):
                 raise
@@ -282,7 +282,7 @@ def _read(
     pulse.expect(crawled.counts["kept"])
     with build.stage("crawl").file(record, suffix) as path:
         captures = read_captures(str(path), limit, info, records, must_hold=False)
-        yield from _extract(captures, source, tally, wordings, records)
+        yield from _extract(captures, source, tally, wordings, account)
 
 
 def _file_name(build: Build, source: Source, part: int) -> str:
@@ -305,7 +305,7 @@ def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, A
         for _, suffix, _ in _crawled(record):
             with stage.file(record, suffix) as path:
                 captures = read_captures(str(path), limit, info, account["records"], must_hold=False)
-                entries += _extract(captures, site, tally, wordings, account["records"])
+                entries += _extract(captures, site, tally, wordings, account)
         return _sifted(entries, site, wordings, tally)
 
     return StoredCrawls(build, site, _taken_over(build, site), read, tally)
@@ -316,14 +316,18 @@ def _extract(
     source: PageSource,
     tally: Counter[str],
     wordings: dict[str, str],
-    records: Units,
+    account: Account,
     archive: Archive | None = None,
 ) -> Iterator[Candidate | Decision]:
-    """Candidates and decisions of captures. records: accounts for what became of each of them."""
+    """Candidates and decisions of captures. account: gets what became of each of them, and of the images of pages."""
+    records, images = account["records"], account["images"]
     with page_reader() as reader:
         for capture in captures:
             pulse.advance()
-            found = [capture] if isinstance(capture, Decision) else _entries(capture, source, reader, wordings, archive)
+            if isinstance(capture, Decision):
+                found: Entries | None = [capture]
+            else:
+                found = _entries(capture, source, reader, wordings, images, archive)
             tally["pages"] += found is not None
             if found:
                 records.take(found)
@@ -338,7 +342,7 @@ def _extract(
                 yield entry
 
 
-def _name_of(capture: Capture | Decision, entries: Sequence[Candidate | Decision] | None) -> Named:
+def _name_of(capture: Capture | Decision, entries: Entries | None) -> Named:
     """Name of a record of which there are no entries: a page, or what `Archive.note` has noted."""
     if entries is not None:
         return Named.WITHOUT_PICTURE
@@ -350,19 +354,21 @@ def _entries(
     source: PageSource,
     reader: Confined[Reading],
     wordings: dict[str, str],
+    images: Units,
     archive: Archive | None,
 ) -> Entries | None:
     """Entries of a page; one Decision about the capture if a parser fails on it, whatever it holds up to there.
 
     None for a picture or a revisit, which `archive` has noted. Candidates of an archive have the time of their page.
+    images: accounts for those of the page.
     """
     try:
         if archive is None:
-            return read_within_limits(capture, source, reader, wordings)
+            return read_within_limits(capture, source, reader, wordings, images)
         if archive.note(capture):
             return None
         about = Provenance(captured_at=utc(capture.fetched_at))
-        entries = read_within_limits(capture, source, reader, wordings)
+        entries = read_within_limits(capture, source, reader, wordings, images)
         return [replace(own, provenance=about) if isinstance(own, Candidate) else own for own in entries]
     except OURS:
         raise
@@ -404,7 +410,7 @@ STAGE = Stage(
             reads=("crawl",),
             run=run_partition,
             token=token,
-            version=11,
+            version=12,
             reduce=reduce,
             begin=begin,
             files=(

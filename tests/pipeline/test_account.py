@@ -11,7 +11,9 @@ import json
 import os
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from selectolax.lexbor import LexborHTMLParser
 
-from pipeline.account import Account, Named, Units
+from pipeline.account import ACCOUNT, Account, Named, Units
 from pipeline.errors import SourceError
 from pipeline.plugins import configure
-from pipeline.records import Candidate
+from pipeline.records import Candidate, Capture
 from pipeline.sources import TableSource
 from pipeline.sources._text_files import TableRow
+from pipeline.stages import extract
+from pipeline.stages._page_candidates import extract_page
+from tests import archived
 from tests.candidates import put, texts
 from tests.drawn import encoded
 
@@ -178,6 +184,69 @@ def members(draw: st.DrawFn, root: Path) -> Made:
 
 
 SUFFIXES = ("", ".jpg", ".txt", ".json", ".0.jpg", ".1.PNG", ".0.txt", ".bin", ".cls", ".mask.png")
+
+
+MARKUP = [
+    *(
+        "<img src=a.jpg alt=山>",
+        "<IMG SRC='b.png'>",
+        "<img>",
+        "<img src=data:x>",
+        "<img src=logo.png>",
+        "云海一片",
+        "</p>",
+    ),
+    *(f"<{tag}>" for tag in ("p", "template", "svg", "object", "select", "noscript", "table", "td", "nav", "picture")),
+    *(f"</{tag}>" for tag in ("template", "svg", "object", "noscript", "table", "nav")),
+    *("<!-- <img src=c.jpg> -->", "<script>'<img src=d.jpg>'</script>", "<textarea><img></textarea>", "<image>"),
+]
+
+
+@settings(max_examples=4 * EXAMPLES, deadline=None)
+@given(st.lists(st.sampled_from(MARKUP), max_size=20).map("".join), st.integers(1, 3))
+def test_every_image_of_a_page_is_a_candidate_a_decision_or_has_a_name(markup: str, most: int) -> None:
+    """What a page has is counted in its DOM; the walk that reads images goes over what the DOM is written as."""
+    images, html = Units(), f"<!doctype html><meta charset=utf-8><p>一段中文的话</p>{markup}"
+    page = Capture("http://a.cn/", 200, "", "text/html", html.encode())
+    entries = list(extract_page(page, "s", "news", most, {}, images))
+    assert images.met == len(LexborHTMLParser(html).css("img"))
+    assert images.unaccounted == 0
+    assert images.candidates + images.decisions == len(entries)
+
+
+RECORDS: dict[str, Callable[[str], bytes]] = {
+    "page": lambda url: archived.page(url, "/1.jpg", "/2.jpg"),
+    "bare": lambda url: archived.record(url, "<p>没有图</p>".encode(), {"Content-Type": "text/html"}),
+    "english": lambda url: archived.record(url, b"<p>No<img src=/3.jpg>", {"Content-Type": "text/html"}),
+    "gone": lambda url: archived.record(
+        url, b"<img src=/4.jpg>", {"Content-Type": "text/html"}, status="404 Not Found"
+    ),
+    "jpeg": lambda url: archived.jpeg(f"{url}.jpg", PNG),
+    "request": lambda url: archived.record(url, b"", {}, kind="request"),
+    "metadata": lambda url: archived.record(url, b"", {}, kind="metadata"),
+}
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(kinds=st.lists(st.sampled_from([*RECORDS]), min_size=1, max_size=12))
+def test_every_record_of_an_archive_is_of_a_candidate_a_decision_or_has_a_name(
+    kinds: list[str], make_build: Any
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        records = [RECORDS[kind](f"http://a.test/{n}") for n, kind in enumerate(kinds)]
+        (Path(folder) / "1.warc.gz").write_bytes(b"".join(records))
+        source = {"kind": "warc", "name": "w", "source_kind": "news", "path": f"{folder}/1.warc.gz"}
+        build = replace(make_build(sources=[source]), out=f"{folder}/out")
+        extract.run_partition(build, "w-00000")
+        [record] = build.stage("extract").records()
+    of, account = Counter(kinds), Account.of_json(record.info[ACCOUNT])
+    units = account["records"]
+    assert (units.met, units.candidates, units.decisions) == (len(kinds), of["page"], of["english"] + of["gone"])
+    named = {"without": of["bare"], "picture": of["jpeg"], "other": of["request"] + of["metadata"]}
+    names = (Named.WITHOUT_PICTURE, Named.PICTURE, Named.OTHER_RECORD)
+    assert +units.named == +Counter(dict(zip(names, named.values(), strict=True)))
+    assert (account["images"].met, account["images"].candidates) == (2 * of["page"], 2 * of["page"])
+    assert account.unaccounted == record.counts["unaccounted"] == 0
 
 
 def made(options: dict[str, Any]) -> TableSource:
