@@ -403,6 +403,13 @@ BOX_SCHEMA = pa.schema([field for field in REGION_SCHEMA if field.name != "key"]
 FIRST_SNAPSHOT = "first_snapshot"
 """Column of extract's file in a build that begins a generation: the oldest snapshot that shows a candidate."""
 
+SHOWN, SHOWN_SCHEMA = (
+    "shown.parquet",
+    pa.schema([("url", pa.string()), ("image_url", pa.string()), ("sha256", pa.string())]),
+)
+"""Beside captures, of the page `url`: the pictures that it shows; sha256: "" where unknown (`pipeline.takedown.shown`).
+"""
+
 OPT_OUTS, OPT_OUT_SCHEMA = "opt_outs.parquet", pa.schema([("url", pa.string())])
 """Suffix of crawl's file of pages whose owner had opted out, of a crawl that a new generation takes over."""
 

@@ -43,7 +43,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, DropReason, drop_capture, sha256_hex
+from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, SHOWN, SHOWN_SCHEMA, DropReason, drop_capture, sha256_hex
 from pipeline.sources import IMAGE_CAPS, sources_of
 from pipeline.sources.site import Site
 from pipeline.store import build_json
@@ -318,6 +318,7 @@ STAGE = Stage(
                 PassFile("warc.gz", kind="captures"),
                 PassFile("parquet", CRAWL_SCHEMA),
                 PassFile(OPT_OUTS, OPT_OUT_SCHEMA),
+                PassFile(SHOWN, SHOWN_SCHEMA),
                 PassFile(FRONTIER, kind="state"),
             ),
             unit="pages",

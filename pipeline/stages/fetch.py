@@ -16,7 +16,8 @@ host has answered or `fetch.max_wait_s` are over. A host that did not answer wit
 worker in this build.
 
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
-order of the candidates with fixed headers: the same images make the same tar.
+order of the candidates with fixed headers: the same images make the same tar. What was taken down, by its bytes or by
+its looks, is not written to it.
 
 Limits: a host that fails for the last of its images in a partition is waited for, though it may be the image alone. An
 image fetched once is not asked for again by later builds, however it changed; where a build's tar is
@@ -43,6 +44,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from pipeline import pulse
+from pipeline.features import feature_id
 from pipeline.files.tars import TarWriter
 from pipeline.observe import count
 from pipeline.records import (
@@ -53,9 +55,11 @@ from pipeline.records import (
 )
 from pipeline.stages import _sorted
 from pipeline.stages._held_images import ELSEWHERE, held_images, limits_digest, limits_of, userinfos_of
+from pipeline.stages._measured import known_features, measured, without
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.stage import Pass, PassFile, Stage
+from pipeline.store.takedowns import Takedowns
 from pipeline.web import gateway, images
 from pipeline.web.client import RequestFailed
 from pipeline.web.images import Image, ImageFetcher
@@ -100,7 +104,7 @@ def run_partition(build: Build, partition: str) -> None:
         network = _Network(build.spec, missing, spool, _silent_hosts(build.out, stage.fingerprint))
         if missing:
             network.run(lambda: ImageFetcher(build.spec, sent, rules, takedowns))
-        outcomes |= network.outcomes
+        outcomes = _without_alike(build, outcomes | network.outcomes, spool, takedowns)
         rows = _write_tar(attempt.path("tar"), urls, outcomes, spool)
         attempt.write_table("parquet", rows)
         failed = {fetch_id: outcome for fetch_id, outcome in outcomes.items() if outcome.reason}
@@ -124,6 +128,25 @@ def run_partition(build: Build, partition: str) -> None:
         )
     asked = rows.filter(pc.is_in(rows["fetch_id"], pa.array(network.outcomes, pa.string())))
     _remember(build, asked, record.files["tar"].name)
+
+
+def _without_alike(
+    build: Build, outcomes: dict[str, Outcome], spool: Spool, takedowns: Takedowns
+) -> dict[str, Outcome]:
+    """The outcomes, with pictures refused that look like one that was taken down.
+
+    They are measured here, before their bytes are kept, if STORE knows any looks; `measure` finds the features there.
+    """
+    if not takedowns.looks:
+        return outcomes
+    places = {o.sha256: o.place for o in outcomes.values() if not o.reason and o.place[0] != ELSEWHERE}
+    known = known_features(build.store, places)
+    missing = sorted(places.keys() - set(known["sha256"].to_pylist()), key=places.__getitem__)
+    made, _ = measured(((sha256, spool.read(places[sha256])) for sha256 in missing), build.spec.fetch.max_pixels)
+    alike = set(takedowns.alike(pa.concat_tables([known, made]), feature_id()))
+    build.store.features(feature_id()).put(without(made, alike))
+    refused = failure(DropReason.FORGOTTEN, "this image was taken down")
+    return {fetch_id: refused if own.sha256 in alike else own for fetch_id, own in outcomes.items()}
 
 
 @functools.lru_cache(maxsize=1)

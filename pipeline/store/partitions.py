@@ -87,7 +87,7 @@ _RECORDS, _FINISHED = "_records", "_stage.json"
 REDUCED = "_reduced"
 """Folder, within a pass's, of what the driver made of its partitions, by the fingerprint's mark."""
 
-APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "merged")
+APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "merged", "shown")
 """Kinds of files whose rows are not the stage's own rows: each kind lies in a folder of its own (`_file_name`)."""
 
 ROWS_DIGEST = "rows"

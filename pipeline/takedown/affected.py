@@ -15,6 +15,7 @@ from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import PAIR_FEATURES
 from pipeline.store.takedowns import Takedowns
 from pipeline.takedown.request import fetched_images, text_array
+from pipeline.takedown.shown import pages_in_state, pages_showing
 
 
 @dataclass
@@ -41,9 +42,11 @@ class Affected:
         }
 
 
-def affected(build: Build, takedowns: Takedowns) -> Affected:
-    """Finds the content of a build that is taken down."""
+def affected(build: Build, takedowns: Takedowns, dry_run: bool = False) -> Affected:
+    """Finds the content of a build that is taken down. dry_run: note nothing of what captures show."""
     ids, pages = _candidates(build, takedowns)
+    waiting = pages_in_state(build, takedowns)
+    pages |= pages_showing(build, takedowns, dry_run) | waiting
     captures = set[str]()
     for rows in build.tables("crawl", "parquet", ["url"]):
         captures |= {url for url in rows["url"].to_pylist() if sha256_hex(url) in pages or takedowns.host(url)}
@@ -53,7 +56,7 @@ def affected(build: Build, takedowns: Takedowns) -> Affected:
         hashes=ids | pages | {sha256_hex(url) for url in captures} | removed | _scored_texts(build, ids),
         candidates=len(ids),
         images=len(fetch_ids),
-        captures=len(captures),
+        captures=len(captures) + len(waiting),
         samples=_samples(build, ids),
     )
 

@@ -19,7 +19,7 @@ read; the same command again does them. Without anything named, all that is in S
 builds given. A page or a domain is removed with all that was collected from it; a picture that another page shows too
 stays.
 
-Limits: one process. A capture goes with any picture on it that goes. Copies of a dataset elsewhere are out of reach:
+Limits: one process. A capture goes with any picture on it that goes; a later crawl may capture the page again. Copies of a dataset elsewhere are out of reach:
 the manifest's parent says which revision to replace. Ids and hashes of what was removed stay in decisions and STORE.
 Texts that a sample of an expired build took over from a copy stay: from which is no longer known.
 """
@@ -93,7 +93,7 @@ def forget(
         builds = [build for build in builds if build.spec.name not in damaged]
         builds = [ready for build in builds if (ready := _prepared(build, locks, dry_run, faults)) is not None]
         with remembering():
-            before, (takedowns, losses) = store.takedowns(), _look_up(request, store, builds, searched, faults)
+            before, (takedowns, losses) = store.takedowns(), _look_up(request, store, builds, searched, faults, dry_run)
         matched = sum(loss.candidates + loss.images + loss.captures for loss in losses)
         found: dict[str, Any] = {
             "matched": matched,
@@ -162,14 +162,14 @@ def _prepared(build: Build, locks: contextlib.ExitStack, dry_run: bool, faults: 
 
 
 def _look_up(
-    request: Request, store: Store, builds: Sequence[Build], searched: Sequence[Path], faults: list[str]
+    request: Request, store: Store, builds: Sequence[Build], searched: Sequence[Path], faults: list[str], dry_run: bool
 ) -> tuple[Takedowns, list[Affected]]:
     """Step 1: all that is taken down, and what each build that can be read holds of it."""
     builds = [build for build in builds if _has_sound_manifest(build, faults)]
     while True:
         try:
             takedowns = resolve(request, store, builds, searched)
-            return takedowns, [_with_unfinished(affected(build, takedowns)) for build in builds]
+            return takedowns, [_with_unfinished(affected(build, takedowns, dry_run)) for build in builds]
         except StoreError as e:
             places = [url for url in (store.url, *(build.out for build in builds)) if e.subject.startswith(f"{url}/")]
             place = max(places, key=len, default=store.url)  # STORE may lie in a build's folder

@@ -48,6 +48,7 @@ from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown import known_builds
+from pipeline.takedown.shown import note_shown
 
 EXPIRED = "expired.json"
 """In STORE: names of caches of features of builds that were expired."""
@@ -245,6 +246,7 @@ def _expire(store: Store, build: Build, others: list[Build], deletions: Deletion
     """Delete from an old build the folders of all stages that expire."""
     if not deletions.dry_run:
         _find_elsewhere(store, build, others)
+        note_shown(build)
     for stage in build.stages.values():
         if stage.expires:
             deletions.delete("expired", build.folder, stage.folder)

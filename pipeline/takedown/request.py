@@ -151,7 +151,12 @@ def _features_of_images(
 
 def _features(store: Store, builds: Sequence[Build]) -> Iterator[pa.Table]:
     for build in builds:
-        for rows in itertools.chain(build.tables("measure", "parquet"), _features_of_shards(store, build)):
+        found = (
+            build.tables("measure", "parquet"),
+            _features_of_shards(store, build),
+            _features_of_fetched(store, build),
+        )
+        for rows in itertools.chain(*found):
             yield rows.select([name for name in LOOKED_AT if name in rows.column_names])
 
 
@@ -159,22 +164,39 @@ def _features_of_shards(store: Store, build: Build) -> Iterator[pa.Table]:
     """Features of what an expired build has packed: from STORE, or measured of the pictures as they are stored."""
     for stage, record in _shards_without(build, "measure"):
         rows = stage.table(record, "parquet", ["sha256", "image_offset", "image_size"])
-        missing = set(rows["sha256"].to_pylist())
-        known = store.features(feature_id()).get(missing)
-        if known is not None:
-            missing -= set(known["sha256"].to_pylist())
-            yield known
-        if missing:
-            with stage.file(record, "tar") as path, path.open("rb") as tar:
-                measured = [_measured(tar, row) for row in rows.to_pylist() if row["sha256"] in missing]
-            yield pa.Table.from_pylist([row for row in measured if row is not None], FEATURE_SCHEMA)
+        yield from _features_in_tar(store, stage, record, rows.rename_columns(["sha256", "offset", "size"]))
+
+
+def _features_of_fetched(store: Store, build: Build) -> Iterator[pa.Table]:
+    """Features of what a build has fetched and not measured, since it was killed or was to stop before that."""
+    for stage in build.history("fetch"):
+        for record in stage.records():
+            rows = stage.table(record, columns=["sha256", "offset", "size"], filters=pc.field("ok"))
+            for measured in build.history("measure"):
+                if record.partition in measured.partitions():
+                    known = measured.column(measured.record(record.partition), "parquet", "sha256")
+                    rows = rows.filter(pc.invert(pc.is_in(rows["sha256"], known)))
+            yield from _features_in_tar(store, stage, record, rows)
+
+
+def _features_in_tar(store: Store, stage: StageDir, record: Record, rows: pa.Table) -> Iterator[pa.Table]:
+    """Features of pictures in a partition's tar, from STORE or measured. rows: sha256, offset and size of each."""
+    missing = set(rows["sha256"].to_pylist())
+    known = store.features(feature_id()).get(missing)
+    if known is not None:
+        missing -= set(known["sha256"].to_pylist())
+        yield known
+    if missing:
+        with stage.file(record, "tar") as path, path.open("rb") as tar:
+            measured = [_measured(tar, row) for row in rows.to_pylist() if row["sha256"] in missing]
+        yield pa.Table.from_pylist([row for row in measured if row is not None], FEATURE_SCHEMA)
 
 
 def _measured(tar: BinaryIO, row: dict[str, Any]) -> dict[str, Any] | None:
     """Features of a stored picture; None if it cannot be read."""
-    tar.seek(row["image_offset"])
+    tar.seek(row["offset"])
     with contextlib.suppress(PictureError):
-        return {**measure_image(tar.read(row["image_size"]), MAX_PIXELS), "sha256": row["sha256"]}
+        return {**measure_image(tar.read(row["size"]), MAX_PIXELS), "sha256": row["sha256"]}
     return None
 
 

@@ -16,10 +16,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from pipeline.features import feature_id
 from pipeline.records import candidate_rows
 from pipeline.stages import _spool, fetch
+from pipeline.takedown.forget import Request, forget
 from pipeline.web.images import ImageFetcher
+from tests.drawn import blobs, encoded
 from tests.fetching import HEADERS, PARTITION, SITE, admit, candidate, outcome, picture, run
 
 
@@ -242,3 +246,24 @@ def test_partitions_of_a_build_ask_a_host_for_its_rules_once_and_an_unreachable_
     assert len(web.asked_tdm) == 1
     assert Counter(down.asked)["/robots.txt"] == 4, "two tries in each partition"
     assert [record.counts["kept"] for record in build.stage("fetch").records()] == [2, 2]
+
+
+def test_a_picture_that_looks_like_one_that_was_taken_down_is_not_kept(serve, make_build, tmp_path):
+    """It was downloaded again at a new address, dropped by measure, and stayed in images/."""
+    taken, other = Image.fromarray(blobs(1, (320, 240))), Image.fromarray(blobs(2, (320, 240)))
+    pages = {"/new.jpg": encoded(taken.resize((300, 225))), "/other.jpg": encoded(other)}
+    web = serve({path: (200, {}, data) for path, data in pages.items()})
+    build = make_build(web, sources=SITE)
+    (tmp_path / "taken.png").write_bytes(encoded(taken, "PNG"))
+    forget(build.store, [], Request(pictures=[tmp_path / "taken.png"]))
+    admit(build, [candidate(web.url(path)) for path in pages])
+    fetch.run_partition(build, PARTITION)
+    record = build.stage("fetch").record(PARTITION)
+    reasons = {row["image_url"]: row["reason"] for row in build.stage("fetch").table(record).to_pylist()}
+    assert reasons == {web.url("/new.jpg"): "forgotten", web.url("/other.jpg"): ""}
+    [data] = [path.read_bytes() for path in (Path(build.out) / "images").glob("*.tar")]
+    assert (pages["/new.jpg"] in data, pages["/other.jpg"] in data) == (False, True)
+    assert (record.counts["kept"], record.counts["dropped"]) == (1, 1)
+    known = build.store.features(feature_id()).get([hashlib.sha256(data).hexdigest() for data in pages.values()])
+    assert known is not None
+    assert known["sha256"].to_pylist() == [hashlib.sha256(pages["/other.jpg"]).hexdigest()], "what `measure` finds"

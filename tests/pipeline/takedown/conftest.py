@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli
+from data_specs.build import BuildSpec
+from pipeline import cli, opening
 from pipeline.publish import release
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.store import Store
+from tests.parks import PAGES, page, picture
+from tests.stages import run_noted
 from tests.weeks import Weeks
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
@@ -77,3 +81,29 @@ def published_builds(_made: tuple[Path, list[Build]], capsys: pytest.CaptureFixt
         return Published(store, tuple(builds[:count]), capsys)
 
     return make
+
+
+@pytest.fixture
+def site(serve: Any) -> Any:
+    """A site of six pages with a picture each."""
+    links = "".join(f"<a href='/{n}.html'>第{n}个页面</a>" for n in range(PAGES))
+    pages: dict[str, Any] = {"/": f"<html><body><p>公园的图片都在这里了</p>{links}</body></html>".encode()}
+    for n in range(PAGES):
+        pages |= {f"/{n}.html": page(n), f"/{n}.jpg": (200, {"Content-Type": "image/jpeg"}, picture(n))}
+    return serve(pages)
+
+
+@pytest.fixture
+def week(tmp_path: Path, site: Any) -> Callable[..., Build]:
+    """week("2026-11-01", vanished="drop"): the build of that day, not published."""
+
+    def build(snapshot: str, until: str = "shard", **options: Any) -> Build:
+        source = {"kind": "site", "name": "park", "source_kind": "news", "start": [site.url()], **options}
+        spec = {"name": "parks", "contact": "mailto:a@b.c", "sources": [source], "filters": []}
+        spec["egress"] = {"allow": [site.host], "delay_s": 0}
+        out = str(tmp_path / snapshot)
+        made = opening.open_build(BuildSpec.model_validate(spec), out, str(tmp_path / "store"), snapshot)
+        run_noted(made, *list(STAGES)[: list(STAGES).index(until) + 1])
+        return made
+
+    return build

@@ -3,65 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from data_specs.build import BuildSpec
-from pipeline import opening
 from pipeline.commands import builds
 from pipeline.errors import GateError, StoreError
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
-from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.takedown import vanished
-from tests.drawn import blobs, encoded
-from tests.stages import run_noted
+from tests.parks import PAGES, page, picture
 
 pytestmark = pytest.mark.slow
-
-PAGES = 6
-
-
-def page(n: int, head: str = "") -> bytes:
-    text = f"这是第{n}个页面的图片，拍摄于{'春夏秋冬晨昏'[n]}天的公园里，湖边有很多人在散步"
-    return f"<html><head>{head}</head><body><p>{text}</p><img src='/{n}.jpg' alt='{text}'></body></html>".encode()
-
-
-def picture(n: int) -> bytes:
-    return encoded(Image.fromarray(blobs(n, (320, 240))))
-
-
-@pytest.fixture
-def site(serve: Any) -> Any:
-    """A site of six pages with a picture each."""
-    links = "".join(f"<a href='/{n}.html'>第{n}个页面</a>" for n in range(PAGES))
-    pages: dict[str, Any] = {"/": f"<html><body><p>公园的图片都在这里了</p>{links}</body></html>".encode()}
-    for n in range(PAGES):
-        pages |= {f"/{n}.html": page(n), f"/{n}.jpg": (200, {"Content-Type": "image/jpeg"}, picture(n))}
-    return serve(pages)
-
-
-@pytest.fixture
-def week(tmp_path: Path, site: Any) -> Callable[..., Build]:
-    """week("2026-11-01", vanished="drop"): the build of that day, not published."""
-
-    def build(snapshot: str, until: str = "shard", **options: Any) -> Build:
-        source = {"kind": "site", "name": "park", "source_kind": "news", "start": [site.url()], **options}
-        spec = {"name": "parks", "contact": "mailto:a@b.c", "sources": [source], "filters": []}
-        spec["egress"] = {"allow": [site.host], "delay_s": 0}
-        out = str(tmp_path / snapshot)
-        made = opening.open_build(BuildSpec.model_validate(spec), out, str(tmp_path / "store"), snapshot)
-        run_noted(made, *list(STAGES)[: list(STAGES).index(until) + 1])
-        return made
-
-    return build
 
 
 def released(build: Build) -> int:

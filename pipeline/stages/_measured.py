@@ -1,0 +1,49 @@
+"""Features of the bytes of images, for `measure`, and for `fetch` where STORE knows looks that were taken down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_specs.pictures.jpeg import Bytes
+from pipeline.features import feature_id
+from pipeline.features._rows import FeatureRows
+from pipeline.pictures.decode import PictureError, decode
+from pipeline.pictures.thumbs import REDUCE_TO
+from pipeline.records import FEATURE_SCHEMA, DropReason
+from pipeline.store.store import Store
+from pipeline.unreadable import OURS, evidence
+
+Fault = tuple[DropReason, str]
+"""Why an image is without features, and the evidence."""
+
+
+def known_features(store: Store, images: Iterable[str]) -> pa.Table:
+    """Rows of FEATURE_SCHEMA that STORE has of images, by their sha256."""
+    cached = store.features(feature_id()).get(images)
+    return FEATURE_SCHEMA.empty_table() if cached is None else cached.select(FEATURE_SCHEMA.names)
+
+
+def measured(images: Iterable[tuple[str, Bytes]], max_pixels: int) -> tuple[pa.Table, dict[str, Fault]]:
+    """Rows of FEATURE_SCHEMA, and faults by sha256, of images (sha256, bytes), each given once."""
+    rows, faults = FeatureRows(), dict[str, Fault]()
+    for sha256, data in images:
+        try:
+            rows.add(sha256, len(data), decode(data, max_pixels, REDUCE_TO))
+        except PictureError as e:
+            reason = DropReason.TOO_MANY_PIXELS if e.too_many_pixels else DropReason.CORRUPT_IMAGE
+            faults[sha256] = (reason, str(e))
+        except OURS:
+            raise
+        except Exception as e:
+            faults[sha256] = (DropReason.UNREADABLE, evidence(e, f"image {sha256}"))
+    table = rows.table()
+    faults |= {sha256: (DropReason.UNREADABLE, fault) for sha256, fault in rows.faults.items()}
+    return table, faults
+
+
+def without(rows: pa.Table, images: Iterable[str]) -> pa.Table:
+    """The rows of all other images."""
+    return rows.filter(pc.invert(pc.is_in(rows["sha256"], pa.array(sorted(images), pa.string()))))
