@@ -19,9 +19,10 @@ read; the same command again does them. Without anything named, all that is in S
 builds given. A page or a domain is removed with all that was collected from it; a picture that another page shows too
 stays.
 
-Limits: one process. A capture goes with any picture on it that goes; a later crawl may capture the page again. Copies of a dataset elsewhere are out of reach:
-the manifest's parent says which revision to replace. Ids and hashes of what was removed stay in decisions and STORE.
-Texts that a sample of an expired build took over from a copy stay: from which is no longer known.
+Limits: one process. A capture goes with any picture on it that goes; a later crawl may capture the page again. Copies
+of a dataset elsewhere are out of reach: the manifest's parent says which revision to replace. Ids and hashes of what
+was removed stay in decisions and STORE. Texts that a sample of an expired build took over from a copy stay: from which
+is no longer known.
 """
 
 from __future__ import annotations
