@@ -351,7 +351,7 @@ class Publish(Spec):
     min_new: int = Field(0, ge=0, description="fewest samples that a build must add; at 0 a build may add none")
     max_drop_share: float = Field(1.0, gt=0, le=1, description="largest share of all candidates that may be dropped")
     max_unreadable: Share = Field(
-        0.01, description="largest share of a source's pages or candidates on which a parser may fail"
+        0.01, description="largest share of a source's pages, candidates, bytes or files that cannot be read"
     )
     max_unaccounted: Share = Field(
         0.001,

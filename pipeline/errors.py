@@ -2,6 +2,7 @@
 
     PipelineError               the work failed; the command line prints one line and exits with 1
     ├── SourceError             a whole source cannot be read (a table is missing, a site does not answer)
+    │   └── BrokenFile          one file of it cannot, because of its content; of several files that is a Decision
     ├── StageError              a partition of a stage failed for a reason that is not a single candidate's
     ├── StoreError              a build folder or STORE is damaged, locked or of a newer version
     ├── DetectorError           a detector cannot be loaded, or its output breaks the contract
@@ -35,6 +36,17 @@ class PipelineError(WenlanError):
 
 class SourceError(PipelineError):
     """A whole source cannot be read."""
+
+
+class BrokenFile(SourceError):
+    """A file of a source cannot be read, and its content is the cause: it is empty, cut off, or of another format.
+
+    read: bytes of it that were read before.
+    """
+
+    def __init__(self, subject: str, message: str, read: int = 0) -> None:
+        super().__init__(subject, message)
+        self.args, self.read = (subject, message, read), read
 
 
 class StageError(PipelineError):

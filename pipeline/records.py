@@ -40,6 +40,7 @@ class DropReason(enum.StrEnum):
     NOT_HTML = "not_html"
     OVER_BUDGET = "over_budget"
     TRAP = "trap"  # a page that differs from earlier ones in its numbers only
+    BROKEN_FILE = "broken_file"  # a file of a source of which nothing can be read, or nothing more
     UNREADABLE = "unreadable"  # a parser failed on it, or took too long; at any stage that reads what others wrote
     # extract
     BAD_CHARSET = "bad_charset"
@@ -200,6 +201,15 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """Weight of one Decision about damage. rows: as metadata state them, 0 if unknown. files: 1 for a whole file."""
+
+    bytes: int = 0
+    rows: int = 0
+    files: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Outcome of one capture or candidate: kept to the end, or dropped at a stage for a first reason.
 
@@ -219,6 +229,7 @@ class Decision:
     evidence: str = ""
     duplicate_of: str = ""  # candidate_id of the leader
     text: str = ""  # primary text, for people who read the report
+    lost: Annotated[Lost | None, None] = None  # what a damaged part of a file swallowed; counted by `extract`
 
     def __post_init__(self) -> None:
         for name in ("page_url", "url", "evidence"):  # a password of a URL is written nowhere

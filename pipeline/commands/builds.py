@@ -251,8 +251,8 @@ def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, An
 
 def _say_lost(stage: str, counts: dict[str, int]) -> None:
     """Say what damage cost the stage's input, if it cost any."""
-    nouns = {"lost_records": "damaged records", "lost_bytes": "bytes lost", "truncated": "truncated files"}
-    nouns["no_warc"] = "files that are not WARC"
+    nouns = {"lost_parts": "damaged parts", "lost_bytes": "bytes lost", "lost_rows": "rows in them"}
+    nouns["lost_files"] = "broken files"
     found = [f"{counts[name]:,} {noun}" for name, noun in nouns.items() if counts.get(name)]
     if found:
         say(f"{stage}: {', '.join(found)}; the report lists the files")

@@ -43,6 +43,7 @@ from pipeline.files.folder import Folder
 from pipeline.publish import card, dataset
 from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
+from pipeline.report.unreadable import read_damage, read_undetected
 from pipeline.store import build_json
 from pipeline.store.build import Build, shard_files
 from pipeline.store.dataset import manifest_in
@@ -128,8 +129,8 @@ def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     that fail are named in the manifest. Raises as `publish` does.
     """
     candidates, captures = read_funnels(build)
-    undetected = gates.read_undetected(build)
-    judged = gates.judge(build.spec, build.stages, candidates, captures, undetected=undetected)
+    undetected, damage = read_undetected(build), read_damage(build)
+    judged = gates.judge(build.spec, build.stages, candidates, captures, undetected=undetected, damage=damage)
     failing = {gate.name: "after a takedown" for gate in judged if not gate.holds}
     manifest = _manifest(build, _finished(build), dict(sorted({**failing, **accepted}.items())))
     before = manifest_in(build.shards)

@@ -2,8 +2,9 @@
 
     min_samples                      of the dataset with this build in it
     min_new, max_drop_share          of the whole build
-    max_unreadable                   of each source: pages and rows on which a parser failed; many are a fault of ours.
-                                     Of all sources together: images on which a detector failed
+    max_unreadable                   of each source: pages and rows on which a parser failed, many of which are a fault
+                                     of ours; bytes, rows and files that damage has swallowed. Of all sources
+                                     together: images on which a detector failed
     max_unaccounted                  of each source and unit of its input (files, lines, members ...): what neither a
                                      candidate nor a decision nor a name accounts for (`pipeline.account`)
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
@@ -41,6 +42,7 @@ from pipeline.filters import ImageFilter, TextFilter, image_filters, text_filter
 from pipeline.records import DropReason
 from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, accounts, top_reasons
+from pipeline.report.unreadable import Damage, Unreadable, read_damage, read_undetected, unreadable
 from pipeline.store import approval
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, Stages
@@ -97,16 +99,17 @@ def judge(
     held: int = 0,
     undetected: tuple[int, int] = (0, 0),
     of_sources: Mapping[str, Account] | None = None,
+    damage: Mapping[str, Damage] | None = None,
 ) -> list[Gate]:
     """Every gate but `approve`, in the order of `names`; a stage at which no source can be judged has none.
 
     held: samples that the dataset holds without this build.
     report: the figures of report.json, with `drift` if there is a baseline; without them FIGURE_GATES are left out, and
-    so are those of them that the spec does not set. undetected: what `read_undetected` returns. of_sources: their
-    accounts.
+    so are those of them that the spec does not set. undetected, damage: what `pipeline.report.unreadable` reads.
+    of_sources: their accounts.
     """
     figures = [] if report is None else list(_figures(spec, report))
-    whole = [*_whole(spec, candidates, held), *_unreadable(spec, candidates, captures, undetected)]
+    whole = [*_whole(spec, candidates, held), *_unreadable(spec, candidates, captures, undetected, damage or {})]
     whole += _unaccounted(spec, of_sources or {})
     return [*whole, *_of_stages(spec, stages, candidates, captures), *figures]
 
@@ -152,7 +155,7 @@ def verdict(
     """The verdict on a build. approved: a person asked, which is what `approve: manual` waits for, as for a word in
     build.json that approves. A word that refuses holds it back all the same."""
     report = drift.read(build.out, build.build_id)
-    of_input = read_undetected(build), accounts(build)
+    of_input = read_undetected(build), accounts(build), read_damage(build)
     judged = judge(build.spec, build.stages, candidates, captures, report, build.held, *of_input)
     asked = [] if report is not None else [name for name in FIGURE_GATES if _is_set(build.spec, name)]
     manual = build.spec.publish.approve == "manual" and "approve" not in accept
@@ -240,34 +243,23 @@ def _gate(name: str, found: str, wanted: str, holds: bool, says: str) -> Gate:
     return Gate(name, found, wanted, says, () if holds else (says,))
 
 
-def read_undetected(build: Build) -> tuple[int, int]:
-    """(images on which a detector failed, images) of a build: they are kept, without regions."""
-    return build.counted("detect", "undecodable"), build.counted("detect", "images")
-
-
-def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel, undetected: tuple[int, int]) -> Iterator[Gate]:
-    """One gate if anything was unreadable, about pages, candidates or images, whichever source and subject stand
-    worst."""
-    limit = spec.publish.max_unreadable
-    judged: list[tuple[float, int, int, str, str]] = []  # (share, unreadable, seen, source, subject)
-    for source in spec.sources:
-        for subject, funnel in (("capture", captures), ("candidate", candidates)):
-            own = funnel.of_source(source.name)
-            count = dict(own.reasons()).get(DropReason.UNREADABLE.value, 0)
-            if count and own.total >= spec.publish.judged_from:
-                judged.append((count / own.total, count, own.total, source.name, subject))
-    if undetected[0] and undetected[1] >= spec.publish.judged_from:
-        judged.append((undetected[0] / undetected[1], *undetected, "all sources", "image"))
+def _unreadable(
+    spec: BuildSpec, candidates: Funnel, captures: Funnel, undetected: tuple[int, int], damage: Mapping[str, Damage]
+) -> Iterator[Gate]:
+    """One gate if anything was unreadable, whichever source and things stand worst."""
+    limit, least = spec.publish.max_unreadable, spec.publish.judged_from
+    judged = [
+        own
+        for source in spec.sources
+        for own in unreadable(source.name, candidates, captures, damage.get(source.name, Damage()), least)
+    ]
+    if undetected[0] and undetected[1] >= least:
+        judged.append(Unreadable(*undetected, "images (by a detector)", "all sources"))
     if not judged:
         return
-    nouns = {"capture": "pages", "candidate": "candidates", "image": "images (by a detector)"}
-    says = {
-        entry: f"{entry[1]:,} of {entry[2]:,} {nouns[entry[4]]} of {entry[3]} are unreadable ({entry[0]:.1%}), "
-        f"the spec allows {limit:.1%}; the log has a traceback of each kind"
-        for entry in judged
-    }
-    worst, faults = max(judged), tuple(says[entry] for entry in judged if entry[0] > limit)
-    yield Gate("max_unreadable", f"{worst[3]} {worst[0]:.1%}", f"≤ {limit:.1%}", says[worst], faults)
+    worst = max(judged, key=lambda own: own.share)
+    faults = tuple(own.says(limit) for own in judged if own.share > limit)
+    yield Gate("max_unreadable", f"{worst.source} {worst.share:.1%}", f"≤ {limit:.1%}", worst.says(limit), faults)
 
 
 def _unaccounted(spec: BuildSpec, accounts: Mapping[str, Account]) -> Iterator[Gate]:

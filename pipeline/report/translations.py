@@ -27,6 +27,7 @@ REASONS = {
     "not_html": ("not a web page", "不是网页"),
     "over_budget": ("over the limits of the crawl", "超出预算"),
     "trap": ("endless pages", "无尽页面"),
+    "broken_file": ("broken file", "文件损坏"),
     "unreadable": ("parser failed", "无法解析"),
     "cap_per_page": ("over the cap per page", "超出每页图片上限"),
     "cap_per_host": ("over the cap per site", "超出每个网站图片上限"),
@@ -135,7 +136,9 @@ INPUT = {
 """English and Chinese words of units of the raw input, and of what is neither a candidate nor a decision."""
 
 _N = r"([\d.,]*\d%?)"
-_THINGS = {"pages": "页面", "candidates": "候选", "images (by a detector)": "图像（检测器）"}
+_THINGS = {
+    "pages": "页面", "candidates": "候选", "images (by a detector)": "图像（检测器）", "bytes": "字节", "files": "文件",
+}  # fmt: skip
 
 
 def _unreadable(found: re.Match[str]) -> str:
@@ -155,13 +158,17 @@ _PHRASES = [
             rf"(\w+) dropped {_N} of {_N} candidates of (\S+) \({_N}\)",
             r"\1 阶段丢弃来源 \4 的 \3 个候选中的 \2 个（\5）",
         ),
-        (rf"{_N} of {_N} (pages|candidates|images \(by a detector\)) of (.+?) are unreadable \({_N}\)", _unreadable),
+        (
+            rf"{_N} of {_N} (pages|candidates|images \(by a detector\)|bytes|files) of (.+?) are unreadable \({_N}\)",
+            _unreadable,
+        ),
         (
             rf"{_N} of {_N} (\w+) of (.+?) are unaccounted for \({_N}\)",
             lambda m: f"{m[4]} 的 {m[2]} {INPUT.get(m[3], m.groups()[2:3] * 2)[1]}中 {m[1]} 去向不明（{m[5]}）",
         ),
         (r"for example", "例如"),
         (r"the log has a traceback of each kind", r"日志中每类错误有一份回溯"),
+        (r"the report lists what damage cost", r"报告列出损坏造成的损失"),
         (rf"the primary texts of {_N} of the samples are fallbacks", r"\1 的样本主文本为替补"),
         (rf"{_N} of the samples come from (\S+?)(?=,)", r"\1 的样本来自 \2"),
         (rf"(\S+) detected {_N} regions per image", r"\1 平均每幅图像检测到 \2 个区域"),

@@ -19,10 +19,23 @@ from pydantic import BeforeValidator, Field
 from data_specs.build import BuildSpec, SourceRef, within
 from data_specs.shard import SourceKind
 from pipeline.account import Account, Units
-from pipeline.files.inputs import expand, has_globs, version
+from pipeline.errors import BrokenFile, SourceError
+from pipeline.files.damage import Hole, is_damage
+from pipeline.files.inputs import expand, has_globs, reason, version, writable
 from pipeline.plugins import Plugin, configure
-from pipeline.records import Candidate, Decision, DropReason, drop
-from pipeline.sources._look import Budget, Count, Look, Reading, Sample, lines_of, size_of_files, spread, total_of
+from pipeline.records import Candidate, Decision, DropReason, Lost, drop
+from pipeline.sources._look import (
+    Budget,
+    Count,
+    Look,
+    Reading,
+    Sample,
+    broken_files,
+    lines_of,
+    size_of_files,
+    spread,
+    total_of,
+)
 from pipeline.unreadable import OURS, evidence
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: (paths,) if isinstance(paths, str) else paths)]
@@ -181,6 +194,26 @@ class TableSource(Source):
         broken = Candidate(self.name, self.source_kind, row, "", "", (), number)
         return drop(broken, "extract", DropReason.UNREADABLE, f"{row}: {evidence(error, row)}")
 
+    def hole(self, file: str, hole: Hole, number: int = -1) -> Decision:
+        """The Decision about a part of a file that cannot be read, with its weight."""
+        name = writable(file.rpartition("/")[2])
+        broken = Candidate(self.name, self.source_kind, f"{name}, byte {hole.start}", "", "", (), number)
+        own = drop(broken, "extract", DropReason.UNREADABLE, f"{name}: {hole}")
+        return replace(own, lost=Lost(hole.bytes, hole.rows))
+
+    def opened(self, part: int, account: Account) -> tuple[str, Iterator[Candidate | Decision]]:
+        """(file that begins with a part, what `read` yields of the part). The file, by path or URL, is "" for a later
+        part of one and where a source has no files of rows. Raises SourceError."""
+        return "", self.read(part, account)
+
+    def unread(self, file: str, error: Exception, read: int = 0) -> SourceError:
+        """The error about a file, of what `faults` catches: BrokenFile if its content is the cause.
+
+        read: bytes of it that were read before.
+        """
+        message = f"source {self.name}: cannot be read ({reason(error)})"
+        return BrokenFile(file, message, read) if is_damage(error) else SourceError(file, message)
+
 
 MAX_CHARACTERS = 100_000
 """Characters of all texts of a row, ten times those of a long article: every text filter reads them in a second."""
@@ -243,6 +276,13 @@ class FileSource(TableSource):
         """One part per file. Raises SourceError."""
         return len(self.files())
 
+    def opened(self, part: int, account: Account) -> tuple[str, Iterator[Candidate | Decision]]:
+        file = self.files()[part]
+        return file, self.entries_of(part, file, account)
+
+    def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
+        return self.opened(part, account)[1]
+
     def listing(self) -> list[str]:
         return self.files() if has_globs(self.path) else []
 
@@ -252,9 +292,11 @@ class FileSource(TableSource):
     def look(self, budget: Budget) -> Look:
         """Its files with their rows, counted or estimated, and what a sample of the rows is worth."""
         files = self.files()
-        size, numbers = size_of_files(files), spread(len(files))
+        broken = broken_files(files, self._first_of, replace(budget))
+        sound = [number for number in range(len(files)) if files[number] not in broken.reasons]
+        size, numbers = size_of_files(files), [sound[at] for at in spread(len(sound))]
         sample, account = Sample(budget), Account()
-        taken = [sample.take(self.entries_of(number, files[number], account)) for number in numbers]
+        taken = [sample.take(self._sound_entries(number, files[number], account)) for number in numbers]
         if all(taken) and len(taken) == len(files):
             rows = Count(self.ROWS, sample.rows)
         else:
@@ -262,11 +304,27 @@ class FileSource(TableSource):
             rows = total_of(self.ROWS, [self.count(files[number], counting) for number in numbers], len(files), size)
         counts = (Count("files", len(files)), rows)
         described = sample.described(account)
+        described["warnings"] += broken.warnings(len(files))
         return Look(counts=counts, bytes=size, candidates=sample.estimated(rows), **described)
 
+    def _first_of(self, number: int, file: str) -> None:
+        """Reads the first entry of a file. Raises BrokenFile."""
+        next(iter(self.entries_of(number, file, Account())), None)
+
+    def _sound_entries(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
+        """Entries of a file up to the place where it breaks off, if others are there to be read."""
+        try:
+            yield from self.entries_of(number, file, account)
+        except BrokenFile:
+            if len(self.files()) == 1:
+                raise
+
     def entries_of(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
-        """Yields candidates and decisions of one file, the `number`th."""
-        return self.read(number, account)
+        """Yields candidates and decisions of one file, the `number`th. Raises SourceError.
+
+        account: as of `read`.
+        """
+        raise TypeError(f"{type(self).__name__} must read its files")
 
     def count(self, file: str, budget: Budget) -> Reading:
         """Rows of one file, up to a budget. Raises SourceError."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -21,8 +22,9 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 
 from pipeline.account import Account
-from pipeline.errors import SourceError
-from pipeline.files.inputs import faults, reason, version
+from pipeline.errors import BrokenFile, SourceError
+from pipeline.files.inputs import faults, reason, version, writable
+from pipeline.files.wacz import file_of
 from pipeline.records import Candidate, Decision
 
 Exactness = Literal["", "about", "at least"]
@@ -114,7 +116,7 @@ class Sample:
             if isinstance(entry, Candidate):
                 self._add(entry)
             else:
-                self.dropped += 1
+                self.dropped += entry.lost is None  # a damaged part of a file is not a row
                 self._reasons[entry.reason] += 1
                 self._evidence.setdefault(entry.reason, entry.evidence or entry.url)
             if number >= most or self._budget.spent:
@@ -141,7 +143,6 @@ class Sample:
         """Fields of a Look: rows read, reasons of dropped rows, images to try, and what nothing accounts for."""
         facts = [("looked at", f"{self.rows:,} rows; {self.dropped:,} would be dropped")]
         facts += [(name, f"{n:,}, e.g. {self._evidence[name][:160]}") for name, n in self._reasons.most_common(3)]
-        facts = facts if self.dropped else facts[:1]
         for unit, units in account:
             named = [f"{count:,} {what}" for what, count in units.named.most_common(MOST_NAMED)]
             facts += [(unit, f"{units.met:,} looked at: {', '.join(named)}")] if named else []
@@ -188,6 +189,49 @@ def total_of(what: str, readings: Sequence[Reading], files: int, size: int) -> C
         return Count(what, number, "at least")
     return Count(what, max(number, round(number * size / read)), "about")
 
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Files that a build cannot read, with the reason of each. looked_at: files of which the first entry was read."""
+
+    reasons: dict[str, str]
+    looked_at: int
+
+    def warnings(self, files: int) -> tuple[str, ...]:
+        """One line about the broken files, of so many; none if there are none."""
+        if not self.reasons:
+            return ()
+        named = [f"{writable(file.rpartition('/')[2])} ({why[:100]})" for file, why in self.reasons.items()]
+        more = f" and {len(named) - MOST_READ:,} more" if len(named) > MOST_READ else ""
+        of = f"{files:,} files" if self.looked_at == files else f"the {self.looked_at:,} files looked at"
+        which = ", ".join(named[:MOST_READ])
+        return (f"a build cannot read {len(named):,} of {of}: {which}{more}",)
+
+
+def broken_files(files: Sequence[str], read_first: Callable[[int, str], None], budget: Budget) -> Broken:
+    """Looks at the beginning of each file, up to a budget; an empty file is broken as well.
+
+    read_first: reads the first entry of a file, and raises BrokenFile for one that is not what it should be. It raises
+    here, too, where the file is the only one.
+    """
+    reasons = dict[str, str]()
+    for number, file in enumerate(files):
+        try:
+            if len(files) > 1 and version(file_of(file))[1] == 0:
+                reasons[file] = EMPTY
+            else:
+                read_first(number, file)
+        except BrokenFile as e:
+            if len(files) == 1:
+                raise
+            reasons[file] = _SOURCE.sub("", e.message)
+        if budget.spent:
+            return Broken(reasons, number + 1)
+    return Broken(reasons, len(files))
+
+
+EMPTY = "an empty file"
+_SOURCE = re.compile(r"^source \S+: ")
 
 _SIP = 1 << 13
 """Bytes of a packed file that are read at a time."""

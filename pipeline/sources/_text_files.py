@@ -16,12 +16,15 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import io
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import fsspec
+from fsspec.compression import compr
+from fsspec.core import get_compression
 from pydantic import AfterValidator
 
 from pipeline.files.inputs import MAX_LINE, LongLine
@@ -135,8 +138,19 @@ def text_of(data: bytes, encoding: str) -> str:
         raise ValueError(f"{told} ({e}); set encoding, e.g. gb18030 or utf-8") from None
 
 
+class RowsFile(io.TextIOWrapper):
+    """A text file of rows, unpacked. stored: the file as it is stored."""
+
+    stored: Any
+
+    @property
+    def reached(self) -> int:
+        """Bytes of the stored file that were taken."""
+        return int(self.stored.tell())
+
+
 @contextlib.contextmanager
-def opened(file: str, encoding: str) -> Iterator[tuple[Any, str]]:
+def opened(file: str, encoding: str) -> Iterator[tuple[RowsFile, str]]:
     """(a text file of rows, its encoding); bytes that are not of it become lone surrogates.
 
     Compressed ones (.gz, .zst ...) are unpacked. Raises what fsspec raises, and ValueError for binary bytes.
@@ -145,8 +159,12 @@ def opened(file: str, encoding: str) -> Iterator[tuple[Any, str]]:
         with fsspec.open(file, "rb", compression="infer") as f:  # of its own: a compressed file cannot go back
             head = bytes(f.read(HEAD))
         encoding = encoding_of(head, whole=len(head) < HEAD)
-    with fsspec.open(file, "rt", compression="infer", encoding=encoding, errors="surrogateescape", newline="") as f:
-        yield f, encoding
+    packing = get_compression(file, "infer")
+    with fsspec.open(file, "rb") as stored:
+        unpacked = stored if packing is None else compr[packing](stored, mode="rb")
+        with RowsFile(unpacked, encoding=encoding, errors="surrogateescape", newline="") as f:
+            f.stored = stored
+            yield f, encoding
 
 
 class NoText(ValueError):

@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
-import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
 from pipeline.account import Account, Named
-from pipeline.errors import SourceError
-from pipeline.files.inputs import Lines, LongLine, faults, reason, writable
+from pipeline.errors import BrokenFile
+from pipeline.files.inputs import Lines, LongLine, faults, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import Decoding, FileSource
+from pipeline.sources._text_files import opened
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo
 
@@ -55,25 +55,28 @@ class Microblog(FileSource):
 
     ROWS: ClassVar[str] = "posts"
 
-    def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
+    def entries_of(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
         """A candidate for each picture of each post; a Decision for a post that has none. Raises SourceError."""
-        file, lines = self.files()[part], account["lines"]
+        lines = account["lines"]
         try:
-            decoding, options = Decoding("UTF-8"), {"encoding": "utf-8-sig", "errors": "surrogateescape"}
-            with fsspec.open(file, "rt", compression="infer", **options) as f:
-                for number, line in Lines(f).numbered():
-                    row = f"{writable(file.rpartition('/')[2])}, row {number}"
-                    lines.met += 1
-                    if isinstance(line, str) and not line.strip():
-                        lines.named[Named.BLANK] += 1
-                        continue
-                    post = line if isinstance(line, LongLine) else decoding.fault(line) or line
-                    yield from self.entries(row, number, partial(self._post, post, row, number), lines)
+            decoding = Decoding("UTF-8")
+            with opened(file, "utf-8-sig") as (f, _):
+                try:
+                    for at, line in Lines(f).numbered():
+                        row = f"{writable(file.rpartition('/')[2])}, row {at}"
+                        lines.met += 1
+                        if isinstance(line, str) and not line.strip():
+                            lines.named[Named.BLANK] += 1
+                            continue
+                        post = line if isinstance(line, LongLine) else decoding.fault(line) or line
+                        yield from self.entries(row, at, partial(self._post, post, row, at), lines)
+                except faults() as e:
+                    raise self.unread(file, e, f.reached) from None
             decoding.end()
         except faults() as e:
-            raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
+            raise self.unread(file, e) from None
         except UnicodeError as e:
-            raise SourceError(file, f"source {self.name}: not UTF-8 ({e})") from None
+            raise BrokenFile(file, f"source {self.name}: not UTF-8 ({e})") from None
 
     def _post(self, line: str | Exception, row: str, number: int) -> Iterator[Candidate | Decision]:
         """The candidates of a line, or Decisions that say what is wrong with it. Raises what is in place of a line."""

@@ -35,7 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data_specs.shard import Text, TextKind
 from data_specs.storage.object_store import StorageError
 from pipeline.account import Account, Named
-from pipeline.errors import SourceError
+from pipeline.errors import BrokenFile, SourceError
+from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource, local_path
@@ -62,11 +63,11 @@ Cells = dict[str, Any] | str | Exception
 
 
 class Row(NamedTuple):
-    """A row of a file. number: from 1; of lines that are not a row, that of the next one. lines: that it takes, of
-    Parquet rows. told: those of them that its cells tell of."""
+    """A row of a file. number: from 1; of lines that are not a row, that of the next one, and of a Hole that of its
+    first. lines: that it takes, of Parquet rows. told: those of them that its cells tell of."""
 
     number: int
-    cells: Cells | Named
+    cells: Cells | Named | Hole
     lines: int = 1
     told: int = 1
 
@@ -124,9 +125,10 @@ class UrlTable(FileSource):
         """Number of parts: each file is divided into ranges of rows, at least one per file."""
         return len(self._cuts())
 
-    def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
-        """Candidates of one part in the order of its rows. Raises SourceError that names file and column or row."""
-        return self._entries(*self._cuts()[part], account)
+    def opened(self, part: int, account: Account) -> tuple[str, Iterator[Candidate | Decision]]:
+        """See `TableSource.opened`: candidates are in the order of rows, and errors name file and column or row."""
+        file, start, stop = self._cuts()[part]
+        return "" if start else file, self._entries(file, start, stop, account)
 
     def _entries(self, file: str, start: int, stop: int, account: Account) -> Iterator[Candidate | Decision]:
         """Candidates and decisions of rows [start, stop) of a file."""
@@ -135,6 +137,10 @@ class UrlTable(FileSource):
             units.met += lines
             if isinstance(cells, Named):
                 units.named[cells] += lines
+                continue
+            if isinstance(cells, Hole):
+                units.decisions += cells.rows
+                yield self.hole(file, cells, number)
                 continue
             row = f"{writable(file.rpartition('/')[2])}, row {number}"
             if told < lines:
@@ -196,8 +202,14 @@ class UrlTable(FileSource):
     def _cuts(self) -> list[tuple[str, int, int]]:
         """(file, start, stop) of each part: rows start to stop - 1, counted from 0."""
         cuts = []
-        for file in self.files():
-            rows = _count(file, self._format(file), json.dumps(version(file)))
+        files = self.files()
+        for file in files:
+            try:
+                rows = _count(file, self._format(file), json.dumps(version(file)))
+            except BrokenFile:
+                if len(files) == 1:
+                    raise
+                rows = 0  # `read` says so
             step = self.rows_per_part
             cuts += [(file, start, start + step) for start in range(0, max(rows, 1), step)]
         return cuts
@@ -226,18 +238,21 @@ class UrlTable(FileSource):
                 decoding = Decoding(encoding)
                 is_json = kind in ("jsonl", "brivl_jsonl")
                 read = self._json_rows(f, decoding) if is_json else self._csv_rows(file, f, kind, decoding)
-                for row in read:
-                    if row.number > stop:
-                        return
-                    if row.number > start:
-                        yield row
+                try:
+                    for row in read:
+                        if row.number > stop:
+                            return
+                        if row.number > start:
+                            yield row
+                except faults() as e:
+                    raise self.unread(file, e, f.reached) from None
         except faults() as e:
-            raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
+            raise self.unread(file, e) from None
         except UnicodeError as e:
             told = "no encoding fits it" if self.encoding == AUTO else f"not {self.encoding}"
-            raise SourceError(file, f"source {self.name}: {told} ({e}); set encoding, e.g. gb18030") from None
+            raise BrokenFile(file, f"source {self.name}: {told} ({e}); set encoding, e.g. gb18030") from None
         except ValueError as e:
-            raise SourceError(file, f"source {self.name}: {e}") from None
+            raise BrokenFile(file, f"source {self.name}: {e}") from None
 
     def _csv_rows(self, file: str, f: Any, kind: Format, decoding: Decoding) -> Iterator[Row]:
         """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
@@ -279,7 +294,7 @@ class UrlTable(FileSource):
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
         """Rows [start, stop) of a Parquet file, of which only the row groups that hold them are read.
 
-        The rest of a damaged row group is one row that says so.
+        The rest of a damaged row group is one Hole.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -302,12 +317,11 @@ class UrlTable(FileSource):
                         except Exception as e:
                             if not _is_damage(e):
                                 raise
-                            behind = min(stop, number + rows) - at - 1
-                            why = ValueError(f"this row and the {behind:,} after it are damaged ({reason(e)})")
-                            yield Row(at + 1, why, behind + 1, behind + 1)
+                            hole = _hole(table.metadata.row_group(group), at, min(stop, number + rows), e)
+                            yield Row(at + 1, hole, hole.rows, hole.rows)
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
-            raise SourceError(file, f"source {self.name}: not a readable Parquet file ({reason(e)})") from None
+            raise BrokenFile(file, f"source {self.name}: not a readable Parquet file ({reason(e)})") from None
 
     def _wanted(self) -> list[str]:
         """The columns that the spec names, each once."""
@@ -395,12 +409,21 @@ class UrlTable(FileSource):
 
 
 def _is_damage(error: Exception) -> bool:
-    """True if pyarrow raised it about a file's bytes; what a disk or a server raises has a number or another class."""
+    """True if pyarrow raised it about a file's bytes."""
     import pyarrow as pa
 
     if isinstance(error, pa.lib.ArrowNotImplementedError):  # of this pyarrow, about every group
         return False
-    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+    return isinstance(error, pa.ArrowException) or is_damage(error)
+
+
+def _hole(group: Any, first: int, stop: int, error: Exception) -> Hole:
+    """Rows [first, stop) of a damaged row group, whose bytes it shares among its rows."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    start = min(column.dictionary_page_offset or column.data_page_offset for column in columns)
+    share = (stop - first) / max(1, group.num_rows)
+    size = round(share * sum(column.total_compressed_size for column in columns))
+    return Hole(start, size, f"rows {first + 1:,} to {stop:,}: {reason(error)}", stop - first)
 
 
 def _object(line: str) -> dict[str, Any] | str:
@@ -480,11 +503,22 @@ def _count(file: str, kind: Format, _version: str) -> int:
                 return int(pq.ParquetFile(f).metadata.num_rows)
         with fsspec.open(file, "rb", compression="infer") as f:
             lines = 1
-            while block := f.read(1 << 20):
+            while block := _next(f):
                 if block.endswith((b"\r", b"\r\0")):  # the other half of a line's end
                     block += f.read(2)
                 # of \r\n, in UTF-16 too, one end; \r alone ends a row as well, and rows beyond the count are not read
                 lines += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n") - block.count(b"\r\0\n")
             return lines
     except faults(ValueError) as e:
-        raise SourceError(file, f"not a readable {kind} file ({reason(e)})") from None
+        fault = BrokenFile if is_damage(e) or isinstance(e, ValueError) else SourceError
+        raise fault(file, f"not a readable {kind} file ({reason(e)})") from None
+
+
+def _next(file: Any) -> bytes:
+    """The next bytes of a file that may be packed; none behind a damage, which ends its rows."""
+    try:
+        return bytes(file.read(1 << 20))
+    except Exception as e:
+        if not is_damage(e):
+            raise
+        return b""

@@ -15,18 +15,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from pipeline.errors import SourceError
+from pipeline.errors import BrokenFile, SourceError
 from pipeline.files import wacz
 from pipeline.files.inputs import expand, has_globs, listed, no_damage, reason, version, writable
 from pipeline.sources import PageSource, Paths
-from pipeline.sources._look import Budget, Count, Look, Reading, size_of_files, total_of
+from pipeline.sources._look import Budget, Count, Look, Reading, broken_files, size_of_files, total_of
 
 _IMG = re.compile(rb"<img[\s/]", re.IGNORECASE)
+
+_FORMATS = (b"\x1f\x8b\x08", b"WARC/", b"filedesc:")
+"""First bytes of a gzipped file, one of WARC records and one of ARC records; warcio takes any line for the latter."""
 
 MAX_PAGE = 10_000_000
 """Bytes of a page that are looked at: one of some kilobytes may unpack to gigabytes."""
@@ -89,7 +92,9 @@ class Warc(PageSource):
         """Its files, with the HTML pages and pictures of a sample, and the images on the pages."""
         files = self.warcs()
         given, stored = self._given(), list(dict.fromkeys(map(wacz.file_of, files)))
-        seen = self._seen(files[0], budget)
+        broken = broken_files(files, self._first_of, replace(budget))
+        sound = [file for file in files if file not in broken.reasons]
+        seen = self._seen(sound[0], budget) if sound else _Seen(whole=True)
         pages, images = seen.pages, seen.images
         size = size_of_files(stored if not self.path_list else given or stored[:1])
         size = size if len(given) == len(stored) else size * len(stored) // max(1, len(given))
@@ -98,15 +103,24 @@ class Warc(PageSource):
             for what, number in (("HTML pages", pages), ("pictures", seen.pictures))
         )
         candidates = Count("candidates", total.number * images // max(1, pages), "about")
-        first = writable(files[0].rpartition("/")[2])
+        first = writable((sound or files)[0].rpartition("/")[2])
         looked_at = f"{pages:,} pages of {first} with {images:,} <img> tags, {seen.pictures:,} pictures"
         facts = (("looked at", looked_at),)
         warnings = [] if pages else ["the sampled records contain no HTML page"]
         if seen.damage:
             warnings.append(f"{first} is damaged ({seen.damage}); a build reads the intact records")
+        warnings += broken.warnings(len(files))
         counts = (Count("WARC files", len(files)), total, *([pictures] if seen.pictures else []))
         found: dict[str, Any] = {"bytes": size, "candidates": candidates, "pages": total.number}
         return Look(counts, **found, facts=facts, warnings=tuple(warnings))
+
+    def _first_of(self, number: int, file: str) -> None:
+        """Reads the first record of a file. Raises BrokenFile."""
+        self._seen(file, Budget(rows=1, bytes=1))
+        with wacz.opened(file) as (f, _):
+            head = f.read(1 << 10).lstrip()
+        if not head.startswith(_FORMATS):
+            raise BrokenFile(file, f"source {self.name}: not a WARC file (it begins with {head[:16]!r})")
 
     def _seen(self, file: str, budget: Budget) -> _Seen:
         """Look at the records of a file, up to its first damage. Raises SourceError."""
@@ -130,7 +144,7 @@ class Warc(PageSource):
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except Exception as e:  # what others wrote, and a parser
             if not records:
-                raise SourceError(file, f"source {self.name}: not a WARC file ({reason(e)})") from None
+                raise BrokenFile(file, f"source {self.name}: not a WARC file ({reason(e)})") from None
             seen.damage = reason(e)
         return seen
 

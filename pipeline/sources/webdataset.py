@@ -10,8 +10,9 @@ the others is a Decision.
 Pictures are read from their tars. Their image_url is the one that KEY.json states (`pipeline.sources._provenance`),
 else `webdataset:///NAME/SHARD/MEMBER`, by which they are read.
 
-A sample with a member that cannot be read is one Decision, and so are a file that belongs to no sample, and all that
-comes after the place where a tar breaks off. Tars that were joined into one file are read to its end.
+A sample with a member that cannot be read is one Decision, and so are a file that belongs to no sample, and a damaged
+part of a tar, behind which reading goes on (`pipeline.files.tar_members`). Tars that were joined into one file are read
+to its end.
 
 Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed in each process that reads pictures
 from it, once as long as 256 MB hold the indexes of all tars: 20 bytes a picture, 12 million pictures. Members above
@@ -23,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import re
 import tarfile
 import threading
@@ -39,11 +39,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field, field_validator
 
-from data_specs.errors import WenlanError
 from data_specs.shard import Text, TextKind
 from pipeline.account import Account, Named, Units
-from pipeline.errors import SourceError
-from pipeline.files.inputs import faults, no_damage, reason, version, writable
+from pipeline.errors import BrokenFile, SourceError
+from pipeline.files.damage import Hole
+from pipeline.files.inputs import faults, reason, version, writable
+from pipeline.files.tar_members import Member, members_of
 from pipeline.pictures.formats import HEAD, SUFFIXES, TEXT_SUFFIXES, is_picture
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
@@ -55,9 +56,6 @@ from pipeline.texts.cleaning import clean
 
 MAX_MEMBER = 64 << 20
 
-MAX_ZEROS = 1 << 13
-"""Blocks of zeros in a row, 4 MB: a sparse file of a terabyte is not a tar. tar itself ends one with up to 20."""
-
 _META = re.compile(r"__[^/]*__($|/)")
 """Names that webdataset passes over."""
 
@@ -66,15 +64,13 @@ _NUMBERED = re.compile(r"\d+\.(?=[^.]*$)")
 
 _PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
-log = logging.getLogger("wenlan")
-
 
 class WebDataset(FileSource):
     """Tar shards of pictures and texts."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "shards/*.tar"}]})
 
-    VERSION: ClassVar[int] = 5
+    VERSION: ClassVar[int] = 6
 
     text_kind: TextKind = Field("caption", description="kind of the text in KEY.txt")
     encoding: Encoding = Field(AUTO, description="encoding of KEY.txt and KEY.json; auto: detected")
@@ -94,32 +90,30 @@ class WebDataset(FileSource):
         """Samples of one tar: its files by their names up to the first dot, up to a budget."""
         samples, last, size = 0, "", int(version(file)[1] or 0)
         try:
-            with fsspec.open(file, "rb") as f, _Tar.open(fileobj=f, mode="r|") as tar:
-                for member in tar:
-                    tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
-                    folder, _, name = member.name.removeprefix("./").rpartition("/")
+            with fsspec.open(file, "rb") as f:
+                for member in members_of(f):
+                    if isinstance(member, Hole):
+                        continue  # `read` says so
+                    folder, _, name = member.name.rpartition("/")
                     key = f"{folder}/{name.partition('.')[0]}"
-                    if member.isreg() and not _META.match(name):
+                    if member.info.isreg() and not _META.match(name):
                         samples, last = samples + (key != last), key
                     if budget.spent:
-                        return Reading(samples, member.offset, size, False)
-        except (tarfile.TarError, EOFError):
-            pass  # it breaks off, or is not a tar: `read` says so
+                        return Reading(samples, member.info.offset, size, False)
         except faults() as e:
             raise SourceError(file, f"cannot be read ({reason(e)})") from None
         return Reading(samples, size, size, True)
 
-    def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
-        """Candidates of one tar in its order; a Decision for each member, and for the rest, that cannot be read.
+    def entries_of(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
+        """Candidates of one tar in its order; a Decision for each member, and each part of it, that cannot be read.
 
-        Raises SourceError for a tar of which nothing can be read, and where its disk or server fails.
+        Raises BrokenFile for a tar of which nothing can be read, SourceError where its disk or server fails.
         """
         from webdataset.tariterators import group_by_keys
 
-        file = self.files()[part]
         shard = file.rpartition("/")[2]
         row, refused = -1, list[Exception]()  # members that webdataset refuses: two of one name
-        of_none, units = list[str](), account["members"]
+        of_none, holes, units = list[str](), list[Hole](), account["members"]
 
         def refuse(error: Exception) -> bool:
             refused.append(error)
@@ -127,25 +121,21 @@ class WebDataset(FileSource):
 
         try:
             with fsspec.open(file, "rb") as f:
-                for row, sample in enumerate(
-                    group_by_keys(_members(f, of_none, units), _key_and_suffix, handler=refuse)
-                ):
+                members = _members(f, of_none, holes, units)
+                for row, sample in enumerate(group_by_keys(members, _key_and_suffix, handler=refuse)):
                     where = f"{shard}, {encodable(str(sample['__key__']))}"
                     entries = self.entries(where, row, partial(self._candidates, sample, shard, row))
                     _account_for(sample, entries, units, where)
                     yield from entries
-        except WenlanError:
-            raise
-        except Exception as e:
-            if row < 0 or isinstance(e, no_damage()):
-                hint = (
-                    "; decompress it, since pictures are read by their offsets"
-                    if file.lower().endswith(_PACKED)
-                    else ""
-                )
-                raise SourceError(file, f"source {self.name}: not a readable tar ({reason(e)}){hint}") from None
-            log.warning("%s: truncated or damaged after %d samples (%s); using those", file, row + 1, reason(e))
-            yield self.unreadable(f"{shard}, after {row + 1} samples", row + 1, e)
+        except faults() as e:
+            raise self.unread(file, e) from None
+        if row < 0 and holes:
+            hint = "; decompress it, since pictures are read by their offsets" if file.lower().endswith(_PACKED) else ""
+            raise BrokenFile(file, f"source {self.name}: not a readable tar ({holes[0].why}){hint}")
+        for hole in holes:
+            units.met += 1
+            units.decisions += 1
+            yield self.hole(file, hole)
         for number, error in enumerate(refused):
             error.args = error.args[:1]  # webdataset adds its own
             units.decisions += 1
@@ -249,35 +239,6 @@ class WebDataset(FileSource):
         return own if distinct else drop(own, "extract", DropReason.NO_TEXT, where)
 
 
-class _Tar(tarfile.TarFile):
-    """A tar that ends where its file does: zeros may also stand where tars were joined, or where a header was lost."""
-
-    ignore_zeros = True
-    zeros = 0  # blocks of them in a row
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose damaged header is an error; to tarfile it is the end of the tar, if it is not the first one."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
-        assert isinstance(tarfile_, _Tar)
-        try:
-            member = super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            tarfile_.zeros += 1
-            if tarfile_.zeros > MAX_ZEROS:
-                raise tarfile.ReadError(f"more than {MAX_ZEROS} blocks of zeros") from None
-            raise
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as e:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(str(e)) from None
-        tarfile_.zeros = 0
-        return member
-
-
-_Tar.tarinfo = _Member
-
-
 @dataclass(frozen=True, slots=True)
 class _Picture:
     """A picture among the members of a sample, by its name in the tar."""
@@ -306,7 +267,7 @@ def _account_for(sample: Mapping[str, Any], entries: Sequence[Candidate | Decisi
         units.named[Named.BESIDE if f".{suffix}".endswith(TEXT_SUFFIXES) else Named.MEMBER] += 1
 
 
-def _members(file: Any, of_none: list[str], units: Units) -> Iterator[dict[str, Any]]:
+def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> Iterator[dict[str, Any]]:
     """Members for webdataset to group, with a _Picture in place of a picture's bytes, which are not needed here.
 
     webdataset's own iterator reads every member whole: a sparse one of 2 kB may claim 6 GB. Like it, this one passes
@@ -314,35 +275,34 @@ def _members(file: Any, of_none: list[str], units: Units) -> Iterator[dict[str, 
     bytes. Names of files that belong to no sample, those without suffix that are not pictures, go to `of_none`. units:
     gets how many there are, and names for those that are passed over.
     """
-    with _Tar.open(fileobj=file, mode="r|") as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
-            units.met += 1
-            if not member.isreg() or _META.match(member.name):
-                units.named[Named.METADATA if member.isreg() else Named.LINK] += 1
-                continue
-            name = member.name.removeprefix("./")
-            if name.rpartition("/")[2].startswith("._"):  # what macOS keeps beside each file
-                units.named[Named.HIDDEN] += 1
-                continue
-            data = _data(tar, member, name)
-            if _key_and_suffix(name)[1] or isinstance(data, _Picture):
-                yield {"fname": name, "data": data, "__url__": ""}
-            else:
-                of_none.append(name)
+    for member in members_of(file):
+        if isinstance(member, Hole):
+            holes.append(member)
+            continue
+        units.met += 1
+        if not member.info.isreg() or _META.match(member.info.name):
+            units.named[Named.METADATA if member.info.isreg() else Named.LINK] += 1
+            continue
+        if member.name.rpartition("/")[2].startswith("._"):  # what macOS keeps beside each file
+            units.named[Named.HIDDEN] += 1
+            continue
+        data = _data(member)
+        if _key_and_suffix(member.name)[1] or isinstance(data, _Picture):
+            yield {"fname": member.name, "data": data, "__url__": ""}
+        else:
+            of_none.append(member.name)
 
 
-def _data(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes | _Picture | Exception:
-    """Returns the bytes of a member for `_members`. Raises where the tar ends before the member does."""
-    if member.issparse():
+def _data(member: Member) -> bytes | _Picture | Exception:
+    """Returns the bytes of a member for `_members`."""
+    name, size = member.name, member.info.size
+    if member.info.issparse():
         return ValueError(f"{name[:200]} is a sparse file")
-    if member.size > MAX_MEMBER:
-        return ValueError(f"{name[:200]} has {member.size} bytes; at most {MAX_MEMBER} are allowed")
+    if size > MAX_MEMBER:
+        return ValueError(f"{name[:200]} has {size} bytes; at most {MAX_MEMBER} are allowed")
     if name.lower().endswith(SUFFIXES):
         return _Picture(name)
-    opened = tar.extractfile(member)
-    assert opened is not None  # a regular file
-    data = opened.read()
+    data = member.read()
     return _Picture(name) if is_picture(name, lambda: data) else data
 
 
@@ -358,8 +318,8 @@ INDEXED_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class _Index:
-    """Locations of a tar's pictures [N], up to where it breaks off: digests of their names, ascending, with offset
-    and size of each. Of two with one name the later one comes later."""
+    """Locations of a tar's pictures [N]: digests of their names, ascending, with offset and size of each. Of two with
+    one name the later one comes later."""
 
     names: npt.NDArray[np.uint64]
     offsets: npt.NDArray[np.int64]
@@ -369,17 +329,14 @@ class _Index:
     def of(file: str) -> _Index:
         """Index a tar."""
         places = list[tuple[int, int, int]]()
-        with (
-            fsspec.open(file, "rb") as f,
-            _Tar.open(fileobj=f, mode="r:") as tar,
-            contextlib.suppress(tarfile.TarError, EOFError),  # where it breaks off: `read` has said so
-        ):
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
-                name = member.name.removeprefix("./")
-                is_whole = member.isfile() and not member.issparse() and member.size <= MAX_MEMBER
-                if is_whole and is_picture(name, partial(_head, f, member)):
-                    places.append((_digest(name), member.offset_data, member.size))
+        with fsspec.open(file, "rb") as f:
+            for member in members_of(f):
+                if isinstance(member, Hole):
+                    continue  # `read` has said so
+                info = member.info
+                is_whole = info.isfile() and not info.issparse() and info.size <= MAX_MEMBER
+                if is_whole and is_picture(member.name, partial(_head, f, info)):
+                    places.append((_digest(member.name), info.offset_data, info.size))
         names, offsets, sizes = zip(*places, strict=True) if places else ((), (), ())
         digests = np.array(names, np.uint64)
         order = np.argsort(digests, kind="stable")

@@ -13,15 +13,15 @@ A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits
 
 In a build that begins a generation a site has one partition, over all its stored crawls (`_stored_crawls`).
 
-Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
-says so in its record (`info["truncated"]`), one with damaged places counts them there (`info["damaged"]`), and one
-file of several that is not WARC at all is named there (`info["no_warc"]`); `info["file"]` is the file, and the report
-and `status` show it. Bodies above the spec's page size are not read.
+A damaged part of a file is a Decision, and so is a file of several of which nothing can be read. The partition's record
+counts what they swallowed beside the size of the input (LOSSES, INPUT), by which `publish.max_unreadable` weighs them;
+`info["file"]` is the file, and the report and `status` show it.
+
+Limits: what stands on many pages is judged within one WARC file. Bodies above the spec's page size are not read.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,8 +32,8 @@ import pyarrow as pa
 from pipeline import pulse
 from pipeline.account import ACCOUNT, Account, Named, Units
 from pipeline.confined import Confined
-from pipeline.errors import SourceError, StageError
-from pipeline.files.inputs import writable
+from pipeline.errors import BrokenFile, SourceError, StageError
+from pipeline.files.inputs import version, writable
 from pipeline.records import (
     ARCHIVED,
     ARCHIVED_SCHEMA,
@@ -49,15 +49,18 @@ from pipeline.records import (
     Capture,
     Decision,
     DropReason,
+    Lost,
     Provenance,
     candidate_rows,
+    drop,
     drop_capture,
     order_key,
     provenance_rows,
     sha256_hex,
     utc,
 )
-from pipeline.sources import PageSource, RangeSource, Source, TableSource, sources_of
+from pipeline.sources import FileSource, PageSource, RangeSource, Source, TableSource, sources_of
+from pipeline.sources._look import EMPTY
 from pipeline.sources.site import Site
 from pipeline.sources.warc import Warc
 from pipeline.stages._archived_images import Archive
@@ -70,8 +73,6 @@ from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web.warc import read_captures, read_ranges
-
-log = logging.getLogger("wenlan")
 
 
 def token(build: Build) -> Any:
@@ -156,11 +157,13 @@ def run_partition(build: Build, partition: str) -> None:
         _check_listing(source, known)
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
-        tally.update(_lost(info))
+        tally.update({name: info.pop(of, 0) for name, of in zip(INPUT, ("files", "bytes"), strict=True)})
         tally.update(archive.counts if archive is not None else {})
         tally["unaccounted"] = account.unaccounted
-        if info:
+        tally.update(_lost(decisions))
+        if any(tally[name] for name in LOSSES):
             info["file"] = _file_name(build, source, int(number))
+            info["lost"] = next(own.evidence for own in decisions if own.lost is not None)
         rows = candidate_rows(candidates, build.spec.seed)
         if first_snapshot:
             snapshots = [first_snapshot[name] for name in rows["candidate_id"].to_pylist()]
@@ -218,16 +221,25 @@ def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
 
 
-def _lost(info: dict[str, Any]) -> dict[str, int]:
-    """Losses by damage in a WARC file, as counts; empty for a sound one.
+LOSSES = ("lost_parts", "lost_bytes", "lost_rows", "lost_files")
+"""Counts of a record: damaged parts of files, their bytes and those of files that were lost, the rows that metadata
+state of them, and files of which nothing, or nothing more, can be read."""
 
-    lost_records: damaged ones, each of which may hide more. lost_bytes: what was passed over, as it lies in the file.
-    truncated, no_warc: 1 for a file that breaks off, or that is not WARC.
-    """
-    damaged = info.get("damaged", {"places": 0, "bytes": 0})
-    counts = {"lost_records": damaged["places"], "lost_bytes": damaged["bytes"]}
-    counts |= {name: int(name in info) for name in ("truncated", "no_warc")}
-    return {name: count for name, count in counts.items() if count}
+INPUT = ("input_files", "input_bytes")
+"""Counts of a record: the files that begin with its partition, and their bytes, by which LOSSES are weighed."""
+
+
+def _lost(decisions: Iterable[Decision]) -> dict[str, int]:
+    """LOSSES of a partition; empty for sound input."""
+    lost = [own.lost for own in decisions if own.lost is not None]
+    counts = (sum(not own.files for own in lost), *(sum(getattr(own, n) for own in lost) for n in _WEIGHTS))
+    return {name: count for name, count in zip(LOSSES, counts, strict=True) if count}
+
+
+_WEIGHTS = ("bytes", "rows", "files")
+
+BROKEN = "broken files"
+"""Unit of an account: what more is in them nobody knows."""
 
 
 def _userinfos(candidates: list[Candidate]) -> pa.Table:
@@ -248,34 +260,64 @@ def _read(
 ) -> Iterator[Candidate | Decision]:
     """Candidates and decisions of one part; counts pages, and notes their `wording_of`, on the way.
 
-    account: gets what the part met. archive: notes the pictures of a WARC file.
+    account: gets what the part met. archive: notes the pictures of a WARC file. A broken file of several is a Decision.
+    info: gets files and bytes of the input.
     """
-    if isinstance(source, TableSource):
-        unnamed = Units()
-        for entry in source.read(part, account):
-            pulse.advance()
-            unnamed.met += 1
-            unnamed.take([entry])
-            yield entry
-        if not dict(account):
-            account["entries"].add(unnamed)
-        return
-    assert isinstance(source, PageSource)
+    try:
+        if isinstance(source, TableSource):
+            yield from _rows(source, part, info, account)
+        else:
+            assert isinstance(source, PageSource)
+            yield from _pages(build, source, part, tally, info, wordings, account, archive)
+    except BrokenFile as e:
+        if _is_only_file(source):
+            raise
+        broken = _broken_file(source, e, info.get("bytes", 0))
+        account[BROKEN].met += 1
+        account[BROKEN].take([broken])
+        yield broken
+
+
+def _rows(source: TableSource, part: int, info: dict[str, Any], account: Account) -> Iterator[Candidate | Decision]:
+    file, entries = source.opened(part, account)
+    if file:
+        size = version(file)[1]
+        info.update(files=1, bytes=size or 0)
+        if size == 0 and not _is_only_file(source):
+            raise BrokenFile(file, EMPTY)
+    unnamed = Units()
+    for entry in entries:
+        pulse.advance()
+        unnamed.met += 1
+        unnamed.take([entry])
+        yield entry
+    if not dict(account):
+        account["entries"].add(unnamed)
+
+
+def _pages(
+    build: Build,
+    source: PageSource,
+    part: int,
+    tally: Counter[str],
+    info: dict[str, Any],
+    wordings: dict[str, str],
+    account: Account,
+    archive: Archive | None,
+) -> Iterator[Candidate | Decision]:
     limit = build.spec.egress.max_page_bytes
     records = account["records"]
     if isinstance(source, RangeSource):
         yield from _extract(read_ranges(source.ranges(part, account), limit), source, tally, wordings, account)
         return
-    given = source.warcs()
-    if given:
+    info["files"] = 1
+    if given := source.warcs():
         captures = read_captures(given[part], limit, info, records)
         try:
             yield from _extract(captures, source, tally, wordings, account, archive)
-        except SourceError as e:
-            if len(given) == 1 or e.subject != given[part] or not e.message.startswith("not a WARC file"):
-                raise
-            info["no_warc"] = e.message  # one file of many that is empty, or something else, does not end the build
-            log.warning("%s; continuing with the other files of source %s", e, source.name)
+        except BrokenFile:
+            tally.update(pages=1, pages_dropped=1)  # the Decision about it
+            raise
         return
     crawled = build.stage("crawl").record(source.name)
     record, suffix, _ = _crawled(crawled)[part]
@@ -285,8 +327,31 @@ def _read(
         yield from _extract(captures, source, tally, wordings, account)
 
 
+def _is_only_file(source: Source) -> bool:
+    """True if a source has no other file, which then is at fault as a whole."""
+    if isinstance(source, PageSource):
+        return len(source.warcs()) <= 1
+    return not isinstance(source, FileSource) or len(source.files()) == 1
+
+
+def _broken_file(source: Source, error: BrokenFile, size: int) -> Decision:
+    """The Decision about a file of several that cannot be read, from its beginning or from some place on."""
+    name = writable(without_userinfo(error.subject).rpartition("/")[2])
+    evidence = f"{name}: {error.message.removeprefix(f'source {source.name}: ')}"
+    if isinstance(source, PageSource):
+        about = replace(
+            drop_capture(name, source.name, "extract", DropReason.BROKEN_FILE, evidence), url="", page_url=""
+        )
+    else:
+        candidate = Candidate(source.name, source.source_kind, name, "", "", (), -1)
+        about = drop(candidate, "extract", DropReason.BROKEN_FILE, evidence)
+    return replace(about, lost=Lost(max(0, size - error.read), files=1))
+
+
 def _file_name(build: Build, source: Source, part: int) -> str:
-    """The WARC file of a part, as people may see it."""
+    """The file of a part, as people may see it."""
+    if isinstance(source, TableSource):
+        return writable(without_userinfo(source.opened(part, Account())[0]) or source.name)
     assert isinstance(source, PageSource)
     given = source.warcs()
     if build.made_from and not given:
@@ -410,7 +475,7 @@ STAGE = Stage(
             reads=("crawl",),
             run=run_partition,
             token=token,
-            version=12,
+            version=13,
             reduce=reduce,
             begin=begin,
             files=(

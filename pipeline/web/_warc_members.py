@@ -1,15 +1,19 @@
 """The records of a WARC file, one gzip member after the other: the robust reader for damaged files (parser: warcio).
 
 Members are unpacked here and not by warcio, which takes a damaged member for the end of the file: a record that cannot
-be read costs its member, and reading goes on at the next member that begins a record. A file that was gzipped as a
-whole is one member with all records, and is read like any other up to its first damage.
+be read costs its member, and reading goes on at the next member that begins a record. Of a file that is not gzipped it
+costs what lies before the next line `WARC/1.0`, or of another version. A file that was gzipped as a whole is one member
+with all records, and is read like any other up to its first damage.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from pipeline.files.damage import Beginning
 
 MAX_HEADERS = 1 << 20
 """Bytes of the WARC and HTTP headers of one record together."""
@@ -40,6 +44,10 @@ class Members:
         """Bytes that `readline` may still return: a header line without an end would be held whole."""
         self.record_at = 0
         """Position of the last record that began, among all unpacked bytes: in the file, if that is not gzipped."""
+        self.in_member = 0
+        """Records of this member that began."""
+        self.is_behind_record = False
+        """True if it stands where the record before it should end; then that one has the length that it says."""
 
     def next(self) -> bool:
         """Go to the next member; False at the end of the file."""
@@ -48,6 +56,7 @@ class Members:
             return is_first and bool(self._packed)
         if self._machine is not None:
             self._packed = self._machine.unused_data or self._more()
+        self.in_member = 0
         if not self._packed:
             return False
         self._start = self._position - len(self._packed)
@@ -59,6 +68,8 @@ class Members:
         self._file.seek(start)
         self._machine, self._packed, self._position, self._start = None, b"", start, start
         self._packed = self._more()
+        if not self.is_gzip:
+            self._is_first, self._told, self._buffer, self._at = True, start, b"", 0
 
     @property
     def start(self) -> int:
@@ -71,29 +82,33 @@ class Members:
         unread = self._machine.unused_data if self._machine is not None else self._packed
         return self._position - len(unread)
 
-    def recover(self) -> int:
-        """After a damage, make the next member that begins a record the next one; bytes passed over, 0 for none."""
-        if not self.is_gzip:
-            return 0
+    def recover(self, start: int) -> int:
+        """After a damage at `start`, go on at the next record behind it; returns its position in the file, -1 for none.
+
+        Of a gzipped file it is that of a member which begins a record.
+        """
         try:
-            self._file.seek(self._start + 1)
-            begins = self._start + 1
-            window = b""
-            while block := self._file.read(1 << 20):
-                window += block
-                at = window.find(_GZIP)
-                while at >= 0:
-                    if at + BLOCK > len(window):  # enough for a verdict, unless the file ends
-                        window += self._file.read(BLOCK)
-                    if _begins_record(window[at : at + BLOCK]):
-                        self._machine, self._packed = None, window[at:]
-                        self._position = begins + len(window)
-                        return begins + at - self._start
-                    at = window.find(_GZIP, at + 1)
-                begins, window = begins + len(window) - 2, window[-2:]  # a magic number may lie across two blocks
+            following = (_GZIP_RECORD if self.is_gzip else _PLAIN_RECORD).after(self._file, start + 1)
         except (OSError, ValueError, NotImplementedError):  # a stream that cannot be read again
-            return 0
-        return 0
+            return -1
+        if following >= 0:
+            self.go_to(following)
+        return following
+
+    @property
+    def damaged_at(self) -> int:
+        """Position in the file from which on a damage, which was met just now, may lie: the record, or its member.
+
+        Of a member with several records it is the last block that was read.
+        """
+        if not self.is_gzip:
+            return self.record_at
+        return max(self._start, self._position - BLOCK) if self.in_member > 1 else self._start
+
+    @property
+    def reached(self) -> int:
+        """Position in the file up to which bytes were taken, some of which may not be unpacked yet."""
+        return self._position
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes of the member; none at its end. Raises zlib.error and EOFError for a damaged one."""
@@ -143,12 +158,18 @@ class Members:
         return bytes(data)
 
 
-def _begins_record(packed: bytes) -> bool:
+def _begins_record(packed: memoryview) -> bool:
     """True if packed bytes are the beginning of a gzip member that holds a record."""
     try:
         return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(packed, 32).startswith(_FORMATS)
     except zlib.error:
         return False
+
+
+_GZIP_RECORD = Beginning(_GZIP, 0, BLOCK, _begins_record)
+_ARC = re.compile(rb"[a-z]{2,20}:\S+ ")  # a record of ARC begins with its URL
+_VERSION = re.compile(rb"WARC/[01]\.[0-9]{1,2}\r?\n[A-Za-z-]{1,40}:")
+_PLAIN_RECORD = Beginning(b"WARC/", 0, 64, lambda head: _VERSION.match(head) is not None)
 
 
 def records(members: Members) -> Iterator[Any]:
@@ -160,14 +181,17 @@ def records(members: Members) -> Iterator[Any]:
     loader, known_format, is_first = ArcWarcRecordLoader(verify_http=False, arc2warc=False), None, True
     while True:
         members.headers_left = MAX_HEADERS
-        line = members.readline()
+        line, blank = members.readline(), 0
         if not is_first and line.strip() and not line.startswith(_FORMATS[0]):
-            line = members.readline()  # a line too many behind a record, which other readers pass over as well
+            line, blank = members.readline(), -2  # a line too many behind a record, which other readers pass over, too
         while line and not line.strip():
-            line = members.readline()
+            line, blank = members.readline(), blank + 1
         if not line:
             return
-        members.record_at = members.tell() - len(line)
+        members.record_at, members.in_member = members.tell() - len(line), members.in_member + 1
+        members.is_behind_record = known_format != "warc" or blank >= 2 or line.startswith(_FORMATS[0])
+        if not line.startswith(_FORMATS[0]) and not _ARC.match(line):
+            raise ValueError("neither a WARC nor an ARC record")
         try:
             record = loader.parse_record_stream(members, line, known_format)
         except AttributeError:  # warcio takes it for granted

@@ -7,19 +7,17 @@ the limit. Headers are bounded too.
 
 A sound gzipped file is read by fastwarc (`_warc_sound`), which takes a third of the time. A member that fastwarc
 refuses, and a record that is not plain (encodings, odd headers, a body above the limit), are read by warcio
-(`_warc_members`): a record that cannot be read costs its member, and reading goes on at the next member that begins a
-record.
+(`_warc_members`): a record that cannot be read costs its member, or in a file that is not gzipped what lies before the
+next record, and reading goes on there. Each such place is a Decision with its weight.
 
 Each capture has the place of its record, by which `capture_of` reads it again.
 
-Limits: a file that is not gzipped, or that cannot be read from any position, ends at its first damage; a file gzipped
-as a whole has no places.
+Limits: a file that cannot be read from any position ends at its first damage; a file gzipped as a whole has no places.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
@@ -27,10 +25,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pipeline.account import Named, Units
-from pipeline.errors import SourceError
+from pipeline.errors import BrokenFile, SourceError
 from pipeline.files import wacz
-from pipeline.files.inputs import faults, no_damage, reason
-from pipeline.records import NO_PLACE, Capture, Decision, DropReason, drop_capture
+from pipeline.files.damage import Hole, size_of
+from pipeline.files.inputs import faults, no_damage, reason, writable
+from pipeline.records import NO_PLACE, Capture, Decision, DropReason, Lost, drop_capture
 from pipeline.sources import PageRange
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
@@ -40,42 +39,41 @@ from pipeline.web._warc_ranges import in_order
 from pipeline.web._warc_sound import CAPTURES, SoundRun
 from pipeline.web.bodies import Undecodable, unpacked
 
-log = logging.getLogger("wenlan")
-
 T = TypeVar("T")
 
 
 def read_captures(
-    url: str, max_body: int, info: dict[str, Any], account: Units | None = None, must_hold: bool = True
+    url: str, max_body: int, info: dict[str, Any] | None = None, account: Units | None = None, must_hold: bool = True
 ) -> Iterator[Capture | Decision]:
     """The captures of one WARC file in its order; for a page above `max_body` bytes a Decision (without a source).
 
     url: a path or URL, or an address within a WACZ file (`pipeline.files.wacz`). Of what is not a page, a body is cut
     behind `max_body` bytes; the place of a capture is that in `wacz.file_of(url)`.
 
-    A record on which a parser fails is a Decision with its URL. Where no record can be read, `info["damaged"]` counts
-    the places and the bytes that were passed over. What comes before the end of a truncated file is read, and
-    `info["truncated"]` then says where it ends. account: gets the records that were read, those that are not captures
-    by their name.
-    Raises SourceError for a file that is missing, no WARC at all, or (with `must_hold`) without a single record.
+    A record on which a parser fails is a Decision with its URL; a part of the file without a record that can be read,
+    its cut end among them, is one without a URL and with its weight. The size of the file is added to `info["bytes"]`.
+    account: gets the records that were read and the damaged parts; records that are not captures by their name.
+    Raises BrokenFile for one that is no WARC at all or (with `must_hold`) without a single record, SourceError for one
+    that is missing.
     """
+    captures = 0
     try:
         with wacz.opened(url) as (f, start):
-            reading = _Reading(url, f, max_body, info)
-            captures = 0
-            for capture in reading.captures():
-                captures += 1
-                yield _moved(capture, start) if start and isinstance(capture, Capture) else capture
+            reading = _Reading(url, f, max_body)
+            try:
+                for capture in reading.captures():
+                    captures += 1
+                    yield _moved(capture, start) if start and isinstance(capture, Capture) else capture
+            finally:
+                if info is not None:
+                    info["bytes"] = info.get("bytes", 0) + reading.size
     except faults() as e:
         raise SourceError(url, f"cannot be read ({reason(e)})") from None
-    if damaged := info.get("damaged"):
-        said = (url, damaged["places"], damaged["bytes"], reading.records, damaged["first"])
-        log.warning("%s: %d damaged places, %d bytes skipped, %d records read (first error: %s)", *said)
     if account is not None:
-        account.met += reading.records
-        account.named[Named.OTHER_RECORD] += reading.records - captures
+        account.met += reading.records + reading.holes
+        account.named[Named.OTHER_RECORD] += reading.records + reading.holes - captures
     if not reading.records and must_hold:
-        raise SourceError(url, "not a WARC file (it contains no records)")
+        raise BrokenFile(url, "not a WARC file (it contains no records)")
 
 
 def _moved(capture: Capture, by: int) -> Capture:
@@ -91,10 +89,16 @@ class _Reading:
     the other reader goes on. That one reads the next member with a record, and hands the file back.
     """
 
-    def __init__(self, url: str, file: BinaryIO, max_body: int, info: dict[str, Any]) -> None:
-        self._url, self._file, self._max_body, self._info = url, file, max_body, info
+    def __init__(self, url: str, file: BinaryIO, max_body: int) -> None:
+        self._url, self._file, self._max_body = url, file, max_body
         self._members = Members(file)
-        self.records = 0
+        self._again = size_of(file)  # bytes that may be read a second time
+        self.records = self.holes = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, of a stream those that were read."""
+        return size_of(self._file, self._members.reached)
 
     def captures(self) -> Iterator[Capture | Decision]:
         """See `read_captures`."""
@@ -124,54 +128,71 @@ class _Reading:
         """
         members, known = self._members, run.known if run is not None else 0
         new = 0
-        alone: Capture | None = None  # the first of its member: what has a place is a member with one record
         while (run is None or not new) and members.next():
+            held: Capture | Decision | None = None  # the last one, until its place is known, and that it is whole
+            first = -1  # where that record begins
             try:
-                for number, record in enumerate(records(members)):
-                    if alone is not None:
-                        yield alone
-                        alone = None
+                for record in records(members):
+                    if held is not None:
+                        yield held
+                        held = None
                     if known:
                         known -= 1
                         _read_to_end(record)
                         continue
-                    capture = _read_record(record, self._max_body)
-                    if isinstance(capture, Capture) and members.is_gzip and not number:
-                        alone = capture
-                    elif isinstance(capture, Capture) and not members.is_gzip:
-                        yield replace(capture, place=(members.record_at, members.tell() - members.record_at))
-                    elif capture is not None:
-                        yield capture
-                    if isinstance(capture, Decision):
+                    first = members.record_at
+                    held = _read_record(record, self._max_body)
+                    if isinstance(held, Decision):
                         _read_to_end(record)  # raises where not a parser but the record is at fault
+                    elif held is not None and not members.is_gzip:
+                        held = replace(held, place=(first, members.tell() - first))
                     self.records, new = self.records + 1, new + 1
-                if alone is not None:
-                    yield replace(alone, place=(members.start, members.behind - members.start))
-                    alone = None
+                if (
+                    isinstance(held, Capture) and members.is_gzip and members.in_member == 1
+                ):  # of one record: it has a place
+                    held = replace(held, place=(members.start, members.behind - members.start))
+                if held is not None:
+                    yield held
             except no_damage(*OURS):
                 raise
             except Exception as e:
-                if alone is not None:  # whole by itself; its member is not
-                    yield alone
-                    alone = None
-                if not self._passes(reason(e)):
+                start = members.damaged_at
+                if not members.is_gzip and self._is_too_long(first, start):
+                    start, held, self.records = first, None, self.records - 1
+                if isinstance(held, Capture):  # whole by itself; its member is not
+                    yield held
+                passed = self._passed(start, reason(e))
+                yield passed if not isinstance(held, Decision) else replace(held, lost=passed.lost)
+                if not self._is_behind:
                     return None
         return members.behind if new and run is not None else None
 
-    def _passes(self, fault: str) -> bool:
-        """Go on behind a damage; False if nothing is behind it. Raises SourceError for what is not a WARC file."""
-        passed = self._members.recover()
-        if not passed and not self.records:
-            raise SourceError(self._url, f"not a WARC file ({fault})") from None
-        if not passed:
-            self._info["truncated"] = f"after {self.records} records: {fault}"
-            said = (self._url, self.records, fault)
-            log.warning("%s: truncated after %d records (%s); using those", *said)
+    def _is_too_long(self, first: int, start: int) -> bool:
+        """True if the record at `first` says to be longer than it is: others that it swallowed begin behind it.
+
+        What is read a second time is no more than the file.
+        """
+        if first < 0 or self._members.is_behind_record or first == start or start - first > self._again:
             return False
-        damaged = self._info.setdefault("damaged", {"places": 0, "bytes": 0, "first": fault})
-        damaged["places"] += 1
-        damaged["bytes"] += passed
+        self._again -= start - first
         return True
+
+    def _passed(self, start: int, why: str) -> Decision:
+        """Go on behind a damage at `start`; the Decision about it. Raises BrokenFile for what is not a WARC file."""
+        following = self._members.recover(start)
+        self._is_behind = following >= 0
+        if not self._is_behind and not self.records:
+            raise BrokenFile(self._url, f"not a WARC file ({why})") from None
+        stop = following if self._is_behind else self.size
+        self.holes += 1
+        name = writable(without_userinfo(self._url)).rpartition("/")[2]
+        return unreadable_part(name, Hole(start, max(0, stop - start), why))
+
+
+def unreadable_part(name: str, hole: Hole) -> Decision:
+    """The Decision about a part of a file of captures (without a source), with its weight."""
+    own = drop_capture(f"{name}, byte {hole.start}", "", "extract", DropReason.UNREADABLE, f"{name}: {hole}")
+    return replace(own, url="", page_url="", lost=Lost(hole.bytes, hole.rows))
 
 
 def _can_be_read_again(file: BinaryIO) -> bool:

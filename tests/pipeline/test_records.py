@@ -42,7 +42,7 @@ CANDIDATES = [
 
 
 def test_columns_are_the_fields_in_their_order() -> None:
-    assert DECISION_SCHEMA.names == [field.name for field in dataclasses.fields(Decision)]
+    assert DECISION_SCHEMA.names == [field.name for field in dataclasses.fields(Decision) if field.name != "lost"]
     assert FEATURE_SCHEMA.names == [field.name for field in dataclasses.fields(Features)]
     elsewhere = {"boxes", "provenance", "userinfo", "removed"}  # in tables of their own
     fields = [field.name for field in dataclasses.fields(Candidate) if field.name not in elsewhere]

@@ -31,6 +31,7 @@ from pipeline.pictures.thumbs import THUMB, Views, fill
 from pipeline.records import Candidate, candidate_rows
 from pipeline.report import gates
 from pipeline.report.funnel import Funnel, faults, read_funnels
+from pipeline.report.unreadable import read_undetected
 from pipeline.sources import folder, microblog, url_table, webdataset
 from pipeline.stages import STAGES, _measured, _page_candidates, admit, crawl, extract, fetch, shard
 from pipeline.store.build import Build
@@ -348,7 +349,7 @@ def test_a_picture_whose_name_is_not_utf8_is_a_candidate(tmp_path):
     assert (kept, dropped) == (["folder:///x/%D4%C6.jpg", "folder:///x/b.jpg"], [])
 
 
-def test_a_tar_member_costs_its_sample_and_a_broken_tar_what_comes_after(tmp_path):
+def test_a_tar_member_costs_its_sample_and_a_broken_header_its_member(tmp_path):
     import io
     import tarfile
 
@@ -381,8 +382,9 @@ def test_a_tar_member_costs_its_sample_and_a_broken_tar_what_comes_after(tmp_pat
     assert len(reasons) == 3
     (tmp_path / "x.tar").write_bytes(whole[:3072] + b"?" * 512 + whole[3584:])
     kept, dropped = read(tmp_path, {"kind": "webdataset", "path": "x.tar"})
-    assert kept == ["webdataset:///x/x.tar/1.jpg"]
-    assert dropped[-1][1].startswith("x.tar, after 1 samples: ReadError")
+    assert kept == [f"webdataset:///x/x.tar/{name}.jpg" for name in ("%FF5", "1", "2")]
+    [hole] = [said for reason, said in dropped if "bytes from byte" in said]
+    assert hole == "x.tar: 1,024 bytes from byte 3,072 on cannot be read (invalid header)"
     build = build_of(tmp_path, {"name": "x", "source_kind": "news", "kind": "webdataset", "path": "x.tar"})
     [source] = extract.sources_of(build.spec)
     assert source.read_image(kept[0]) == b"x"
@@ -560,7 +562,7 @@ def test_a_picture_that_a_detector_cannot_take_is_kept_without_regions(fetched_b
     assert all_stages(build, *TO_SHARD) == {}
     [counts] = [build.stage("detect").record(p).counts for p in build.stage("detect").partitions()]
     assert (counts["kept"], counts["undecodable"]) == (5, 1)
-    undetected = gates.read_undetected(build)
+    undetected = read_undetected(build)
     assert undetected == (1, 5)
     candidates, captures = read_funnels(build)
     judged = gates.judge(build.spec, STAGES, candidates, captures, undetected=undetected)

@@ -6,13 +6,15 @@ from pipeline.report import gates
 from pipeline.report.funnel import accounts
 from pipeline.report.section import Material, Section, Values
 from pipeline.report.translations import evidence_zh
+from pipeline.report.unreadable import read_damage, read_undetected
 
 
 def figures(material: Material, inputs: Values) -> Values:
     build, before = material.build, material.before
     held = before.held(build) if before is not None and before.parts else build.held
     of_build = (build.spec, build.stages, material.candidates, material.captures)
-    judged = gates.judge(*of_build, inputs, held, gates.read_undetected(build), accounts(build))
+    of_input = read_undetected(build), accounts(build), read_damage(build)
+    judged = gates.judge(*of_build, inputs, held, *of_input)
     return {"gates": [row_of(gate) for gate in judged]}
 
 

@@ -8,8 +8,8 @@ from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
 from pipeline.store.stage import in_funnel
 
-LOSSES = ("lost_records", "lost_bytes", "truncated", "no_warc")
-"""Counts of extract: what damage cost a WARC file (`pipeline.stages.extract`)."""
+LOSSES = ("lost_parts", "lost_bytes", "lost_rows", "lost_files")
+"""Counts of extract: what damage cost a source's files (`pipeline.stages.extract`)."""
 
 SHOWN_FILES = 50
 
@@ -74,14 +74,14 @@ def raw_input(source: str, account: Account) -> list[Values]:
 
 
 def lost(build: Build) -> Values:
-    """Losses by damage in the WARC files: totals, and the files, SHOWN_FILES at most."""
+    """Losses by damage in the sources' files: totals, and the files, SHOWN_FILES at most."""
     hit = [record for record in build.records("extract") if any(record.counts.get(name) for name in LOSSES)]
     files = [
         {
             "source": record.partition.rpartition("-")[0],
             "file": record.info.get("file", record.partition),
             **{name: record.counts.get(name, 0) for name in LOSSES},
-            "said": record.info.get("no_warc") or record.info.get("truncated") or record.info["damaged"]["first"],
+            "said": record.info["lost"],
         }
         for record in hit[:SHOWN_FILES]
     ]
@@ -139,14 +139,12 @@ HTML = """
     </tbody></table></div>{% endif %}
   {% if captures_shown %}<details><summary>{{ t("some of them", "其中一些") }}</summary><ul class="small">
     {% for line in captures_shown %}<li><code>{{ line }}</code></li>{% endfor %}</ul></details>{% endif %}
-  {% if lost.files %}<p>{{ t("Lost to damage", "因损坏丢失") }}: {{ lost.lost_records | n }} {{
-    t("damaged records", "条损坏记录") }}, {{ lost.lost_bytes | size }} · {{ lost.truncated | n }} {{
-    t("truncated files", "个截断文件") }} · {{ lost.no_warc | n }} {{
-    t("files that are not WARC", "个非 WARC 文件") }}</p>
+  {% if lost.files %}<p>{{ t("Lost to damage", "因损坏丢失") }}: {{ lost.lost_parts | n }} {{
+    t("damaged parts", "处损坏") }}, {{ lost.lost_bytes | size }}{% if lost.lost_rows %}, {{ lost.lost_rows | n }} {{
+    t("rows", "行") }}{% endif %} · {{ lost.lost_files | n }} {{ t("broken files", "个损坏文件") }}</p>
   <ul class="small">
-    {% for f in lost.files %}<li><code>{{ f.file }}</code> ({{ f.source }}): {{ f.lost_records | n }} {{
-      t("damaged records", "条损坏记录") }}, {{ f.lost_bytes | size }}{% if f.truncated %}, {{ t("truncated", "截断") }}
-      {%- endif %}{% if f.no_warc %}, {{ t("not WARC", "非 WARC") }}{% endif %}: {{ f.said }}</li>
+    {% for f in lost.files %}<li><code>{{ f.file }}</code> ({{ f.source }}): {{ f.lost_bytes | size }}
+      {%- if f.lost_rows %}, {{ f.lost_rows | n }} {{ t("rows", "行") }}{% endif %}: {{ f.said }}</li>
     {% endfor %}
   </ul>{% endif %}
 </section>

@@ -21,6 +21,7 @@ from pipeline.report import gates
 from pipeline.report.funnel import Funnel, faults, read_funnels, top_reasons
 from pipeline.report.sections.sources import pages
 from pipeline.report.translations import evidence_zh
+from pipeline.report.unreadable import Damage
 from pipeline.stages import STAGES
 from tests.drawn import mosaic
 
@@ -199,7 +200,9 @@ def test_every_sentence_is_there_in_chinese() -> None:
         "max_drift": 0.2,
     }
     of_files = Account({"files": Units(100, 90, examples=["9.7"])})
-    judged = gates.judge(spec(wanted, a={}), STAGES, funnel, pages, figures, 12, (3, 100), {"a": of_files})
+    damage = Damage(3, 9, lost_bytes=8, lost_files=1)
+    of_input = (3, 100), {"a": of_files}, {"a": damage}
+    judged = gates.judge(spec(wanted, a={}), STAGES, funnel, pages, figures, 12, *of_input)
     assert {gate.name for gate in judged} == set(gates.names(STAGES)) - {"approve"}
     for sentence in (sentence for gate in judged for sentence in (gate.says, *gate.faults)):
         said = evidence_zh(sentence)
@@ -274,6 +277,25 @@ def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusa
     none = dict.fromkeys(("too_deep", "beyond"), 0)
     assert pages(build, captures) == {"seen": 401, "kept": 101, "dropped": 300, **none}
     assert faults(build, candidates, captures) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "read", "found"),
+    [
+        (Damage(1, 4_000, lost_parts=1, lost_bytes=2_810), 120, "a 70.2%"),  # one bad header of a tar
+        (Damage(1, 4_000, lost_parts=1, lost_bytes=3_900), 11, "a 97.5%"),  # few are left, but there were many
+        (Damage(1, 4_000, lost_parts=1, lost_bytes=400), 11, ""),  # of a dozen, a share says little
+        (Damage(1, 0, lost_parts=2, lost_rows=1_000), 1_002, "a 50.0%"),  # of a damaged Parquet file
+        (Damage(30, 9_000, lost_bytes=80, lost_files=1), 999, "a 3.3%"),
+        (Damage(3, 0, lost_files=1), 2, "a 33.3%"),  # an empty one
+        (Damage(3, 9_000), 999, ""),
+    ],
+)
+def test_damage_weighs_what_it_swallowed(damage: Damage, read: int, found: str) -> None:
+    holes = {("a", "extract", "unreadable"): damage.lost_parts, ("a", "extract", "broken_file"): damage.lost_files}
+    funnel = Funnel({("a", "shard", ""): read - damage.lost_parts, **{key: n for key, n in holes.items() if n}})
+    gate = named(gates.judge(spec(), STAGES, funnel, NONE, damage={"a": damage})).get("max_unreadable")
+    assert (gate.found if gate and not gate.holds else "") == found
 
 
 def test_unreadable_pages_are_a_share_of_all_pages() -> None:

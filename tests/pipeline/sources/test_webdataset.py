@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from PIL import Image
 
 from data_specs.shard import Sample, Text, encode_sample
 from pipeline.errors import SourceError
-from pipeline.records import PROVENANCE, Decision, Provenance, candidate_rows, sha256_hex
+from pipeline.files.tar_members import _Tar
+from pipeline.records import PROVENANCE, Candidate, Decision, Lost, Provenance, candidate_rows, sha256_hex
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Count
-from pipeline.sources.webdataset import WebDataset, _Tar
+from pipeline.sources.webdataset import WebDataset
 from pipeline.store.build import sha256_of
 from pipeline.store.partitions import DECISIONS
 from pipeline.takedown.forget import Request, forget
@@ -306,22 +308,44 @@ def test_what_lies_behind_a_place_of_zeros_is_read(tmp_path):
     assert source.look(Budget(seconds=60)).counts == (Count("files", 1), Count("samples", 2))
 
 
-def test_a_header_that_was_lost_is_a_decision(tmp_path):
-    tar(tmp_path / "a.tar", {f"{number}.{kind}": "云" for number in range(4) for kind in ("jpg", "txt")})
-    damaged = bytearray((tmp_path / "a.tar").read_bytes())
-    damaged[4096 : 4096 + 512] = bytes(512)  # of 2.jpg, as a disk or a download leaves it
-    (tmp_path / "a.tar").write_bytes(damaged)
-    first, rest = read(tars(str(tmp_path / "a.tar")))
-    assert texts(first) == [("caption", "云")]
-    assert (rest.reason, rest.evidence) == ("unreadable", "a.tar, after 1 samples: ReadError: bad checksum")
+SAMPLE = 2_560
 
 
-def test_zeros_without_end_are_not_read(tmp_path):
-    tar(tmp_path / "a.tar", {f"{number}.{kind}": "云" for number in range(2) for kind in ("jpg", "txt")})
-    with (tmp_path / "a.tar").open("ab") as f:
-        f.truncate(1 << 42)  # takes no room
-    first, rest = read(tars(str(tmp_path / "a.tar")))
-    assert (texts(first), rest.reason) == ([("caption", "云")], "unreadable")
+def tar_of(count: int) -> bytes:
+    """A tar of pictures with texts: SAMPLE bytes each."""
+    file, dice = io.BytesIO(), random.Random(5)
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number in range(count):
+            for suffix, data in (("jpg", b"\xff\xd8" + dice.randbytes(1_000)), ("txt", f"第{number}张".encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def of_damaged(path: Path, data: bytes) -> tuple[dict[str, str], list[Decision], WebDataset]:
+    """Captions by picture, and Decisions, of a tar of these bytes; every picture that it still holds is read."""
+    path.write_bytes(data)
+    source = tars(str(path))
+    entries = read(source)
+    captions = {c.image_url.rpartition("/")[2]: c.texts[0].text for c in entries if isinstance(c, Candidate)}
+    for entry in entries:
+        if isinstance(entry, Candidate):
+            assert source.read_image(entry.image_url) in data
+    return captions, [entry for entry in entries if isinstance(entry, Decision)], source
+
+
+@pytest.mark.parametrize("header", [bytes(512), b"\xff" * 512, b"x" * 100])
+def test_a_header_that_was_lost_costs_its_member(tmp_path, header):
+    whole = tar_of(40)
+    at = whole.index(b"007.jpg")
+    captions, decisions, source = of_damaged(tmp_path / "a.tar", whole[:at] + header + whole[at + len(header) :])
+    assert captions == {f"{n:03d}.jpg": f"第{n}张" for n in range(40) if n != 7}
+    lone, hole = decisions
+    assert (lone.reason, lone.evidence) == ("bad_row", "a.tar, 007: no picture")
+    assert (hole.reason, hole.lost) == ("unreadable", Lost(bytes=1536))
+    assert hole.evidence.startswith(f"a.tar: 1,536 bytes from byte {at:,} on cannot be read (")
+    assert source.look(Budget(seconds=60)).counts[1] == Count("samples", 40)
 
 
 def test_a_file_that_belongs_to_no_sample_is_a_decision(tmp_path):

@@ -5,20 +5,28 @@ from __future__ import annotations
 import functools
 import gzip
 import http.server
+import io
 import json
 import random
+import tarfile
 import threading
 import uuid
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from data_specs.build import BuildSpec
-from pipeline.errors import SourceError
-from pipeline.records import Candidate, Capture, Decision, candidates_of
+from pipeline.errors import BrokenFile, SourceError
+from pipeline.records import Candidate, Capture, Decision, Lost, candidates_of
+from pipeline.report.funnel import read_funnels
+from pipeline.report.unreadable import read_damage, unreadable
+from pipeline.sources._look import Budget
 from pipeline.stages import STAGES, extract
 from pipeline.stages._page_candidates import extract_page
 from pipeline.store.build import Build
@@ -192,10 +200,10 @@ def test_a_warc_that_breaks_off_keeps_what_came_before(tmp_path):
     path = tmp_path / "cut.warc.gz"
     for cut in range(part + 500, len(whole) - 500, 5000):
         path.write_bytes(whole[:cut])
-        info: dict[str, Any] = {}
-        urls = [c.url for c in read_captures(str(path), 100_000, info) if isinstance(c, Capture)]
-        assert urls == ["http://a.test/1"]
-        assert info["truncated"].startswith("after 2 records")
+        entries = list(read_captures(str(path), 100_000))
+        assert [c.url for c in entries if isinstance(c, Capture)] == ["http://a.test/1"]
+        [hole] = [own.lost for own in entries if isinstance(own, Decision)]
+        assert hole == Lost(bytes=pytest.approx(cut - part, abs=40))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>no warc</html>", b"\x1f\x8bgarbage", gzip.compress(b"text", mtime=0)])
@@ -286,20 +294,100 @@ def test_warcs_behind_urls_give_what_they_give_on_a_disk(tmp_path):
         server.shutdown()
 
 
-def test_one_file_of_many_that_is_no_warc_is_named_in_its_record(tmp_path):
-    (tmp_path / "a.warc.gz").write_bytes(warc(("http://a.test/1", "<h1>雪后的黄山</h1><img src=a.jpg alt=雪后的黄山>")))
-    (tmp_path / "b.warc.gz").write_bytes(b"")
-    build = build_of(tmp_path, {"kind": "warc", "name": "w", "source_kind": "news", "path": "*.warc.gz"})
+def jsonl(name: str) -> bytes:
+    return json.dumps({"url": f"http://a.test/{name}.jpg", "zh": "图", "images": [], "text": "图"}).encode() + b"\n"
+
+
+def parquet(name: str) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"url": [f"http://a.test/{name}.jpg"], "zh": ["图"]}), file)
+    return file.getvalue()
+
+
+def tar(name: str) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for suffix in ("jpg", "txt"):
+            member = tarfile.TarInfo(f"{name}.{suffix}")
+            member.size = 3
+            archive.addfile(member, io.BytesIO("图".encode()))
+    return file.getvalue()
+
+
+def page(name: str) -> bytes:
+    return warc((f"http://a.test/{name}", f"<h1>雪后的黄山</h1><img src={name}.jpg alt=雪后的黄山>"))
+
+
+TABLE_OF = {"kind": "url_table", "columns": {"image_url": "url", "texts": {"alt": "zh"}}}
+BROKEN = b"\x1f\x8b of no kind \xff\xfe" * 90
+FILES = {
+    "warc": ({"kind": "warc"}, ".warc.gz", page),
+    "csv": (TABLE_OF, ".csv.gz", lambda name: gzip.compress(f"url,zh\nhttp://a.test/{name}.jpg,图\n".encode())),
+    "jsonl": (TABLE_OF, ".jsonl.gz", lambda name: gzip.compress(jsonl(name))),
+    "parquet": (TABLE_OF, ".parquet", parquet),
+    "posts": ({"kind": "microblog"}, ".jsonl.gz", lambda name: gzip.compress(jsonl(name))),
+    "tar": ({"kind": "webdataset"}, ".tar", tar),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_broken_file_of_several_is_a_decision_with_its_weight_and_a_single_one_is_an_error(tmp_path, kind):
+    source, suffix, content = FILES[kind]
+    for name in "ad":
+        (tmp_path / f"{name}{suffix}").write_bytes(content(name))
+    (tmp_path / f"b{suffix}").write_bytes(b"")
+    (tmp_path / f"c{suffix}").write_bytes(BROKEN)
+    build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source, "path": f"*{suffix}"})
     for partition in extract.partitions(build):
         extract.run_partition(build, partition)
-    good, empty = build.stage("extract").records()
-    assert (good.counts["kept"], good.info.keys()) == (1, {"account"})
-    assert (empty.counts["kept"], empty.counts["no_warc"]) == (0, 1)
-    assert empty.info["no_warc"] == "not a WARC file (it contains no records)"
-    assert empty.info["file"].endswith(".warc.gz")
-    (tmp_path / "a.warc.gz").unlink()
-    with pytest.raises(SourceError, match=r"b\.warc\.gz: not a WARC file"):
-        extract.run_partition(replace(build, fingerprints={"extract": "f" * 64}), "w-00000")
+    records = build.stage("extract").records()
+    seen = [record.counts["kept"] + record.counts["dropped"] + record.counts.get("pages", 0) for record in records]
+    tables = [build.stage("extract").table(record, DECISIONS).to_pylist() for record in records]
+    evidence = [row["evidence"] for table in tables for row in table if row["reason"] == "broken_file"]
+    assert [own.partition(":")[0] for own in evidence] == [f"b{suffix}", f"c{suffix}"]
+    assert min(seen) > 0, "none is silent"
+    assert [record.counts.get("lost_files", 0) for record in records] == [0, 1, 1, 0]
+    lost = [record.counts.get("lost_bytes", 0) for record in records]
+    assert lost == [0, 0, pytest.approx(len(BROKEN), abs=20), 0]
+    assert sum(record.counts["input_files"] for record in records) == 4
+    assert [record.info["lost"] for record in records[1:3]] == evidence
+
+    damage = read_damage(build)["s"]
+    [of_bytes, of_files] = [own for own in unreadable("s", *read_funnels(build), damage, 1) if own.things != "pages"]
+    assert (of_bytes.count, of_files.count, of_files.total) == (lost[2], 2, 4)
+
+    [look] = [own.look(Budget(seconds=60)) for own in extract.sources_of(build.spec)]
+    [warning] = [line for line in look.warnings if "cannot read" in line]
+    assert warning.startswith(f"a build cannot read 2 of 4 files: b{suffix} (an empty file), c{suffix} (")
+
+    single = build_of(tmp_path, {"name": "s", "source_kind": "news", **source, "path": f"c{suffix}"})
+    with pytest.raises(BrokenFile, match=rf"^[^\n]*c\{suffix}: [^\n]+$"):
+        _ = [extract.run_partition(single, partition) for partition in extract.partitions(single)]
+
+
+def test_a_packed_table_that_breaks_off_keeps_its_rows_and_says_how_much_is_lost(tmp_path):
+    dice = random.Random(4)
+    texts = ["".join(chr(dice.randrange(0x4E00, 0x9FA5)) for _ in range(200)) for _ in range(2_000)]
+    rows = [f"http://a.test/{n}.jpg,{text}" for n, text in enumerate(texts)]
+    packed = gzip.compress("\n".join(["url,zh", *rows]).encode())
+    (tmp_path / "a.csv.gz").write_bytes(packed[:-60_000])
+    (tmp_path / "b.csv.gz").write_bytes(packed[: len(packed) // 2] + b"?" * 99 + packed[len(packed) // 2 + 99 :])
+    (tmp_path / "c.csv.gz").write_bytes(packed)
+    options = {**TABLE_OF, "path": "*.csv.gz", "rows_per_part": 500}
+    build = build_of(tmp_path, {"name": "s", "source_kind": "news", **options})
+    for partition in extract.partitions(build):
+        extract.run_partition(build, partition)
+    files: dict[str, Counter[str]] = {}
+    for record in build.stage("extract").records():
+        if record.counts["input_files"]:
+            own = files[str(len(files))] = Counter()
+        own.update({name: record.counts.get(name, 0) for name in ("kept", "lost_files", "lost_bytes")})
+    cut, damaged, whole = files.values()
+    assert cut["lost_files"] == damaged["lost_files"] == 1
+    assert 1_500 < cut["kept"] < 2_000
+    assert 800 < damaged["kept"] < 1_100
+    assert 0 <= damaged["lost_bytes"] <= len(packed) // 2
+    assert (whole["kept"], whole["lost_files"]) == (2_000, 0)
 
 
 def test_a_page_that_is_not_read_is_a_decision_of_its_source(tmp_path):

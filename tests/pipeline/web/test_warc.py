@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import random
+import re
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -37,10 +38,18 @@ def record(
     return b"WARC/1.0\r\n" + lines.encode() + b"\r\n" + block + b"\r\n\r\n"
 
 
-def read(path: Path, data: bytes, max_body: int = 100_000) -> tuple[list[Capture | Decision], dict[str, Any]]:
+def holes(entries: list[Capture | Decision]) -> list[int]:
+    """Bytes of each part of a file that was passed over."""
+    return [entry.lost.bytes for entry in entries if isinstance(entry, Decision) and entry.lost is not None]
+
+
+def read(path: Path, data: bytes, max_body: int = 100_000) -> tuple[list[Capture | Decision], list[int]]:
+    """What is read of a file of these bytes, and `holes` of it."""
     path.write_bytes(data)
     info: dict[str, Any] = {}
-    return list(read_captures(str(path), max_body, info)), info
+    entries = list(read_captures(str(path), max_body, info))
+    assert info == {"bytes": len(data)}
+    return entries, holes(entries)
 
 
 def pages(count: int) -> list[bytes]:
@@ -74,7 +83,7 @@ def test_a_body_in_brotli_or_zstd_is_unpacked_but_not_beyond_the_limit(
     assert isinstance(large, Decision)
     assert (large.reason, large.url) == ("too_large", "http://a.test/bomb")
     assert all(isinstance(damaged, Capture) for damaged in (cut, bad))
-    assert info == {}
+    assert info == []
 
 
 @pytest.mark.parametrize("status", ["²00", "٢٠٠", "-1", "9" * 5000, "", "OK"])
@@ -82,7 +91,7 @@ def test_a_status_that_is_no_number_is_none(tmp_path: Path, status: str) -> None
     (capture, after), info = read(tmp_path / "x.warc", record(status=status) + record("http://a.test/2"))
     assert isinstance(capture, Capture)
     assert isinstance(after, Capture)
-    assert (capture.status, after.status, info) == (0, 200, {})
+    assert (capture.status, after.status, info) == (0, 200, [])
 
 
 @pytest.mark.slow
@@ -107,15 +116,14 @@ def test_a_status_that_is_no_number_is_none(tmp_path: Path, status: str) -> None
 def test_a_record_that_cannot_be_read_costs_itself_only(tmp_path: Path, bad: bytes) -> None:
     first, last = pages(2)
     tracemalloc.start()
-    captures, info = read(tmp_path / "x.warc.gz", first + gzip.compress(bad, 1) + last)
+    captures, _ = read(tmp_path / "x.warc.gz", first + gzip.compress(bad, 1) + last)
     assert tracemalloc.get_traced_memory()[1] < len(gzip.compress(bad, 1)) + (20 << 20)
     tracemalloc.stop()
     unreadable = [entry for entry in captures if isinstance(entry, Decision)]
     urls = [capture.url for capture in captures if capture not in unreadable]
     assert [urls[0], urls[-1]] == ["http://a.test/0", "http://a.test/1"]
     assert [decision.reason for decision in unreadable] in ([], ["unreadable"])
-    assert "truncated" not in info
-    assert info.get("damaged", {"places": 0})["places"] == (1 if len(urls) == 2 and bad else 0)
+    assert len(unreadable) == (1 if bad and len(urls) == 2 else 0)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +144,9 @@ def test_an_empty_crawl_is_no_fault(tmp_path: Path) -> None:
 def test_a_warc_gzipped_as_a_whole_is_read(tmp_path: Path) -> None:
     whole = b"".join(record(f"http://a.test/{i}") for i in range(300))
     plain, info = read(tmp_path / "x.warc", whole)
-    assert (len(plain), info) == (300, {})
+    assert (len(plain), info) == (300, [])
     packed, info = read(tmp_path / "x.warc.gz", gzip.compress(whole))
-    assert (list(map(without_place, packed)), info) == (list(map(without_place, plain)), {})
+    assert (list(map(without_place, packed)), info) == (list(map(without_place, plain)), [])
 
 
 @pytest.mark.slow
@@ -148,34 +156,81 @@ def test_fifty_flipped_bytes_cost_at_most_the_records_they_hit(tmp_path: Path) -
     data = bytearray(b"".join(members))
     for at in dice.sample(range(len(data)), 50):
         data[at] ^= 0xFF
-    captures, info = read(tmp_path / "x.warc.gz", bytes(data))
+    captures, _ = read(tmp_path / "x.warc.gz", bytes(data))
     urls = [capture.url for capture in captures if isinstance(capture, Capture)]
     assert len(urls) >= 1_421 - 50
     assert len(set(urls)) == len(urls)
-    assert 0 < info["damaged"]["places"] <= 50
-    assert info["damaged"]["bytes"] <= 50 * 2 * max(map(len, members))
+    assert 0 < len(holes(captures)) <= 50
+    assert sum(holes(captures)) <= 50 * 2 * max(map(len, members))
 
 
-def test_what_was_passed_over_is_counted_and_a_cut_end_is_told(tmp_path: Path) -> None:
+def test_what_was_passed_over_is_a_decision_with_its_weight(tmp_path: Path) -> None:
     a, b, c, d = pages(4)
-    captures, info = read(tmp_path / "x.warc.gz", a + b[:300] + c + d[:-20])
-    *captures, cut = captures
-    assert [capture.url for capture in captures] == ["http://a.test/0", "http://a.test/2"]
+    entries, lost_bytes = read(tmp_path / "x.warc.gz", a + b[:300] + c + d[:-20])
+    first, lost, third, cut = entries
+    assert (first.url, third.url) == ("http://a.test/0", "http://a.test/2")
+    assert isinstance(lost, Decision)
+    assert (lost.subject, lost.url, lost.reason) == ("capture", "", "unreadable")
+    assert lost.evidence.startswith(f"x.warc.gz: 300 bytes from byte {len(a):,} on cannot be read (")
     assert isinstance(cut, Decision)
-    assert (cut.url, cut.reason, cut.evidence) == (
-        "http://a.test/3",
-        "unreadable",
-        "EOFError: the last record is truncated",
-    )
-    assert (info["damaged"]["places"], info["damaged"]["bytes"]) == (1, 300)
-    assert info["truncated"].startswith("after 2 records: ")
+    assert (cut.url, cut.evidence) == ("http://a.test/3", "EOFError: the last record is truncated")
+    assert lost_bytes == [300, len(d) - 20]
 
 
 def test_zeros_between_members_are_passed_over(tmp_path: Path) -> None:
     a, b = pages(2)
-    captures, info = read(tmp_path / "x.warc.gz", a + b"\0" * (3 << 20) + b)
-    assert len(captures) == 2
-    assert info["damaged"]["bytes"] == 3 << 20
+    entries, _ = read(tmp_path / "x.warc.gz", a + b"\0" * (3 << 20) + b)
+    assert [isinstance(entry, Capture) for entry in entries] == [True, False, True]
+    assert holes(entries) == [3 << 20]
+
+
+RUBBISH = st.sampled_from(
+    [b"\0" * 700, b"rubbish\r\n" * 90, b"\xff" * 3, b"WARC/9\r\n", b"<p>\r\n\r\n\r\nWARC/1.0 is a format"]
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.none() | RUBBISH, min_size=2, max_size=9))
+def test_rubbish_in_a_plain_file_costs_no_record(tmp_path: Path, between: list[bytes | None]) -> None:
+    parts = [(record(f"http://a.test/{n}"), rubbish or b"") for n, rubbish in enumerate(between)]
+    data = record("http://a.test/first") + b"".join(rubbish + whole for whole, rubbish in parts)
+    entries, _ = read(tmp_path / "x.warc", data)
+    captures = [entry for entry in entries if isinstance(entry, Capture)]
+    assert [c.url for c in captures] == ["http://a.test/first", *(f"http://a.test/{n}" for n in range(len(between)))]
+    assert [data[c.place[0] : sum(c.place)] for c in captures] == [record(c.url).rstrip(b"\r\n") for c in captures]
+    assert len(holes(entries)) <= sum(rubbish is not None for rubbish in between)
+
+
+@pytest.mark.parametrize("length", [b"9", b"5000", b"90000000"])
+def test_a_record_that_says_another_length_swallows_no_other(tmp_path: Path, length: bytes) -> None:
+    good = [record(f"http://a.test/{n}", body=b"<p>" + b"line\r\n" * 60) for n in range(40)]
+    own = re.search(rb"Content-Length: (\d+)", good[3])
+    assert own is not None
+    wrong = good[3].replace(own[0], b"Content-Length: " + length, 1)
+    entries, _ = read(tmp_path / "x.warc", b"".join([*good[:3], wrong, *good[4:]]))
+    urls = [entry.url for entry in entries if isinstance(entry, Capture)]
+    assert urls == [f"http://a.test/{n}" for n in range(40) if n != 3]
+    assert holes(entries) == [len(wrong)]
+
+
+def test_records_that_all_say_to_be_longer_take_no_more_than_twice_the_time(tmp_path: Path) -> None:
+    whole = [record(f"http://a.test/{n}") for n in range(300)]
+    own = re.search(rb"Content-Length: (\d+)", whole[0])
+    assert own is not None
+    longer = [one.replace(own[0], b"Content-Length: 20000", 1) for one in whole]
+    (tmp_path / "x.warc").write_bytes(b"".join(longer))
+    taken = 0
+
+    class Counted(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            nonlocal taken
+            data = super().read(size)
+            taken += len(data or b"")
+            return data or b""
+
+    with Counted(tmp_path / "x.warc") as f:
+        list(_Reading("x.warc", f, 1 << 20).captures())
+    assert taken < 8 * sum(map(len, longer)) + (300 << 10)
 
 
 _PARTS = st.sampled_from(
@@ -218,17 +273,14 @@ class _Stream(io.BytesIO):
 
 
 def test_a_stream_of_a_web_server_without_ranges_is_read_to_its_end() -> None:
-    info: dict[str, Any] = {}
-    captures = list(_Reading("x", _Stream(b"".join(pages(50))), 100_000, info).captures())
+    captures = list(_Reading("x", _Stream(b"".join(pages(50))), 100_000).captures())
     assert [capture.url for capture in captures] == [f"http://a.test/{i}" for i in range(50)]
-    assert info == {}
 
 
-def by_warcio(data: bytes, max_body: int) -> tuple[list[Any], dict[str, Any], int]:
-    """(captures, info, records) of the reader that nothing confuses, alone; of what is no WARC file its message."""
-    info: dict[str, Any] = {}
+def by_warcio(data: bytes, max_body: int) -> tuple[list[Any], int]:
+    """(entries, records) of the reader that nothing confuses, alone; of what is no WARC file its message."""
     captures: list[Any] = []
-    reading = _Reading("x", _NotSeekable(data), max_body, info)
+    reading = _Reading("x", _NotSeekable(data), max_body)
     try:
         if not reading._members.is_gzip:
             return by_both(data, max_body)
@@ -236,19 +288,18 @@ def by_warcio(data: bytes, max_body: int) -> tuple[list[Any], dict[str, Any], in
         captures += reading._by_members(None)
     except SourceError as e:
         captures.append(str(e))
-    return captures, info, reading.records
+    return captures, reading.records
 
 
-def by_both(data: bytes, max_body: int) -> tuple[list[Any], dict[str, Any], int]:
+def by_both(data: bytes, max_body: int) -> tuple[list[Any], int]:
     """The same of fastwarc and the other reader together."""
-    info: dict[str, Any] = {}
     captures: list[Any] = []
-    reading = _Reading("x", io.BytesIO(data), max_body, info)
+    reading = _Reading("x", io.BytesIO(data), max_body)
     try:
         captures += reading.captures()
     except SourceError as e:
         captures.append(str(e))
-    return captures, info, reading.records
+    return captures, reading.records
 
 
 def without_place(entry: Any) -> Any:
@@ -345,7 +396,7 @@ def test_a_sound_file_is_read_by_fastwarc(
 
     monkeypatch.setattr(SoundRun, "captures", counted)
     captures, info = read(tmp_path / "x.warc.gz", gzip.compress(record(**warc)) * 50)
-    assert (len(captures), info) == (captures_of, {})
+    assert (len(captures), info) == (captures_of, [])
     assert runs == [49, 0], "the last record is the other reader's"
 
 
@@ -362,7 +413,7 @@ def test_headers_are_bounded_but_lines_of_a_chunked_body_are_not(tmp_path: Path)
     body = b"".join(b"1\r\na\r\n" for _ in range(MAX_HEADERS // 3)) + b"0\r\n\r\n"
     [capture], info = read(tmp_path / "x.warc", record(body=body, http="Transfer-Encoding: chunked\r\n"), 1 << 20)
     assert isinstance(capture, Capture)
-    assert (len(capture.body), info) == (MAX_HEADERS // 3, {})
+    assert (len(capture.body), info) == (MAX_HEADERS // 3, [])
     assert capture_of(io.BytesIO(gzip.compress(record())).read(), 1000) is not None
 
 
