@@ -151,7 +151,7 @@ class Page:
     images: tuple[PageImage, ...]
     elements: int = 0  # <img> elements of its DOM, shown or not
     hidden: int = 0  # those of them in elements of which nothing is shown, such as <object>
-    outside: int = 0  # those outside the article that the site's rule selects
+    outside: int = 0  # those that the site's rule leaves out
     reserved: bool = False  # a tdm-reservation meta tag reserves text and data mining
 
 
@@ -180,12 +180,13 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     whole: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
         images.append(PageImage(-1, url, _texts([("caption", clean(caption)), *whole]), {}))
-    met, hidden = len(elements["img"]), walk.hidden
-    if met != len(walk.places) + hidden and rule is None:  # in SVG scripts are elements, which the walk does not know
+    met, shown, hidden, outside = len(elements["img"]), len(walk.places), 0, 0
+    if rule is not None:
+        met, outside = of_site, of_site - shown
+    elif met != shown:
         hidden = len({node.mem_id for node in tree.css(_UNSHOWN)})
-    outside = of_site - len(walk.places) - hidden if rule is not None else 0
     about = meta.base, meta.language, meta.robots, walk.text(), tuple(images)
-    return Page(*about, of_site or met, hidden, outside, meta.reserved)
+    return Page(*about, met, hidden, outside, meta.reserved)
 
 
 def _written(element: Any) -> str:

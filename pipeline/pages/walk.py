@@ -275,7 +275,6 @@ class Walk:
         self.headlines: list[str] = []  # its h1, MAX_HEADLINES at most
         self.sections: list[int] = []  # blocks that are the heading of a section, h1 to h6
         self.tags: list[str] = []
-        self.hidden = 0  # images in elements of which nothing is shown
         self.ends: dict[int, int] = {}  # by the tag that begins an element with an image, the one that ends it
         self._figures: list[int] = []
         self._count = 0
@@ -378,8 +377,6 @@ class Walk:
                     return text
             elif tag == name or tag.startswith(start):
                 depth += 1
-            elif tag[:3] == "img" and tag[3:4] in ("", " "):
-                self.hidden += 1
             self.tags[at] = ""
         return ""
 

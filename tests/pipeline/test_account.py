@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from selectolax.lexbor import LexborHTMLParser
@@ -204,6 +204,7 @@ MARKUP = [
 
 @settings(max_examples=4 * EXAMPLES, deadline=None)
 @given(st.lists(st.sampled_from(MARKUP), max_size=20).map("".join), st.integers(1, 3))
+@example("<img data-src=a.jpg src=x.gif alt=山><noscript><img src=a.jpg></noscript><svg><img>", 2)
 def test_every_image_of_a_page_is_a_candidate_a_decision_or_has_a_name(markup: str, most: int) -> None:
     """What a page has is counted in its DOM; the walk that reads images goes over what the DOM is written as."""
     images, html = Units(), f"<!doctype html><meta charset=utf-8><p>一段中文的话</p>{markup}"

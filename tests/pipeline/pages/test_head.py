@@ -56,7 +56,8 @@ def test_head_gives_abstract_robots_base_and_the_page_image():
 
 def test_elements_of_the_head_are_found_anywhere_but_in_templates():
     html = (
-        "<title>a</title><body><svg><title>b</title></svg><template><meta name=x><img></template><p><meta name=y><a rel=z>"
+        "<title>a</title><body><svg><title>b</title></svg><template><meta name=x><img></template>"
+        "<p><meta name=y><a rel=z>"
     )
     found = elements_of(LexborHTMLParser(html + "<a>c</a><script>1</script><base href=d><img src=e>"))
     assert {tag: [node.html for node in nodes] for tag, nodes in found.items()} == {

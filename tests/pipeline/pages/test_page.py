@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.pages.page import image_url, parse
+from pipeline.pages.site_rules import SiteRule
 from tests.parsed import texts, work
 
 
@@ -352,3 +353,11 @@ def test_the_abstract_is_the_first_paragraph_where_the_head_gives_none():
     [image] = parse(f"{keywords}<body>{body}").images
     assert [t.text for t in image.texts if t.kind == "abstract"] == [text]
     assert [t.text for t in image.texts if t.kind == "tag"] == ["园林", "苏州"]
+
+
+def test_images_that_the_rule_of_a_site_leaves_out_are_counted():
+    rule = SiteRule(hosts=("a.cn",), content="article", remove=(".ad",))
+    html = "<img src=1.jpg><article><p>山<img src=2.jpg><p class=ad><img src=3.jpg></article>"
+    page = parse(html, rule)
+    assert ([image.url for image in page.images], page.elements, page.outside) == (["2.jpg"], 3, 2)
+    assert (parse(html).elements, parse(html).outside) == (3, 0)
