@@ -232,7 +232,8 @@ class Watermark(Spec):
 
 
 class PairScore(Spec):
-    """Scores every pair: the cosine of its picture's and its primary text's features, by two towers.
+    """Scores every pair: the cosine of its picture's and its primary text's features, by two towers; without towers
+    the chance that the text says what the picture shows, estimated from the words of the pair alone.
 
     It drops nothing by itself: the filter `pair_score` does that.
     """
@@ -240,14 +241,14 @@ class PairScore(Spec):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        json_schema_extra={"examples": [{"image": "m.image.onnx", "text": "m.text.onnx"}]},
+        json_schema_extra={"examples": [{}, {"image": "m.image.onnx", "text": "m.text.onnx"}]},
     )
 
     image: str = Field(
-        min_length=1,
+        "",
         description="image tower, an .onnx file: from wenlan-train export --to onnx, or another one with a vocabulary",
     )
-    text: str = Field(min_length=1, description="text tower, an .onnx file of the same model")
+    text: str = Field("", description="text tower, an .onnx file of the same model")
     vocabulary: str = Field("", description="for towers that are not wenlan's: a BERT vocab.txt, or a tokenizer.json")
     max_tokens: int = Field(52, ge=3, le=4096, description="most tokens of a text with its marks; 52 is Chinese-CLIP's")
     side: int = Field(224, ge=16, le=2048, description="side in pixels of the image tower's square input")
@@ -264,12 +265,22 @@ class PairScore(Spec):
     @model_validator(mode="after")
     def _only_of_others(self) -> PairScore:
         fields = type(self).model_fields
+        if bool(self.image) != bool(self.text):
+            missing, given = ("text", "image") if self.image else ("image", "text")
+            raise ValueError(f"{missing}: missing; {given} names one of two towers")
+        if not self.image and (told := [name for name in fields if getattr(self, name) != fields[name].default]):
+            raise ValueError(f"{told[0]}: an option of towers; set image and text too")
         told = [n for n in ("max_tokens", "side", "resize", "mean", "std") if getattr(self, n) != fields[n].default]
         if not self.vocabulary and told:
             raise ValueError(f"{told[0]}: stored in wenlan's own towers; for other towers set vocabulary too")
         if min(self.std) <= 0:
             raise ValueError("std: must be above 0")
         return self
+
+    @property
+    def by_words(self) -> bool:
+        """True where no towers are named."""
+        return not self.image
 
 
 class SemanticDedup(Spec):
@@ -403,7 +414,7 @@ class BuildSpec(Spec):
         None, description="drop pictures that carry the watermark of their host; by default off"
     )
     pair_score: PairScore | None = Field(
-        None, description="score every pair with an image tower and a text tower; by default off"
+        None, description="score every pair by its words, or with an image and a text tower; by default off"
     )
     semantic_dedup: SemanticDedup | None = Field(
         None, description="keep one of the images whose features nearly agree; by default off"
@@ -441,8 +452,8 @@ class BuildSpec(Spec):
 
     @model_validator(mode="after")
     def _features_have_a_tower(self) -> BuildSpec:
-        if self.semantic_dedup is not None and self.pair_score is None:
-            raise ValueError("semantic_dedup: needs the section pair_score, whose image tower compares images")
+        if self.semantic_dedup is not None and (self.pair_score is None or self.pair_score.by_words):
+            raise ValueError("semantic_dedup: needs the section pair_score, with an image tower that compares images")
         return self
 
     def max_drop(self, source: SourceRef, stage: str, default: float | None = None) -> float | None:

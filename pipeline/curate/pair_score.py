@@ -1,4 +1,5 @@
-"""Judge pair_score: how well picture and primary text match, by the cosine of their features from two towers.
+"""Judge pair_score: how well picture and primary text match, by the cosine of their features from two towers, or by
+the words of the pair (`pipeline.curate._words`).
 
 A first pass scores every pair, to four decimals: fewer than the last digits in which two kinds of CPU differ, and few
 enough that their counts say where a share ends (`pipeline.store.pair_scores`). Features are cached in STORE, of images
@@ -24,12 +25,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import PAIR_SCORE, nfc
 from pipeline import pulse
+from pipeline.curate import _words
 from pipeline.curate._towers import Row, checked_towers, models_of
 from pipeline.curate.judging import KEEP, ROW_GROUP, Judge, Judged, Verdict, pair_partitions, spread
 from pipeline.filters import Drop, PairFilter, names_filter, pair_filters
@@ -53,8 +56,14 @@ def _is_scored(spec: BuildSpec) -> bool:
 
 
 def _score_token(build: Build) -> Any:
+    if _by_words(build):
+        return _words.VERSION
     towers = checked_towers(build.spec)
     return [towers.image_id, towers.text_id]
+
+
+def _by_words(build: Build) -> bool:
+    return build.spec.pair_score is not None and build.spec.pair_score.by_words
 
 
 def resources(spec: BuildSpec) -> dict[str, float]:
@@ -68,6 +77,24 @@ def resources(spec: BuildSpec) -> dict[str, float]:
 def _score(build: Build, partition: str) -> None:
     """Scores of the pairs of a partition."""
     rows = pairs_before(build, partition, "pair_score", ["sha256", "texts"])
+    scores, counts, models = _of_words(rows) if _by_words(build) else _of_towers(build, partition, rows)
+    with build.stage(SCORES).attempt(partition) as attempt:
+        table = spread({PAIR_SCORE.name: scores}, reaching(build, partition, "pair_score"), SCORE_COLUMN)
+        attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
+        counts = {"pairs": rows.num_rows, "scored": len(scores) - scores.null_count, **counts}
+        digest = build.stage(PAIRS).record(partition).info[ROWS_DIGEST]
+        attempt.commit(counts, {"models": models, ROWS_DIGEST: digest})
+
+
+Scored = tuple[pa.Array, dict[str, int], list[str]]
+"""Scores of pairs, counts of the work, and the ids of the models."""
+
+
+def _of_words(rows: pa.Table) -> Scored:
+    return _in_four_decimals(_words.chances(rows["texts"].to_pylist())), {}, [_words.ID]
+
+
+def _of_towers(build: Build, partition: str, rows: pa.Table) -> Scored:
     texts = [nfc(text) for text in primary_texts(rows)]
     ids, images = [sha256_hex(text) for text in texts], rows["sha256"].to_pylist()
     of_images, of_texts = models_of(build.spec)
@@ -76,19 +103,10 @@ def _score(build: Build, partition: str) -> None:
     for name, why in {**seen.undecodable, **read.undecodable}.items():
         log.warning("score: no features for %s: %s", name, why)
     scores = scored(images, ids, seen.values[of_images.id], read.values[of_texts.id])
-    with build.stage(SCORES).attempt(partition) as attempt:
-        table = spread({PAIR_SCORE.name: scores}, reaching(build, partition, "pair_score"), SCORE_COLUMN)
-        attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
-        counts = {
-            "pairs": rows.num_rows,
-            "scored": len(scores) - scores.null_count,
-            "images": len(set(images)),
-            "texts": len(set(ids)),
-        }
-        counts |= {"cached": seen.cached + read.cached, "computed": seen.computed + read.computed}
-        counts["undecodable"] = len(seen.undecodable) + len(read.undecodable)
-        digest = build.stage(PAIRS).record(partition).info[ROWS_DIGEST]
-        attempt.commit(counts, {"models": [of_images.id, of_texts.id], ROWS_DIGEST: digest})
+    counts = {"images": len(set(images)), "texts": len(set(ids))}
+    counts |= {"cached": seen.cached + read.cached, "computed": seen.computed + read.computed}
+    counts["undecodable"] = len(seen.undecodable) + len(read.undecodable)
+    return scores, counts, [of_images.id, of_texts.id]
 
 
 SCORE_COLUMN = pa.schema([PAIR_SCORE])
@@ -109,8 +127,12 @@ def scored(
         left = np.stack([pictures[images[row]] for row in some.tolist()]).astype(np.float32)
         right = np.stack([words[texts[row]] for row in some.tolist()]).astype(np.float32)
         scores[some] = np.einsum("nd,nd->n", left, right)
+    return _in_four_decimals(scores, ~there)
+
+
+def _in_four_decimals(scores: npt.NDArray[np.floating[Any]], mask: npt.NDArray[np.bool_] | None = None) -> pa.Array:
     units = np.rint(np.clip(scores, -1, 1).astype(np.float64) * UNITS)
-    return pa.array((units / UNITS).astype(np.float32), mask=~there)
+    return pa.array((units / UNITS).astype(np.float32), mask=mask)
 
 
 SCORE = Pass(

@@ -159,7 +159,7 @@ class PixelFilter(Plugin):
 
 
 class PairFilter(Plugin):
-    """Judges a pair by its score, the cosine of its image's and its text's features to four decimals.
+    """Judges a pair by its score, to four decimals: a cosine of its image's and its text's features, or a chance.
 
     top_share: of the pairs of a source that `judge` keeps, the share that goes on, the best first; 1 for all.
     """

@@ -1,6 +1,6 @@
 """Counts by source and score, and the cuts, of the judge `pair_score`, for its passes and for the report.
 
-A score is the cosine of an image's and a text's features to four decimals. Counted as whole ten-thousandths, a source
+A score, a cosine or a chance, has four decimals. Counted as whole ten-thousandths, a source
 has at most 20,001 different ones: counts of them are exact, add up over partitions, and say where a share ends, so that
 the driver holds nothing that grows with the pairs.
 """
@@ -113,4 +113,4 @@ def in_words(counts: Counts, source: str, score: float | None) -> str:
     own, units = counts.get(source, Counter()), round(score * UNITS)
     below, total = sum(n for other, n in own.items() if other < units), own.total()
     rank = f", better than {below / total:.0%} of the {total:,} pairs of {source}" if total else ""
-    return f"cosine of picture and text {score:.4f}{rank}"
+    return f"pair score {score:.4f}{rank}"

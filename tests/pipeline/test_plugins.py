@@ -88,7 +88,10 @@ def reasons(plugin: type[Plugin]) -> list[str]:
     return [node.attr for node in attributes if node.value.id == "DropReason"]
 
 
-DROPPING = [(f, n) for f, n in PLUGINS if f != "detectors" and {"check", "judge", "read"} & set(vars(find(f, n)))]
+METHODS = {"check", "judge", "read", "entries_of"}
+"""In which a plug-in drops."""
+
+DROPPING = [(f, n) for f, n in PLUGINS if f != "detectors" and METHODS & set(vars(find(f, n)))]
 
 
 @pytest.mark.parametrize(("family", "name"), DROPPING)

@@ -138,7 +138,8 @@ def cluster_balance(build: Build, tables: Tables) -> Values | None:
 
     None for a build without features or with fewer than FEWEST images, or where faiss is not installed.
     """
-    scored = build.records("curate.score") if build.spec.pair_score is not None else []
+    towers = build.spec.pair_score is not None and not build.spec.pair_score.by_words
+    scored = build.records("curate.score") if towers else []
     if not scored or find_spec("faiss") is None:
         return None
     vectors_ND = features(build.store.features(scored[0].info["models"][0]), tables)

@@ -45,8 +45,7 @@ def figures(material: Material, inputs: Values) -> Values:
 def scores(material: Material) -> Values | None:
     """Counts, a histogram of each source, and groups of pairs with their pictures; None where nothing was scored."""
     build, tables = material.build, material.tables
-    records = build.records("curate.score") if build.spec.pair_score is not None else []
-    if not records:
+    if build.spec.pair_score is None or not (records := build.records("curate.score")):
         return None
     filters = pair_filters(build.spec) if build.records("curate.pair_score") else []
     cuts = pair_scores.read(build) if filters else []
@@ -68,6 +67,7 @@ def scores(material: Material) -> Values | None:
     edges = _edges(every)
     return {
         "models": records[0].info["models"],
+        "by_words": build.spec.pair_score.by_words,
         "pairs": build.counted("curate.score", "pairs"),
         "scored": every.total(),
         "kept": sum(own.total() for own in after.values()) if filters else None,
@@ -189,9 +189,14 @@ HTML = """
 {% if pair_scores %}
 <section id="pair_scores">
   <h2>{{ t("How well pictures and texts match", "图文匹配得分") }}</h2>
-  <p>{{ t("The cosine of the features of a picture and its primary text, by the towers that the spec names. Its "
-    "meaning depends on the model; weakly correlated pairs are useful data too.",
-    "图像与主文本特征的余弦相似度，由规格指定的双塔模型计算。数值含义取决于模型；弱相关也是数据。") }}
+  <p>{% if pair_scores.by_words %}{{ t("The chance that the primary text says what its picture shows, estimated from "
+    "the texts of the pair alone: of 100 pairs with a score of 0.8, about 80 were right when read by eye. The picture "
+    "itself was not looked at; weakly correlated pairs are useful data too.",
+    "主文本说出图中内容的可能性，仅由图文对的文字估计：得分 0.8 的 100 对，人工判读约有 80 对相符。"
+    "未查看图像；弱相关也是数据。") }}
+    {%- else %}{{ t("The cosine of the features of a picture and its primary text, by the towers that the spec names. "
+    "Its meaning depends on the model; weakly correlated pairs are useful data too.",
+    "图像与主文本特征的余弦相似度，由规格指定的双塔模型计算。数值含义取决于模型；弱相关也是数据。") }}{% endif %}
     {{ t("Pairs scored", "已打分的图文对") }}: {{ pair_scores.scored | n }} / {{ pair_scores.pairs | n }}
   {%- if pair_scores.kept is not none %}. {{ t("Kept by the filter", "过滤后保留") }}: <b>{{ pair_scores.kept | n }}</b>
     ({{ pair_scores.kept | share(pair_scores.pairs) }}){% endif %}.</p>

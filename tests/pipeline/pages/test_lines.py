@@ -24,6 +24,8 @@ from pipeline.pages.lines import ending_of, is_byline, is_caption_line
         "张三拍摄于2022年4月7日",
         "2017-12-31 22:18:57 | 随记生活",
         "地点：操场南侧",
+        "海拔：2685米",
+        "使用Moto X Style拍摄。",
         "2025-11-04 2025-11-05 约 1446 字 预计阅读 7 分钟",
         "您的位置：首页-关于我们",
         "首页 » 藏品",

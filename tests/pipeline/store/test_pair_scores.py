@@ -35,6 +35,6 @@ def test_scores_come_back_from_float32_as_they_were(units):
 
 def test_a_score_in_words() -> None:
     counts = {"news": Counter({1_000: 3, 2_000: 1})}
-    assert in_words(counts, "news", 0.2) == "cosine of picture and text 0.2000, better than 75% of the 4 pairs of news"
-    assert in_words(counts, "other", 0.2) == "cosine of picture and text 0.2000"
+    assert in_words(counts, "news", 0.2) == "pair score 0.2000, better than 75% of the 4 pairs of news"
+    assert in_words(counts, "other", 0.2) == "pair score 0.2000"
     assert in_words(counts, "news", None).startswith("not scored")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.curate import _words
 from pipeline.report.sections.pair_scores import _edges, _quartiles, scores
 from pipeline.store.build import Build
 from tests import curated, towered
@@ -124,3 +125,22 @@ def test_bins_are_round_and_few_whatever_the_scores() -> None:
         assert edges[0] <= low
         assert all(edge % 100 == 0 for edge in edges)
     assert _quartiles(Counter({0: 1, 1_000: 2, 5_000: 1})) == [0, 0.1, 0.1]
+
+
+@pytest.mark.slow
+def test_scores_by_words_are_a_column_that_filter_and_report_read(
+    fetched_build: Callable[..., Build], got: Any, run_stage: Any, material: Any
+) -> None:
+    texts = ["一只翠鸟站在水边的树枝上", "反正我那天也没有再想这么多", "红色的灯笼挂在门口", "你以后就会明白我说的了"]
+    images = [got(f"i{i}", coloured(i, 0.9, 0.05, 0.1 * i), text) for i, text in enumerate(texts)]
+    filters = [{"name": "pair_score", "top_share": 0.5}]
+    regions = {"detectors": [{"name": "grid", "n": 2}]}
+    build = fetched_build(images, parts=2, pair_score={}, filters=filters, regions=regions)
+    run_stage(build, "measure", "filter", "dedup", "curate", "detect", "shard")
+    reached = {row["texts"][0]["text"]: row for row in curated.reached(build, "pair_score")}
+    of_words = _words.chances([row["texts"] for row in reached.values()])
+    assert [row["pair_score"] for row in reached.values()] == pytest.approx(of_words, abs=6e-5)
+    assert {row["texts"][0]["text"] for row in curated.kept(build)} == {texts[0], texts[2]}
+    said = scores(material(build))
+    assert said is not None
+    assert (said["by_words"], said["scored"], said["kept"], said["models"]) == (True, 4, 2, [_words.ID])
