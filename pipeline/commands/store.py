@@ -15,6 +15,7 @@ from pipeline.commands.terminal import Commands, command, say, show, table_of
 if TYPE_CHECKING:
     from pipeline.store.build import Build
     from pipeline.store.store import Store
+    from pipeline.takedown.prove import Proof
 
 MOST_BITS = 16
 """Largest --distance of `forget`: beyond it, pictures that have nothing in common would count as the same."""
@@ -30,6 +31,7 @@ def add_forget(commands: Commands) -> None:
         "wenlan-data forget --store store --domain example.org",
         "wenlan-data forget builds/1 --store store --like picture.jpg --distance 6",
         "wenlan-data forget index --store store",
+        "wenlan-data forget --store store --prove picture.jpg",
     )
     forget.add_argument(
         "builds",
@@ -55,6 +57,13 @@ def add_forget(commands: Commands) -> None:
     forget.add_argument(
         "--exact", action="store_true", help="only images with these URLs or bytes, not those that look the same"
     )
+    forget.add_argument(
+        "--prove",
+        action="append",
+        default=[],
+        metavar="X",
+        help="only search for a URL, a file or a string in every byte of builds, STORE and indexes; may be repeated",
+    )
     forget.add_argument("--missing-ok", action="store_true", help="exit with 0 even if a new takedown matches nothing")
     forget.add_argument("--dry-run", action="store_true", help="only show what would be removed")
 
@@ -68,6 +77,8 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
         raise SpecError([f"--distance {args.distance}: must be 0 to {MOST_BITS} bits"])
     if args.distance is not None and args.exact:
         raise SpecError(["--distance cannot be used with --exact, which does not compare looks"])
+    if args.prove:
+        return _prove(args)
     store = _store(args)
     searched = [Path(place) for place in (*args.index, *filter(is_index, args.builds))]
     for folder in searched:
@@ -104,6 +115,54 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     if not answer["matched"]:
         answer |= _nothing_matched(answer, args)
     return answer | _faults(answer)
+
+
+MOST_SHOWN = 1_000
+"""Findings of `forget --prove` in its answer; further ones are counted."""
+
+
+def _prove(args: argparse.Namespace) -> dict[str, Any]:
+    """Search for things that must be nowhere; fails if one is found, or a file could not be read."""
+    from pipeline.files.folder import Folder
+    from pipeline.takedown import prove
+
+    if args.item or args.url or args.domain or args.sha256 or args.like or args.exact or args.dry_run:
+        raise SpecError(["--prove only searches; run it without --item, --url and their like, after the takedown"])
+    store, answers, ok = _store(args), dict[str, Any](), True
+    known = [entry["out"] for entry in store.known()]
+    away = [f"{out}: not searched: {store.unreachable(out)}" for out in known if not Folder(out).names()]
+    for what, sought in {what: prove.sought(what) for what in args.prove}.items():
+        proof = prove.Proof(store, sought, _tell_progress)
+        proof.walk([*known, store.url, *args.builds, *args.index])
+        for finding in proof.findings[:MOST_SHOWN]:
+            say(finding.line())
+        for finding in proof.expected:
+            say(f"{finding.line()} (expected: {prove.EXPECTED})")
+        faults = [*proof.faults, *away]
+        for line in faults:
+            say(line)
+        count = f"{len(proof.findings):,} findings" if proof.findings else "nothing found"
+        unread = f", {len(faults):,} files or builds could not be searched" if faults else ""
+        say(f"{what}: {count} in {proof.files:,} files, {proof.size / 1e6:,.1f} MB{unread}")
+        ok = ok and not proof.findings and not faults
+        answers[what] = {
+            "findings": len(proof.findings),
+            "found": [finding.line() for finding in proof.findings[:MOST_SHOWN]],
+            "expected": [finding.line() for finding in proof.expected],
+            "faults": faults,
+            "files": proof.files,
+            "bytes": proof.size,
+        }
+    if ok:
+        return {"proved": answers}
+    error = "; ".join(
+        f"{what}: {one['findings']:,} findings, {len(one['faults']):,} faults" for what, one in answers.items()
+    )
+    return {"proved": answers, "ok": False, "error": error, "code": 1}
+
+
+def _tell_progress(proof: Proof) -> None:
+    say(f"searched {proof.files:,} files, {proof.size / 1e6:,.1f} MB; {len(proof.findings):,} findings so far")
 
 
 def _faults(answer: dict[str, Any]) -> dict[str, Any]:

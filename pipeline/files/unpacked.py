@@ -1,0 +1,384 @@
+"""The bytes of a file, with all that it packs: for whoever must know that something is nowhere in it.
+
+A file is a piece, as it lies on the disk. Then come the pieces inside it: members of tars and zips, gzip members,
+records of WARC files with the HTTP encoding of their bodies undone, values of Parquet, Arrow, SQLite and DuckDB tables,
+and pictures in `data:` URIs; and what these pack, up to DEPTH levels. Formats are told by their first bytes.
+
+A piece is read block by block. What is packed goes to memory up to IN_MEMORY bytes, beyond that to a temporary file;
+tables are read in batches.
+
+Limits: full-text indexes of SQLite hold words apart from each other. Encrypted zips are named as unreadable.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import re
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+BLOCK = 1 << 20
+IN_MEMORY = 64 << 20
+DEPTH = 6
+
+ROWS = 1_000
+"""Rows of a table that are one piece, column by column."""
+
+_DATA_URI = re.compile(rb"data:image/[a-z+.-]+;base64,([A-Za-z0-9+/=]+)")
+
+_FAULTS = (
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,  # an encrypted zip
+    ValueError,
+    pa.ArrowException,
+    sqlite3.Error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of bytes. member: where it lies within the file, "" for the file itself. url, content_type: of the
+    body of a WARC record. blocks: its bytes, to be read before the next piece is asked for."""
+
+    member: str
+    blocks: Iterator[bytes]
+    url: str = ""
+    content_type: str = ""
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """What a file packs: a file to be unpacked further, or values of a table (`packs` is False)."""
+
+    name: str
+    file: IO[bytes]
+    packs: bool = True
+    url: str = ""
+    content_type: str = ""
+
+
+class Unpacked:
+    """The pieces of a local file. faults: a line for each that could not be unpacked, filled while they are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.faults: list[str] = []
+
+    def pieces(self) -> Iterator[Piece]:
+        """All pieces, the file itself first. Raises OSError for a file that cannot be read."""
+        with self._path.open("rb") as file:
+            yield from self._pieces(_Inner("", file), self._path, 0)
+
+    def _pieces(self, own: _Inner, path: Path | None, depth: int) -> Iterator[Piece]:
+        has_pictures = [False]
+        own.file.seek(0)
+        head = own.file.read(1024)
+        yield Piece(own.name, _blocks(own.file, has_pictures), own.url, own.content_type)
+        inside = _opener(head) if own.packs else None
+        for opener in (inside, _data_uris if has_pictures[0] and inside is None else None):
+            if opener is None or depth == DEPTH:
+                continue
+            try:
+                own.file.seek(0)
+                for inner in opener(own.file, path):
+                    with inner.file:
+                        named = _Inner(
+                            f"{own.name}!{inner.name}", inner.file, inner.packs, inner.url, inner.content_type
+                        )
+                        yield from self._pieces(named, None, depth + 1)
+            except _FAULTS as e:
+                self.faults.append(f"{own.name or 'the file'} cannot be unpacked ({type(e).__name__}: {e})")
+
+
+def _blocks(file: IO[bytes], has_pictures: list[bool]) -> Iterator[bytes]:
+    """A file from its beginning; notes whether it has a `data:` URI of a picture."""
+    file.seek(0)
+    before = b""
+    while block := file.read(BLOCK):
+        before += block
+        has_pictures[0] = has_pictures[0] or b"data:image/" in before
+        before = before[-16:]
+        yield block
+
+
+Opener = Callable[[IO[bytes], Path | None], Iterator[_Inner]]
+
+
+def _opener(head: bytes) -> Opener | None:
+    """What unpacks a file with these first bytes; None for one that packs nothing."""
+    for magic, opener in _BY_MAGIC.items():
+        if head.startswith(magic):
+            return opener
+    if head[257:262] == b"ustar":
+        return _tar
+    return _duckdb if head[8:12] == b"DUCK" else None
+
+
+@contextlib.contextmanager
+def _spooled() -> Iterator[IO[bytes]]:
+    """A temporary file, which is closed if the block fails, and else by its reader."""
+    file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+    try:
+        yield file
+    except BaseException:
+        file.close()
+        raise
+
+
+def _copied(source: IO[bytes]) -> IO[bytes]:
+    with _spooled() as target:
+        shutil.copyfileobj(source, target, BLOCK)
+        return target
+
+
+def _tar(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            content = tar.extractfile(member) if member.isfile() else None
+            if content is not None:
+                yield _Inner(member.name, _copied(content))
+
+
+def _zip(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                yield _Inner(name, _copied(member))
+
+
+def _gzip(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    """Each member by itself: of our WARC files that is one record."""
+    packed, start, position = b"", 0, 0
+    while True:
+        packed = packed or file.read(BLOCK)
+        if not packed.strip(b"\0"):
+            if not packed:
+                return
+            packed = b""
+            continue
+        machine = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        with _spooled() as target:
+            while not machine.eof:
+                if not packed:
+                    raise EOFError(f"the gzip member at {start} is cut off")
+                before = len(packed)
+                target.write(machine.decompress(packed, BLOCK))
+                packed = machine.unused_data if machine.eof else machine.unconsumed_tail
+                position += before - len(packed)
+                packed = packed or (b"" if machine.eof else file.read(BLOCK))
+        yield _Inner(f"@{start}", target)
+        start = position
+
+
+def _compressed(codec: str) -> Opener:
+    def opened(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+        with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec) as stream:
+            yield _Inner(codec, _copied(stream))
+
+    return opened
+
+
+def _warc(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    """Bodies of the records, HTTP headers left away: these are in the piece around them."""
+    while line := file.readline(BLOCK):
+        if not line.startswith(b"WARC/"):
+            continue
+        headers = _headers(file)
+        size = int(headers.get("content-length", "0"))
+        url = headers.get("warc-target-uri", "").strip("<>")
+        with _spooled() as block, block:
+            for remaining in range(size, 0, -BLOCK):
+                block.write(file.read(min(BLOCK, remaining)))
+            block.seek(0)
+            if block.read(5) != b"HTTP/":
+                block.seek(0)
+                yield _Inner(url, _copied(block), url=url)
+                continue
+            block.readline(BLOCK)
+            http = _headers(block)
+            yield _Inner(url, _decoded(block, http), url=url, content_type=http.get("content-type", ""))
+
+
+def _headers(file: IO[bytes]) -> dict[str, str]:
+    """Header fields up to the empty line, by lower-case name."""
+    fields = dict[str, str]()
+    while (line := file.readline(BLOCK)).strip():
+        name, _, value = line.decode("utf-8", "replace").partition(":")
+        fields[name.strip().lower()] = value.strip()
+    return fields
+
+
+def _decoded(body: IO[bytes], headers: dict[str, str]) -> IO[bytes]:
+    """A body without its transfer and content encoding; gzip stays, which is unpacked as a file of its own."""
+    content = _dechunked(body) if "chunked" in headers.get("transfer-encoding", "").lower() else _copied(body)
+    content.seek(0)
+    encoding = headers.get("content-encoding", "").lower()
+    plain: bytes | None = None
+    if encoding == "br":
+        with contextlib.suppress(OSError, pa.ArrowException):  # it was decoded before it was stored
+            plain = pa.CompressedInputStream(pa.BufferReader(content.read()), "brotli").read()
+    elif encoding == "deflate":
+        for window in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
+            content.seek(0)
+            with contextlib.suppress(zlib.error):
+                plain = plain or zlib.decompress(content.read(), window)
+    content.seek(0)
+    if plain is None:
+        return content
+    content.close()
+    return io.BytesIO(plain)
+
+
+def _dechunked(body: IO[bytes]) -> IO[bytes]:
+    start = body.tell()
+    try:
+        with _spooled() as target:
+            while size := int(body.readline(BLOCK).split(b";")[0], 16):
+                target.write(body.read(size))
+                body.readline(BLOCK)
+            return target
+    except ValueError:  # it was decoded before it was stored
+        body.seek(start)
+        return _copied(body)
+
+
+def _parquet(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    with pq.ParquetFile(file) as table:
+        yield from _values(table.iter_batches(ROWS))
+
+
+def _arrow(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    with pa.ipc.open_file(file) as table:
+        yield from _values(table.get_batch(number) for number in range(table.num_record_batches))
+
+
+def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[_Inner]:
+    """Columns of text and bytes, ROWS values at a time, and each value by itself that may be a file."""
+    row = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, ROWS):
+            some = batch.slice(start, ROWS)
+            rows = f"rows {row}-{row + some.num_rows - 1}"
+            for name, values in _leaves(some):
+                yield _Inner(f"{name} {rows}", io.BytesIO(_joined(values)), packs=False)
+                if not pa.types.is_large_string(values.type):
+                    large = values.filter(pc.greater(pc.binary_length(values), 100))
+                    yield from (_Inner(f"{name} {rows}", io.BytesIO(value.as_py())) for value in large)
+            row += some.num_rows
+
+
+def _leaves(batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]:
+    """(name, values) of the columns of strings (large_string) and bytes (large_binary), those inside others too."""
+    waiting = list(zip(batch.schema.names, batch.columns, strict=True))
+    while waiting:
+        name, values = waiting.pop(0)
+        kind = values.type
+        if isinstance(values, pa.ExtensionArray):
+            waiting.append((name, values.storage))
+        elif pa.types.is_dictionary(kind):
+            waiting.append((name, values.dictionary_decode()))
+        elif pa.types.is_struct(kind):
+            waiting += zip((f"{name}.{field.name}" for field in kind), values.flatten(), strict=True)
+        elif pa.types.is_map(kind):
+            waiting += [(f"{name}.key", values.keys), (f"{name}.value", values.items)]
+        elif pa.types.is_nested(kind):
+            waiting.append((name, values.flatten()))
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            yield name, values.drop_null().cast(pa.large_string())
+        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+            yield name, values.drop_null().cast(pa.binary()).cast(pa.large_binary())
+
+
+def _joined(values: Any) -> bytes:
+    """All values, with a line break between them, so that what is found is within one."""
+    return b"\n".join(
+        value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value for value in values.to_pylist()
+    )
+
+
+def _sqlite(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    with (
+        _on_disk(file, path) as place,
+        contextlib.closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True)) as db,
+    ):
+        db.text_factory = bytes
+        names = [name.decode() for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for name in names:
+            quoted = name.replace('"', '""')
+            cursor, row = db.execute(f'SELECT * FROM "{quoted}"'), 0
+            while some := cursor.fetchmany(ROWS):
+                values = b"\n".join(value for one in some for value in one if isinstance(value, bytes))
+                yield _Inner(f"{name} rows {row}-{row + len(some) - 1}", io.BytesIO(values), packs=False)
+                row += len(some)
+
+
+def _duckdb(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    import duckdb
+
+    with _on_disk(file, path) as place:
+        try:
+            with duckdb.connect(str(place), read_only=True) as db:
+                for schema, name in db.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall():
+                    rows = db.sql(f'SELECT * FROM "{schema}"."{name}"').to_arrow_reader(ROWS)
+                    for inner in _values(rows):
+                        yield _Inner(f"{name}.{inner.name}", inner.file, inner.packs)
+        except duckdb.Error as e:
+            raise ValueError(str(e).splitlines()[0]) from None
+
+
+@contextlib.contextmanager
+def _on_disk(file: IO[bytes], path: Path | None) -> Iterator[Path]:
+    """A path of a file: its own, or that of a copy."""
+    if path is not None:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile() as copy:
+        shutil.copyfileobj(file, copy, BLOCK)
+        copy.flush()
+        yield Path(copy.name)
+
+
+def _data_uris(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    number, text = 0, b""
+    while block := file.read(BLOCK):
+        text += block
+        done = 0
+        for found in _DATA_URI.finditer(text):
+            if found.end() < len(text):  # else the next block may go on with it
+                yield _Inner(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
+                number, done = number + 1, found.end()
+        begins = text.rfind(b"data:image/", done)
+        text = text[begins if begins >= 0 else max(done, len(text) - 16) :]
+    for found in _DATA_URI.finditer(text):
+        yield _Inner(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
+
+
+_BY_MAGIC: dict[bytes, Opener] = {
+    b"\x1f\x8b": _gzip,
+    b"\x28\xb5\x2f\xfd": _compressed("zstd"),
+    b"BZh": _compressed("bz2"),
+    b"PK\x03\x04": _zip,
+    b"WARC/": _warc,
+    b"PAR1": _parquet,
+    b"ARROW1": _arrow,
+    b"SQLite format 3\0": _sqlite,
+}
