@@ -8,7 +8,8 @@ KEY.jpg.txt, each of kind `text_kind`. A member is a picture by its suffix, else
 the others is a Decision.
 
 Pictures are read from their tars. Their image_url is the one that KEY.json states (`pipeline.sources._provenance`),
-else `webdataset:///NAME/SHARD/MEMBER`, by which they are read.
+else `webdataset:///NAME/SHARD/MEMBER`, by which they are read; of several members of one name, as in tars that were
+joined, the second has the address `MEMBER?2`.
 
 A sample with a member that cannot be read is one Decision, and so are a file that belongs to no sample, and a damaged
 part of a tar, behind which reading goes on (`pipeline.files.tar_members`). Tars that were joined into one file are read
@@ -27,7 +28,7 @@ import json
 import re
 import tarfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -70,7 +71,7 @@ class WebDataset(FileSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "shards/*.tar"}]})
 
-    VERSION: ClassVar[int] = 6
+    VERSION: ClassVar[int] = 7
 
     text_kind: TextKind = Field("caption", description="kind of the text in KEY.txt")
     encoding: Encoding = Field(AUTO, description="encoding of KEY.txt and KEY.json; auto: detected")
@@ -152,9 +153,11 @@ class WebDataset(FileSource):
         if not image_url.startswith(prefix):
             return None
         names = image_url[len(prefix) :].split("/", 1)
-        shard, member = (unquote(name, errors="surrogateescape") for name in (*names, "")[:2])
-        tar = self._tar(shard)
-        place = _INDEXES.of(*tar).place(member) if tar else None
+        shard, member = (*names, "")[:2]
+        member, _, nth = member.partition("?")
+        tar = self._tar(unquote(shard, errors="surrogateescape"))
+        name = unquote(member, errors="surrogateescape")
+        place = _INDEXES.of(*tar).place(name, int(nth) if nth.isdecimal() else 1) if tar else None
         if tar is None or place is None:
             return None
         with fsspec.open(tar[0], "rb") as f:
@@ -192,19 +195,19 @@ class WebDataset(FileSource):
         pictures = sorted((s for s in sample if isinstance(sample[s], _Picture)), key=lambda s: (len(s), s))
         chosen = [suffix for suffix in pictures if _NUMBERED.match(suffix)] or pictures[:1]
         if not pictures:
-            own = self._candidate(shard, key, key, row)
+            own = self._candidate(shard, key, _Picture(key), row)
             yield drop(own, "extract", DropReason.BAD_ROW, f"{shard}, {key}: no picture")
         for suffix in pictures:
-            own = self._candidate(shard, key, sample[suffix].name, row)
+            own = self._candidate(shard, key, sample[suffix], row)
             if suffix in chosen:
                 yield self._with_texts(own, sample, suffix, suffix == chosen[0], f"{shard}, {key}")
             else:
                 why = f"{shard}, {key}: one picture is taken, {chosen[0]}; {suffix} is another one without a number"
                 yield drop(own, "extract", DropReason.BAD_ROW, why)
 
-    def _candidate(self, shard: str, key: str, member: str, row: int) -> Candidate:
-        places = (quote(name, errors="surrogateescape") for name in (shard, member))
-        url = "/".join((f"webdataset:///{self.name}", *places))
+    def _candidate(self, shard: str, key: str, member: _Picture, row: int) -> Candidate:
+        places = (quote(name, errors="surrogateescape") for name in (shard, member.name))
+        url = "/".join((f"webdataset:///{self.name}", *places)) + (f"?{member.nth}" if member.nth > 1 else "")
         return Candidate(self.name, self.source_kind, writable(f"{shard}/{key}"), "", url, (), row)
 
     def _with_texts(
@@ -241,9 +244,10 @@ class WebDataset(FileSource):
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """A picture among the members of a sample, by its name in the tar."""
+    """A picture among the members of a sample, by its name in the tar, and the how manieth of that name it is."""
 
     name: str
+    nth: int = 1
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
@@ -275,6 +279,7 @@ def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> 
     bytes. Names of files that belong to no sample, those without suffix that are not pictures, go to `of_none`. units:
     gets how many there are, and names for those that are passed over.
     """
+    names, again = set[int](), Counter[int]()  # of pictures; of those that came before
     for member in members_of(file):
         if isinstance(member, Hole):
             holes.append(member)
@@ -287,6 +292,11 @@ def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> 
             units.named[Named.HIDDEN] += 1
             continue
         data = _data(member)
+        if isinstance(data, _Picture):
+            digest = _digest(member.name)
+            again[digest] += digest in names
+            names.add(digest)
+            data = replace(data, nth=1 + again[digest])
         if _key_and_suffix(member.name)[1] or isinstance(data, _Picture):
             yield {"fname": member.name, "data": data, "__url__": ""}
         else:
@@ -318,8 +328,8 @@ INDEXED_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class _Index:
-    """Locations of a tar's pictures [N]: digests of their names, ascending, with offset and size of each. Of two with
-    one name the later one comes later."""
+    """Locations of a tar's pictures [N]: digests of their names, ascending, with offset and size of each. Those of
+    one name are in the tar's order."""
 
     names: npt.NDArray[np.uint64]
     offsets: npt.NDArray[np.int64]
@@ -342,11 +352,12 @@ class _Index:
         order = np.argsort(digests, kind="stable")
         return _Index(digests[order], np.array(offsets, np.int64)[order], np.array(sizes, np.int32)[order])
 
-    def place(self, name: str) -> tuple[int, int] | None:
-        """Offset and size of a picture; None for a missing picture."""
+    def place(self, name: str, nth: int = 1) -> tuple[int, int] | None:
+        """Offset and size of the nth picture of a name; None for a missing picture."""
         digest = np.uint64(_digest(name))
-        at = int(np.searchsorted(self.names, digest, side="right")) - 1
-        return (int(self.offsets[at]), int(self.sizes[at])) if at >= 0 and self.names[at] == digest else None
+        at = int(np.searchsorted(self.names, digest)) + nth - 1
+        is_there = 0 <= at < len(self.names) and self.names[at] == digest
+        return (int(self.offsets[at]), int(self.sizes[at])) if is_there else None
 
     @property
     def bytes(self) -> int:

@@ -71,7 +71,8 @@ def read_captures(
         raise SourceError(url, f"cannot be read ({reason(e)})") from None
     if account is not None:
         account.met += reading.records + reading.holes
-        account.named[Named.OTHER_RECORD] += reading.records + reading.holes - captures
+        if others := reading.records + reading.holes - captures:
+            account.named[Named.OTHER_RECORD] += others
     if not reading.records and must_hold:
         raise BrokenFile(url, "not a WARC file (it contains no records)")
 

@@ -97,13 +97,34 @@ def test_a_tar_that_comes_changes_or_goes_is_seen(tmp_path):
         source.read_image("webdataset:///s/b.tar/1.jpg")
 
 
-def test_of_two_members_of_one_name_the_later_is_the_picture(tmp_path):
+def test_samples_of_one_key_have_their_own_pictures(tmp_path):
+    """Tars that were joined into one file number their samples anew."""
+    joined = b""
+    for words in ("云海", "雪山", "江水"):
+        tar(tmp_path / "one.tar", {f"{n}.{kind}": f"{words}{n}" for n in range(3) for kind in ("jpg", "txt")})
+        joined += (tmp_path / "one.tar").read_bytes()
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "a.tar").write_bytes(joined)
+    source = tars(str(tmp_path / "all" / "a.tar"))
+    rows = read(source)
+    assert len({row.image_url for row in rows}) == len({row.candidate_id for row in rows}) == 9
+    assert rows[3].image_url == "webdataset:///s/a.tar/0.jpg?2"
+    for row in rows:
+        assert (source.read_image(row.image_url) or b"").decode() == row.texts[0].text
+    for gone in ("0.jpg?4", "0.jpg?0", "0.jpg?x?", "9.jpg?1"):
+        assert source.read_image(f"webdataset:///s/a.tar/{gone}") in (None, "云海0".encode())
+
+
+def test_a_name_twice_in_one_sample_is_a_decision_and_the_first_is_the_picture(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as f:
-        for data in (b"before", b"after!"):
-            info = tarfile.TarInfo("1.jpg")
+        for name, data in (("1.jpg", b"before"), ("1.jpg", b"after!"), ("1.txt", b"text")):
+            info = tarfile.TarInfo(name)
             info.size = len(data)
             f.addfile(info, io.BytesIO(data))
-    assert tars(str(tmp_path / "a.tar")).read_image("webdataset:///s/a.tar/1.jpg") == b"after!"
+    source = tars(str(tmp_path / "a.tar"))
+    candidate, refused = read(source)
+    assert source.read_image(candidate.image_url) == b"before"
+    assert "duplicate file name" in refused.evidence
 
 
 def test_our_own_shards_are_a_source(tmp_path):

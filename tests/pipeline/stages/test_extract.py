@@ -346,6 +346,7 @@ def test_a_broken_file_of_several_is_a_decision_with_its_weight_and_a_single_one
     evidence = [row["evidence"] for table in tables for row in table if row["reason"] == "broken_file"]
     assert [own.partition(":")[0] for own in evidence] == [f"b{suffix}", f"c{suffix}"]
     assert min(seen) > 0, "none is silent"
+    assert {record.counts["unaccounted"] for record in records} == {0}
     assert [record.counts.get("lost_files", 0) for record in records] == [0, 1, 1, 0]
     lost = [record.counts.get("lost_bytes", 0) for record in records]
     assert lost == [0, 0, pytest.approx(len(BROKEN), abs=20), 0]
