@@ -85,12 +85,16 @@ def add_verify(commands: Commands) -> None:
 
 def _verify(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.publish.verify import verify
+    from pipeline.store.dataset import Dataset
 
     faults = verify(args.build, quick=args.quick, store=args.store)
     for fault in faults:
         say(fault, style="red" if console.is_terminal else "")
+    store = args.store or Dataset.open(args.build).store
+    if not store:
+        say("takedowns were not checked: a copy does not know its STORE; give --store DIR")
     say(f"{args.build}: {f'{len(faults)} faults' if faults else 'matches its manifest'}")
-    return {"ok": not faults, "faults": faults}
+    return {"ok": not faults, "faults": faults, "takedowns_checked": bool(store)}
 
 
 def add_diff(commands: Commands) -> None:

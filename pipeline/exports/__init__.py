@@ -90,7 +90,7 @@ def export(
     detector: the id of the detector whose boxes are exported, or its name if only one id has it; by default the
     dataset's first one. store: the STORE whose takedowns must not be inside, by default the dataset's own.
     Raises SpecError for a folder that holds something or cannot be replaced, StoreError for a damaged dataset, a
-    detector that it lacks, an invalid `store`, or a takedown meanwhile.
+    detector that it lacks, splits that are all empty, an invalid `store`, or a takedown meanwhile.
     """
     from pipeline.store.frames import Frames
     from pipeline.store.samples import Samples
@@ -117,6 +117,11 @@ def export(
     scratch.mkdir()
     try:
         counts = form.write(Source(samples, chosen), scratch)
+        if not any(counts.values()):
+            empty = ", ".join(counts)
+            raise StoreError(
+                dataset.shards.url, f"has no samples to export in {empty}; choose other splits with --split"
+            )
         if taken_down() != samples.takedowns:
             raise StoreError(dataset.shards.url, "a takedown happened during the export; run the same command again")
         scratch.replace(out)

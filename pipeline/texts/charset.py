@@ -9,6 +9,7 @@ decide:
 - among the East Asian charsets the one wins in whose language the bytes are likeliest: simplified and traditional
   Chinese, Japanese and Korean have a table of how likely each of their frequent characters is (characters.txt). What
   is unlikely in all of them is refused;
+- another charset that a page declares, as `windows-1251`, is believed unless the bytes are clearly in one of these;
 - HZ (RFC 1843) is read where ASCII with its marks becomes likely Chinese.
 
 tests/benchmarks/charset_tables.py makes characters.txt, and has the figures. Pairs of characters are not looked at: of
@@ -81,8 +82,8 @@ def decode(body: bytes, content_type: str) -> tuple[str, str] | None:
     if text is not None and (declared in (None, "utf-8") or _has_han(text)):
         return text, "utf-8"
     if declared is not None and declared not in (*_COMPETITORS, "cp1252"):
-        text = _readable(body, declared)
-        if text is not None:
+        text = _readable(body, declared)  # charsets of one byte read anything: so does a server's default
+        if text is not None and not _is_east_asian(body):
             return text, declared
     return _best(body, declared)
 
@@ -132,6 +133,13 @@ def _best(body: bytes, declared: str | None) -> tuple[str, str] | None:
         return None
     text = body.decode(declared, "replace") if declared == "cp1252" else _readable(body, declared)
     return None if text is None else (text, declared)
+
+
+def _is_east_asian(body: bytes) -> bool:
+    """True if a body is clearly in a language of East Asia, whatever it declares. Of texts in Cyrillic, Greek, Arabic,
+    Hebrew, Thai or Latin letters, 15 characters in each other's charsets have at most -9.7."""
+    sample = _sample(body)
+    return len(sample) > 1 and any(_likelihood(sample, name).mean >= CLEAR for name in _COMPETITORS)
 
 
 def _hz(body: bytes) -> tuple[str, str] | None:

@@ -115,7 +115,9 @@ def test_what_was_taken_down_is_in_no_export(
 
 
 @pytest.mark.slow
-def test_a_copy_has_no_store_and_may_be_given_one(synthetic_build: Any, shards_of: Path, tmp_path: Path) -> None:
+def test_a_copy_has_no_store_and_may_be_given_one(
+    synthetic_build: Any, shards_of: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     row = pq.read_table(next(shards_of.glob("val-*.parquet"))).to_pylist()[0]
     store = synthetic_build.store.url
     build_json.note(synthetic_build)
@@ -125,7 +127,16 @@ def test_a_copy_has_no_store_and_may_be_given_one(synthetic_build: Any, shards_o
     whole = export(Dataset.open(tmp_path / "copy"), "csv", tmp_path / "a")
     without = export(Dataset.open(tmp_path / "copy"), "csv", tmp_path / "b", store=store)
     assert whole["val"] - without["val"] == 1
+    unchecked = "takedowns were not checked: a copy does not know its STORE; give --store DIR"
+    for place, given, checked in (("copy", [], False), ("copy", ["--store", store], True)):
+        capsys.readouterr()
+        assert cli.main(["verify", str(tmp_path / place), "--json", *given]) == (1 if checked else 0)
+        said = capsys.readouterr()
+        assert json.loads(said.out.splitlines()[-1])["takedowns_checked"] is checked
+        assert (unchecked in said.err) is not checked
     release_path = f"{store}/datasets/synthetic/latest.json"
+    assert cli.main(["verify", release_path]) == 1
+    assert "taken down, but still present" in capsys.readouterr().err
     assert export(Dataset.open(release_path), "csv", tmp_path / "c") == without, "a release lies in its STORE"
 
 
@@ -143,6 +154,19 @@ def test_only_the_splits_that_are_asked_for(shards_of: Path, tmp_path: Path) -> 
     counts = export(Dataset.open(shards_of), "csv", tmp_path / "out", ["val"])
     assert counts == {"val": Dataset.open(shards_of).manifest.samples["val"]}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images", "val.csv"]
+
+
+@pytest.mark.slow
+def test_an_export_of_nothing_is_an_error(
+    synthetic_build: Any, shards_of: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row for path in shards_of.glob("val-*.parquet") for row in pq.read_table(path).to_pylist()]
+    synthetic_build.store.folder.write_json("forgotten/all.json", {"hashes": [row["sha256"] for row in rows]})
+    for to in ("clip-benchmark", "csv"):
+        words = ["export", str(shards_of), "--to", to, "--out", str(tmp_path / to), "--split", "val"]
+        assert cli.main([*words, "--store", synthetic_build.store.url]) == 1
+        assert "has no samples to export in val; choose other splits with --split" in capsys.readouterr().err
+        assert not (tmp_path / to).exists()
 
 
 @pytest.mark.slow
