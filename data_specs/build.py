@@ -153,6 +153,12 @@ class Fetch(Spec):
         description="seconds for which a worker waits for a host that fails for the time being, at the end of a "
         "partition and once in a build; 0: its images are left to the next build",
     )
+    recheck_every: int = Field(
+        10,
+        ge=0,
+        description="builds in which each known page and picture of the dataset is requested again once, since its "
+        "owner may have opted out later; 0: never",
+    )
     max_pixels: int = Field(100_000_000, gt=0, description="most pixels; checked in the header, before decoding")
 
 

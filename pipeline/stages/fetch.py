@@ -20,8 +20,8 @@ order of the candidates with fixed headers: the same images make the same tar. W
 its looks, is not written to it.
 
 Limits: a host that fails for the last of its images in a partition is waited for, though it may be the image alone. An
-image fetched once is not asked for again by later builds, however it changed; where a build's tar is
-deleted, its images are fetched again.
+image fetched once is asked for again only for its owner's opt-out (`_recheck`), however it changed; where a build's tar
+is deleted, its images are fetched again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from pipeline.records import (
     candidates_of,
     drop,
 )
-from pipeline.stages import _sorted
+from pipeline.stages import _recheck, _sorted
 from pipeline.stages._held_images import ELSEWHERE, held_images, limits_digest, limits_of, userinfos_of
 from pipeline.stages._measured import known_features, measured, without
 from pipeline.stages._spool import Outcome, Spool, failure
@@ -311,6 +311,7 @@ STAGE = Stage(
     zh="下载",
     folder="images",
     passes=(
+        _recheck.PASS,
         Pass(
             name="fetch",
             over=partitions,

@@ -6,7 +6,10 @@ always honoured, at whichever address the same bytes are; an answer of 404 or 41
 so that the next release is without them. Unlike a takedown it is not a ban: what a later crawl meets again, without the
 opt-out, is a candidate like any other.
 
-Limits: what a build did not ask for is not known to be gone. What robots.txt forbids now is not asked for, and stays.
+Known addresses that no crawl or fetch meets are asked for at the pace of `fetch.recheck_every`, and counted here like
+the others; there robots.txt is an opt-out, too.
+
+Limits: what a build did not ask for is not known to be gone.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pipeline.takedown import known_builds
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
 
+_OPT_OUTS = (DropReason.OPT_OUT.value, DropReason.ROBOTS_DISALLOWED.value)
 _GONE = re.compile(r"\bstatus (404|410)\b")
 
 
@@ -46,12 +50,12 @@ class Lost:
 
 
 def lost_in(build: Build) -> Lost:
-    """Losses that a build's crawl, extract and fetch report, as far as the spec lets them count."""
+    """Losses that a build's crawl, extract, fetch and recheck report, as far as the spec lets them count."""
     drops = {source.name for source in build.spec.sources if source.vanished == "drop"}
     opted_out, vanished = set[str](), set[str]()
     for row in _refusals(build):
         url = row["url"] if row["fetch_id"] in ("", sha256_hex(row["url"])) else row["fetch_id"]
-        if row["reason"] == DropReason.OPT_OUT.value:
+        if row["reason"] in _OPT_OUTS:
             opted_out.add(url)
         elif row["source"] in drops and _GONE.search(row["evidence"]):
             vanished.add(url)
@@ -59,7 +63,9 @@ def lost_in(build: Build) -> Lost:
 
 
 def _refusals(build: Build) -> Iterator[dict[str, Any]]:
-    """Decisions of a build about opt-outs and HTTP errors that name a URL."""
+    """What was refused of known addresses, and decisions about opt-outs and HTTP errors that name a URL."""
+    for rows in build.tables("fetch.recheck", "parquet"):
+        yield from ({**row, "fetch_id": ""} for row in rows.to_pylist())
     reasons = pa.array([DropReason.OPT_OUT.value, DropReason.HTTP_STATUS.value])
     wanted = pc.field("reason").isin(reasons) & (pc.field("url") != "")
     columns = ["fetch_id", "url", "source", "reason", "evidence"]

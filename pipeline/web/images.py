@@ -17,7 +17,7 @@ from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import basic_authorization, origin_of
 from pipeline.web import policy
-from pipeline.web.client import Client, RequestFailed, Response, image_kind, redirect_target, status_failure
+from pipeline.web.client import Client, Kind, RequestFailed, Response, image_kind, redirect_target, status_failure
 from pipeline.web.policy import HostRules
 
 
@@ -43,6 +43,7 @@ class ImageFetcher:
     """Fetches images by the rules of a spec. Used from one event loop, as a context manager.
 
     userinfos: user name and password, `user:password`, that go with some URLs. rules, takedowns: as `Client` has them.
+    kind: of what is fetched, if not whole images.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class ImageFetcher:
         userinfos: Mapping[str, str] | None = None,
         rules: dict[str, HostRules] | None = None,
         takedowns: Takedowns = NO_TAKEDOWNS,
+        kind: Kind | None = None,
     ) -> None:
         self._client = Client(spec, takedowns, rules, waits=False)
-        self._kind, self._policy = image_kind(spec.egress), policy.policy_of(spec)
+        self._kind, self._policy = kind or image_kind(spec.egress), policy.policy_of(spec)
         self._max_redirects = spec.egress.max_redirects
         self._userinfos = userinfos or {}
 

@@ -57,6 +57,9 @@ DISALLOWED_S = 7 * 24 * 3600.0
 MAX_TDM_RULES, MAX_TDM_PATTERN = 10_000, 2_000
 """Rules read of one tdmrep.json, and characters of a pattern: paths are no longer (`urls.MAX_URL`)."""
 
+DISALLOWED = "robots.txt disallows it"
+"""Evidence of a URL that a rule of robots.txt disallows."""
+
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 """Media types of a page."""
 
@@ -327,7 +330,7 @@ class Robots:
             return self.unreadable
         if self.delay_s > MAX_DELAY_S:
             return f"robots.txt asks for {self.delay_s:.0f} s between two requests"
-        return "robots.txt disallows it"
+        return DISALLOWED
 
 
 def robots_of(status: int, body: bytes) -> Robots:

@@ -119,7 +119,7 @@ def make_build(tmp_path: Path) -> Callable[..., Build]:
 
     def make(*webs: Web, out: str = "build", sources: list[dict[str, Any]], **spec: Any) -> Build:
         egress = {"allow": [web.host for web in webs], "delay_s": 0, "timeout_s": 60, **spec.pop("egress", {})}
-        spec["fetch"] = {"max_wait_s": 0, **spec.get("fetch", {})}
+        spec["fetch"] = {"max_wait_s": 0, "recheck_every": 0, **spec.get("fetch", {})}
         return Build(
             stages=STAGES,
             spec=BuildSpec.model_validate(

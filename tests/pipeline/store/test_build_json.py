@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import threading
 import time
 from dataclasses import asdict, replace
@@ -110,7 +111,8 @@ def test_a_killed_build_shows_nothing_of_what_its_partitions_said_last(build, ca
     _commit(build, "0")
     now = time.time() + 300  # so that it is no old one on a busy machine
     said = {"at": now, "seconds": 9.0, "done": 5, "total": 9, "counts": {"kept": 5}, "rates": {"done": 1.0}}
-    (build.stage("fetch").folder / pulse.PULSE).write_json("1.json", {**said, "hosts": {"a.cn": {"kept": 5}}})
+    of_hosts = {"hosts": {"a.cn": {"kept": 5}}, "pauses": {"b.cn": ["status 429", now]}}
+    (build.stage("fetch").folder / pulse.PULSE).write_json("1.json", {**said, **of_hosts})
     running = build_json.status(opening.reopen(build.out))["running"]
     assert (running["running"], running["hosts"], running["left_seconds"]) == (0, {}, None)
     assert cli.main(["status", build.out]) == 0
@@ -118,7 +120,11 @@ def test_a_killed_build_shows_nothing_of_what_its_partitions_said_last(build, ca
     assert "no process is running" in shown
     assert "a.cn" not in shown
     with build_json.sole_owner(build):
-        assert build_json.status(opening.reopen(build.out))["running"]["done"] == 5, "as of one that runs"
+        running = build_json.status(opening.reopen(build.out))["running"]
+        assert running["done"] == 5, "as of one that runs"
+        assert [(pause["host"], pause["reason"]) for pause in running["pauses"]] == [("b.cn", "status 429")]
+        assert cli.main(["status", build.out]) == 0
+    assert re.search(r"\nb\.cn paused until \S+Z \(\d+ \S+ left\): status 429\n", capsys.readouterr().err)
 
 
 @pytest.mark.slow

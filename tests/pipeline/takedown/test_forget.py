@@ -365,7 +365,7 @@ def test_a_takedown_reaches_a_build_that_was_begun_anew_and_killed(weeks: Any) -
     forget(first.store, [], Request(urls=["folder:///album/003.jpg"], exact=True))  # that has not reached the build
     build_json.note(weeks.open("2026-01-01", range(6)))  # what a run does first
     begun = opening.reopen(first.out)
-    assert list(begun.fingerprints) == ["crawl", "extract"]
+    assert list(begun.fingerprints) == ["crawl", "extract", "fetch.recheck"]
     garbage.collect(first.store, STAGES)
     assert first.stage("dedup").partitions(), "what it was made from is no garbage"
     answer = forget(first.store, [begun], Request(urls=["folder:///album/002.jpg"], exact=True))

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.commands import builds
 from pipeline.errors import GateError, StoreError
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
-from pipeline.records import sha256_hex
+from pipeline.records import DropReason, sha256_hex
+from pipeline.stages import _recheck
 from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS
 from pipeline.takedown import vanished
+from pipeline.web import policy
+from pipeline.web.client import RequestFailed
 from tests.parks import PAGES, page, picture
 
 pytestmark = pytest.mark.slow
+
+
+def _decisions(build: Build, url: str) -> list[dict[str, Any]]:
+    return [row for rows in build.tables("fetch", DECISIONS) for row in rows.to_pylist() if row["url"] == url]
 
 
 def released(build: Build) -> int:
@@ -105,6 +116,70 @@ def test_a_page_and_a_picture_that_are_gone_are_dropped_if_the_source_says_so(we
     assert lost == vanished.Lost((), (site.url("/2.html"), site.url("/lost.jpg")))
     assert vanished.leave_out(second) == {"opted_out": 0, "vanished": 2, "samples": 1}
     assert released(second) == PAGES - 1
+
+
+PICTURE = {"Content-Type": "image/jpeg"}
+
+
+def elsewhere(site: Any, changes: dict[str, Any]) -> None:
+    """The crawl meets one new page, and nothing that the dataset holds; what it holds has changed."""
+    site.pages["/"] = page(0).replace(b"/0.jpg", b"/new.jpg")
+    site.pages |= {"/new.jpg": (200, PICTURE, picture(7)), **changes}
+
+
+def test_known_addresses_are_asked_again_and_opt_outs_that_came_later_reach_their_samples(week: Any, site: Any) -> None:
+    """What is stored was never asked for again."""
+    release.publish(week("2026-11-01"))
+    opted_out = {
+        "/0.jpg": (200, {**PICTURE, "X-Robots-Tag": "noai, max-image-preview:large"}, picture(0)),
+        "/2.jpg": (302, {"Location": "/moved"}, b""),
+        "/moved": (200, {"X-Robots-Tag": "noimageai"}, b"x"),
+        "/robots.txt": (200, {}, b"User-agent: wenlan\nDisallow: /3.html\n"),
+        "/.well-known/tdmrep.json": (200, {}, b'[{"location": "/4.jpg", "tdm-reservation": 1}]'),
+        "/5.html": page(5, "<meta name=robots content=noimageai>"),
+    }
+    others = {"/1.jpg": (200, {**PICTURE, "X-Robots-Tag": "googlebot: noindex"}, picture(1))}
+    elsewhere(site, opted_out | others)
+    second = week("2026-11-08", recheck_every=1)
+    found = {site.url(path) for path in ("/0.jpg", "/2.jpg", "/3.html", "/4.jpg", "/5.html")}
+    assert vanished.lost_in(second) == vanished.Lost(tuple(sorted(found)), ())
+    assert vanished.leave_out(second)["samples"] == len(found)
+    assert released(second) == PAGES - len(found)
+
+
+@pytest.mark.parametrize(("drops", "lost"), [("keep", 0), ("drop", 2)])
+def test_known_addresses_that_are_gone_count_if_the_source_says_so_and_silent_hosts_never(
+    week: Any, site: Any, drops: str, lost: int
+) -> None:
+    release.publish(week("2026-11-01", vanished=drops))
+    gone = {"/2.html": (404, {}, b""), "/3.jpg": (410, {}, b"")}
+    elsewhere(site, gone | {f"/{n}.jpg": (503, {}, b"") for n in (0, 1, 4, 5)})
+    second = week("2026-11-08", recheck_every=1, vanished=drops)
+    assert vanished.leave_out(second) == {"opted_out": 0, "vanished": lost, "samples": lost}
+
+
+def test_robots_rules_that_ask_for_long_pauses_are_no_opt_out() -> None:
+    said = {policy.DISALLOWED: True, "robots.txt asks for 600 s between two requests": False}
+    failures = {words: RequestFailed(DropReason.ROBOTS_DISALLOWED, words) for words in said}
+    assert {words: _recheck._is_answer(failure) for words, failure in failures.items()} == said
+
+
+def test_a_picture_that_was_opted_out_later_stays_out_though_its_page_still_shows_it(week: Any, site: Any) -> None:
+    release.publish(week("2026-11-01"))
+    site.pages["/1.jpg"] = (200, {**PICTURE, "X-Robots-Tag": "noai"}, picture(1))
+    second = week("2026-11-08", recheck_every=1)
+    assert vanished.leave_out(second) == {"opted_out": 1, "vanished": 0, "samples": 1}
+    third = week("2026-11-15", recheck_every=1)
+    assert {d["reason"] for d in _decisions(third, site.url("/1.jpg"))} == {"opt_out"}
+    assert "parks-2026-11-15" not in str(third.store.releases("parks").read().builds)
+    assert released(third) == PAGES - 1
+
+
+@given(st.integers(1, 12), st.integers(1, 30), st.integers(1, 40))
+def test_each_shard_is_due_once_in_so_many_builds(every: int, shards: int, builds: int) -> None:
+    names = [f"parks-2026@train-{n:06d}" for n in range(shards)]
+    due = Counter(name for turn in range(builds * every) for name in names if _recheck.is_due(name, turn, every))
+    assert due == dict.fromkeys(names, builds)
 
 
 @pytest.mark.drill(2)

@@ -1,0 +1,182 @@
+"""Pass fetch.recheck: asks again for known pages and pictures of the dataset, to find opt-outs that came later.
+
+A crawl asks for pages again, but nothing else asks for a picture that is stored, or for the page of a table's row. Each
+build therefore asks for the addresses of some shards of its dataset: a shard is due once in `fetch.recheck_every`
+builds, so that every address is. robots.txt, tdmrep.json, X-Robots-Tag and the meta tags of a page count as they do in
+a crawl. Of a picture only the headers are read.
+
+What was refused is a row of this pass's table. `pipeline.takedown.vanished` takes its samples out of all builds of the
+dataset, as those of pages that a crawl finds opted out.
+
+Limits: only an answer counts; what a host does not answer is asked for the next time that its shard is due. Robots
+rules that ask for long pauses are no opt-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_specs.build import BuildSpec
+from data_specs.shard import ShardFiles
+from pipeline import pulse
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.records import Capture, DropReason
+from pipeline.sources.site import Site
+from pipeline.store.build import Build
+from pipeline.store.stage import Pass, PassFile
+from pipeline.unreadable import OURS
+from pipeline.web import policy
+from pipeline.web.client import Kind, RequestFailed, page_kind
+from pipeline.web.images import Accept, Image, ImageFetcher, download
+from pipeline.web.readers import Readers
+
+log = logging.getLogger("wenlan")
+
+NAME = "fetch.recheck"
+
+REFUSED_SCHEMA = pa.schema(
+    [("url", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("evidence", pa.string())]
+)
+"""Addresses whose owners opted out, and those that answered with an HTTP error."""
+
+HEADERS_ONLY = Kind("image/*,*/*;q=0.5", "identity", 0, whole=False)
+"""The kind of a picture of which only the headers are read."""
+
+
+def when(spec: BuildSpec) -> bool:
+    """True if a build of the spec asks again for known addresses."""
+    return spec.fetch.recheck_every > 0 and spec.egress.network == "allowed"
+
+
+def token(build: Build) -> Any:
+    """The pace, and the rules. Which shards are due is decided once, when the pass begins."""
+    return [build.spec.fetch.recheck_every, build.spec.egress.obey_robots]
+
+
+def partitions(build: Build) -> list[str]:
+    """The shards that are due: `BUILD_ID@SHARD`."""
+    return [name for name, _, _ in _due(build)] if build.asks else []
+
+
+def _due(build: Build) -> Iterator[tuple[str, ShardFiles, Folder]]:
+    """(name of the partition, shard, its folder) of the shards of the newest release that are due in this build."""
+    releases = build.store.releases(build.spec.name)
+    release = releases.newest()
+    if release is None:
+        return
+    before = {own.build_id for own in release.builds if own.snapshot < build.snapshot}
+    for shard in release.shards:
+        name = f"{shard.build}@{shard.tar.path.removesuffix('.tar')}"
+        if shard.build in before and is_due(name, len(before), build.spec.fetch.recheck_every):
+            yield name, shard, Folder(release.folder_of(shard, releases.folder.url))
+
+
+def is_due(shard: str, turn: int, every: int) -> bool:
+    """True if it is a shard's turn: once in `every` turns. turn: builds of the dataset before this one."""
+    return (zlib.crc32(shard.encode()) + turn) % every == 0
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Ask for the addresses of one shard, and commit those that are refused."""
+    pages, pictures = _addresses(build, partition)
+    asked = len(pages) + len(pictures)
+    pulse.expect(asked)
+    rows = asyncio.run(_refused(build, pages, pictures))
+    with build.stage(NAME).attempt(partition) as attempt:
+        attempt.write_table("parquet", pa.Table.from_pylist(rows, REFUSED_SCHEMA))
+        attempt.commit({"asked": asked, "refused": len(rows)})
+
+
+def _addresses(build: Build, partition: str) -> tuple[dict[str, str], dict[str, str]]:
+    """(pages, pictures) of a shard: the source by address. Both empty for a shard that is no longer there."""
+    due = next(((shard, folder) for name, shard, folder in _due(build) if name == partition), None)
+    if due is None:  # rewritten by a takedown since
+        return {}, {}
+    shard, folder = due
+    try:
+        with folder.local(shard.parquet.path) as path:
+            rows = pq.read_table(path, columns=["page_url", "image_url", "source"])
+    except (StoreError, OSError, pa.ArrowException) as e:
+        log.warning("opt-outs of shard %s were not looked for: it cannot be read (%s)", shard.name, e)
+        return {}, {}
+    found = []
+    for name in ("page_url", "image_url"):
+        own = rows.filter(pc.match_substring_regex(rows[name], "^https?://"))
+        found.append(dict(zip(own[name].to_pylist(), own["source"].to_pylist(), strict=True)))
+    return found[0], found[1]
+
+
+async def _refused(build: Build, pages: dict[str, str], pictures: dict[str, str]) -> list[dict[str, str]]:
+    """Rows of REFUSED_SCHEMA of the addresses that are refused now. pages, pictures: the source by address."""
+    spec, rows = build.spec, list[dict[str, str]]()
+
+    def accept_of(sources: dict[str, str]) -> Accept:
+        def accept(url: str, outcome: Image | RequestFailed) -> None:
+            pulse.advance(failed=int(isinstance(outcome, RequestFailed)))
+            if isinstance(outcome, RequestFailed) and _is_answer(outcome):
+                said = {"reason": outcome.reason.value, "evidence": outcome.evidence[:300]}
+                rows.append({"url": url, "source": sources[url], **said})
+
+        return accept
+
+    takedowns = build.store.takedowns()
+    async with ImageFetcher(spec, takedowns=takedowns, kind=HEADERS_ONLY) as fetcher:
+        await download(fetcher, pictures, accept_of(pictures), spec.fetch.threads)
+    async with _PageFetcher(spec, takedowns=takedowns, kind=page_kind(spec.egress)) as fetcher:
+        await download(fetcher, pages, accept_of(pages), spec.fetch.threads)
+    return rows
+
+
+def _is_answer(failure: RequestFailed) -> bool:
+    """True if a failure says what its owner wants, or that the address is gone."""
+    if failure.reason is DropReason.ROBOTS_DISALLOWED:
+        return failure.evidence == policy.DISALLOWED
+    return failure.reason in (DropReason.OPT_OUT, DropReason.HTTP_STATUS) and not failure.retry.transient
+
+
+class _PageFetcher(ImageFetcher):
+    """Fetches pages; what the meta tags of one say against its use is a failure, as headers are."""
+
+    async def __aenter__(self) -> _PageFetcher:
+        self._readers = Readers(Site(name="recheck", source_kind="web", start=["http://localhost/"]))
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._readers.close()
+        await super().__aexit__(*error)
+
+    async def fetch(self, url: str) -> Image | RequestFailed:
+        """A page without its body, or why it could not be fetched or may not be used."""
+        page = await super().fetch(url)
+        if isinstance(page, RequestFailed):
+            return page
+        capture = Capture(url, 200, page.fetched_at, page.content_type, page.body)
+        try:
+            said = (await self._readers.page(capture, ())).opt_outs
+        except OURS:
+            raise
+        except Exception:  # what no parser reads says nothing
+            said = ""
+        return RequestFailed(DropReason.OPT_OUT, said) if said else page.with_body(b"")
+
+
+PASS = Pass(
+    name=NAME,
+    over=partitions,
+    reads=(),
+    run=run_partition,
+    token=token,
+    when=when,
+    files=(PassFile("parquet", REFUSED_SCHEMA),),
+    unit="addresses",
+    done=("asked",),
+)
