@@ -15,7 +15,7 @@ import os
 import shlex
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_specs.build import BuildSpec
@@ -197,10 +197,8 @@ def leave_out(store: Store, build_id: str, why: str) -> None:
     why: what happened to the build, e.g. "was deleted". A dataset that consists of this build alone is withdrawn until
     another build of it is published.
     """
-    for releases in store.datasets():
-        before = releases.newest()
-        if before is None or all(own.build_id != build_id for own in before.builds):
-            continue
+    for releases in _listing(store, build_id):
+        before = releases.read()
         parts = [part for part in _parts_of(before) if part[0].build_id != build_id]
         if parts:
             _next(releases, before, parts)
@@ -210,9 +208,22 @@ def leave_out(store: Store, build_id: str, why: str) -> None:
 
 def lies_elsewhere(store: Store, build_id: str, folder: str) -> bool:
     """True if a newest release lists a build in another folder of shards: it was published there since."""
-    newest = filter(None, (releases.newest() for releases in store.datasets()))
-    own = [own for release in newest for own in release.builds if own.build_id == build_id]
-    return any(place_of(one.folder) != place_of(folder) for one in own)
+    listed = (own for releases in _listing(store, build_id) for own in releases.read().builds)
+    return any(own.build_id == build_id and place_of(own.folder) != place_of(folder) for own in listed)
+
+
+def _listing(store: Store, build_id: str) -> Iterator[Releases]:
+    """Datasets whose newest release lists a build, by what `latest.json` says: a damaged release of another dataset is
+    not read. Raises for a `latest.json` that cannot be read only where the build may be of that dataset."""
+    for releases in store.datasets():
+        try:
+            is_listed = releases.lists(build_id)
+        except (StoreError, ContractError):
+            if build_id.startswith(f"{releases.dataset}-"):
+                raise
+            continue
+        if is_listed:
+            yield releases
 
 
 def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:

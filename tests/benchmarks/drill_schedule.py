@@ -117,8 +117,36 @@ class Drill:
     def events(self, asset: str) -> list[Any]:
         return [e for e in self.api("assets/events?limit=100")["asset_events"] if e["name"] == asset]
 
-    def backfilling(self) -> bool:
-        return any(not b["completed_at"] for b in self.api("backfills?dag_id=dataset_build")["backfills"])
+    def backfills(self) -> dict[int, bool]:
+        """Backfills of `dataset_build` by number, and whether each is completed."""
+        found = self.api("backfills?dag_id=dataset_build")["backfills"]
+        return {backfill["id"]: bool(backfill["completed_at"]) for backfill in found}
+
+    def backfill(self, body: Any) -> None:
+        """Starts a backfill. Airflow makes its runs before it answers, which may take longer than a request waits:
+        then it is asked again unless the backfill is there."""
+        before = set(self.backfills())
+
+        def is_there() -> bool:
+            try:
+                self.api("backfills", body)
+            except OSError:  # no answer in time
+                return bool(set(self.backfills()) - before)
+            except DrillFailed:
+                if not set(self.backfills()) - before:
+                    raise
+            return True
+
+        until("an answer about the backfill", 240, is_there)
+
+    def built(self) -> None:
+        """Waits for a scheduled build of yesterday, whose captures a backfill reads; starts one if there is none."""
+        until("DAGs", 120, lambda: self.known("dataset_build"))
+        self.unpause("dataset_build")
+        scheduled = until(
+            "the scheduled run", 120, lambda: [run for run in self.runs("dataset_build") if run.startswith("scheduled")]
+        )
+        self.ends("dataset_build", scheduled[0], 480)
 
     def jobs(self, word: str) -> dict[str, str]:
         """Submission id -> state of the Ray jobs whose command holds a word."""
@@ -179,6 +207,7 @@ def judged(drill: Drill) -> dict[str, Figure]:
 
 def backfilled(drill: Drill) -> dict[str, Figure]:
     """A backfill of the day that was built, from its captures, and of one on which nobody crawled."""
+    drill.built()
     asked, states = drill.services.site_was_asked, {}
     for day in (1, 3):
         midnight = f"{days_ago(day)[:10]}T00:00:00Z"
@@ -186,8 +215,8 @@ def backfilled(drill: Drill) -> dict[str, Figure]:
         body |= {"max_active_runs": 1, "reprocess_behavior": "completed", "dag_run_conf": {}}
         before = set(drill.runs("dataset_build"))
         jobs = set(drill.jobs("--no-crawl"))
-        until("end of the backfill before", 120, lambda: not drill.backfilling())
-        drill.api("backfills", body)
+        until("end of the backfill before", 120, lambda: all(drill.backfills().values()))
+        drill.backfill(body)
         until("the backfill's job", 120, lambda jobs=jobs: set(drill.jobs("--no-crawl")) - jobs)
         run = next(
             run["dag_run_id"]

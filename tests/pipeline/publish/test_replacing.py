@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from data_specs.shard import read_manifest
+from data_specs.shard import ContractError, read_manifest
 from pipeline import opening
+from pipeline.errors import StoreError
 from pipeline.publish import dataset, release, replacing
 from pipeline.store import build_json
 from pipeline.store.build import Build
@@ -131,6 +132,25 @@ def test_what_is_replaced_is_taken_back_in_store_and_the_manifest_goes_last(
     assert list((Path(published.store.url) / "identity").iterdir()) == []
     assert not published.shards.exists("manifest.json")
     assert replacing.in_the_way(of(published, seed=7)) == [], "a build that is not published"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", ["latest.json", "000001.json"])
+def test_a_damaged_release_of_another_dataset_stops_no_replacement(published: Build, damaged: str) -> None:
+    datasets = Path(published.store.url) / "datasets"
+    own, other = datasets / published.spec.name, datasets / "another"
+    shutil.copytree(own, other)
+    listed = (other / "latest.json").read_bytes().replace(published.build_id.encode(), b"another-2024-01-01-0")
+    (other / "latest.json").write_bytes(listed)
+    for folder in (other, own):
+        whole = (folder / damaged).read_bytes()
+        (folder / damaged).write_bytes(whole[:50])
+    with pytest.raises((ContractError, StoreError), match=f"{own.name}/{damaged}"):
+        replacing.withdraw(of(published, seed=7))
+    (own / damaged).write_bytes(whole)
+    replacing.withdraw(of(published, seed=7))
+    assert not published.shards.exists("manifest.json")
+    assert published.store.registered() == []
 
 
 @pytest.mark.slow
