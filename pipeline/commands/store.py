@@ -209,6 +209,8 @@ def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: 
     revision = "" if affected.get("revision") is None else f"; revision {affected['revision']}"
     verb = "would remove" if dry_run else "removed"
     say(f"{affected['out']}: {verb} {counts}; shards {' '.join(affected['shards']) or 'none'}{revision}")
+    for name in affected["exports"]:
+        say(f"{affected['out']}/{name}: {'would delete' if dry_run else 'deleted'} this export; export again")
     for sample in affected["samples"] if dry_run else ():
         say(f"  {sample['shard']} {sample['key']} {sample['image_url']}")
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import nfc
+from pipeline import exports
 from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
@@ -28,6 +29,8 @@ class Affected:
     images: int = 0
     captures: int = 0
     samples: list[dict[str, str]] = field(default_factory=list)
+    exports: list[str] = field(default_factory=list)
+    """Folders of exports in the build's, of samples as they were."""
 
     def value(self) -> dict[str, Any]:
         """Returns JSON values for the answer of `forget`."""
@@ -39,6 +42,7 @@ class Affected:
             "captures": self.captures,
             "samples": self.samples,
             "shards": sorted({sample["shard"] for sample in self.samples}),
+            "exports": self.exports,
         }
 
 
@@ -51,13 +55,15 @@ def affected(build: Build, takedowns: Takedowns, dry_run: bool = False) -> Affec
     for rows in build.tables("crawl", "parquet", ["url"]):
         captures |= {url for url in rows["url"].to_pylist() if sha256_hex(url) in pages or takedowns.host(url)}
     fetch_ids, removed = _images(build, takedowns, ids)
+    samples = _samples(build, ids)
     return Affected(
         build,
         hashes=ids | pages | {sha256_hex(url) for url in captures} | removed | _scored_texts(build, ids),
         candidates=len(ids),
         images=len(fetch_ids),
         captures=len(captures) + len(waiting),
-        samples=_samples(build, ids),
+        samples=samples,
+        exports=[name for name in exports.names() if build.folder.exists(name)] if samples else [],
     )
 
 

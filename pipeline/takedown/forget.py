@@ -4,7 +4,8 @@ In this order, so that a kill at any moment leaves a state that the same command
 
     1  what the request means is looked up in all builds (`pipeline.takedown.request`)
     2  STORE/forgotten gets it, as hashes: from now on nothing of it is let in, and no build that holds it is published
-    3  BUILD/_forget.json notes what this build loses, until all of it is done
+    3  BUILD/_forget.json notes what this build loses, until all of it is done; exports in its folder that have samples
+       of it are deleted
     4  new shards are written beside the dataset (`pipeline.takedown.rewrite_shards`); then the manifest is withdrawn,
        they take their places, and the next revision is published, which names its parent. Other shards are not touched
     5  rows of the build's tables, captures and images, and files that can be made again, which are deleted
@@ -20,7 +21,7 @@ builds given. A page or a domain is removed with all that was collected from it;
 stays.
 
 Limits: one process. A capture goes with any picture on it that goes; a later crawl may capture the page again. Copies
-of a dataset elsewhere are out of reach: the manifest's parent says which revision to replace. Ids and hashes of what
+and exports elsewhere are out of reach: the manifest's parent says which revision to replace. Ids and hashes of what
 was removed stay in decisions and STORE. Texts that a sample of an expired build took over from a copy stay: from which
 is no longer known.
 """
@@ -242,6 +243,8 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
         marker = now
     noted = set(marker.get("hashes", ()))
     build.folder.write_json(UNFINISHED, {**marker, "hashes": sorted(loss.hashes)})
+    for name in loss.exports:
+        build.folder.delete(name)
     removal = Removal(loss.hashes, takedowns)
     if "shard" in build.fingerprints and rewrite_shards.stage_shards(build, removal):
         _move_staged(build)

@@ -733,3 +733,21 @@ def test_the_reports_of_a_dataset_show_nothing_of_it_and_say_what_became_of_thei
     page = (Path(first.out) / "report/index.html").read_text("utf-8")
     assert "Samples were removed since" in page
     assert report["dataset"]["release"] == 1, "compared with the release that it was compared with"
+
+
+def test_exports_in_the_folder_of_a_build_go_with_the_samples_that_they_hold(published_builds: Any) -> None:
+    """They kept the picture and its text; `forget --prove` found them."""
+    published = published_builds(2)
+    for out in published.outs:
+        assert cli.main(["export", str(out), "--to", "csv"]) == 0
+    shutil.rmtree(published.outs[1] / "csv")
+    code, said, answer = published.forget("--dry-run")
+    assert (published.outs[0] / "csv/train.csv").exists()
+    assert f"{published.outs[0]}/csv: would delete this export; export again" in said
+    code, said, answer = published.forget()
+    assert code == 0
+    assert not (published.outs[0] / "csv").exists()
+    assert [own["exports"] for own in answer["builds"]] == [["csv"], []]
+    assert cli.main(["export", str(published.outs[0]), "--to", "csv"]) == 0
+    published.run("forget", "--missing-ok", "--url", "http://a.cn/of-nobody.jpg")
+    assert (published.outs[0] / "csv/train.csv").exists(), "it holds nothing of that"
