@@ -354,7 +354,8 @@ def _dropped(build: Build, stage: str = "", sources: Sequence[str] = ()) -> Iter
     """The most frequent reasons of a stage and some sources, or of all: an example of each, and the key of the spec
     that decides."""
     for own in top_reasons(build, stage, SHOWN_REASONS, sources):
-        example = f", for example {own.url[:120]}: {own.evidence[:120]}" if own.url else ""
+        shown = ": ".join(filter(None, (own.url[:120], own.evidence[:120])))  # a row or a file has no URL
+        example = f", for example {shown}" if shown else ""
         yield f"  {own.count:,} x {own.reason}{example}"
         if advice := _key_of(build.spec, own.reason) or advice_for(DropReason(own.reason), own.evidence):
             yield f"    {advice}"

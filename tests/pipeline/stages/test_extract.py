@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from data_specs.build import BuildSpec
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.records import Candidate, Capture, Decision, Lost, candidates_of
+from pipeline.report import gates
 from pipeline.report.funnel import read_funnels
 from pipeline.report.unreadable import read_damage, unreadable
 from pipeline.sources._look import Budget
@@ -356,6 +357,10 @@ def test_a_broken_file_of_several_is_a_decision_with_its_weight_and_a_single_one
     damage = read_damage(build)["s"]
     [of_bytes, of_files] = [own for own in unreadable("s", *read_funnels(build), damage, 1) if own.things != "pages"]
     assert (of_bytes.count, of_files.count, of_files.total) == (lost[2], 2, 4)
+
+    lines = "\n".join(gates.in_words(build, gates.verdict(build, *read_funnels(build))))
+    assert "gate max_unreadable: 2 of 4 files of s are unreadable (50.0%), the spec allows 1.0%" in lines
+    assert f"2 x broken_file, for example {evidence[0]}" in lines
 
     [look] = [own.look(Budget(seconds=60)) for own in extract.sources_of(build.spec)]
     [warning] = [line for line in look.warnings if "cannot read" in line]
