@@ -46,7 +46,7 @@ def delete(store: Store, stages: Stages, out: str) -> dict[str, Any]:
         if is_ours:
             with build_json.sole_owner(build):
                 for name in folder.names():
-                    if place_of(folder.at(name)) != place_of(store.url):
+                    if not f"{place_of(store.url)}/".startswith(f"{place_of(folder.at(name))}/"):  # STORE may be in it
                         folder.delete(name)
     store.drop(known["out"])
     return {**known, "deleted": is_ours}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder, place_of, read_url
+from pipeline.files.folder import Folder, noted_in, place_in, place_of, read_url, root_of
 
 names = st.sampled_from(["a", "b", "deep/c", "deep/d"])
 steps = st.lists(
@@ -146,6 +146,25 @@ def test_a_folder_is_deleted_whole_though_another_process_deletes_in_it(
     Folder(str(tmp_path)).delete("some")
     assert not (tmp_path / "some").exists()
     Folder(str(tmp_path)).delete("some")  # nothing is there
+
+
+PARTS = st.lists(st.sampled_from(["a", "b", "link", "..", "c d"]), max_size=5)
+
+
+@given(PARTS, PARTS)
+def test_a_place_is_found_from_how_it_is_noted(
+    tmp_path_factory: pytest.TempPathFactory, store: list[str], place: list[str]
+) -> None:
+    """Through links and `..` too; and below the root also after both were moved."""
+    base = tmp_path_factory.mktemp("places")
+    (base / "a/b").mkdir(parents=True)
+    (base / "link").symlink_to(base / "a/b")
+    root = root_of("/".join((str(base), *store, "store")))
+    url = "/".join((str(base), *place))
+    noted = noted_in(root, url)
+    assert place_of(place_in(root, noted)) == place_of(url)
+    if f"{place_of(url)}/".startswith(f"{place_of(root)}/") and not noted.startswith("/"):
+        assert place_in("/elsewhere", noted).startswith("/elsewhere")
 
 
 def test_a_place_is_the_same_however_it_is_spelled_and_another_key_of_a_store_is_another(tmp_path: Path) -> None:

@@ -165,6 +165,17 @@ def test_a_deleted_build_leaves_its_dataset_and_what_it_held_is_new_again(two: W
     assert sum(release.publish(again).samples.values()) == 3
 
 
+def test_a_store_in_the_folder_of_a_build_stays_when_that_is_deleted(weeks: Weeks) -> None:
+    store = f"{weeks.folder}/2026-01-01/kept/store"
+    build = weeks.finish(
+        opening.open_build(weeks.spec(range(3)), str(weeks.folder / "2026-01-01"), store, "2026-01-01")
+    )
+    assert [known["out"] for known in Store(store).known()] == [build.out]
+    assert cli.main(["store", "delete", build.out, "--store", store]) == 0
+    assert [path.name for path in Path(build.out).iterdir()] == ["kept"]
+    assert Store(store).known() == []
+
+
 def test_a_folder_that_another_store_has_taken_over_is_not_deleted(two: Weeks, tmp_path: Path) -> None:
     first = two.folder / "2026-01-01"
     known = json.loads((first / "build.json").read_bytes())
