@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,15 +73,16 @@ class Units:
         """Unaccounted share of all units, 0 to 1."""
         return self.unaccounted / self.met if self.met else 0.0
 
-    def take(self, entries: Iterable[Candidate | Decision], count: int = 1, where: str = "") -> None:
+    def take(self, entries: Sequence[Candidate | Decision], count: int = 1, where: str = "") -> None:
         """Account for units by what was made of them; without any entry they stay unaccounted.
 
         where: the place of the units, for people.
         """
-        kinds = {isinstance(entry, Candidate) for entry in entries}
-        if True in kinds:
-            self.candidates += count
-        elif kinds:
+        for entry in entries:
+            if isinstance(entry, Candidate):
+                self.candidates += count
+                return
+        if entries:
             self.decisions += count
         else:
             self.miss(where)

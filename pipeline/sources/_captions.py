@@ -135,14 +135,13 @@ class CaptionsFile:
         def is_row(cells: list[str]) -> bool:
             return pictures.find(cells[image]) in pictures
 
-        for row in rows_of(lines, separator, len(header), is_row):
-            if isinstance(row.cells, Exception):
-                yield _Row(row.cells, row.lines, row.told)
-            elif any(row.cells[len(header) :]):  # a text with the separator in it, and no quotes around it
-                why = ValueError(f"{len(row.cells)} fields, but {len(header)} in the header")
-                yield _Row(why, row.lines, row.told)
-            elif row.cells:
-                yield _Row(dict(zip(header, row.cells, strict=False)), row.lines, row.told)
+        for row, taken, told in rows_of(lines, separator, len(header), is_row):
+            if isinstance(row, Exception):
+                yield _Row(row, taken, told)
+            elif any(row[len(header) :]):  # a text with the separator in it, and no quotes around it
+                yield _Row(ValueError(f"{len(row)} fields, but {len(header)} in the header"), taken, told)
+            elif row:
+                yield _Row(dict(zip(header, row, strict=False)), taken, told)
             else:
                 yield _Row(Named.BLANK)
 

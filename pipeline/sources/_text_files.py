@@ -265,21 +265,16 @@ def no_column(columns: Sequence[str], missing: str) -> str:
     return f"no column {missing!r}; columns: {known}"
 
 
-class TableRow(NamedTuple):
-    """A row of a table: its cells, or what was raised on it, and the lines that it takes."""
-
-    cells: list[str] | Exception
-    lines: int = 1
-
-    @property
-    def told(self) -> int:
-        """Lines that the cells tell of: one, and one for each line break in them. Others are swallowed by a quote."""
-        if self.lines == 1 or isinstance(self.cells, Exception):
-            return 1
-        return min(self.lines, 1 + sum(len(_BREAKS.findall(cell)) for cell in self.cells))
-
+TableRow = tuple[list[str] | Exception, int, int]
+"""A row of a table: its cells, or what was raised on it; the lines that it takes; how many the cells tell of."""
 
 _BREAKS = re.compile("\r\n?|\n")
+
+
+def lines_told(cells: list[str] | Exception, lines: int) -> int:
+    """How many of a row's lines its cells tell of: one, and one for each line break in them. Others are swallowed by a
+    quote."""
+    return 1 if isinstance(cells, Exception) else min(lines, 1 + sum(len(_BREAKS.findall(cell)) for cell in cells))
 
 
 def rows_of(
@@ -315,14 +310,14 @@ def rows_of(
         lines_of_row = feed.taken
         fits = not isinstance(row, Exception) and len(row) in (0, columns)
         if len(lines_of_row) == 1:
-            yield TableRow(row if fits else alone(lines_of_row[0]) or row)
+            yield (row if fits else alone(lines_of_row[0]) or row), 1, 1
             continue
         if not _are_rows(lines_of_row, separator, fits, lambda line: alone(line) is not None):
-            yield TableRow(row, len(lines_of_row))
+            yield row, len(lines_of_row), lines_told(row, len(lines_of_row))
             continue
         closing = _closing(lines_of_row)
         for line in lines_of_row[:closing]:
-            yield TableRow(alone(line) or _by_itself(line, separator))
+            yield (alone(line) or _by_itself(line, separator)), 1, 1
         feed.put_back(lines_of_row[closing:])
 
 

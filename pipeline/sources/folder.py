@@ -309,7 +309,8 @@ _BESIDE = tuple(spelled for suffix in TEXT_SUFFIXES for spelled in (suffix, suff
 
 def _stems(image: str) -> tuple[str, str]:
     """What the text files of a picture are called, without their suffix."""
-    return image, str(PurePosixPath(image).with_suffix(""))
+    dot = image.rfind(".")
+    return image, image[:dot] if dot > image.rfind("/") + 1 else image
 
 
 @lru_cache(maxsize=8)

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, get_args
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -62,15 +62,9 @@ Cells = dict[str, Any] | str | Exception
 """Cells of a row by column, or a message that says what is wrong with it, or what it raised."""
 
 
-class Row(NamedTuple):
-    """A row of a file. number: from 1; of lines that are not a row, that of the next one, and of a Hole that of its
-    first. lines: that it takes, of Parquet rows. told: those of them that its cells tell of."""
-
-    number: int
-    cells: Cells | Named | Hole
-    lines: int = 1
-    told: int = 1
-
+Row = tuple[int, Cells | Named | Hole, int, int]
+"""A row of a file: its number from 1, of lines that are not a row that of the next one, of a Hole that of its first;
+its cells; the lines that it takes, of Parquet the rows; how many of them its cells tell of."""
 
 BRIVL_KINDS: dict[str, TextKind] = {
     "alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding", "content": "content", "caption": "caption",
@@ -240,9 +234,9 @@ class UrlTable(FileSource):
                 read = self._json_rows(f, decoding) if is_json else self._csv_rows(file, f, kind, decoding)
                 try:
                     for row in read:
-                        if row.number > stop:
+                        if row[0] > stop:
                             return
-                        if row.number > start:
+                        if row[0] > start:
                             yield row
                 except faults() as e:
                     raise self.unread(file, e, f.reached) from None
@@ -260,23 +254,24 @@ class UrlTable(FileSource):
         if decoding.fault("".join(header)):
             decoding.end()
         self._check_columns(file, header)
-        yield Row(1, Named.HEADER, above)
+        yield 1, Named.HEADER, above, above
         image = header.index(self.columns.image_url)
         number = 1
-        for row in rows_of(lines, separator, len(header), lambda cells: bool(_URL.match(cells[image]))):
+        rows = rows_of(lines, separator, len(header), lambda cells: bool(_URL.match(cells[image])))
+        for row, taken, told in rows:
             cells: Cells
-            if isinstance(row.cells, Exception):
-                cells = row.cells if isinstance(row.cells, LongLine) else str(row.cells)
-            elif not row.cells:
-                yield Row(number, Named.BLANK)
+            if isinstance(row, Exception):
+                cells = row if isinstance(row, LongLine) else str(row)
+            elif not row:
+                yield number, Named.BLANK, 1, 1
                 continue
-            elif fault := decoding.fault("".join(row.cells)):
+            elif fault := decoding.fault("".join(row)):
                 cells = fault
-            elif len(row.cells) != len(header):
-                cells = f"{len(row.cells)} fields, but {len(header)} in the header"
+            elif len(row) != len(header):
+                cells = f"{len(row)} fields, but {len(header)} in the header"
             else:
-                cells = dict(zip(header, row.cells, strict=True))
-            yield Row(number, cells, row.lines, row.told)
+                cells = dict(zip(header, row, strict=True))
+            yield number, cells, taken, told
             number += 1
         decoding.end()
 
@@ -285,9 +280,9 @@ class UrlTable(FileSource):
         number = 1
         for _, line in Lines(f).numbered():
             if isinstance(line, str) and not line.strip():
-                yield Row(number, Named.BLANK)
+                yield number, Named.BLANK, 1, 1
                 continue
-            yield Row(number, line if isinstance(line, LongLine) else decoding.fault(line) or _object(line))
+            yield number, line if isinstance(line, LongLine) else decoding.fault(line) or _object(line), 1, 1
             number += 1
         decoding.end()
 
@@ -313,12 +308,12 @@ class UrlTable(FileSource):
                         at = first = max(start, number)
                         try:
                             for at, row in enumerate(wanted, first + 1):
-                                yield Row(at, row)
+                                yield at, row, 1, 1
                         except Exception as e:
                             if not _is_damage(e):
                                 raise
                             hole = _hole(table.metadata.row_group(group), at, min(stop, number + rows), e)
-                            yield Row(at + 1, hole, hole.rows, hole.rows)
+                            yield at + 1, hole, hole.rows, hole.rows
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
             raise BrokenFile(file, f"source {self.name}: not a readable Parquet file ({reason(e)})") from None

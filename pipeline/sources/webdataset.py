@@ -60,6 +60,9 @@ MAX_MEMBER = 64 << 20
 _META = re.compile(r"__[^/]*__($|/)")
 """Names that webdataset passes over."""
 
+_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$")
+"""Key and suffix of a member: a suffix begins at the first dot."""
+
 _NUMBERED = re.compile(r"\d+\.(?=[^.]*$)")
 """The number of a picture or text, in its suffix, among several of a sample: 0.jpg."""
 
@@ -251,11 +254,9 @@ class _Picture:
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
-    """Key and suffix of a member as webdataset has them; a picture without a suffix is its own key."""
-    from webdataset.tariterators import base_plus_ext
-
-    key, suffix = base_plus_ext(name)
-    return (name, "") if key is None else (key, suffix)
+    """Key and suffix of a member as webdataset has them (`base_plus_ext`); one without a suffix is its own key."""
+    found = _NAME.match(name)
+    return found.groups() if found else (name, "")  # type: ignore[return-value]
 
 
 def _account_for(sample: Mapping[str, Any], entries: Sequence[Candidate | Decision], units: Units, where: str) -> None:
@@ -297,7 +298,7 @@ def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> 
             again[digest] += digest in names
             names.add(digest)
             data = replace(data, nth=1 + again[digest])
-        if _key_and_suffix(member.name)[1] or isinstance(data, _Picture):
+        if isinstance(data, _Picture) or _NAME.match(member.name):
             yield {"fname": member.name, "data": data, "__url__": ""}
         else:
             of_none.append(member.name)

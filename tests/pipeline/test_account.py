@@ -30,7 +30,7 @@ from pipeline.errors import SourceError
 from pipeline.plugins import configure
 from pipeline.records import Candidate, Capture
 from pipeline.sources import TableSource
-from pipeline.sources._text_files import TableRow
+from pipeline.sources._text_files import lines_told
 from pipeline.stages import extract
 from pipeline.stages._page_candidates import extract_page
 from tests import archived
@@ -294,17 +294,17 @@ def test_lines_that_a_quote_swallows_are_unaccounted_and_have_a_place(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("cells", "lines", "told"),
     [
-        (TableRow(["a", "b"]), 1),
-        (TableRow(["a\r\nb", "c\nd"], 3), 3),
-        (TableRow(["a", "b\nc"], 5), 2),
-        (TableRow(["a\nb\nc"], 2), 2),
-        (TableRow(ValueError(), 7), 1),
+        (["a", "b"], 1, 1),
+        (["a\r\nb", "c\nd"], 3, 3),
+        (["a", "b\nc"], 5, 2),
+        (["a\nb\nc"], 2, 2),
+        (ValueError(), 7, 1),
     ],
 )
-def test_a_row_tells_of_as_many_lines_as_its_cells_have(row: TableRow, told: int) -> None:
-    assert row.told == told
+def test_a_row_tells_of_as_many_lines_as_its_cells_have(cells: list[str] | Exception, lines: int, told: int) -> None:
+    assert lines_told(cells, lines) == told
 
 
 def test_accounts_add_up_and_come_back_from_a_record() -> None:

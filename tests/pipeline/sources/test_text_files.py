@@ -136,7 +136,7 @@ def is_row(cells: list[str]) -> bool:
 
 def rows(text: str, separator: str = "\t", columns: int = 2) -> list[list[str] | str]:
     """What is read of a table; in place of what was raised its message."""
-    found = (row.cells for row in rows_of(io.StringIO(text, newline=""), separator, columns, is_row))
+    found = (row for row, *_ in rows_of(io.StringIO(text, newline=""), separator, columns, is_row))
     return [str(row) if isinstance(row, Exception) else row for row in found]
 
 
@@ -183,7 +183,7 @@ def url_is_last(cells: list[str]) -> bool:
 
 def read_back(text: str) -> dict[str, str]:
     """URL -> caption of the rows that are read of a table `caption TAB url`."""
-    found = (row.cells for row in rows_of(io.StringIO(text, newline=""), "\t", 2, url_is_last))
+    found = (row for row, *_ in rows_of(io.StringIO(text, newline=""), "\t", 2, url_is_last))
     return {row[1].strip(): row[0] for row in found if isinstance(row, list) and len(row) == 2}
 
 
@@ -273,7 +273,7 @@ def test_no_row_is_longer_than_is_read_however_often_its_quotes_open_anew() -> N
             read += len(text)
             yield text
 
-    found = (row.cells for row in rows_of(lines(), ",", 2, is_row))
+    found = (row for row, *_ in rows_of(lines(), ",", 2, is_row))
     assert next(found) == ["http://i/0", "甲"]
     assert str(next(found)) == f"row of more than {MAX_ROW:,} characters"
     assert read < MAX_ROW + 2 * len(line), "no row holds all lines"

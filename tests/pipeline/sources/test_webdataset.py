@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from webdataset.tariterators import base_plus_ext
 
 from data_specs.shard import Sample, Text, encode_sample
 from pipeline.errors import SourceError
@@ -22,7 +25,7 @@ from pipeline.files.tar_members import _Tar
 from pipeline.records import PROVENANCE, Candidate, Decision, Lost, Provenance, candidate_rows, sha256_hex
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Count
-from pipeline.sources.webdataset import WebDataset
+from pipeline.sources.webdataset import WebDataset, _key_and_suffix
 from pipeline.store.build import sha256_of
 from pipeline.store.partitions import DECISIONS
 from pipeline.takedown.forget import Request, forget
@@ -438,3 +441,8 @@ def test_names_in_the_encoding_of_a_chinese_windows_are_names(tmp_path):
     assert texts(sample) == [("caption", "云")]
     assert source.read_image(sample.image_url) == b"A"
     candidate_rows([sample], 0)
+
+
+@given(st.text("ab./云_- \n", max_size=12))
+def test_keys_and_suffixes_are_those_of_webdataset(name: str) -> None:
+    assert _key_and_suffix(name) == (base_plus_ext(name) if base_plus_ext(name)[0] is not None else (name, ""))
