@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipeline.pages.lines import HAN
 from pipeline.texts.density import density
 
-VERSION = 1
+VERSION = 2
 """Raised when the same texts get other scores."""
 
 ID = f"words-{VERSION}"
@@ -28,17 +28,19 @@ ID = f"words-{VERSION}"
 _SCREEN = re.compile("点[击擊]|[选選][择擇]|打[开開]|[显顯]示|界面|窗口|按[钮鈕]|如[图圖]")
 """Words of steps and of what a screen shows."""
 
-INTERCEPT = -0.48
+INTERCEPT = 0.32
 
 WEIGHTS = {
-    "surrounding": -0.78,
-    "page": -1.22,
-    "length": 0.22,
-    "nouns": 1.47,
-    "content": 1.29,
-    "repeated": 0.86,
-    "screen": 2.03,
-    "texts": -1.95,
+    "caption": -0.37,
+    "surrounding": -1.21,
+    "title": -0.71,
+    "page": -1.34,
+    "length": 0.08,
+    "nouns": 1.59,
+    "content": 0.73,
+    "repeated": 0.85,
+    "screen": 2.3,
+    "texts": -1.45,
 }
 
 
@@ -48,7 +50,9 @@ def features_of(texts: Sequence[Mapping[str, str]]) -> dict[str, float]:
     own, rest = density(text), " ".join(other["text"] for other in texts[1:])
     pairs = {text[at : at + 2] for at in range(len(text) - 1) if HAN.match(text, at)}
     return {
+        "caption": kind == "caption",
         "surrounding": kind == "surrounding",
+        "title": kind == "title",
         "page": kind in ("abstract", "content", "tag"),
         "length": math.log(len(text)),
         "nouns": min(own.nouns, 4) / 4,

@@ -37,6 +37,12 @@ _SHOWN = re.compile(
     r"[A-Za-z]{2}|[图圖][中所上]|如[图圖]|所示|看[到见見]|截[图圖]|[画畫]面|界面|窗口|按[钮鈕]|[点點][击擊]|[选選][择擇]|打[开開]|[显顯]示"
 )
 """Words of steps and screens, and names in Latin letters: a long text with one may still be about its image."""
+DEFINES = re.compile(
+    r"[^，。！？；：]{2,16}(?:[（(].{1,30}[）)])?，?(?:"
+    r"[简簡又也别別原古][称稱名]|位于|位於|坐落|地[处處]|[属屬]|"
+    r"是.{0,24}(?:之一|一[种種座家]|[传傳][统統]|著名|特色|名[吃菜胜勝]|小吃|景[区區点點]|[动動]物|植物))"
+)
+"""The beginning of a paragraph that says what a named thing is: 铜雀台位于邯郸市."""
 SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
 _PHRASE_END = re.compile(r"[，,、：:]|\s(?=\S)")
 _WORD = re.compile("[A-Za-z]+")

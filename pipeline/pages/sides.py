@@ -5,9 +5,9 @@ repeats does: between the images of a row stand texts of one shape (a paragraph;
 text stands at one end of the row only: behind the last image where each text is about the image above it. Where both
 ends have one, words that point (如上图, 如下图) and lines of caption tell, else whether the paragraph at one end is
 like those of the row and the other is not. Short lines without a full stop right behind the images of a page of
-paragraphs are captions, and paragraphs there that begin with a name in bold are about the image above, whatever stands
-before the next image. Headings with the number of a section begin what follows. In a table with images in one row of
-cells and as many texts in the next, a column is one pair.
+paragraphs are captions, and paragraphs there that begin with a name in bold, or define one, are about the image above,
+whatever stands before the next image. Headings with the number of a section begin what follows. In a table with images
+in one row of cells and as many texts in the next, a column is one pair.
 
 A row that says nothing has its texts before its images, as most pages do.
 
@@ -24,6 +24,7 @@ from statistics import median
 from typing import NamedTuple
 
 from pipeline.pages.lines import (
+    DEFINES,
     HAN,
     POINTS_DOWN,
     POINTS_UP,
@@ -93,7 +94,8 @@ class _Sides:
             groups = self._groups(members, shown[begun - 1 : begun], shown[end_of : end_of + 1])
             for group in groups:
                 found |= self._columns(group)
-            found |= self._marked(groups, self._is_line) or self._marked(groups, self._begins_in_bold)
+            marks = (self._is_line, self._begins_in_bold, self._defines)
+            found |= next(filter(None, (self._marked(groups, mark) for mark in marks)), {})
             at = 0
             while at < len(groups):
                 end = at + 1
@@ -128,6 +130,8 @@ class _Sides:
         marked = [group for group in followed if is_marked(group.behind[0])]
         if len(marked) < max(FEWEST_MARKED, MARKED_SHARE * len(groups)):
             return {}
+        if any(map(is_marked, groups[0].before)):
+            return {}  # the texts stand before their images
         others = [at for group in groups[:-1] for at in group.behind[1:] if self._kind(at) == "paragraph"]
         if not others or sum(map(is_marked, others)) > (1 - MARKED_SHARE) * len(others):
             return {}
@@ -138,6 +142,9 @@ class _Sides:
 
     def _begins_in_bold(self, at: int) -> bool:
         return self._kind(at) == "paragraph" and self._walk.begins_in_bold(at)
+
+    def _defines(self, at: int) -> bool:
+        return self._kind(at) == "paragraph" and DEFINES.match(self._walk.blocks[at].text()) is not None
 
     def _groups(self, rows: list[int], last: list[int], following: list[int]) -> list[_Group]:
         """Images of one scope, in groups. last, following: the image before them and the one behind, if any."""

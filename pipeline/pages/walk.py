@@ -69,7 +69,7 @@ _NEVER_FURNITURE = frozenset(("html", "body", "article", "main", "h1"))
 _FURNITURE_TAGS = frozenset(("nav", "footer", "aside", "form", "button", "menu"))
 _FURNITURE = re.compile(
     r"(?:^|\s|(?<!\bwith)(?<!\bhas)(?<!\bno)(?<!quote)[-_])(?:nav|navbar|navigation|menu|breadcrumbs?|"
-    r"crumbs?|footer|foot|copyright|sidebar|side-bar|docnav|toc|share|sharing|related|recommend|reward|donate|"
+    r"crumbs?|footer|foot|copyright|sidebar|side-bar|category-chain|docnav|toc|share|sharing|related|recommend|reward|donate|"
     r"tabbed-labels|tablist|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search)"
     r"(?:$|[-_\s])|crumb",
     re.I,
