@@ -751,3 +751,16 @@ def test_exports_in_the_folder_of_a_build_go_with_the_samples_that_they_hold(pub
     assert cli.main(["export", str(published.outs[0]), "--to", "csv"]) == 0
     published.run("forget", "--missing-ok", "--url", "http://a.cn/of-nobody.jpg")
     assert (published.outs[0] / "csv/train.csv").exists(), "it holds nothing of that"
+
+
+def test_a_takedown_by_looks_finds_a_picture_that_was_fetched_and_not_measured(weeks: Any, tmp_path: Path) -> None:
+    build = weeks.open("2026-01-01", range(3))
+    assert [result.name for result in run.run(build, until="fetch", here=True)][-1] == "fetch"
+    source = Path(build.spec.sources[0].options["path"]) / "001.jpg"
+    with Image.open(source) as image:
+        image.resize((300, 254)).save(tmp_path / "taken.png")
+    assert cli.main(["forget", "--store", weeks.store, "--like", str(tmp_path / "taken.png")]) == 0
+    [record] = build.stage("fetch").records()
+    left = build.stage("fetch").table(record)["image_url"].to_pylist()
+    assert sorted(left) == ["folder:///album/000.jpg", "folder:///album/002.jpg"]
+    assert all(source.read_bytes() not in path.read_bytes() for path in (Path(build.out) / "images").glob("*.tar"))
