@@ -222,14 +222,14 @@ class WebDataset(FileSource):
         """
         number = _NUMBERED.match(suffix)
         texts, fault = list[Text](), ""
+        url, page_url, provenance = own.image_url, "", own.provenance
         try:
             for stem in ("",) if number is None else (number[0], ""):
                 if f"{stem}json" in sample:
                     value = json.loads(text_of(sample[f"{stem}json"], self.encoding))
                     texts = texts or texts_of(value)
-                    if own.provenance is None and (stem or is_first):
+                    if provenance is None and (stem or is_first):
                         url, page_url, provenance = self.fields.read(value, own.image_url)
-                        own = replace(own, image_url=url, page_url=page_url, provenance=provenance)
                 beside = (f"{stem}txt", f"{stem}caption", f"{suffix}.txt")
                 texts = texts or [
                     Text(self.text_kind, clean(text_of(sample[name], self.encoding)))
@@ -239,7 +239,8 @@ class WebDataset(FileSource):
         except (ValueError, RecursionError) as e:
             fault = f"{where}: {e}"
         distinct = {t.text: t for t in reversed(texts) if t.text}  # of equal texts the first stays
-        own = replace(own, texts=tuple(distinct.values())[::-1])
+        kept = tuple(distinct.values())[::-1]
+        own = replace(own, texts=kept, image_url=url, page_url=page_url, provenance=provenance)
         if fault:
             return drop(own, "extract", DropReason.BAD_ROW, fault)
         return own if distinct else drop(own, "extract", DropReason.NO_TEXT, where)
