@@ -115,6 +115,7 @@ def test_broken_pages_in_a_row_pause_no_host(serve: Any) -> None:
     outcomes, shown = crawled(web, *broken, *broken, "/fine")
     assert outcomes[-1].status == 200
     assert shown == []
+    assert web.asked.count("/robots.txt") == 1 + 4, "once for each three refusals in a row, of which there are twelve"
 
 
 def test_a_host_that_is_down_is_paused_and_named_until_it_answers(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
