@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -29,7 +29,7 @@ from data_specs.storage.object_store import StorageError
 from pipeline.account import Account
 from pipeline.commands.columns import guess_columns
 from pipeline.errors import SourceError
-from pipeline.files.inputs import Lines, expand, files_below, first_bytes, reason
+from pipeline.files.inputs import Lines, Listing, expand, files_below, first_bytes, reason
 from pipeline.pictures.formats import HEAD, SUFFIXES, is_picture
 from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
@@ -153,12 +153,13 @@ def _is_folder(given: str) -> bool:
 
 def _folder(given: str) -> list[Source]:
     """Returns the sources of a folder: pictures, or else tars, WARC files or tables."""
-    files = sorted(files_below(given))
+    listing = files_below(given)
+    files = sorted(listing)
     by_suffix: dict[str, list[str]] = {}
     for name in files:
         by_suffix.setdefault(_suffix(name), []).append(name)
     tables = [name for suffix in TABLES for name in by_suffix.get(suffix, [])]
-    pictures = _pictures_among(files, given)
+    pictures = _pictures_among(listing, given)
     if pictures:
         try:
             return [_pictures(given, pictures, tables, [name for name in files if _suffix(name) in WORKBOOKS])]
@@ -180,8 +181,8 @@ def _folder(given: str) -> list[Source]:
     return sources
 
 
-def _pictures_among(files: Iterable[str], folder: str) -> list[str]:
-    """The pictures among files of a folder. Raises SourceError.
+def _pictures_among(files: Listing, folder: str) -> list[str]:
+    """The pictures among files of a folder, sorted. Raises SourceError.
 
     Of those whose suffix is that of no picture the first LOOKED_AT are asked.
     """
@@ -190,10 +191,10 @@ def _pictures_among(files: Iterable[str], folder: str) -> list[str]:
     def head(name: str) -> bytes:
         nonlocal asked
         asked += 1
-        return first_bytes(folder, name, HEAD) if asked <= LOOKED_AT else b""
+        return first_bytes(folder, name, min(HEAD, files[name][0])) if asked <= LOOKED_AT else b""
 
     try:
-        return [name for name in files if is_picture(name, partial(head, name))]
+        return [name for name in sorted(files) if is_picture(name, partial(head, name))]
     except StorageError as e:
         raise SourceError(folder, e.strerror or "cannot be read") from None
 

@@ -293,8 +293,11 @@ def content(folder: str, name: str, most: int = MAX_FILE) -> bytes:
 def first_bytes(folder: str, name: str, size: int) -> bytes:
     """The first bytes of a file below a folder, as `content` finds it; b"" for one that is gone or may not be read.
 
-    A pipe without a writer has no bytes. Raises StorageError for a store or a disk that fails.
+    size: at most that of the file, since a store refuses a range of an empty one. Raises StorageError for a store or a
+    disk that fails.
     """
+    if not size:
+        return b""
     with told(folder):
         fs, root = fsspec.url_to_fs(folder)
         path = f"{str(root).rstrip('/')}/{name}"

@@ -195,6 +195,8 @@ def in_words(build: Build, own: Verdict) -> Iterator[str]:
             yield from _dropped(build, gate.stage, list(gate.shares))
             percent = math.ceil(100 * max(gate.shares.values()))
             yield f"  to allow this: publish: {{max_drop: {{{gate.stage}: {percent / 100:g}}}}}"
+        if gate.name == "max_unaccounted":
+            yield "  wenlan-data status lists the input of each source; publish: {max_unaccounted: SHARE} allows more"
     if own.failed and not any(gate.stage for gate in own.failed):
         yield from _dropped(build)
     for name in own.unjudged:

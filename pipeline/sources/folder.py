@@ -244,7 +244,7 @@ class FolderOfImages(TableSource):
 
     def _first_bytes(self, name: str) -> bytes:
         try:
-            return first_bytes(self.resolve(self.path), name, HEAD)
+            return first_bytes(self.resolve(self.path), name, min(HEAD, _list(self.resolve(self.path)).files[name][0]))
         except StorageError as e:
             raise SourceError(self._at(name), f"source {self.name}: {e.strerror}") from None
 
