@@ -218,7 +218,7 @@ def _show_input(build: Build) -> dict[str, Any]:
     show(table)
     for name, unit, units in rows:
         if units.named:
-            others = ", ".join(f"{count:,} {what}" for what, count in units.named.most_common(SHOWN_OTHERS))
+            others = ", ".join(f"{what} {count:,}" for what, count in units.named.most_common(SHOWN_OTHERS))
             say(f"{name}: other {unit}: {others}")
         if units.unaccounted:
             examples = f", for example {', '.join(units.examples)}" if units.examples else ""
