@@ -21,7 +21,8 @@ from typing import BinaryIO
 MAX_SEARCH = 1 << 28
 """Bytes that are searched for the next entry at most: a sparse file of a terabyte takes no room and holds nothing."""
 
-_BLOCK = 1 << 20
+_FIRST_BLOCK, _BLOCK = 1 << 13, 1 << 20
+"""Bytes that are read at a time: few at first, since of many small holes each ends soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,9 @@ class Beginning:
         Raises what the file raises, where it cannot be read from any position.
         """
         file.seek(start)
-        window, base = b"", start
-        while base - start < most and (block := file.read(_BLOCK)):
-            window += block
+        window, base, size = b"", start, _FIRST_BLOCK
+        while base - start < most and (block := file.read(size)):
+            window, size = window + block, min(2 * size, _BLOCK)
             at = window.find(self.mark)
             while at >= 0:
                 begin = at - self.before

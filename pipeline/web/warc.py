@@ -83,6 +83,10 @@ def _moved(capture: Capture, by: int) -> Capture:
     return replace(capture, place=(offset + by, length)) if capture.place != NO_PLACE else capture
 
 
+MOST_AGAIN = 4
+"""How often a damaged file may be read again as a whole."""
+
+
 class _Reading:
     """One file while it is read: by fastwarc as long as it is sound, by `_warc_members` where it is not.
 
@@ -93,7 +97,7 @@ class _Reading:
     def __init__(self, url: str, file: BinaryIO, max_body: int) -> None:
         self._url, self._file, self._max_body = url, file, max_body
         self._members = Members(file)
-        self._again = size_of(file)  # bytes that may be read a second time
+        self._again = MOST_AGAIN * size_of(file) + (8 << 20)  # bytes that may be read again after damages
         self.records = self.holes = 0
 
     @property
@@ -169,18 +173,19 @@ class _Reading:
         return members.behind if new and run is not None else None
 
     def _is_too_long(self, first: int, start: int) -> bool:
-        """True if the record at `first` says to be longer than it is: others that it swallowed begin behind it.
-
-        What is read a second time is no more than the file.
-        """
+        """True if the record at `first` says to be longer than it is: others that it swallowed begin behind it."""
         if first < 0 or self._members.is_behind_record or first == start or start - first > self._again:
             return False
         self._again -= start - first
         return True
 
     def _passed(self, start: int, why: str) -> Decision:
-        """Go on behind a damage at `start`; the Decision about it. Raises BrokenFile for what is not a WARC file."""
-        following = self._members.recover(start)
+        """Go on behind a damage at `start`; the Decision about it. Raises BrokenFile for what is not a WARC file.
+
+        A file in which each record says to be as long as what is left is not read to its end.
+        """
+        self._again -= max(min(BLOCK, self.size - start), self._members.tell() - self._members.record_at)
+        following = self._members.recover(start) if self._again >= 0 else -1
         self._is_behind = following >= 0
         if not self._is_behind and not self.records:
             raise BrokenFile(self._url, f"not a WARC file ({why})") from None

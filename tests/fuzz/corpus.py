@@ -147,6 +147,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
             *(WARC, gzip.compress(WARC), b"".join(gzip.compress(_record("response", http(PAGE))) for _ in range(3))),
             *(ARCHIVE, archived.packed({"a.warc.gz": ARCHIVE, "b.warc": gzip.decompress(ARCHIVE)})),
         ),
+        "tar": (sample, sample + sample, sample.rstrip(b"\0")),
         "spec": tuple(path.read_bytes() for path in SPECS),
         "manifest": (_manifest(),),
         "shards": (sample, _parquet()),
@@ -248,6 +249,8 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
     },
     "warc": {
         "brotli": lambda: _record("response", http(b"\x0b\x02\x80hello\x03", "Content-Encoding: br\r\n")),
+        "headers without an end": lambda: _record("response", b"")[:-25] * 20_000,
+        "lengths beyond the end": lambda: _record("response", http(PAGE), "9" * 9) * 2_000,
         "28 bytes": lambda: b"WARC/1.0\nWARC-Type:response",
         "length of 30 digits": lambda: _record("response", http(PAGE), "9" * 30),
         "length of 5000 digits": lambda: _record("response", http(PAGE), "9" * 5000),
@@ -257,6 +260,10 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "empty": lambda: b"",
         "empty gzip": lambda: gzip.compress(b""),
         "bomb": lambda: gzip.compress(_record("response", http(bytes(200_000_000)))),
+    },
+    "tar": {
+        "empty": lambda: b"",
+        "zeros": lambda: bytes(1 << 20),
     },
     "spec": {
         "date": lambda: SPECS[0].read_bytes() + b"\ndescription: 2024-13-45\n",

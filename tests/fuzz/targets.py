@@ -3,7 +3,7 @@
     page, charset, linked_data, url     pages as extract reads them
     row                                 rows of tables, and what every text filter says of their texts
     links, sitemap, robots, tdmrep      what a site says to the crawler
-    warc, spec, manifest, shards        files that a user names
+    warc, tar, spec, manifest, shards   files that a user names
     checkpoint, image                   what the trainer and both decoders open
 
 An expected refusal (SpecError, ContractError ...) is caught here; anything else is a find. Run in a process of its own
@@ -167,6 +167,26 @@ def warc(data: bytes) -> None:
         archive.table()
 
 
+def tar(data: bytes) -> None:
+    """As source webdataset reads it; what it met is accounted for, and no more bytes are lost than there are."""
+    from pipeline.account import Account
+    from pipeline.errors import SourceError
+    from pipeline.records import Candidate
+    from pipeline.sources.webdataset import WebDataset
+
+    path = _scratch("x.tar")
+    path.write_bytes(data)
+    source, account = WebDataset(name="w", source_kind="news", path=(str(path),)), Account()
+    with suppress(SourceError):
+        entries = list(source.read(0, account))
+        lost = sum(entry.lost.bytes for entry in entries if not isinstance(entry, Candidate) and entry.lost is not None)
+        assert lost <= len(data), lost
+        assert account.unaccounted == 0, account.as_json()
+        for entry in entries:
+            if isinstance(entry, Candidate):
+                source.read_image(entry.image_url)
+
+
 def spec(data: bytes) -> None:
     from data_specs.build import SpecError, load
 
@@ -257,7 +277,7 @@ def image(data: bytes) -> None:
 
 
 _PAGES = (page, charset, linked_data, url, row, links)
-_SITES = (sitemap, robots, tdmrep, warc)
+_SITES = (sitemap, robots, tdmrep, warc, tar)
 _FILES = (spec, manifest, shards, checkpoint, image)
 
 TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (*_PAGES, *_SITES, *_FILES)}
