@@ -51,7 +51,7 @@ class Named(enum.StrEnum):
 
 @dataclass
 class Units:
-    """What was met of one unit, and what became of it.
+    """Counts of one unit, and of what became of it.
 
     met: all of it. candidates, decisions: units of which one was made. named: others by what they are.
     examples: places of unaccounted units, never their content, which a takedown would have to find.
@@ -102,7 +102,7 @@ class Units:
 
 
 class Account:
-    """What one part of a source met, by unit; the units in the order in which they were first asked for."""
+    """Account of one part of a source, by unit, in the order in which the units were first asked for."""
 
     def __init__(self, units: Mapping[str, Units] | None = None) -> None:
         self._units = dict(units or {})

@@ -5,8 +5,8 @@ a tar header whose checksum is right, a row group by the file's own metadata, a 
 with one. What lies before it is one Hole. Its weight is what it swallowed, in bytes and, where metadata state them, in
 rows: one hole may be three quarters of a file, and `publish.max_unreadable` weighs it as that.
 
-Limits: damage that leaves entries formally intact (a flipped byte in a picture) is not found here, but by whoever reads
-the entry. An entry that lies within another one (a tar in a tar) may be taken for one of the file's own behind a hole.
+Limits: damage that leaves entries formally intact (a flipped byte in a picture) is found by the reader of the
+entry, not here. An entry within another one (a tar in a tar) may be taken for one of the file's own behind a hole.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """What an entry of a file format begins with.
+    """Mark by which the beginning of an entry is found in a file format.
 
     mark: bytes that stand `before` bytes behind its beginning. begins: tells of up to `ahead` bytes from the beginning
     on whether they are those of an entry.

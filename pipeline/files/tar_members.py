@@ -4,8 +4,8 @@ tarfile ends at the first header that it cannot read. Here reading goes on at th
 of ustar and a right checksum, which has the name, size and place of a member wherever it lies. Zeros may also stand
 where tars were joined into one file; more of them than a tar ends with were members once.
 
-Limits: the oldest tars (V7) have no magic, so behind damage nothing of them is found. Members of a tar within a tar are
-taken for members if damage follows it.
+Limits: the oldest tars (V7) lack the magic, so behind damage nothing of them is found. Members of a tar within a tar
+are taken for members if damage follows it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bytes of a file, with all that it packs: for whoever must know that something is nowhere in it.
+"""The bytes of a file, with all that it packs: to know that something is nowhere in it.
 
 A file is a piece, as it lies on the disk. Then come the pieces inside it: members of tars and zips, gzip members,
 records of WARC files with the HTTP encoding of their bodies undone, values of Parquet, Arrow, SQLite and DuckDB tables,
@@ -67,7 +67,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Inner:
-    """What a file packs: a file to be unpacked further, or values of a table (`packs` is False)."""
+    """A file within a file, to be unpacked further, or values of a table (`packs` is False)."""
 
     name: str
     file: IO[bytes]
@@ -124,7 +124,7 @@ Opener = Callable[[IO[bytes], Path | None], Iterator[_Inner]]
 
 
 def _opener(head: bytes) -> Opener | None:
-    """What unpacks a file with these first bytes; None for one that packs nothing."""
+    """Returns the opener of files with these first bytes; None for a file that packs nothing."""
     for magic, opener in _BY_MAGIC.items():
         if head.startswith(magic):
             return opener

@@ -11,7 +11,7 @@ in one row of cells and as many texts in the next, a column is one pair.
 
 A row that says nothing has its texts before its images, as most pages do.
 
-Limits: rows are looked for where images have no text in their own block and are no cards (`pipeline.pages.scopes`).
+Limits: rows are looked for where images lack a text in their own block and are not cards (`pipeline.pages.scopes`).
 """
 
 from __future__ import annotations
@@ -162,11 +162,11 @@ class _Sides:
         return [_Group(group, *around) for group, around in zip(groups, itertools.pairwise(gaps), strict=True)]
 
     def _texts(self, blocks: range) -> list[int]:
-        """The first texts of some blocks: a shape's and one more, since what is longer is no row."""
+        """The first texts of some blocks: a shape's and one more, since what is longer is not a row."""
         return list(itertools.islice(filter(self._kind, blocks), LONGEST_SHAPE + 1))
 
     def _kind(self, at: int) -> str:
-        """The kind of a block: "paragraph", "heading", "headline", or "" for one that is no running text."""
+        """The kind of a block: "paragraph", "heading", "headline", or "" for one that is not running text."""
         if (kind := self._known.get(at)) is None:
             kind, block = "", self._walk.blocks[at]
             other = at in self._with_image or block.furniture or block.is_caption

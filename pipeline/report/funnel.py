@@ -134,7 +134,7 @@ def kept_captures(build: Build) -> Counts:
 
 
 def accounts(build: Build) -> dict[str, Account]:
-    """What each source met in units of its own, by its name; empty before extract is finished, and once it expired."""
+    """Accounts by the name of the source; empty before extract is finished, and once it expired."""
     found = build.stage("extract").find_reduced() if "extract" in build.fingerprints else None
     return {name: Account.of_json(values) for name, values in (found or {}).items()}
 

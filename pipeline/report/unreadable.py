@@ -1,10 +1,10 @@
-"""What of a source could not be read, weighed: pages, candidates, bytes and files, for the gate `max_unreadable`.
+"""Unreadable input of a source, weighed: pages, candidates, bytes and files, for the gate `max_unreadable`.
 
 A parser that fails costs a page or a row. Damage costs as much as it swallows: of a tar with one bad header it may be
 three quarters, which is one Decision among hundreds. So `extract` counts the bytes that damaged parts and broken files
 have, and the rows where metadata state them, beside the size of the input.
 
-Limits: what lies in the web, in single records of remote files or in a folder of pictures has no bytes to be weighed.
+Limits: what lies in the web, in single records of remote files or in a folder of pictures is not weighed by bytes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Unreadable:
 
 
 def unreadable(source: str, candidates: Funnel, captures: Funnel, own: Damage, least: int) -> Iterator[Unreadable]:
-    """What is unreadable of a source: pages, candidates with the rows that metadata state, bytes and files.
+    """Unreadable shares of a source: of pages, candidates with the rows that metadata state, bytes and files.
 
     A share of fewer than `least` entries is left out; there are as many as those that were read and, by bytes, those
     that were not.

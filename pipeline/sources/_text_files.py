@@ -272,8 +272,7 @@ _BREAKS = re.compile("\r\n?|\n")
 
 
 def lines_told(cells: list[str] | Exception, lines: int) -> int:
-    """How many of a row's lines its cells tell of: one, and one for each line break in them. Others are swallowed by a
-    quote."""
+    """Lines of a row that its cells tell of: one, and one for each line break in them. A quote swallowed the others."""
     return 1 if isinstance(cells, Exception) else min(lines, 1 + sum(len(_BREAKS.findall(cell)) for cell in cells))
 
 

@@ -9,7 +9,7 @@ What was refused is a row of this pass's table. `pipeline.takedown.vanished` tak
 dataset, as those of pages that a crawl finds opted out.
 
 Limits: only an answer counts; what a host does not answer is asked for the next time that its shard is due. Robots
-rules that ask for long pauses are no opt-out.
+rules that ask for long pauses are not an opt-out.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ def _lost(decisions: Iterable[Decision]) -> dict[str, int]:
 _WEIGHTS = ("bytes", "rows", "files")
 
 BROKEN = "broken files"
-"""Unit of an account: what more is in them nobody knows."""
+"""Unit of an account: files whose further content is unknown."""
 
 
 def _userinfos(candidates: list[Candidate]) -> pa.Table:
@@ -328,7 +328,7 @@ def _pages(
 
 
 def _is_only_file(source: Source) -> bool:
-    """True if a source has no other file, which then is at fault as a whole."""
+    """True if a source has only this file, which then is at fault as a whole."""
     if isinstance(source, PageSource):
         return len(source.warcs()) <= 1
     return not isinstance(source, FileSource) or len(source.files()) == 1
@@ -408,7 +408,7 @@ def _extract(
 
 
 def _name_of(capture: Capture | Decision, entries: Entries | None) -> Named:
-    """Name of a record of which there are no entries: a page, or what `Archive.note` has noted."""
+    """Name of a record without entries: a page, or what `Archive.note` has noted."""
     if entries is not None:
         return Named.WITHOUT_PICTURE
     return Named.REVISIT if isinstance(capture, Capture) and capture.refers_to is not None else Named.PICTURE

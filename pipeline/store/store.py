@@ -130,7 +130,7 @@ class Store:
         self.folder.delete(self._record_of(out))
 
     def unreachable(self, out: str) -> str:
-        """What to do about a build that STORE knows, and that is not in its folder."""
+        """The advice on a build that STORE knows, and that is not in its folder."""
         words, at = shlex.quote(out), f"--store {shlex.quote(self.url)}"
         return (
             "the folder is gone, or its disk is not mounted; mount its disk or restore it, and run the same command "
@@ -222,6 +222,6 @@ class Store:
         if version > STORE_VERSION:
             raise StoreError(self.url, f"has version {version}, but this wenlan supports {STORE_VERSION}; upgrade")
         if 0 < version < STORE_VERSION:
-            what = f"has version {version}, made by an earlier wenlan, which did not note every build"
+            what = f"has version {version}, which did not note every build"
             raise StoreError(self.url, f"{what}; build into a new STORE")
         return version

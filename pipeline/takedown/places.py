@@ -79,7 +79,7 @@ def move(store: Store, old: str, new: str) -> dict[str, Any]:
 
 
 def _moves(old: str, new: str) -> Callable[[str], str]:
-    """Where a path or URL lies after `old` was moved to `new`: where it lay, if it is not below it."""
+    """Returns a function: the place of a path or URL after `old` was moved to `new`, the same if it is not below it."""
     target, above = Folder(new).url, tuple(dict.fromkeys((Folder(old).url, place_of(old))))
 
     def moved(place: str) -> str:
@@ -119,7 +119,7 @@ def _relocated(store: Store, rows: pa.Table, moved: Callable[[str], str]) -> pa.
 
 
 def _known_below(store: Store, place: str, exactly: bool = False) -> list[dict[str, Any]]:
-    """What STORE knows of the builds in a folder, or of the one build that it is. Raises StoreError for none."""
+    """Records of STORE about the builds in a folder, or about the one build that it is. Raises StoreError for none."""
     spelled = {Folder(place).url, place_of(place)}
     above = tuple(f"{one}/" for one in spelled)
     found = [

@@ -71,8 +71,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sought:
-    """What is looked for. needles: bytes, each with its description. url: canonical, "" for none. sha256, looks: of a
-    file, "" and None for none."""
+    """The thing that is looked for. needles: bytes, each with its description. url: canonical, "" for none. sha256,
+    looks: of a file, "" and None for none."""
 
     needles: dict[bytes, str]
     url: str = ""
@@ -86,7 +86,7 @@ class Sought:
 
 
 def sought(what: str) -> Sought:
-    """What a URL, a file or a string means. Raises SpecError for a string that is too short, and SourceError."""
+    """Interprets a URL, a file or a string. Raises SpecError for a string that is too short, and SourceError."""
     path = Path(what)
     if "://" not in what and path.is_file():
         try:
@@ -183,7 +183,7 @@ class Proof:
             self.faults += [f"{path}: {fault}" for fault in unpacked.faults]
 
     def _in(self, path: str, piece: Piece, pages: PageImages) -> Iterator[str]:
-        """What a piece holds of what is looked for; a picture waits until its looks are compared."""
+        """Yields what is found in a piece; a picture waits until its looks are compared."""
         digest, found, tail, kept = hashlib.sha256(), set[str](), b"", list[bytes]()
         whole, size, is_small = bool(self.sought.sha256), 0, True
         for block in piece.blocks:

@@ -63,7 +63,7 @@ def lost_in(build: Build) -> Lost:
 
 
 def _refusals(build: Build) -> Iterator[dict[str, Any]]:
-    """What was refused of known addresses, and decisions about opt-outs and HTTP errors that name a URL."""
+    """Refusals of known addresses, and decisions about opt-outs and HTTP errors that name a URL."""
     for rows in build.tables("fetch.recheck", "parquet"):
         yield from ({**row, "fetch_id": ""} for row in rows.to_pylist())
     reasons = pa.array([DropReason.OPT_OUT.value, DropReason.HTTP_STATUS.value])

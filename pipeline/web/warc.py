@@ -53,7 +53,7 @@ def read_captures(
     A record on which a parser fails is a Decision with its URL; a part of the file without a record that can be read,
     its cut end among them, is one without a URL and with its weight. The size of the file is added to `info["bytes"]`.
     account: gets the records that were read and the damaged parts; records that are not captures by their name.
-    Raises BrokenFile for one that is no WARC at all or (with `must_hold`) without a single record, SourceError for one
+    Raises BrokenFile for one that is not a WARC file or (with `must_hold`) without a single record, SourceError for one
     that is missing.
     """
     captures = 0

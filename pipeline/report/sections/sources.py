@@ -63,7 +63,7 @@ def pages(build: Build, captures: Funnel) -> dict[str, int]:
 
 
 def raw_input(source: str, account: Account) -> list[Values]:
-    """What a source met: one row per unit, its names largest first."""
+    """The account of a source: one row per unit, its names largest first."""
     rows = []
     for unit, units in account:
         named = [{"name": name, "count": count} for name, count in units.named.most_common()]

@@ -18,7 +18,7 @@ from tests.fetched import begun
     ("version", "said"),
     [
         (99, "has version 99, but this wenlan supports 3; upgrade"),
-        (2, "has version 2, made by an earlier wenlan, which did not note every build; build into a new STORE"),
+        (2, "has version 2, which did not note every build; build into a new STORE"),
     ],
 )
 def test_a_store_of_another_version_is_refused(tmp_path, version, said):
