@@ -16,7 +16,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO
 
 MAX_SEARCH = 1 << 28
 """Bytes that are searched for the next entry at most: a sparse file of a terabyte takes no room and holds nothing."""
@@ -52,7 +52,7 @@ class Beginning:
     ahead: int
     begins: Callable[[memoryview], bool]
 
-    def after(self, file: BinaryIO, start: int, most: int = MAX_SEARCH) -> int:
+    def after(self, file: IO[bytes], start: int, most: int = MAX_SEARCH) -> int:
         """The position of the first entry of a file from `start` on; -1 for none within `most` bytes, or a block more.
 
         Raises what the file raises, where it cannot be read from any position.
@@ -81,7 +81,7 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, unpacking) or (type(error) is OSError and error.errno is None)
 
 
-def size_of(file: BinaryIO, otherwise: int = 0) -> int:
+def size_of(file: IO[bytes], otherwise: int = 0) -> int:
     """Bytes of an open file, which then stands where it stood; `otherwise` for a stream that cannot go back."""
     try:
         here = file.tell()

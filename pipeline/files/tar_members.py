@@ -13,7 +13,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO
 
 from pipeline.files.damage import Beginning, Hole, size_of
 from pipeline.files.inputs import no_damage, reason
@@ -27,8 +27,9 @@ MAX_PADDING = 64 << 10
 class Member:
     """A member of an open tar; `info.offset_data` is its place in the file."""
 
-    file: BinaryIO
+    file: IO[bytes]
     info: tarfile.TarInfo
+    tar: tarfile.TarFile
 
     @property
     def name(self) -> str:
@@ -40,8 +41,12 @@ class Member:
         self.file.seek(self.info.offset_data)
         return self.file.read(self.info.size)
 
+    def opened(self) -> IO[bytes]:
+        """The content of a regular file, of a sparse one with its zeros."""
+        return self.tar.fileobject(self.tar, self.info)
 
-def members_of(file: BinaryIO) -> Iterator[Member | Hole]:
+
+def members_of(file: IO[bytes]) -> Iterator[Member | Hole]:
     """The members of a tar in their order, with a Hole for what cannot be read; none for a file without any member.
 
     file: open for reading at any position, which the caller may change. Raises what the file itself raises.
@@ -71,7 +76,7 @@ def members_of(file: BinaryIO) -> Iterator[Member | Hole]:
         start = stop
 
 
-def _header_within(file: BinaryIO, member: Member, end: int) -> int:
+def _header_within(file: IO[bytes], member: Member, end: int) -> int:
     """The position of a header within the data of a member, -1 for none: a member that lost bytes seems to end within
     the next one."""
     start = member.info.offset + 1
@@ -83,7 +88,7 @@ class _Reading:
     """Members from `start` on, up to the first damage. end: of the last sound one; held: that one, until the next
     header shows that it ends where it says."""
 
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
         self._file, self._size = file, size
         self.end = start
         self.held: Member | None = None
@@ -100,7 +105,7 @@ class _Reading:
                 self.end = info.offset
                 if tar.offset > padded(self._size) or info.offset_data + _stored(info) > self._size:
                     raise tarfile.ReadError(f"the tar ends within {info.name[:100]}")
-                self.held, self.end = Member(self._file, info), tar.offset
+                self.held, self.end = Member(self._file, info, tar), tar.offset
         yield from self.last()
         if self._size - self.end > MAX_PADDING:
             yield _zeros(self.end, self._size)

@@ -31,6 +31,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.files.damage import Hole
+from pipeline.files.tar_members import members_of
+
 BLOCK = 1 << 20
 IN_MEMORY = 64 << 20
 DEPTH = 6
@@ -151,11 +154,15 @@ def _copied(source: IO[bytes]) -> IO[bytes]:
 
 
 def _tar(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            content = tar.extractfile(member) if member.isfile() else None
-            if content is not None:
-                yield _Inner(member.name, _copied(content))
+    """Members, those behind a damaged part too. Raises ValueError about that in the end."""
+    holes = list[Hole]()
+    for member in members_of(file):
+        if isinstance(member, Hole):
+            holes.append(member)
+        elif member.info.isreg():
+            yield _Inner(member.name, _copied(member.opened()))
+    if holes:
+        raise ValueError(f"{holes[0]}{f', and {len(holes) - 1:,} other parts' if holes[1:] else ''}")
 
 
 def _zip(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:

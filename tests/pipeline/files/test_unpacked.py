@@ -95,6 +95,7 @@ def duck(content: bytes, tmp: Path) -> bytes:
 PACKED = {
     "plain": lambda content, tmp: b"before" + content,
     "tar": lambda content, tmp: tar(content),
+    "joined tars": lambda content, tmp: tar(b"other") + tar(content),
     "gzip": lambda content, tmp: gzip.compress(content),
     "gzip of several members": lambda content, tmp: gzip.compress(b"a") + gzip.compress(content),
     "tar in gzip": lambda content, tmp: gzip.compress(tar(content)),
@@ -152,6 +153,14 @@ def test_what_cannot_be_unpacked_is_named(kind: str, tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) * 2 // 3])
     _, [fault] = held(path)
     assert " cannot be unpacked (" in fault
+
+
+def test_members_behind_a_damaged_header_are_pieces_and_the_damage_is_named(tmp_path: Path) -> None:
+    first, second = tar(b"one")[:1024], tar(SECRET)
+    (tmp_path / "file").write_bytes(first + b"?" * 512 + first + second)
+    pieces, [fault] = held(tmp_path / "file")
+    assert pieces["!a/b.txt"] == SECRET, "the last one of this name"
+    assert "512 bytes from byte 1,024 on cannot be read" in fault
 
 
 @given(st.binary(max_size=3000), st.lists(st.sampled_from(["tar", "gzip", "zip", "warc", "tar in gzip"]), max_size=3))
