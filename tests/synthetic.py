@@ -41,6 +41,7 @@ from pipeline.records import (
     sha256_hex,
 )
 from pipeline.stages import STAGES
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.partitions import ROWS_DIGEST, rows_digest
@@ -198,6 +199,7 @@ def make(
             _write(build, stage, partition, here)
         entered = remaining
     _lead(build, entered)
+    build_json.note(build)
     return build, everything
 
 
