@@ -55,9 +55,9 @@ from pipeline.records import (
 )
 from pipeline.stages import _recheck, _sorted
 from pipeline.stages._held_images import ELSEWHERE, held_images, limits_digest, limits_of, userinfos_of
-from pipeline.stages._measured import known_features, measured, without
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
+from pipeline.store.measured import features_of, without
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.takedowns import Takedowns
 from pipeline.web import gateway, images
@@ -140,9 +140,8 @@ def _without_alike(
     if not takedowns.looks:
         return outcomes
     places = {o.sha256: o.place for o in outcomes.values() if not o.reason and o.place[0] != ELSEWHERE}
-    known = known_features(build.store, places)
-    missing = sorted(places.keys() - set(known["sha256"].to_pylist()), key=places.__getitem__)
-    made, _ = measured(((sha256, spool.read(places[sha256])) for sha256 in missing), build.spec.fetch.max_pixels)
+    ordered, limit = sorted(places, key=places.__getitem__), build.spec.fetch.max_pixels
+    known, made = features_of(build.store, ordered, lambda sha256: spool.read(places[sha256]), limit)
     alike = set(takedowns.alike(pa.concat_tables([known, made]), feature_id()))
     build.store.features(feature_id()).put(without(made, alike))
     refused = failure(DropReason.FORGOTTEN, "this image was taken down")

@@ -26,9 +26,9 @@ from pipeline import pulse
 from pipeline.errors import StageError
 from pipeline.features import feature_id
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
-from pipeline.stages._measured import Fault, known_features, measured, without
 from pipeline.store.build import Build
 from pipeline.store.images import partition_images
+from pipeline.store.measured import Fault, known_features, measured, without
 from pipeline.store.stage import Pass, PassFile, Stage
 
 

@@ -26,10 +26,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-import fsspec
 import pyarrow as pa
 
 from data_specs.build import Dedup, SpecError
@@ -38,12 +36,13 @@ from pipeline.errors import SourceError
 from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
 from pipeline.files.folder import Folder, place_of
+from pipeline.files.inputs import files_below
 from pipeline.files.unpacked import IN_MEMORY, Piece, Unpacked
 from pipeline.pictures.decode import MAX_PIXELS, PictureError
 from pipeline.pictures.formats import HEAD, format_of
-from pipeline.records import FEATURE_SCHEMA
+from pipeline.store.measured import features_of
 from pipeline.store.store import Store
-from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns
+from pipeline.store.takedowns import Look, Takedowns
 from pipeline.takedown.shown import PageImages
 from pipeline.urls import canonical_url
 
@@ -157,7 +156,12 @@ class Proof:
         forgotten, seen = f"{place_of(self.store.url)}/forgotten/", set[str]()
         with PageImages() as pages:
             for folder in map(Folder, roots):
-                for name in _files(folder):
+                try:
+                    names = sorted(files_below(folder.url))
+                except SourceError as e:
+                    self.faults.append(str(e))
+                    continue
+                for name in names:
                     place = place_of(folder.at(name))
                     if place not in seen:
                         seen.add(place)
@@ -166,6 +170,8 @@ class Proof:
 
     def _look_into(self, folder: Folder, name: str, pages: PageImages, is_tombstone: bool) -> None:
         path = folder.at(name)
+        if folder.is_local and not Path(path).is_file():  # a FIFO or a socket holds nothing
+            return
         try:
             with folder.local(name) as local:
                 unpacked = Unpacked(local)
@@ -223,14 +229,9 @@ class Proof:
         waiting, self._waiting = self._waiting, []
         if self.sought.looks is None or not waiting:
             return
-        by_bytes: dict[str, bytes] = {sha256: data for _, sha256, data in waiting}
-        known = self.store.features(feature_id()).get(by_bytes)
-        rows: list[dict[str, Any]] = [] if known is None else known.select(FEATURE_SCHEMA.names).to_pylist()
-        for sha256 in by_bytes.keys() - {row["sha256"] for row in rows}:
-            with contextlib.suppress(PictureError):
-                rows.append({**measure_image(by_bytes[sha256], MAX_PIXELS), "sha256": sha256})
-        table = pa.Table.from_pylist(rows, FEATURE_SCHEMA).select(LOOKED_AT)
-        alike = set(self.sought.looks.alike(table, feature_id()))
+        images: dict[str, bytes] = {sha256: data for _, sha256, data in waiting}
+        rows = pa.concat_tables(features_of(self.store, images, images.__getitem__, MAX_PIXELS))
+        alike = set(self.sought.looks.alike(rows, feature_id()))
         for where, sha256, _ in waiting:
             if sha256 in alike:
                 self._note(Finding(where.path, where.member, "a picture that looks like it"), False)
@@ -242,16 +243,3 @@ class Proof:
         if time.monotonic() - self._told >= self.every_s:
             self._told = time.monotonic()
             self.tell(self)
-
-
-def _files(folder: Folder) -> Iterator[str]:
-    """Names of all files below a folder, sorted, hidden ones too."""
-    if not folder.is_local:
-        fs, path = fsspec.url_to_fs(folder.url)
-        for found in sorted(fs.find(path)):
-            yield found[len(path) :].lstrip("/")
-        return
-    root = Path(folder.url)
-    for path in sorted(root.rglob("*")):
-        if path.is_file():  # a FIFO or a socket holds nothing
-            yield str(path.relative_to(root))

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,8 +27,9 @@ from pipeline.errors import SourceError
 from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
 from pipeline.pictures.decode import MAX_PIXELS, PictureError
-from pipeline.records import FEATURE_SCHEMA, PROVENANCE, sha256_hex
+from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.store.build import Build
+from pipeline.store.measured import known_features, measured
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.store import Store
 from pipeline.store.subjects import exactly
@@ -172,32 +174,21 @@ def _features_of_fetched(store: Store, build: Build) -> Iterator[pa.Table]:
     for stage in build.history("fetch"):
         for record in stage.records():
             rows = stage.table(record, columns=["sha256", "offset", "size"], filters=pc.field("ok"))
-            for measured in build.history("measure"):
-                if record.partition in measured.partitions():
-                    known = measured.column(measured.record(record.partition), "parquet", "sha256")
+            for done in build.history("measure"):
+                if record.partition in done.partitions():
+                    known = done.column(done.record(record.partition), "parquet", "sha256")
                     rows = rows.filter(pc.invert(pc.is_in(rows["sha256"], known)))
             yield from _features_in_tar(store, stage, record, rows)
 
 
 def _features_in_tar(store: Store, stage: StageDir, record: Record, rows: pa.Table) -> Iterator[pa.Table]:
     """Features of pictures in a partition's tar, from STORE or measured. rows: sha256, offset and size of each."""
-    missing = set(rows["sha256"].to_pylist())
-    known = store.features(feature_id()).get(missing)
-    if known is not None:
-        missing -= set(known["sha256"].to_pylist())
-        yield known
-    if missing:
+    places = {row["sha256"]: (row["offset"], row["size"]) for row in rows.to_pylist()}
+    yield (known := known_features(store, places))
+    if missing := places.keys() - set(known["sha256"].to_pylist()):
         with stage.file(record, "tar") as path, path.open("rb") as tar:
-            measured = [_measured(tar, row) for row in rows.to_pylist() if row["sha256"] in missing]
-        yield pa.Table.from_pylist([row for row in measured if row is not None], FEATURE_SCHEMA)
-
-
-def _measured(tar: BinaryIO, row: dict[str, Any]) -> dict[str, Any] | None:
-    """Features of a stored picture; None if it cannot be read."""
-    tar.seek(row["offset"])
-    with contextlib.suppress(PictureError):
-        return {**measure_image(tar.read(row["size"]), MAX_PIXELS), "sha256": row["sha256"]}
-    return None
+            images = ((own, os.pread(tar.fileno(), size, at)) for own, (at, size) in places.items() if own in missing)
+            yield measured(images, MAX_PIXELS)[0]
 
 
 def fetched_images(builds: Sequence[Build]) -> Iterator[pa.Table]:

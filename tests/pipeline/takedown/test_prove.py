@@ -144,6 +144,9 @@ def test_every_kind_of_trace_is_found(
     assert any(line.endswith("/1.html: a page that shows the picture") for line in found), "as /1.jpg"
     code, found, answer = proved(build.store.url, "--prove", "nowhere to be found", capsys=capsys)
     assert (code, found) == (0, [])
+    typo = str(tmp_path / "typo")
+    code, _, answer = proved(build.store.url, typo, "--prove", "nowhere to be found", capsys=capsys)
+    assert (code, answer["faults"]) == (1, [f"{typo}: no such folder"])
     shutil.rmtree(folder)
     code, found, answer = proved(build.store.url, "--prove", "nowhere to be found", capsys=capsys)
     assert (code, found) == (1, [])

@@ -1,8 +1,8 @@
-"""Features of the bytes of images, for `measure`, and for `fetch` where STORE knows looks that were taken down."""
+"""Features of images by their sha256: those that STORE has, and those of bytes that are measured here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,6 +42,19 @@ def measured(images: Iterable[tuple[str, Bytes]], max_pixels: int) -> tuple[pa.T
     table = rows.table()
     faults |= {sha256: (DropReason.UNREADABLE, fault) for sha256, fault in rows.faults.items()}
     return table, faults
+
+
+def features_of(
+    store: Store, images: Iterable[str], read: Callable[[str], Bytes], max_pixels: int
+) -> tuple[pa.Table, pa.Table]:
+    """Rows of FEATURE_SCHEMA of images by sha256: (those that STORE has, those made now of what `read` returns).
+
+    Images without features, such as damaged ones, are in neither.
+    """
+    wanted = list(dict.fromkeys(images))
+    known = known_features(store, wanted)
+    missing = set(wanted).difference(known["sha256"].to_pylist())
+    return known, measured(((sha256, read(sha256)) for sha256 in wanted if sha256 in missing), max_pixels)[0]
 
 
 def without(rows: pa.Table, images: Iterable[str]) -> pa.Table:
