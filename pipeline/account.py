@@ -25,6 +25,9 @@ ACCOUNT = "account"
 EXAMPLES = 3
 """Places of unaccounted units that an account keeps."""
 
+MOST_NAMED = 4
+"""Names of other units that people are shown."""
+
 
 class Named(enum.StrEnum):
     """Units that are neither candidates nor decisions, by what they are. A source may use other names too."""
@@ -72,6 +75,17 @@ class Units:
     def share(self) -> float:
         """Unaccounted share of all units, 0 to 1."""
         return self.unaccounted / self.met if self.met else 0.0
+
+    def others(self) -> str:
+        """The most frequent names with their counts, for people; "" for none."""
+        return ", ".join(f"{count:,} {what}" for what, count in self.named.most_common(MOST_NAMED))
+
+    def missed(self, unit: str) -> str:
+        """`5 of 4,000 lines are neither candidates nor decisions, for example ...`; "" if all are accounted for."""
+        if not self.unaccounted:
+            return ""
+        examples = f", for example {', '.join(self.examples)}" if self.examples else ""
+        return f"{self.unaccounted:,} of {self.met:,} {unit} are neither candidates nor decisions{examples}"
 
     def take(self, entries: Sequence[Candidate | Decision], count: int = 1, where: str = "") -> None:
         """Account for units by what was made of them; without any entry they stay unaccounted.
@@ -127,25 +141,15 @@ class Account:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, for a record."""
         return {
-            unit: {
-                "met": units.met,
-                "candidates": units.candidates,
-                "decisions": units.decisions,
-                "named": dict(units.named),
-                "unaccounted": units.unaccounted,
-                "examples": units.examples,
-            }
+            unit: {**vars(units), "named": dict(units.named.most_common()), "unaccounted": units.unaccounted}
             for unit, units in self
         }
 
     @staticmethod
     def of_json(values: Mapping[str, Mapping[str, Any]]) -> Account:
         """The account that `as_json` wrote."""
-        return Account(
-            {
-                unit: Units(
-                    own["met"], own["candidates"], own["decisions"], Counter(own["named"]), list(own["examples"])
-                )
-                for unit, own in values.items()
-            }
-        )
+        units = Account()
+        for unit, own in values.items():
+            counts = {name: own[name] for name in ("met", "candidates", "decisions")}
+            units[unit].add(Units(**counts, named=Counter(own["named"]), examples=own["examples"]))
+        return units

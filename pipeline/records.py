@@ -200,6 +200,11 @@ class Candidate:
         return sha256_hex(self.source, self.origin, self.image_url)
 
 
+LOSSES = ("lost_parts", "lost_bytes", "lost_rows", "lost_files")
+"""Counts of a record of `extract`: damaged parts of files, their bytes and those of files that were lost, the rows that
+metadata state of them, and files of which nothing, or nothing more, can be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lost:
     """Weight of one Decision about damage. rows: as metadata state them, 0 if unknown. files: 1 for a whole file."""

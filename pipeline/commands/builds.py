@@ -34,9 +34,6 @@ FATES = ("seen", "kept", "dropped", "known")
 BESIDE_EXAMPLES = 34
 """Characters of a line that the rules of the table of reasons, its stages and its counts take."""
 
-SHOWN_OTHERS = 4
-"""Kinds of input that is neither a candidate nor a decision which are named."""
-
 SHOWN_CHARACTERS = 80
 """Length at which `explain` cuts a value."""
 
@@ -218,11 +215,9 @@ def _show_input(build: Build) -> dict[str, Any]:
     show(table)
     for name, unit, units in rows:
         if units.named:
-            others = ", ".join(f"{what} {count:,}" for what, count in units.named.most_common(SHOWN_OTHERS))
-            say(f"{name}: other {unit}: {others}")
-        if units.unaccounted:
-            examples = f", for example {', '.join(units.examples)}" if units.examples else ""
-            say(f"{name}: {units.unaccounted:,} {unit} are neither candidates nor decisions{examples}")
+            say(f"{name}: other {unit}: {units.others()}")
+        if missed := units.missed(unit):
+            say(f"{name}: {missed}")
     return {name: account.as_json() for name, account in found.items()}
 
 

@@ -267,20 +267,18 @@ def _unreadable(
 def _unaccounted(spec: BuildSpec, accounts: Mapping[str, Account]) -> Iterator[Gate]:
     """One gate if anything is unaccounted for, about the source and unit that stand worst."""
     limit = spec.publish.max_unaccounted
-    judged: list[tuple[float, str]] = []  # (share, sentence)
-    worst = 0.0, ""
+    judged: list[tuple[float, str, str]] = []  # (share, source, sentence)
     for source, account in accounts.items():
         for unit, units in account:
             if units.unaccounted and units.met >= spec.publish.judged_from:
+                said = f"{units.unaccounted:,} of {units.met:,} {unit} of {source} are unaccounted for"
                 examples = f"; for example {', '.join(units.examples)}" if units.examples else ""
-                said = (
-                    f"{units.unaccounted:,} of {units.met:,} {unit} of {source} are unaccounted for ({units.share:.2%})"
-                )
-                judged.append((units.share, f"{said}, the spec allows {limit:.2%}{examples}"))
-                worst = max(worst, (units.share, f"{source} {units.share:.2%}"))
+                says = f"{said} ({units.share:.2%}), the spec allows {limit:.2%}{examples}"
+                judged.append((units.share, source, says))
     if judged:
-        faults = tuple(said for share, said in judged if share > limit)
-        yield Gate("max_unaccounted", worst[1], f"≤ {limit:.2%}", max(judged)[1], faults)
+        share, worst, says = max(judged)
+        faults = tuple(said for share, _, said in judged if share > limit)
+        yield Gate("max_unaccounted", f"{worst} {share:.2%}", f"≤ {limit:.2%}", says, faults)
 
 
 def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:

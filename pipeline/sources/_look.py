@@ -144,30 +144,15 @@ class Sample:
         facts = [("looked at", f"{self.rows:,} rows; {self.dropped:,} would be dropped")]
         facts += [(name, f"{n:,}, e.g. {self._evidence[name][:160]}") for name, n in self._reasons.most_common(3)]
         for unit, units in account:
-            named = [f"{count:,} {what}" for what, count in units.named.most_common(MOST_NAMED)]
-            facts += [(unit, f"{units.met:,} looked at: {', '.join(named)}")] if named else []
-        nothing = self.rows and not self.candidates
+            facts += [(unit, f"{units.met:,} looked at: {units.others()}")] if units.named else []
+        nothing, missed = self.rows and not self.candidates, (units.missed(unit) for unit, units in account)
         return {
             "facts": tuple(facts),
-            "warnings": (*(("a build would drop all sampled rows",) if nothing else ()), *missed(account)),
+            "warnings": (*(("a build would drop all sampled rows",) if nothing else ()), *filter(None, missed)),
             "image_urls": tuple(self._urls.values()),
             "busiest_host": max(self._hosts.values(), default=0) / max(1, self.candidates),
             "busiest": max(self._hosts, key=self._hosts.__getitem__, default=""),
         }
-
-
-MOST_NAMED = 4
-"""Kinds of units that are neither candidates nor decisions which a look names."""
-
-
-def missed(account: Account) -> list[str]:
-    """A line for each unit of which something is unaccounted for, with examples."""
-    return [
-        f"{units.unaccounted:,} of {units.met:,} {unit} are neither candidates nor decisions"
-        + (f", for example {', '.join(units.examples)}" if units.examples else "")
-        for unit, units in account
-        if units.unaccounted
-    ]
 
 
 @dataclass(frozen=True, slots=True)

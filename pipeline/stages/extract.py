@@ -38,6 +38,7 @@ from pipeline.records import (
     ARCHIVED,
     ARCHIVED_SCHEMA,
     FIRST_SNAPSHOT,
+    LOSSES,
     PROVENANCE,
     PROVENANCE_SCHEMA,
     SOURCE_BOX_SCHEMA,
@@ -221,10 +222,6 @@ def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
 
 
-LOSSES = ("lost_parts", "lost_bytes", "lost_rows", "lost_files")
-"""Counts of a record: damaged parts of files, their bytes and those of files that were lost, the rows that metadata
-state of them, and files of which nothing, or nothing more, can be read."""
-
 INPUT = ("input_files", "input_bytes")
 """Counts of a record: the files that begin with its partition, and their bytes, by which LOSSES are weighed."""
 
@@ -232,11 +229,10 @@ INPUT = ("input_files", "input_bytes")
 def _lost(decisions: Iterable[Decision]) -> dict[str, int]:
     """LOSSES of a partition; empty for sound input."""
     lost = [own.lost for own in decisions if own.lost is not None]
-    counts = (sum(not own.files for own in lost), *(sum(getattr(own, n) for own in lost) for n in _WEIGHTS))
+    weights = (sum(getattr(own, name) for own in lost) for name in ("bytes", "rows", "files"))
+    counts = (sum(not own.files for own in lost), *weights)
     return {name: count for name, count in zip(LOSSES, counts, strict=True) if count}
 
-
-_WEIGHTS = ("bytes", "rows", "files")
 
 BROKEN = "broken files"
 """Unit of an account: files whose further content is unknown."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pipeline.account import Account
+from pipeline.records import LOSSES
 from pipeline.report.funnel import Funnel, accounts, examples
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
 from pipeline.store.stage import in_funnel
-
-LOSSES = ("lost_parts", "lost_bytes", "lost_rows", "lost_files")
-"""Counts of extract: what damage cost a source's files (`pipeline.stages.extract`)."""
 
 SHOWN_FILES = 50
 
@@ -64,13 +62,8 @@ def pages(build: Build, captures: Funnel) -> dict[str, int]:
 
 def raw_input(source: str, account: Account) -> list[Values]:
     """The account of a source: one row per unit, its names largest first."""
-    rows = []
-    for unit, units in account:
-        named = [{"name": name, "count": count} for name, count in units.named.most_common()]
-        counts = {"met": units.met, "candidates": units.candidates, "decisions": units.decisions}
-        left = {"unaccounted": units.unaccounted, "examples": units.examples}
-        rows.append({"source": source, "unit": unit, **counts, "named": named, **left})
-    return rows
+    rows = ({"source": source, "unit": unit, **own} for unit, own in account.as_json().items())
+    return [{**row, "named": [{"name": name, "count": n} for name, n in row["named"].items()]} for row in rows]
 
 
 def lost(build: Build) -> Values:
