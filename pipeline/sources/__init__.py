@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import unquote, urlsplit
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BeforeValidator, Field
 
 from data_specs.build import BuildSpec, SourceRef, within
-from data_specs.shard import SourceKind
+from data_specs.shard import SourceKind, Text
 from pipeline.account import Account, Units
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
@@ -250,6 +250,11 @@ class Decoding:
         """To be called after the last row. Raises UnicodeError for a file of which no row was sound."""
         if self._undecoded and not self._decoded:
             raise UnicodeError(f"none of the first {self._undecoded} non-ASCII rows can be decoded")
+
+
+def distinct(texts: Sequence[Text]) -> tuple[Text, ...]:
+    """The texts that are not empty; of equal ones the first stays, in the place of the last."""
+    return tuple({text.text: text for text in reversed(texts) if text.text}.values())[::-1]
 
 
 def local_path(path: str) -> str:

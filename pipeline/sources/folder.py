@@ -39,7 +39,7 @@ from pipeline.errors import SourceError
 from pipeline.files.inputs import MAX_LINE, Listing, content, faults, files_below, first_bytes, reason, writable
 from pipeline.pictures.formats import HEAD, SUFFIXES, TEXT_SUFFIXES, is_picture, readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop
-from pipeline.sources import TableSource, local_path
+from pipeline.sources import TableSource, distinct, local_path
 from pipeline.sources._captions import CaptionColumns, CaptionsFile, Names, texts_of
 from pipeline.sources._look import Budget, Count, Exactness, Look, Sample
 from pipeline.sources._provenance import Fields
@@ -199,13 +199,10 @@ class FolderOfImages(TableSource):
             texts = texts + beside
         except ValueError as e:
             fault = str(e)
-        distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
-            ::-1
-        ]  # of equal texts the first stays
-        candidate = self._candidate(image, distinct, row)
+        candidate = self._candidate(image, distinct(texts), row)
         url, page_url, provenance = self.fields.read(value, candidate.image_url)
         candidate = replace(candidate, image_url=url, page_url=page_url, provenance=provenance)
-        if distinct:
+        if candidate.texts:
             yield candidate
         else:
             yield drop(candidate, "extract", DropReason.BAD_ROW if fault else DropReason.NO_TEXT, fault or image)

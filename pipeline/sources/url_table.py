@@ -39,7 +39,7 @@ from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
-from pipeline.sources import Decoding, FileSource, local_path
+from pipeline.sources import Decoding, FileSource, distinct, local_path
 from pipeline.sources._look import Budget, Reading, lines_of
 from pipeline.sources._text_files import (
     AUTO,
@@ -388,12 +388,10 @@ class UrlTable(FileSource):
             boxes = _boxes(bbox)
         except ValueError as e:
             return self._broken(url, row, number, DropReason.BAD_ROW, f"{row}: {e}", texts)
-        distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
-            ::-1
-        ]  # of equal texts the first stays
-        origin = own or page or "row:" + sha256_hex("", *(part for t in distinct for part in (t.kind, t.text)))[:32]
-        candidate = Candidate(self.name, self.source_kind, origin, page, url, distinct, number, boxes)
-        return candidate if distinct else drop(candidate, "extract", DropReason.NO_TEXT, row)
+        kept = distinct(texts)
+        origin = own or page or "row:" + sha256_hex("", *(part for t in kept for part in (t.kind, t.text)))[:32]
+        candidate = Candidate(self.name, self.source_kind, origin, page, url, kept, number, boxes)
+        return candidate if kept else drop(candidate, "extract", DropReason.NO_TEXT, row)
 
     def _broken(
         self, url: str, row: str, number: int, reason: DropReason, evidence: str, texts: Sequence[Text] = ()

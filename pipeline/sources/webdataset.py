@@ -48,7 +48,7 @@ from pipeline.files.inputs import faults, reason, version, writable
 from pipeline.files.tar_members import Member, members_of
 from pipeline.pictures.formats import HEAD, SUFFIXES, TEXT_SUFFIXES, is_picture
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
-from pipeline.sources import FileSource
+from pipeline.sources import FileSource, distinct
 from pipeline.sources._captions import texts_of
 from pipeline.sources._look import Budget, Reading
 from pipeline.sources._provenance import Fields
@@ -238,12 +238,10 @@ class WebDataset(FileSource):
                 ]
         except (ValueError, RecursionError) as e:
             fault = f"{where}: {e}"
-        distinct = {t.text: t for t in reversed(texts) if t.text}  # of equal texts the first stays
-        kept = tuple(distinct.values())[::-1]
-        own = replace(own, texts=kept, image_url=url, page_url=page_url, provenance=provenance)
+        own = replace(own, texts=distinct(texts), image_url=url, page_url=page_url, provenance=provenance)
         if fault:
             return drop(own, "extract", DropReason.BAD_ROW, fault)
-        return own if distinct else drop(own, "extract", DropReason.NO_TEXT, where)
+        return own if own.texts else drop(own, "extract", DropReason.NO_TEXT, where)
 
 
 @dataclass(frozen=True, slots=True)
