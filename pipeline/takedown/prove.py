@@ -2,7 +2,7 @@
 
 A takedown rewrites what it knows of; this knows nothing of stages, tables or records. It walks all files below the
 folders of the builds that STORE knows, of STORE with its releases, and of what is named, unpacks them
-(`pipeline.files.unpacked`), and looks for
+(`pipeline.takedown.unpacked`), and looks for
 
     bytes    a string, in the encodings in which it may have been written (`spellings`); of a URL also what a page
              names relative to itself; of a file its sha256, in hex and as bytes
@@ -37,13 +37,13 @@ from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
 from pipeline.files.folder import Folder, place_of
 from pipeline.files.inputs import files_below
-from pipeline.files.unpacked import IN_MEMORY, Piece, Unpacked
 from pipeline.pictures.decode import MAX_PIXELS, PictureError
 from pipeline.pictures.formats import HEAD, format_of
 from pipeline.store.measured import features_of
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Look, Takedowns
 from pipeline.takedown.shown import PageImages
+from pipeline.takedown.unpacked import IN_MEMORY, Piece, Unpacked
 from pipeline.urls import canonical_url
 
 SHORTEST = 4

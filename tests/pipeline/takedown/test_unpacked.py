@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.files import unpacked
-from pipeline.files.unpacked import Unpacked
+from pipeline.takedown import unpacked
+from pipeline.takedown.unpacked import Unpacked
 from tests.drawn import blobs, encoded
 
 SECRET = "秘密的图片说明".encode()

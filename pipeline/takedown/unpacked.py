@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from pipeline.files.damage import Hole
 from pipeline.files.tar_members import members_of
+from pipeline.web import bodies
 
 BLOCK = 1 << 20
 IN_MEMORY = 64 << 20
@@ -235,24 +236,16 @@ def _headers(file: IO[bytes]) -> dict[str, str]:
 
 
 def _decoded(body: IO[bytes], headers: dict[str, str]) -> IO[bytes]:
-    """A body without its transfer and content encoding; gzip stays, which is unpacked as a file of its own."""
+    """A body without its transfer and content encoding; gzip and zstd stay, and are unpacked as files of their own."""
     content = _dechunked(body) if "chunked" in headers.get("transfer-encoding", "").lower() else _copied(body)
-    content.seek(0)
     encoding = headers.get("content-encoding", "").lower()
-    plain: bytes | None = None
-    if encoding == "br":
-        with contextlib.suppress(OSError, pa.ArrowException):  # it was decoded before it was stored
-            plain = pa.CompressedInputStream(pa.BufferReader(content.read()), "brotli").read()
-    elif encoding == "deflate":
-        for window in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
-            content.seek(0)
-            with contextlib.suppress(zlib.error):
-                plain = plain or zlib.decompress(content.read(), window)
     content.seek(0)
-    if plain is None:
-        return content
-    content.close()
-    return io.BytesIO(plain)
+    if encoding in ("br", "deflate"):
+        with contextlib.suppress(bodies.Undecodable):  # it was decoded before it was stored
+            plain = bodies.unpacked(content.read(), encoding, 1 << 40)
+            content.close()
+            return io.BytesIO(plain)
+    return content
 
 
 def _dechunked(body: IO[bytes]) -> IO[bytes]:
