@@ -39,11 +39,12 @@ Entries = list[Candidate | Decision]
 
 
 class Reading(NamedTuple):
-    """Entries of a page, its `wording_of` if it has candidates, and what became of its <img> elements."""
+    """Entries of a page; its `wording_of` if it may have candidates; what became of its <img> elements, None where an
+    entry is about the whole page."""
 
     entries: Entries
-    wording: str | None
-    images: Units
+    wording: str | None = None
+    images: Units | None = None
 
 
 _EXAMPLE = Capture("http://a.cn/", 200, "", "text/html", "<p>一段话<a href=/b><img src=c.jpg alt=图>".encode())
@@ -87,67 +88,36 @@ MIN_HAN = 0.1
 """Share of Han characters among a page's letters, menus and code included, from which on it counts as Chinese."""
 
 
-def read_within_limits(
-    capture: Capture, source: PageSource, reader: Confined[Reading], wordings: dict[str, str], images: Units
-) -> Entries:
+def read_within_limits(capture: Capture, source: PageSource, reader: Confined[Reading]) -> Reading:
     """`extract_page`, by `reader` where the page may take long: one in five of large pages, hardly one of others.
 
-    reader: runs `read_page`. images: accounts for the images of the page. Raises OverLimit and PageRefused.
+    reader: runs `extract_page`. Raises OverLimit and PageRefused.
     """
-    if (refusal := _refusal(capture, source.name)) is not None:
-        return [refusal]
-    name, kind, most = source.name, source.source_kind, source.max_images_per_page
-    if len(capture.body) <= bounds.LIGHT_CHARACTERS:
-        decoded = decode(capture.body, capture.content_type)
-        seen = _at_first_look(capture, decoded, name) if decoded is not None else None
-        if seen is not None:
-            return list(seen)
-        if decoded is None or bounds.is_light(decoded[0]):
-            return list(_parsed(capture, decoded, name, kind, most, wordings, images))
-    read = reader(capture, name, kind, most)
-    if read.wording is not None:
-        wordings[capture.url] = read.wording
-    images.add(read.images)
-    return read.entries
+    about = source.name, source.source_kind, source.max_images_per_page
+    if len(capture.body) > bounds.LIGHT_CHARACTERS:
+        refusal = _refusal(capture, source.name)
+        return Reading([refusal]) if refusal is not None else reader(capture, *about)
+    html = _at_first_look(capture, source.name)
+    if isinstance(html, Reading):
+        return html
+    return _parsed(capture, html, *about) if bounds.is_light(html) else reader(capture, *about)
 
 
 def page_reader() -> Confined[Reading]:
-    """Runs `read_page` in a process of its own, which is started when it is first needed."""
-    return Confined(read_page, (_EXAMPLE, "", "news", 1))
+    """Runs `extract_page` in a process of its own, which is started when it is first needed."""
+    return Confined(extract_page, (_EXAMPLE, "", "news", 1))
 
 
-def read_page(capture: Capture, source: str, source_kind: SourceKind, max_images: int) -> Reading:
-    """`extract_page` as a list with what it notes, for a process of its own."""
-    wordings: dict[str, str] = {}
-    entries = list(extract_page(capture, source, source_kind, max_images, wordings, images := Units()))
-    return Reading(entries, wordings.get(capture.url), images)
+def extract_page(capture: Capture, source: str, source_kind: SourceKind, max_images: int = 2_000) -> Reading:
+    """The candidates of one captured page, with a Decision per image that is none, or one Decision about the capture.
 
-
-def extract_page(
-    capture: Capture,
-    source: str,
-    source_kind: SourceKind,
-    max_images: int = 2_000,
-    wordings: dict[str, str] | None = None,
-    images: Units | None = None,
-) -> Iterator[Candidate | Decision]:
-    """The candidates of one captured page, a Decision per image that is none, or one Decision about the capture.
-
-    max_images: candidates of the page at most. wordings: gets its `wording_of` by its URL, if it has candidates.
-    images: accounts for its <img> elements, unless a Decision is about the whole page.
+    max_images: candidates of the page at most.
 
     Raises PageRefused for a page beyond the bounds on markup. Meant to raise nothing else: whatever is wrong with a
     page is a Decision. Where it raises all the same, see `_entries`.
     """
-    if (refusal := _refusal(capture, source)) is not None:
-        yield refusal
-        return
-    decoded = decode(capture.body, capture.content_type)
-    if decoded is not None and (seen := _at_first_look(capture, decoded, source)) is not None:
-        yield from seen
-        return
-    images = Units() if images is None else images
-    yield from _parsed(capture, decoded, source, source_kind, max_images, wordings, images)
+    html = _at_first_look(capture, source)
+    return html if isinstance(html, Reading) else _parsed(capture, html, source, source_kind, max_images)
 
 
 def _refusal(capture: Capture, source: str) -> Decision | None:
@@ -166,49 +136,38 @@ def _refusal(capture: Capture, source: str) -> Decision | None:
     return None
 
 
-def _parsed(
-    capture: Capture,
-    decoded: tuple[str, str] | None,
-    source: str,
-    source_kind: SourceKind,
-    max_images: int,
-    wordings: dict[str, str] | None,
-    images: Units,
-) -> Iterator[Candidate | Decision]:
-    """Reads what `decode` returned as `extract_page` does, by a walk over the DOM."""
+def _at_first_look(capture: Capture, source: str) -> Reading | str:
+    """The HTML of a page, or the Reading of a page that need not be parsed."""
+
+    def dropped(reason: DropReason, why: str) -> Reading:
+        return Reading([drop_capture(capture.url, source, "extract", reason, why)])
+
+    if (refusal := _refusal(capture, source)) is not None:
+        return Reading([refusal])
+    decoded = decode(capture.body, capture.content_type)
     if decoded is None:
-        why = "not text in the declared charset or in a known East Asian one"
-        yield drop_capture(capture.url, source, "extract", DropReason.BAD_CHARSET, why)
-        return
-    page = parse(decoded[0], rule_of(capture.url))
-    if outs := policy.opt_outs(capture.headers, page.robots, page.reserved):
-        yield drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))
-        return
-    own = _unseen(page)
-    if not page.images:
-        images.add(own)
-        return
-    if script := not_chinese(page):
-        yield drop_capture(capture.url, source, "extract", DropReason.NOT_CHINESE, script)
-        return
-    if wordings is not None:
-        wordings[capture.url] = wording_of(page.text)
-    yield from _images(capture, page, source, source_kind, max_images, own)
-    images.add(own)  # at the end, since a page on which a parser fails is one Decision
-
-
-def _at_first_look(capture: Capture, decoded: tuple[str, str], source: str) -> list[Decision] | None:
-    """Decisions on a page that need not be parsed: none, or one about the capture; None for other pages."""
+        return dropped(DropReason.BAD_CHARSET, "not text in the declared charset or in a known East Asian one")
     html, encoded = decoded[0], capture.body if decoded[1] == "utf-8" else None
     bare = first_look.is_without_pictures(html)
     if (not bare and not first_look.is_without_han(html, encoded)) or first_look.may_opt_out(html):
-        return None
+        return html
     if outs := policy.opt_outs(capture.headers):
-        return [drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))]
-    if bare:
-        return []
-    evidence = f"no Han characters among {len(html)} characters"
-    return [drop_capture(capture.url, source, "extract", DropReason.NOT_CHINESE, evidence)]
+        return dropped(DropReason.OPT_OUT, str(outs))
+    return Reading([]) if bare else dropped(DropReason.NOT_CHINESE, f"no Han characters among {len(html)} characters")
+
+
+def _parsed(capture: Capture, html: str, source: str, source_kind: SourceKind, max_images: int) -> Reading:
+    """Reads a page as `extract_page` does, by a walk over the DOM."""
+    page = parse(html, rule_of(capture.url))
+    if outs := policy.opt_outs(capture.headers, page.robots, page.reserved):
+        return Reading([drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))])
+    images = _unseen(page)
+    if not page.images:
+        return Reading([], None, images)
+    if script := not_chinese(page):
+        return Reading([drop_capture(capture.url, source, "extract", DropReason.NOT_CHINESE, script)])
+    entries = list(_images(capture, page, source, source_kind, max_images, images))
+    return Reading(entries, wording_of(page.text), images)
 
 
 def not_chinese(page: Page) -> str:

@@ -424,17 +424,21 @@ def _entries(
     images: accounts for those of the page.
     """
     try:
-        if archive is None:
-            return read_within_limits(capture, source, reader, wordings, images)
-        if archive.note(capture):
+        if archive is not None and archive.note(capture):
             return None
-        about = Provenance(captured_at=utc(capture.fetched_at))
-        entries = read_within_limits(capture, source, reader, wordings, images)
-        return [replace(own, provenance=about) if isinstance(own, Candidate) else own for own in entries]
+        entries, wording, own = read_within_limits(capture, source, reader)
     except OURS:
         raise
     except Exception as e:
         return [drop_capture(capture.url, source.name, "extract", DropReason.UNREADABLE, evidence(e, capture.url))]
+    if wording is not None:
+        wordings[capture.url] = wording
+    if own is not None:
+        images.add(own)
+    if archive is None:
+        return entries
+    about = Provenance(captured_at=utc(capture.fetched_at))
+    return [replace(entry, provenance=about) if isinstance(entry, Candidate) else entry for entry in entries]
 
 
 def _parts(build: Build, source: Source) -> int:

@@ -130,7 +130,7 @@ def extracted(pages: list[Any]) -> None:
     from pipeline.stages._page_candidates import extract_page
 
     for page in pages:
-        list(extract_page(page, "s", "library"))
+        extract_page(page, "s", "library")
 
 
 def parsed(pages: list[Any]) -> None:

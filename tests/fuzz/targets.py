@@ -32,7 +32,6 @@ URL = "http://site.test/a/b.html"
 
 def page(data: bytes) -> None:
     """As extract reads it: in a process of its own, with its own limits, where it may take long."""
-    from pipeline.account import Units
     from pipeline.confined import OverLimit
     from pipeline.pages.bounds import PageRefused
     from pipeline.records import Capture
@@ -41,7 +40,7 @@ def page(data: bytes) -> None:
 
     capture = Capture(URL, 200, "", "text/html; charset=utf-8", data)
     with suppress(OverLimit, PageRefused):
-        read_within_limits(capture, Site(name="s", source_kind="news", start=(URL,)), _page_reader(), {}, Units())
+        read_within_limits(capture, Site(name="s", source_kind="news", start=(URL,)), _page_reader())
 
 
 def charset(data: bytes) -> None:

@@ -207,9 +207,10 @@ MARKUP = [
 @example("<img data-src=a.jpg src=x.gif alt=山><noscript><img src=a.jpg></noscript><svg><img>", 2)
 def test_every_image_of_a_page_is_a_candidate_a_decision_or_has_a_name(markup: str, most: int) -> None:
     """What a page has is counted in its DOM; the walk that reads images goes over what the DOM is written as."""
-    images, html = Units(), f"<!doctype html><meta charset=utf-8><p>一段中文的话</p>{markup}"
+    html = f"<!doctype html><meta charset=utf-8><p>一段中文的话</p>{markup}"
     page = Capture("http://a.cn/", 200, "", "text/html", html.encode())
-    entries = list(extract_page(page, "s", "news", most, {}, images))
+    entries, _, images = extract_page(page, "s", "news", most)
+    assert images is not None
     assert images.met == len(LexborHTMLParser(html).css("img"))
     assert images.unaccounted == 0
     assert images.candidates + images.decisions == len(entries)

@@ -117,7 +117,7 @@ def test_every_source_of_image_urls_splits_them(tmp_path: Path) -> None:
     page = '<base href="http://x:y@i.test/d/"><p>北京今天下了第一场雪'
     page += '<img src="//a:b@i.test/1.jpg" alt=雪><img src=2.jpg alt=云>'
     capture = Capture("http://p.test/", 200, "", "text/html; charset=utf-8", page.encode())
-    entries = [e for e in _page_candidates.extract_page(capture, "s", "news") if isinstance(e, Candidate)]
+    entries = [e for e in _page_candidates.extract_page(capture, "s", "news").entries if isinstance(e, Candidate)]
     assert [(e.image_url, e.userinfo) for e in entries] == [
         ("http://i.test/1.jpg", "a:b"),
         ("http://i.test/d/2.jpg", ""),

@@ -238,7 +238,7 @@ def test_the_howtocook_site_gives_the_pairs_of_its_truth_file(form):
     truth = [line for line in truth if line["form"] == form]
     candidates: dict[tuple[str, str], Candidate] = {}
     for page in sorted({line["page"] for line in truth}):
-        for entry in extract_page(capture((site / page).read_bytes(), url=root + page), "s", "library"):
+        for entry in extract_page(capture((site / page).read_bytes(), url=root + page), "s", "library").entries:
             if isinstance(entry, Candidate):
                 candidates[page, entry.image_url.removeprefix(root)] = entry
     allowed = [line for line in truth if line["allowed"]]

@@ -14,7 +14,7 @@ def test_texts_on_many_pages_and_images_on_very_many_are_taken_off():
     for i, url in enumerate(pages):
         html = f"<h1>题目{i}号</h1><p><img src=/i/{i}.jpg alt=图{i}号></p><p>如有问题请告诉我们</p>"
         html += "<img src=/top.jpg alt=栏目>"
-        candidates += [c for c in extract_page(capture(html, url=url), "s", "news") if isinstance(c, Candidate)]
+        candidates += [c for c in extract_page(capture(html, url=url), "s", "news").entries if isinstance(c, Candidate)]
     kept, dropped = _furniture.without_furniture(candidates)
     assert [{t.text for t in c.texts} for c in kept] == [{f"图{i}号", f"题目{i}号"} for i in range(len(pages))]
     assert {(d.reason, d.url) for d in dropped} == {("spacer", "http://a.test/top.jpg")}
@@ -37,7 +37,7 @@ def test_the_words_of_an_article_are_none_of_its_site_in_however_many_lists_they
     candidates = [
         candidate
         for url, html in pages.items()
-        for candidate in extract_page(capture(html, url=url), "s", "news")
+        for candidate in extract_page(capture(html, url=url), "s", "news").entries
         if isinstance(candidate, Candidate)
     ]
     kept, _ = _furniture.without_furniture(candidates)
@@ -48,7 +48,11 @@ def test_the_words_of_an_article_are_none_of_its_site_in_however_many_lists_they
 def test_one_alt_on_many_pictures_of_a_host_is_taken_off() -> None:
     def candidates(pictures: int) -> list[Candidate]:
         html = "".join(f"<img src=/i/{i}.jpg alt=敬请期待><p>第{i}张照片的说明</p>" for i in range(pictures))
-        return [c for c in extract_page(capture(html, url="http://a.test/"), "s", "news") if isinstance(c, Candidate)]
+        return [
+            c
+            for c in extract_page(capture(html, url="http://a.test/"), "s", "news").entries
+            if isinstance(c, Candidate)
+        ]
 
     few, _ = _furniture.without_furniture(candidates(_furniture.REPEATED_ON_IMAGES - 1))
     assert {c.texts[0].text for c in few} == {"敬请期待"}
@@ -62,7 +66,7 @@ def test_a_picture_of_a_list_is_known_by_its_own_page():
     """Two pages of a list of ten articles, each with its cover; the last two covers have no article here."""
 
     def entries(url: str, html: str) -> list[Candidate]:
-        return [c for c in extract_page(capture(html, url=url), "s", "news") if isinstance(c, Candidate)]
+        return [c for c in extract_page(capture(html, url=url), "s", "news").entries if isinstance(c, Candidate)]
 
     candidates = []
     for number in range(8):
@@ -96,8 +100,9 @@ def test_the_pages_of_a_gallery_are_no_trap_and_nineteen_days_are_none():
         wordings: dict[str, str] = {}
         candidates: list[Candidate] = []
         for url, html in pages:
-            entries = extract_page(capture(html, url=url), "s", "news", wordings=wordings)
+            entries, wording, _ = extract_page(capture(html, url=url), "s", "news")
             candidates += [entry for entry in entries if isinstance(entry, Candidate)]
+            wordings |= {url: wording} if wording else {}
         return [decision.url for decision in _furniture.without_traps(candidates, wordings)[1]]
 
     gallery = [trap(number, [number, 1000]) for number in range(30)]

@@ -17,7 +17,7 @@ from tests.captured import URL, capture
 
 
 def run(html: str | bytes, **more: Any) -> tuple[list[Candidate], list[Decision]]:
-    entries = list(extract_page(capture(html, **more), "s", "news"))
+    entries = list(extract_page(capture(html, **more), "s", "news").entries)
     return [f for f in entries if isinstance(f, Candidate)], [f for f in entries if isinstance(f, Decision)]
 
 
@@ -116,7 +116,7 @@ def test_the_page_image_is_a_candidate_unless_the_page_shows_it():
     ],
 )
 def test_a_page_that_is_not_used_is_one_decision_about_the_capture(page, reason):
-    [decision] = extract_page(page, "s", "news")
+    [decision] = extract_page(page, "s", "news").entries
     assert isinstance(decision, Decision)
     assert (decision.subject, decision.reason, decision.url, decision.kept) == ("capture", reason, URL, False)
 
@@ -133,7 +133,7 @@ def test_a_page_that_is_not_used_is_one_decision_about_the_capture(page, reason)
 def test_crawl_and_extract_agree_on_what_opts_out(metas):
     page = capture(f"{metas}<p>中文<img src=a.jpg alt=云海>")
     site = Site(name="s", source_kind="news", start=("http://a.test/",))
-    [decision] = extract_page(page, "s", "news")
+    [decision] = extract_page(page, "s", "news").entries
     assert (decision.reason, decision.evidence) == ("opt_out", links.read_page(page, (), site).opt_outs)
 
 
@@ -158,7 +158,7 @@ def test_every_image_element_is_counted_once(sources, text):
 
 @given(st.binary(max_size=400))
 def test_no_page_raises(body):
-    list(extract_page(capture(b"<p>\xe4\xba\x91</p><img src=a.jpg>" + body), "s", "news"))
+    list(extract_page(capture(b"<p>\xe4\xba\x91</p><img src=a.jpg>" + body), "s", "news").entries)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_no_page_raises(body):
     ],
 )
 def test_an_image_is_not_dropped_for_a_name_that_may_be_its_subject(image, expected):
-    [entry] = extract_page(capture(f"<p>中文的一段话</p>{image}"), "s", "news")
+    [entry] = extract_page(capture(f"<p>中文的一段话</p>{image}"), "s", "news").entries
     assert (entry.reason if isinstance(entry, Decision) else "") == expected
 
 
@@ -233,5 +233,5 @@ def test_the_wording_of_a_page_leaves_numbers_out(text: str, number: str) -> Non
 )
 def test_what_a_spacer_is_known_by_is_its_evidence(src, evidence):
     html = f"<p>北京今天下了一场雪<img src='{src}' alt=图>"
-    [entry] = extract_page(Capture("http://a.cn/p/", 200, "", "text/html", html.encode()), "s", "news")
+    [entry] = extract_page(Capture("http://a.cn/p/", 200, "", "text/html", html.encode()), "s", "news").entries
     assert (entry.evidence if isinstance(entry, Decision) else "") == evidence
