@@ -1,10 +1,12 @@
-"""WARC and WACZ files written by hand, after ISO 28500 and WACZ 1.1.1, for tests of what reads archives."""
+"""WARC, WACZ and tar files for tests of what reads archives; the first two by hand, after ISO 28500 and WACZ 1.1.1."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import tarfile
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 DATE = "2026-01-02T00:00:00Z"
@@ -66,4 +68,18 @@ def packed(warcs: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
         for name, data in warcs.items():
             archive.writestr(f"archive/{name}", data)
         archive.writestr("indexes/index.cdx.gz", gzip.compress(b"cn,a)/ 2026 {}"))
+    return out.getvalue()
+
+
+def tar(
+    members: Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]], form: int = tarfile.DEFAULT_FORMAT
+) -> bytes:
+    """A tar of regular files by name; of pairs where a name comes twice."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, content in members.items() if isinstance(members, Mapping) else members:
+            data = content if isinstance(content, bytes) else content.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
     return out.getvalue()

@@ -11,7 +11,6 @@ import gzip
 import io
 import json
 import struct
-import tarfile
 import zlib
 from collections.abc import Callable
 
@@ -69,16 +68,6 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
     return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
 
 
-def tar(members: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
 def tar_header(name: bytes, size: bytes, kind: bytes = b"0", sparse: bytes = b"") -> bytes:
     header = bytearray(512)
     header[: len(name)], header[124 : 124 + len(size)], header[156:157] = name, size, kind
@@ -124,7 +113,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
     """Sound examples of each target."""
     kinds = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
     from_json = b'{"checkpoint_version": 2, "wenlan": "0", "files": {"config.json": {"bytes": 2, "sha256": ""}}}'
-    sample = tar({"a.png": picture("PNG"), "a.txt": "山水".encode(), "b.json": b'{"caption": "x"}'})
+    sample = archived.tar({"a.png": picture("PNG"), "a.txt": "山水".encode(), "b.json": b'{"caption": "x"}'})
     return {
         "page": (PAGE,),
         "charset": (PAGE, "图片说明，中文网页".encode("gb18030"), "圖片說明".encode("big5")),
@@ -292,9 +281,9 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "long name": lambda: tar_header(b"l", HUGE, b"L") + bytes(1024),
         "long names": lambda: tar_header(b"l", b"00000000001\0", b"L").ljust(1024, b"\0") * 5000,
         "below 0": lambda: tar_header(b"a.png", b"\xff" + (2**88 - 512).to_bytes(11, "big")) + bytes(1024),
-        "deep json": lambda: tar({"a.png": picture("PNG"), "a.json": DEEP["["], "b.json": DEEP["digits"]}),
-        "surrogate": lambda: tar({"a.png": picture("PNG"), "a.json": rb'{"caption": "\ud83d"}'}),
-        "name": lambda: tar({"a.png": picture("PNG"), "a.txt": b"x"}).replace(b"a.", b"\xff."),
+        "deep json": lambda: archived.tar({"a.png": picture("PNG"), "a.json": DEEP["["], "b.json": DEEP["digits"]}),
+        "surrogate": lambda: archived.tar({"a.png": picture("PNG"), "a.json": rb'{"caption": "\ud83d"}'}),
+        "name": lambda: archived.tar({"a.png": picture("PNG"), "a.txt": b"x"}).replace(b"a.", b"\xff."),
     },
     "checkpoint": {
         "long name": lambda: _index_of("config.json" + ".g" * 5_000),

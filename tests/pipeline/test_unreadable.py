@@ -41,6 +41,7 @@ from pipeline.store.store import Store
 from pipeline.web import client, crawler, frontier, links, policy, sitemaps
 from pipeline.web import warc as warcs
 from pipeline.web._warc_sound import SoundRun
+from tests import archived
 from tests.drawn import picture
 from tests.pipeline.stages.test_extract import warc
 from tests.stages import run_stage
@@ -229,15 +230,10 @@ def pictures(tmp_path: Path) -> dict[str, Any]:
 
 
 def tars(tmp_path: Path) -> dict[str, Any]:
-    import io
-    import tarfile
-
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for number, row in enumerate(ROWS):
-            for name, data in ((f"{number}.jpg", b"x"), (f"{number}.txt", row["t"].encode())):
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    members = dict[str, str | bytes]()
+    for number, row in enumerate(ROWS):
+        members |= {f"{number}.jpg": "x", f"{number}.txt": row["t"]}
+    (tmp_path / "x.tar").write_bytes(archived.tar(members))
     return {"kind": "webdataset", "path": "x.tar"}
 
 

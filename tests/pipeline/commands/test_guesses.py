@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import tarfile
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -188,13 +187,10 @@ def test_of_many_tables_the_first_is_looked_at(web, here, capsys):
 def test_tars_are_a_webdataset(here, capsys):
     (here / "shards").mkdir()
     for number in range(2):
-        with tarfile.open(here / f"shards/{number}.tar", "w") as tar:
-            for seed in range(3 * number, 3 * number + 3):
-                members = {"jpg": picture(seed, 150), "txt": WORDS[seed].encode()}
-                for suffix, data in members.items():
-                    info = tarfile.TarInfo(f"{seed:05}.{suffix}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        members = {}
+        for seed in range(3 * number, 3 * number + 3):
+            members |= {f"{seed:05}.jpg": picture(seed, 150), f"{seed:05}.txt": WORDS[seed]}
+        (here / f"shards/{number}.tar").write_bytes(archived.tar(members))
     init(capsys, "--from", "shards/0.tar", "shards/1.tar", "--out", "both.yaml")
     init(capsys, "--from", "shards/", "--out", "folder.yaml")
     assert load("both.yaml").sources[0].options["path"] == ["shards/0.tar", "shards/1.tar"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.files.damage import Hole
 from pipeline.files.tar_members import Member, members_of
+from tests import archived
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 SAMPLE = 2_560
@@ -21,14 +22,11 @@ SAMPLE = 2_560
 
 def tar_of(count: int, form: str = "ustar", name: str = "{:03d}") -> bytes:
     """A tar of pictures with texts."""
-    file, dice = io.BytesIO(), random.Random(5)
-    with tarfile.open(fileobj=file, mode="w", format=FORMATS[form]) as archive:
-        for number in range(count):
-            for suffix, data in (("jpg", b"\xff\xd8" + dice.randbytes(1_000)), ("txt", f"第{number}张".encode())):
-                member = tarfile.TarInfo(f"{name.format(number)}.{suffix}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    return file.getvalue()
+    members, dice = dict[str, str | bytes](), random.Random(5)
+    for number in range(count):
+        key = name.format(number)
+        members |= {f"{key}.jpg": b"\xff\xd8" + dice.randbytes(1_000), f"{key}.txt": f"第{number}张"}
+    return archived.tar(members, FORMATS[form])
 
 
 def read(data: bytes) -> tuple[dict[str, bytes], list[Hole]]:

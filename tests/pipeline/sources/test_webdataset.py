@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import random
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +28,10 @@ from pipeline.sources.webdataset import WebDataset, _key_and_suffix
 from pipeline.store.build import sha256_of
 from pipeline.store.partitions import DECISIONS
 from pipeline.takedown.forget import Request, forget
+from tests import archived
 from tests.candidates import put, read, texts
 from tests.drawn import encoded
+from tests.pipeline.files.test_tar_members import tar_of
 
 PNG = encoded(Image.new("RGB", (8, 8)), "PNG")
 
@@ -40,12 +41,7 @@ def tars(path: str | list[str]) -> WebDataset:
 
 
 def tar(path: Path, members: dict[str, str | bytes]) -> None:
-    with tarfile.open(path, "w") as f:
-        for name, content in members.items():
-            data = content if isinstance(content, bytes) else content.encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            f.addfile(info, io.BytesIO(data))
+    path.write_bytes(archived.tar(members))
 
 
 def test_tars_that_webdataset_wrote_are_read(tmp_path):
@@ -119,11 +115,7 @@ def test_samples_of_one_key_have_their_own_pictures(tmp_path):
 
 
 def test_a_name_twice_in_one_sample_is_a_decision_and_the_first_is_the_picture(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as f:
-        for name, data in (("1.jpg", b"before"), ("1.jpg", b"after!"), ("1.txt", b"text")):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            f.addfile(info, io.BytesIO(data))
+    (tmp_path / "a.tar").write_bytes(archived.tar([("1.jpg", "before"), ("1.jpg", "after!"), ("1.txt", "text")]))
     source = tars(str(tmp_path / "a.tar"))
     candidate, refused = read(source)
     assert source.read_image(candidate.image_url) == b"before"
@@ -330,21 +322,6 @@ def test_what_lies_behind_a_place_of_zeros_is_read(tmp_path):
         ([("caption", "海")], b"2"),
     ]
     assert source.look(Budget(seconds=60)).counts == (Count("files", 1), Count("samples", 2))
-
-
-SAMPLE = 2_560
-
-
-def tar_of(count: int) -> bytes:
-    """A tar of pictures with texts: SAMPLE bytes each."""
-    file, dice = io.BytesIO(), random.Random(5)
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for number in range(count):
-            for suffix, data in (("jpg", b"\xff\xd8" + dice.randbytes(1_000)), ("txt", f"第{number}张".encode())):
-                member = tarfile.TarInfo(f"{number:03d}.{suffix}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    return file.getvalue()
 
 
 def of_damaged(path: Path, data: bytes) -> tuple[dict[str, str], list[Decision], WebDataset]:

@@ -8,7 +8,6 @@ import http.server
 import io
 import json
 import random
-import tarfile
 import threading
 import uuid
 from collections import Counter
@@ -34,6 +33,7 @@ from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
 from pipeline.web.warc import read_captures
+from tests import archived
 from tests.captured import ARTICLES, article, capture, trap
 from tests.places import CORPUS, needs_corpus
 
@@ -305,16 +305,6 @@ def parquet(name: str) -> bytes:
     return file.getvalue()
 
 
-def tar(name: str) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for suffix in ("jpg", "txt"):
-            member = tarfile.TarInfo(f"{name}.{suffix}")
-            member.size = 3
-            archive.addfile(member, io.BytesIO("图".encode()))
-    return file.getvalue()
-
-
 def page(name: str) -> bytes:
     return warc((f"http://a.test/{name}", f"<h1>雪后的黄山</h1><img src={name}.jpg alt=雪后的黄山>"))
 
@@ -327,7 +317,7 @@ FILES = {
     "jsonl": (TABLE_OF, ".jsonl.gz", lambda name: gzip.compress(jsonl(name))),
     "parquet": (TABLE_OF, ".parquet", parquet),
     "posts": ({"kind": "microblog"}, ".jsonl.gz", lambda name: gzip.compress(jsonl(name))),
-    "tar": ({"kind": "webdataset"}, ".tar", tar),
+    "tar": ({"kind": "webdataset"}, ".tar", lambda name: archived.tar({f"{name}.jpg": "图", f"{name}.txt": "图"})),
 }
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +19,7 @@ from pipeline.stages import STAGES, _sorted
 from pipeline.store.build import Build
 from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
+from tests import archived
 from tests.drawn import picture
 from tests.stages import run_stage
 
@@ -165,13 +164,10 @@ def test_columns_that_some_parts_have_are_null_in_others(tmp_path: Path) -> None
 def tars(folder: Path, count: int) -> None:
     """Tars of three pictures each, every second with the URL that it came from."""
     for number in range(count):
-        with tarfile.open(folder / f"{number:03d}.tar", "w") as tar:
-            for at in range(3):
-                value = {"caption": f"第{number}卷的第{at}幅图画说明"}
-                if at:
-                    value["url"] = f"http://a{at}.test/{number}.png"
-                members = {"png": picture(number * 3 + at, kind="PNG"), "json": json.dumps(value).encode()}
-                for suffix, data in members.items():
-                    info = tarfile.TarInfo(f"{at}.{suffix}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        members = dict[str, str | bytes]()
+        for at in range(3):
+            value = {"caption": f"第{number}卷的第{at}幅图画说明"}
+            if at:
+                value["url"] = f"http://a{at}.test/{number}.png"
+            members |= {f"{at}.png": picture(number * 3 + at, kind="PNG"), f"{at}.json": json.dumps(value)}
+        (folder / f"{number:03d}.tar").write_bytes(archived.tar(members))

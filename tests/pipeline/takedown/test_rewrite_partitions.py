@@ -42,7 +42,7 @@ from pipeline.store.stage import Pass
 from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns
 from pipeline.takedown import garbage, rewrite_partitions
 from pipeline.takedown.forget import Request, forget
-from tests import towered
+from tests import archived, towered
 from tests.stages import run_stage
 from tests.towered import coloured
 
@@ -263,13 +263,11 @@ def specified(folder: Path, site: Any, host: Any) -> BuildSpec:
     (folder / "words.txt").write_text("红色\n绿色\n", encoding="utf-8")
     for n in range(5):
         host.pages[f"/{n}.jpg"] = _jpeg(900 + n) if n else _jpeg(4, (240, 180))  # a copy, whose text its leader borrows
-    with tarfile.open(folder / "given.tar", "w") as tar:
-        for n in range(3):
-            value = {"caption": f"蓝色的图第{n}张{chr(0x7E00 + 7 * n)}", "url": f"http://given.test/{n}.jpg"}
-            for suffix, data in {"jpg": coloured(800 + n, 0.3, 0.1 + n / 9, 0.9), "json": _json(value)}.items():
-                member = tarfile.TarInfo(f"{n}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    members = dict[str, str | bytes]()
+    for n in range(3):
+        value = {"caption": f"蓝色的图第{n}张{chr(0x7E00 + 7 * n)}", "url": f"http://given.test/{n}.jpg"}
+        members |= {f"{n}.jpg": coloured(800 + n, 0.3, 0.1 + n / 9, 0.9), f"{n}.json": _json(value)}
+    (folder / "given.tar").write_bytes(archived.tar(members))
     columns = {"image_url": "url", "texts": {"alt": "zh"}, "bbox": "boxes"}
     table = {"kind": "url_table", "name": "table", "source_kind": "library", "path": str(folder / "table.jsonl")}
     given = {"kind": "webdataset", "name": "given", "source_kind": "library", "path": str(folder / "given.tar")}

@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import sqlite3
-import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 
 from pipeline.takedown import unpacked
 from pipeline.takedown.unpacked import Unpacked
+from tests import archived
 from tests.drawn import blobs, encoded
 
 SECRET = "秘密的图片说明".encode()
@@ -35,12 +35,7 @@ def held(path: Path) -> tuple[dict[str, bytes], list[str]]:
 
 
 def tar(content: bytes) -> bytes:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as out:
-        member = tarfile.TarInfo("a/b.txt")
-        member.size = len(content)
-        out.addfile(member, io.BytesIO(content))
-    return data.getvalue()
+    return archived.tar({"a/b.txt": content})
 
 
 def zipped(content: bytes) -> bytes:
