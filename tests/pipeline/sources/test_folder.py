@@ -207,16 +207,12 @@ def test_a_folder_of_pictures_without_any_suffix_is_one(tmp_path):
         folder(tmp_path).token()
 
 
-@pytest.mark.parametrize("name", ["x.txt", "x.TXT", "x.caption", "x.CAPTION", "x.jpg.txt", "x.jpg.caption"])
-def test_a_text_beside_a_picture_is_called_in_many_ways(tmp_path, name):
-    put(tmp_path, {"x.jpg": b"A", name: "云"})
+@pytest.mark.parametrize(
+    "suffix", ["txt", "TXT", "caption", "CAPTION", "jpg.txt", "jpg.caption", "json", "JSON", "jpg.json"]
+)
+def test_a_text_beside_a_picture_is_called_in_many_ways(tmp_path, suffix):
+    put(tmp_path, {"x.jpg": b"A", f"x.{suffix}": '{"caption": "云"}' if "json" in suffix.lower() else "云"})
     assert texts(read(folder(tmp_path))[0]) == [("caption", "云")]
-
-
-@pytest.mark.parametrize("name", ["x.json", "x.JSON", "x.jpg.json"])
-def test_a_json_beside_a_picture_is_called_in_many_ways(tmp_path, name):
-    put(tmp_path, {"x.jpg": b"A", name: '{"caption": "海"}'})
-    assert texts(read(folder(tmp_path))[0]) == [("caption", "海")]
 
 
 def test_a_row_that_names_a_file_which_is_no_picture_is_a_decision(tmp_path):
