@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import random
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,3 +108,12 @@ def _face(side: int) -> np.ndarray[Any, Any]:
     blob(0.5, 0.61, 0.05, 0.015, shade)
     blob(0.5, 0.72, 0.11, 0.03, (150, 70, 70))
     return np.asarray(cv2.GaussianBlur(pixels, (0, 0), max(0.5, side / 100)))
+
+
+def claiming(data: bytes, width: int, height: int) -> bytes:
+    """A JPEG or PNG whose header claims other sides; the rest is as it was."""
+    if data[:2] == b"\xff\xd8":
+        at = data.index(b"\xff\xc0")  # the frame header: marker 2, length 2, precision 1, height 2, width 2
+        return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
+    head = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]

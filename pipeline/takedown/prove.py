@@ -24,7 +24,7 @@ import html
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -176,8 +176,8 @@ class Proof:
             with folder.local(name) as local:
                 unpacked = Unpacked(local)
                 for piece in unpacked.pieces():
-                    for what in self._in(path, piece, pages):
-                        self._note(Finding(path, piece.member, what), is_tombstone)
+                    found = self.expected if is_tombstone else self.findings
+                    found += [Finding(path, piece.member, what) for what in self._in(path, piece, pages)]
                     self._tell()
                 self.size += local.stat().st_size
         except FileNotFoundError:  # a lock, or a file that another command has replaced
@@ -234,10 +234,7 @@ class Proof:
         alike = set(self.sought.looks.alike(rows, feature_id()))
         for where, sha256, _ in waiting:
             if sha256 in alike:
-                self._note(Finding(where.path, where.member, "a picture that looks like it"), False)
-
-    def _note(self, finding: Finding, is_tombstone: bool) -> None:
-        (self.expected if is_tombstone else self.findings).append(finding)
+                self.findings.append(replace(where, what="a picture that looks like it"))
 
     def _tell(self) -> None:
         if time.monotonic() - self._told >= self.every_s:

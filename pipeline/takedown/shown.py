@@ -149,7 +149,7 @@ def _read(build: Build, stage: StageDir, record: Record) -> pa.Table:
 
 
 def _rows_of(warc: Path, images: PageImages, limit: int) -> Iterator[dict[str, str]]:
-    for capture in read_captures(str(warc), limit, {}, must_hold=False):
+    for capture in read_captures(str(warc), limit, must_hold=False):
         if isinstance(capture, Capture):
             shown = images.of(capture.url, capture.content_type, capture.body)
             yield from ({"url": capture.url, "image_url": url, "sha256": ""} for url in shown)

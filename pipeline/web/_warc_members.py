@@ -33,9 +33,11 @@ class Members:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._packed = file.read(BLOCK)  # bytes of the file that are not unpacked yet
-        self._position = len(self._packed)  # in the file, after them
+        self.reached = len(self._packed)
+        """Position in the file up to which bytes were taken, some of which may not be unpacked yet."""
         self.is_gzip = self._packed.startswith(_GZIP)
-        self._start = 0  # of the member, in the file
+        self.start = 0
+        """Position in the file of this member."""
         self._machine: Any = None
         self._buffer, self._at = b"", 0  # unpacked bytes, and how many of them were read
         self._told = 0
@@ -59,28 +61,23 @@ class Members:
         self.in_member = 0
         if not self._packed:
             return False
-        self._start = self._position - len(self._packed)
+        self.start = self.reached - len(self._packed)
         self._machine, self._buffer, self._at = zlib.decompressobj(zlib.MAX_WBITS | 16), b"", 0
         return True
 
     def go_to(self, start: int) -> None:
         """Make the member that begins there in the file the next one."""
         self._file.seek(start)
-        self._machine, self._packed, self._position, self._start = None, b"", start, start
+        self._machine, self._packed, self.reached, self.start = None, b"", start, start
         self._packed = self._more()
         if not self.is_gzip:
             self._is_first, self._told, self._buffer, self._at = True, start, b"", 0
 
     @property
-    def start(self) -> int:
-        """Position in the file of this member."""
-        return self._start
-
-    @property
     def behind(self) -> int:
         """Position in the file of the next member, once this one was read to its end."""
         unread = self._machine.unused_data if self._machine is not None else self._packed
-        return self._position - len(unread)
+        return self.reached - len(unread)
 
     def recover(self, start: int) -> int:
         """After a damage at `start`, go on at the next record behind it; returns its position in the file, -1 for none.
@@ -103,12 +100,7 @@ class Members:
         """
         if not self.is_gzip:
             return self.record_at
-        return max(self._start, self._position - BLOCK) if self.in_member > 1 else self._start
-
-    @property
-    def reached(self) -> int:
-        """Position in the file up to which bytes were taken, some of which may not be unpacked yet."""
-        return self._position
+        return max(self.start, self.reached - BLOCK) if self.in_member > 1 else self.start
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes of the member; none at its end. Raises zlib.error and EOFError for a damaged one."""
@@ -154,7 +146,7 @@ class Members:
 
     def _more(self) -> bytes:
         data = self._file.read(BLOCK)
-        self._position += len(data)
+        self.reached += len(data)
         return bytes(data)
 
 

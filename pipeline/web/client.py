@@ -173,7 +173,7 @@ class Client:
         self._limiter = RateLimiter()
         self._connections: dict[str, asyncio.Semaphore] = {}  # by host: how many more may be open
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
-        self._waits, self._show, self._pauses = waits, show, Pauses(self._is_down)
+        self._waits, self._show, self._pauses = waits, show, Pauses(self.outage)
         self._session: Any = None
 
     async def close(self) -> None:
@@ -217,9 +217,6 @@ class Client:
                 self._show(pause)
         elif failure is None or failure.status or failure.reason is DropReason.BAD_RESPONSE:
             self._pauses.answered(host)
-
-    async def _is_down(self, url: str) -> bool:
-        return bool(await self.outage(url))
 
     async def outage(self, url: str) -> str:
         """Asks a URL's host for a file that any host answers; returns why the host is down, "" if it is up."""

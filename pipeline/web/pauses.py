@@ -66,11 +66,11 @@ def show(pause: Pause) -> None:
 class Pauses:
     """Refusals in a row by host, and the pauses that follow from them. Used from one event loop.
 
-    is_down: asks the host of a URL for a file that any host answers; True if it refuses that, too.
+    outage: asks the host of a URL for a file that any host answers; why it refuses that too, "" if it does not.
     """
 
-    def __init__(self, is_down: Callable[[str], Awaitable[bool]]) -> None:
-        self._is_down = is_down
+    def __init__(self, outage: Callable[[str], Awaitable[str]]) -> None:
+        self._outage = outage
         self._rows: dict[str, int] = {}
         self._asking: set[str] = set()
         self._last: dict[str, Pause] = {}
@@ -96,12 +96,12 @@ class Pauses:
         """Ask a host whether it is down; if not, its row of refusals is over."""
         self._asking.add(host)
         try:
-            down = await self._is_down(url)
+            down = await self._outage(url)
         finally:
             self._asking.discard(host)
         if not down:
             self.answered(host)
-        return down
+        return bool(down)
 
     def of(self, host: str) -> Pause | None:
         """The pause of a host that is not over."""

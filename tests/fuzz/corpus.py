@@ -11,7 +11,6 @@ import gzip
 import io
 import json
 import struct
-import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -21,7 +20,7 @@ from PIL import Image
 
 from data_specs.shard import SHARD_SCHEMA
 from tests import archived
-from tests.drawn import HEIC
+from tests.drawn import HEIC, claiming
 from tests.places import SPECS
 
 PENDING: dict[str, str] = {}
@@ -57,15 +56,6 @@ def picture(kind: str, mode: str = "RGB", **options: object) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels, "RGBA").convert(mode).save(out, kind, **options)  # type: ignore[arg-type]
     return out.getvalue()
-
-
-def claiming(data: bytes, width: int, height: int) -> bytes:
-    """A JPEG or PNG whose header claims other sides."""
-    if data[:2] == b"\xff\xd8":
-        at = data.index(b"\xff\xc0")  # the frame header: marker 2, length 2, precision 1, height 2, width 2
-        return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
-    head = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
-    return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
 
 
 def tar_header(name: bytes, size: bytes, kind: bytes = b"0", sparse: bytes = b"") -> bytes:

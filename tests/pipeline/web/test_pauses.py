@@ -31,10 +31,10 @@ def paused_after(outcomes: list[str], down: bool) -> list[Pause | None]:
     """The pause after each outcome of requests to one host: "ok", or a name of REFUSALS."""
 
     async def run() -> list[Pause | None]:
-        async def is_down(url: str) -> bool:
-            return down
+        async def outage(url: str) -> str:
+            return "status 503" if down else ""
 
-        hosts, after = Pauses(is_down), list[Pause | None]()
+        hosts, after = Pauses(outage), list[Pause | None]()
         for outcome in outcomes:
             if outcome == "ok":
                 hosts.answered("a")

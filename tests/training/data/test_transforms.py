@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.drawn import claiming
 from training.data.transforms import UnreadableImage, decode, input_boxes, picture, sides, square
 
 
@@ -90,15 +91,6 @@ def test_a_large_picture_is_decoded_reduced_with_nearly_the_same_pixels(size: tu
 def test_a_large_picture_that_ends_early_is_unreadable_as_a_small_one() -> None:
     with pytest.raises(UnreadableImage):
         picture(jpeg(1200, 900)[:-2000], 64)
-
-
-def claiming(data: bytes, width: int, height: int) -> bytes:
-    """A JPEG or PNG whose header claims other sides; the rest is as it was."""
-    if data[:2] == b"\xff\xd8":
-        at = data.index(b"\xff\xc0")  # the frame header: marker 2, length 2, precision 1, height 2, width 2
-        return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
-    head = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
-    return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
 
 
 def png(mode: str = "RGB") -> bytes:
