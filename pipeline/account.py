@@ -45,6 +45,7 @@ class Named(enum.StrEnum):
     OTHER_RECORD = "requests and metadata"
     PICTURE = "pictures in WARC files"
     REVISIT = "repeated records"
+    REPEATED = "repeated pictures"
     WITHOUT_PICTURE = "pages without pictures"
     FALLBACK = "copies for readers without scripts"
     UNSHOWN = "images that are never shown"

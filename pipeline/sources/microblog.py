@@ -1,7 +1,8 @@
 """microblog: posts as JSON lines, each with its pictures. The text of a post applies to all its pictures.
 
 Options name the parts of a post by paths: `pics[].large.url` is the `url` of `large` of each entry of `pics`. If there
-are several paths, the first that leads to a value counts; the defaults fit posts as Weibo's interfaces return them.
+are several paths, the first that leads to a value counts, of pictures for each entry of a list by itself. An entry
+without a URL is a Decision. The defaults fit posts as Weibo's interfaces return them.
 Markup, links, "view all" marks and reposted parts (`//@name: ...`) are removed from the text; `#topics#` become tags.
 
 Limits: one file is one part of the extract stage; a repost counts with its own words only.
@@ -13,13 +14,13 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
-from pipeline.account import Account, Named
+from pipeline.account import Account, Named, Units
 from pipeline.errors import BrokenFile
 from pipeline.files.inputs import Lines, LongLine, faults, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
@@ -53,11 +54,12 @@ class Microblog(FileSource):
 
     fields: Fields = Field(Fields(), description="paths to the fields of a post")
 
+    VERSION: ClassVar[int] = 2
     ROWS: ClassVar[str] = "posts"
 
     def entries_of(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
         """A candidate for each picture of each post; a Decision for a post that has none. Raises SourceError."""
-        lines = account["lines"]
+        lines, pictures = account["lines"], account["pictures of posts"]
         try:
             decoding = Decoding("UTF-8")
             with opened(file, "utf-8-sig") as (f, _):
@@ -69,7 +71,13 @@ class Microblog(FileSource):
                             lines.named[Named.BLANK] += 1
                             continue
                         post = line if isinstance(line, LongLine) else decoding.fault(line) or line
-                        yield from self.entries(row, at, partial(self._post, post, row, at), lines)
+                        own = Units()
+                        entries = self.entries(row, at, partial(self._post, post, row, at, own), lines)
+                        if len(entries) == own.unaccounted:  # else one Decision is about the post
+                            pictures.add(own)
+                            for entry in entries:
+                                pictures.take([entry])
+                        yield from entries
                 except faults() as e:
                     raise self.unread(file, e, f.reached) from None
             decoding.end()
@@ -78,8 +86,11 @@ class Microblog(FileSource):
         except UnicodeError as e:
             raise BrokenFile(file, f"source {self.name}: not UTF-8 ({e})") from None
 
-    def _post(self, line: str | Exception, row: str, number: int) -> Iterator[Candidate | Decision]:
-        """The candidates of a line, or Decisions that say what is wrong with it. Raises what is in place of a line."""
+    def _post(self, line: str | Exception, row: str, number: int, pictures: Units) -> Iterator[Candidate | Decision]:
+        """The candidates of a line, or Decisions that say what is wrong with it. Raises what is in place of a line.
+
+        pictures: gets the number of pictures, and of those that the post repeats. Each of the others has one entry.
+        """
         if isinstance(line, Exception):
             raise line
         try:
@@ -95,12 +106,22 @@ class Microblog(FileSource):
         own = " ".join(_REPOST.sub("", raw).split())  # in a run of white space the pattern retries at each character
         words = clean(html.unescape(_NOISE.sub(" ", own)))
         texts = ([Text("content", words)] if words else []) + [Text("tag", topic) for topic in topics if topic]
-        images = _all(post, self.fields.images)
+        images = _pictures(post, self.fields.images)
         if not images:
             yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: no picture")
         page = _web(_first(post, self.fields.page_url))
         origin = _first(post, self.fields.id) or page or row
-        for image in dict.fromkeys(images):
+        seen = set[str]()
+        for at, image in enumerate(images, 1):
+            pictures.met += 1
+            if not image:
+                what = f"picture {at} has no URL at the paths fields.images"
+                yield self._broken(f"{row}, picture {at}", number, DropReason.BAD_ROW, f"{row}: {what}")
+                continue
+            if image in seen:
+                pictures.named[Named.REPEATED] += 1
+                continue
+            seen.add(image)
             try:
                 bare, userinfo = split_userinfo(f"https:{image}" if image.startswith("//") else image)
                 url = canonical_url(bare)
@@ -133,21 +154,49 @@ def _first(post: dict[str, Any], paths: tuple[str, ...]) -> str:
 
 def _all(post: dict[str, Any], paths: tuple[str, ...]) -> list[str]:
     """Strings (and numbers, as strings) at the first of several paths that leads to any."""
-    for path in paths:
-        values: list[Any] = [post]
-        for step in path.split("."):
-            name, many = step.removesuffix("[]"), step.endswith("[]")
-            if name == "*":
-                values = [v for value in values if isinstance(value, dict) for v in value.values()]
-            else:
-                values = [value[name] for value in values if isinstance(value, dict) and name in value]
-            if many:
-                values = [v for value in values if isinstance(value, list) for v in value]
-        strings = [
-            encodable(str(v))
-            for v in values
-            if isinstance(v, (str, int)) and not isinstance(v, bool) and str(v).strip()
+    found = (list(filter(None, map(_string, _values(post, tuple(path.split(".")))))) for path in paths)
+    return next(filter(None, found), [])
+
+
+def _pictures(post: dict[str, Any], paths: tuple[str, ...]) -> list[str]:
+    """URLs of the pictures of a post: of each entry of a list at the first path that leads to one, or ""."""
+    urls = list[str]()
+    for steps, ends in _lists_of(paths):
+        found = [
+            next((url for end in ends for url in map(_string, _values(entry, end)) if url), "")
+            for entry in _values(post, steps)
         ]
-        if strings:
-            return strings
-    return []
+        urls += found if steps else filter(None, found)
+    return urls
+
+
+@lru_cache(maxsize=100)
+def _lists_of(paths: tuple[str, ...]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """The lists that paths lead through, each with the rest of the paths from its entries on; () is the post."""
+    lists: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for path in paths:
+        steps = tuple(path.split("."))
+        end = max((at for at, step in enumerate(steps, 1) if step == "*" or step.endswith("[]")), default=0)
+        lists.setdefault(steps[:end], []).append(steps[end:])
+    return list(lists.items())
+
+
+def _values(value: Any, steps: tuple[str, ...]) -> list[Any]:
+    """The values to which steps lead from a value."""
+    values = [value]
+    for step in steps:
+        name, many = step.removesuffix("[]"), step.endswith("[]")
+        if name == "*":
+            values = [v for value in values if isinstance(value, dict) for v in value.values()]
+        else:
+            values = [value[name] for value in values if isinstance(value, dict) and name in value]
+        if many:
+            values = [v for value in values if isinstance(value, list) for v in value]
+    return values
+
+
+def _string(value: Any) -> str:
+    """A string, or a number as a string; "" for anything else, and for white space."""
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value).strip():
+        return ""
+    return encodable(str(value))

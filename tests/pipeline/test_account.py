@@ -153,7 +153,10 @@ def posts(draw: st.DrawFn, root: Path) -> Made:
             "id": st.integers(0, 9),
             "text": st.sampled_from(["云", "#话题#", ""]),
             "pics": st.lists(
-                st.fixed_dictionaries({"url": st.sampled_from(["http://i/1", "//i/2", "x", ""])}), max_size=3
+                st.fixed_dictionaries(
+                    {}, optional={key: st.sampled_from(["http://i/1", "//i/2", "x", ""]) for key in ("url", "large")}
+                ),
+                max_size=3,
             ),
         },
     )
@@ -161,7 +164,9 @@ def posts(draw: st.DrawFn, root: Path) -> Made:
     rows = draw(st.lists(row, max_size=30))
     put(root, {"t.jsonl": "\n".join(rows)})
     raw = len(io.StringIO("\n".join(rows)).readlines())
-    return {"kind": "microblog", "path": str(root / "t.jsonl")}, {"lines": raw}, 0
+    pictures = sum(len(json.loads(row).get("pics", [])) for row in rows if row.startswith("{") and row != "{")
+    options = {"kind": "microblog", "path": str(root / "t.jsonl"), "fields": {"images": ["pics[].large", "pics[].url"]}}
+    return options, {"lines": raw, "pictures of posts": pictures}, 0
 
 
 def members(draw: st.DrawFn, root: Path) -> Made:

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.account import Account
+from pipeline.account import Account, Named
 from pipeline.errors import SourceError
 from pipeline.records import Candidate
 from pipeline.sources.microblog import Microblog
 
 
-def read(tmp_path: Path, *posts: object, **options: object) -> tuple[list, list]:
+def read(tmp_path: Path, *posts: object, account: Account | None = None, **options: object) -> tuple[list, list]:
     lines = [post if isinstance(post, str) else json.dumps(post, ensure_ascii=False) for post in posts]
     (tmp_path / "posts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     source = Microblog(name="wb", source_kind="microblog", base=str(tmp_path), path="posts.jsonl", **options)
     assert source.parts() == 1
-    entries = list(source.read(0, Account()))
+    entries = list(source.read(0, Account() if account is None else account))
     return [f for f in entries if isinstance(f, Candidate)], [f for f in entries if not isinstance(f, Candidate)]
 
 
@@ -85,3 +85,31 @@ def test_white_space_without_end_costs_no_more_than_other_characters(tmp_path):
     post = {"mid": 1, "images": ["http://i.example/1.png"], "text": f"荷花{' ' * 900_000}开了 全文"}
     [candidate], _ = read(tmp_path, post)
     assert [t.text for t in candidate.texts] == ["荷花 开了"]
+
+
+def test_each_picture_of_a_post_is_a_candidate_by_the_first_path_that_fits_it_or_a_decision(tmp_path):
+    """Paths are alternatives for an entry of a list: those of one entry, or of one list, hide no other."""
+    url = "http://i.example/{}.png".format
+    post = {
+        "text": "好",
+        "pics": [{"large": {"url": url(1)}, "url": url(9)}, {"large": None, "url": url(2)}, url(3), None, {"pid": 4}],
+        "pic_infos": {"a": {"largest": {"url": url(5)}}},
+        "images": [url(6), url(1)],
+    }
+    account = Account()
+    candidates, decisions = read(tmp_path, post, {"text": "好", "cover": url(7)}, account=account)
+    assert [c.image_url for c in candidates] == [url(n) for n in (1, 2, 3, 5, 6)]
+    assert [d.evidence.partition(" has ")[0] for d in decisions] == [
+        "posts.jsonl, row 1: picture 4",
+        "posts.jsonl, row 1: picture 5",
+        "posts.jsonl, row 2: no picture",
+    ]
+    assert len({d.id for d in decisions}) == 3
+    units = account["pictures of posts"]
+    assert (units.met, units.candidates, units.decisions, units.named) == (8, 5, 2, {Named.REPEATED: 1})
+    fields = {"images": ["cover", "thumb", "pics[].url"]}
+    assert [c.image_url for c in read(tmp_path, {**post, "thumb": url(8)}, fields=fields)[0]] == [
+        url(8),
+        url(9),
+        url(2),
+    ]
