@@ -174,14 +174,28 @@ def writable(name: str) -> str:
 
 
 def version(file: str) -> list[Any]:
-    """A value that changes with a file: its name, size, and time or ETag. Raises SourceError."""
+    """A value that changes with a file: its name, size, and time or ETag; of a link that leads nowhere size 0.
+
+    Raises SourceError.
+    """
     try:
         fs, inner = fsspec.url_to_fs(file)
+        if getattr(fs, "local_file", False) and Path(inner).is_symlink() and not Path(inner).exists():
+            return [writable(file.rpartition("/")[2]), 0, DANGLING]
         info = fs.info(inner)
     except object_store.faults(*faults(), ValueError) as e:
         raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
     return [writable(file.rpartition("/")[2]), info.get("size"), str(mark)]
+
+
+DANGLING = "a link to a file that does not exist"
+
+
+def emptiness(file: str) -> str:
+    """Why a file has no content, as a noun phrase; "" for one that has some. Raises SourceError."""
+    _, size, mark = version(file)
+    return "" if size != 0 else DANGLING if mark == DANGLING else "an empty file"
 
 
 Listing = dict[str, tuple[int, str]]

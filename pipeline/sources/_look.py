@@ -23,7 +23,7 @@ from fsspec.core import get_compression
 
 from pipeline.account import Account
 from pipeline.errors import BrokenFile, SourceError
-from pipeline.files.inputs import faults, reason, version, writable
+from pipeline.files.inputs import emptiness, faults, reason, version, writable
 from pipeline.files.wacz import file_of
 from pipeline.records import Candidate, Decision
 
@@ -202,8 +202,8 @@ def broken_files(files: Sequence[str], read_first: Callable[[int, str], None], b
     reasons = dict[str, str]()
     for number, file in enumerate(files):
         try:
-            if len(files) > 1 and version(file_of(file))[1] == 0:
-                reasons[file] = EMPTY
+            if len(files) > 1 and (why := emptiness(file_of(file))):
+                reasons[file] = why
             else:
                 read_first(number, file)
         except BrokenFile as e:
@@ -215,7 +215,6 @@ def broken_files(files: Sequence[str], read_first: Callable[[int, str], None], b
     return Broken(reasons, len(files))
 
 
-EMPTY = "an empty file"
 _SOURCE = re.compile(r"^source \S+: ")
 
 _SIP = 1 << 13

@@ -261,7 +261,10 @@ def cleaned(header: Sequence[str]) -> list[str]:
 
 def no_column(columns: Sequence[str], missing: str) -> str:
     """The fault of a table without a column that is needed, for people."""
-    known = ", ".join(columns)[:300] or "none (it is empty)"
+    names = ("".join(filter(str.isprintable, name)) for name in columns)
+    known = (
+        ", ".join(filter(None, names))[:300] or f"none (its first line is {'not text' if any(columns) else 'empty'})"
+    )
     return f"no column {missing!r}; columns: {known}"
 
 

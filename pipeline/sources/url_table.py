@@ -90,6 +90,10 @@ class Columns(BaseModel):
     texts: dict[TextKind, str | tuple[str, ...]] = Field({}, description="kind of text -> column or columns")
 
 
+class _NoColumns(BrokenFile):
+    """A file lacks a column that the spec names."""
+
+
 class UrlTable(FileSource):
     """Tables of image URLs with their texts."""
 
@@ -127,7 +131,7 @@ class UrlTable(FileSource):
     def _entries(self, file: str, start: int, stop: int, account: Account) -> Iterator[Candidate | Decision]:
         """Candidates and decisions of rows [start, stop) of a file."""
         units = account["rows" if self._format(file) == "parquet" else "lines"]
-        for number, cells, lines, told in self._rows(file, start, stop):
+        for number, cells, lines, told in self._fitting_rows(file, start, stop):
             units.met += lines
             if isinstance(cells, Named):
                 units.named[cells] += lines
@@ -199,7 +203,8 @@ class UrlTable(FileSource):
         files = self.files()
         for file in files:
             try:
-                rows = _count(file, self._format(file), json.dumps(version(file)))
+                about = version(file)
+                rows = _count(file, self._format(file), json.dumps(about)) if about[1] != 0 or len(files) == 1 else 0
             except BrokenFile:
                 if len(files) == 1:
                     raise
@@ -220,6 +225,30 @@ class UrlTable(FileSource):
         if suffix not in named:
             raise SourceError(file, f"source {self.name}: unknown file extension; set format: csv, tsv, jsonl ...")
         return named[suffix]
+
+    def _fitting_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
+        """Rows of `_rows`; none of a later part of a file without the columns of the spec.
+
+        Raises BrokenFile for the first part of such a file, and SourceError if no file of the source has the columns:
+        then the spec is at fault.
+        """
+        try:
+            yield from self._rows(file, start, stop)
+        except _NoColumns as e:
+            try:
+                _fitting_file(self.model_dump_json())
+            except LookupError:
+                raise SourceError(e.subject, e.message) from None
+            if not start:
+                raise
+
+    def has_columns(self, file: str) -> bool:
+        """True if a file can be read and has the columns that the spec names."""
+        try:
+            next(self._rows(file, 0, 1), None)
+        except SourceError:
+            return False
+        return True
 
     def _rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
         """Rows [start, stop) of a file, numbered from start + 1."""
@@ -249,7 +278,7 @@ class UrlTable(FileSource):
             raise BrokenFile(file, f"source {self.name}: {e}") from None
 
     def _csv_rows(self, file: str, f: Any, kind: Format, decoding: Decoding) -> Iterator[Row]:
-        """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
+        """Rows of a CSV or TSV file. Raises BrokenFile for one without the columns that the spec names."""
         separator, header, lines, above = head_of(Lines(f), self._wanted(), "\t" if kind == "tsv" else ",")
         if decoding.fault("".join(header)):
             decoding.end()
@@ -329,7 +358,7 @@ class UrlTable(FileSource):
     def _check_columns(self, file: str, header: Sequence[str]) -> None:
         missing = [name for name in self._wanted() if name not in header]
         if missing:
-            raise SourceError(file, f"source {self.name}: {no_column(header, missing[0])}"[:500])
+            raise _NoColumns(file, f"source {self.name}: {no_column(header, missing[0])}"[:500])
 
     def _candidate(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
         texts, columns = list[Text](), self.columns
@@ -479,6 +508,16 @@ def _sentences(sentences: list[Any]) -> list[Text]:
         cut = next((text for name in ("easy", "first") for kind, text in named if kind == name), "")
         texts += [Text("surrounding", cut)] if cut else []
     return texts
+
+
+@lru_cache(maxsize=1_000)
+def _fitting_file(source: str) -> str:
+    """A file with the columns of a UrlTable, which is given as JSON. Raises LookupError, which is not cached."""
+    own = UrlTable.model_validate_json(source)
+    for file in own.files():
+        if own.has_columns(file):
+            return file
+    raise LookupError("no file with the columns of the spec")
 
 
 @lru_cache(maxsize=10_000)

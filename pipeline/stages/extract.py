@@ -33,7 +33,7 @@ from pipeline import pulse
 from pipeline.account import ACCOUNT, Account, Named, Units
 from pipeline.confined import Confined
 from pipeline.errors import BrokenFile, SourceError, StageError
-from pipeline.files.inputs import version, writable
+from pipeline.files.inputs import emptiness, version, writable
 from pipeline.records import (
     ARCHIVED,
     ARCHIVED_SCHEMA,
@@ -61,7 +61,6 @@ from pipeline.records import (
     utc,
 )
 from pipeline.sources import FileSource, PageSource, RangeSource, Source, TableSource, sources_of
-from pipeline.sources._look import EMPTY
 from pipeline.sources.site import Site
 from pipeline.sources.warc import Warc
 from pipeline.stages._archived_images import Archive
@@ -277,10 +276,9 @@ def _read(
 def _rows(source: TableSource, part: int, info: dict[str, Any], account: Account) -> Iterator[Candidate | Decision]:
     file, entries = source.opened(part, account)
     if file:
-        size = version(file)[1]
-        info.update(files=1, bytes=size or 0)
-        if size == 0 and not _is_only_file(source):
-            raise BrokenFile(file, EMPTY)
+        info.update(files=1, bytes=version(file)[1] or 0)
+        if not info["bytes"] and not _is_only_file(source) and (why := emptiness(file)):
+            raise BrokenFile(file, why)
     unnamed = Units()
     for entry in entries:
         pulse.advance()

@@ -361,6 +361,53 @@ def test_a_broken_file_of_several_is_a_decision_with_its_weight_and_a_single_one
         _ = [extract.run_partition(single, partition) for partition in extract.partitions(single)]
 
 
+def test_a_table_without_the_columns_of_the_spec_is_broken_unless_no_file_has_them(tmp_path):
+    """One odd file of a folder ends no build. Where all are odd the spec is at fault, and that is one line."""
+    rows = "http://a.test/1.jpg,雪\n" * 3
+    other = pa.BufferOutputStream()
+    pq.write_table(pa.table({"u": ["http://a.test/1.jpg"], "c": ["雪"]}), other)
+    odd = {
+        "a.csv": b"<html><title>403 Forbidden</title>\n</html>\n",
+        "b.csv.gz": gzip.compress(b""),
+        "c.csv": b"\n",
+        "d.csv": b"\xef\xbb\xbf",
+        "e.csv": rows.encode(),
+        "f.csv": bytes(5_000),
+        "g.parquet": other.getvalue().to_pybytes(),
+    }
+    for name, content in odd.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "h.csv").symlink_to(tmp_path / "gone")
+    options = {**TABLE_OF, "name": "s", "source_kind": "news", "rows_per_part": 1}
+    build = build_of(tmp_path, {**options, "path": "*"})
+    with pytest.raises(SourceError, match=r"^[^\n]*a\.csv: source s: no column 'url'; columns: <html>[^\n]*$"):
+        extract.run_partition(build, "s-00000")
+    with pytest.raises(SourceError, match=r"no column 'url'"):
+        extract.sources_of(build.spec)[0].look(Budget(seconds=60))
+
+    (tmp_path / "z.csv").write_text(f"url,zh\n{rows}")
+    build = build_of(tmp_path, {**options, "path": "*"})
+    for partition in extract.partitions(build):
+        extract.run_partition(build, partition)
+    records = [record for record in build.stage("extract").records() if record.counts["input_files"]]
+    assert [record.counts.get("lost_files", 0) for record in records] == [1] * 8 + [0]
+    damage = read_damage(build)["s"]
+    assert (damage.lost_files, damage.lost_bytes) == (8, sum(map(len, odd.values())))
+    said = [record.info["lost"].partition(": ") for record in records[:8]]
+    assert [name for name, _, _ in said] == [*odd, "h.csv"]
+    assert [why for _, _, why in said[2:]] == [
+        "no column 'url'; columns: none (its first line is empty)",
+        "no column 'url'; columns: none (its first line is empty)",
+        "no column 'url'; columns: http://a.test/1.jpg, 雪",
+        "no column 'url'; columns: none (its first line is not text)",
+        "no column 'url'; columns: u, c",
+        "a link to a file that does not exist",
+    ]
+    assert sum(record.counts["kept"] for record in build.stage("extract").records()) == 3
+    [warning] = [line for line in extract.sources_of(build.spec)[0].look(Budget(seconds=60)).warnings if "read" in line]
+    assert warning.startswith("a build cannot read 8 of 9 files: a.csv (no column 'url'; columns: <html>")
+
+
 def test_a_packed_table_that_breaks_off_keeps_its_rows_and_says_how_much_is_lost(tmp_path):
     dice = random.Random(4)
     texts = ["".join(chr(dice.randrange(0x4E00, 0x9FA5)) for _ in range(200)) for _ in range(2_000)]
