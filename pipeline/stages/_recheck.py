@@ -2,7 +2,8 @@
 
 A crawl asks for pages again, but nothing else asks for a picture that is stored, or for the page of a table's row. Each
 build therefore asks for the addresses of some shards of its dataset: a shard is due once in `fetch.recheck_every`
-builds, so that every address is. robots.txt, tdmrep.json, X-Robots-Tag and the meta tags of a page count as they do in
+builds that ask, whether they publish anything or not, so that every address is; STORE/rechecked notes which builds
+have asked. robots.txt, tdmrep.json, X-Robots-Tag and the meta tags of a page count as they do in
 a crawl. Of a picture only the headers are read.
 
 What was refused is a row of this pass's table. `pipeline.takedown.vanished` takes its samples out of all builds of the
@@ -74,15 +75,36 @@ def _due(build: Build) -> Iterator[tuple[str, ShardFiles, Folder]]:
     if release is None:
         return
     before = {own.build_id for own in release.builds if own.snapshot < build.snapshot}
+    asked = _asked(build)
+    turn = asked.index(build.snapshot) if build.snapshot in asked else len(asked)
     for shard in release.shards:
         name = f"{shard.build}@{shard.tar.path.removesuffix('.tar')}"
-        if shard.build in before and is_due(name, len(before), build.spec.fetch.recheck_every):
+        if shard.build in before and is_due(name, turn, build.spec.fetch.recheck_every):
             yield name, shard, Folder(release.folder_of(shard, releases.folder.url))
 
 
 def is_due(shard: str, turn: int, every: int) -> bool:
-    """True if it is a shard's turn: once in `every` turns. turn: builds of the dataset before this one."""
+    """True if it is a shard's turn: once in `every` turns. turn: builds of the dataset that asked before this one."""
     return (zlib.crc32(shard.encode()) + turn) % every == 0
+
+
+def _asked(build: Build) -> list[str]:
+    """Snapshots of the dataset whose builds asked, in the order in which they began to."""
+    snapshots: list[str] = build.store.folder.find_json(_noted_in(build), {"snapshots": []})["snapshots"]
+    return snapshots
+
+
+def _noted_in(build: Build) -> str:
+    return f"rechecked/{build.spec.name}.json"
+
+
+def begin(build: Build) -> None:
+    """Note in STORE that this build asks, so that the next one has the next turn; run again it has the same."""
+    if not build.asks or build.store.releases(build.spec.name).newest() is None:
+        return
+    with build.store.lock():
+        if build.snapshot not in (asked := _asked(build)):
+            build.store.folder.write_json(_noted_in(build), {"snapshots": [*asked, build.snapshot]})
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -176,6 +198,7 @@ PASS = Pass(
     run=run_partition,
     token=token,
     when=when,
+    begin=begin,
     files=(PassFile("parquet", REFUSED_SCHEMA),),
     unit="addresses",
     done=("asked",),

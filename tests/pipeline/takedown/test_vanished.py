@@ -24,6 +24,7 @@ from pipeline.takedown import vanished
 from pipeline.web import policy
 from pipeline.web.client import RequestFailed
 from tests.parks import PAGES, page, picture
+from tests.stages import run_stage
 
 pytestmark = pytest.mark.slow
 
@@ -180,6 +181,20 @@ def test_each_shard_is_due_once_in_so_many_builds(every: int, shards: int, build
     names = [f"parks-2026@train-{n:06d}" for n in range(shards)]
     due = Counter(name for turn in range(builds * every) for name in names if _recheck.is_due(name, turn, every))
     assert due == dict.fromkeys(names, builds)
+
+
+def test_the_turn_advances_though_nothing_new_is_published_and_is_the_same_in_a_second_run(weeks: Any) -> None:
+    """It followed the builds in the newest release: what was not due in a quiet week never was."""
+    options = {"fetch": {"recheck_every": 3}, "shards": {"samples_per_shard": 1}}
+    release.publish(weeks.build("2026-11-01", range(6), **options))
+    asked = list[list[str]]()
+    for day in ("2026-11-08", "2026-11-15", "2026-11-22"):
+        build = weeks.open(day, range(6), **options)
+        run_stage(build, "fetch.recheck")
+        asked.append(build.stage("fetch.recheck").partitions())
+        assert sorted(_recheck.partitions(build)) == sorted(asked[-1])
+    shards = len(build.store.releases("weekly").read().shards)
+    assert (sum(map(len, asked)), len(set().union(*asked))) == (shards, shards)
 
 
 @pytest.mark.drill(2)
