@@ -16,15 +16,14 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
 from pipeline.features import feature_id
-from pipeline.features._rows import measure_image
 from pipeline.filters import pixel_filters
-from pipeline.pictures.decode import PictureError
-from pipeline.records import FEATURE_SCHEMA, PROVENANCE
+from pipeline.records import PROVENANCE
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import FetchedImage
+from pipeline.store.measured import measured
 from pipeline.store.stage import in_funnel
-from pipeline.store.takedowns import LOOKED_AT, Takedowns
+from pipeline.store.takedowns import Takedowns
 from pipeline.unreadable import OURS, evidence
 
 log = logging.getLogger("wenlan")
@@ -64,10 +63,5 @@ def _looks_forgotten(build: Build, data: bytes, takedowns: Takedowns) -> bool:
     """True if a picture that `measure` has not seen looks like one that was taken down; also if that cannot be told."""
     if not takedowns.looks:
         return False
-    try:
-        measured = measure_image(data, build.spec.fetch.max_pixels)
-    except PictureError:
-        return True
-    row = {"sha256": ""} | {name: measured[name] for name in LOOKED_AT if name in measured}
-    schema = pa.schema([FEATURE_SCHEMA.field(name) for name in LOOKED_AT])
-    return bool(takedowns.alike(pa.Table.from_pylist([row], schema=schema), feature_id()))
+    rows, faults = measured([("", data)], build.spec.fetch.max_pixels)
+    return bool(faults) or bool(takedowns.alike(rows, feature_id()))

@@ -14,7 +14,8 @@ more are not compared, and counted as `unseen`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,12 @@ from data_specs.search.rows import record
 from data_specs.shard import ContractError
 from pipeline.errors import StoreError
 from pipeline.features import feature_id
-from pipeline.features._rows import measure_image
 from pipeline.files.folder import Folder
-from pipeline.pictures.decode import MAX_PIXELS, PictureError
-from pipeline.records import FEATURE_SCHEMA, sha256_hex
+from pipeline.pictures.decode import MAX_PIXELS
+from pipeline.records import sha256_hex
+from pipeline.store.measured import known_features, measured
 from pipeline.store.store import Store
-from pipeline.store.takedowns import LOOKED_AT, Takedowns
+from pipeline.store.takedowns import Takedowns
 from pipeline.urls import canonical_url
 
 _BATCH = 10_000
@@ -61,14 +62,13 @@ def images_named(indexes: Sequence[Path], named: set[str]) -> set[str]:
 
 def features_of(indexes: Sequence[Path], images: set[str]) -> dict[str, dict[str, Any]]:
     """Features of images, by sha256, measured from the pictures of the indexes that have them."""
-    measured: dict[str, dict[str, Any]] = {}
-    wanted = pa.array(sorted(images), pa.string())
+    found: dict[str, dict[str, Any]] = {}
     for table in _tables(indexes):
-        for number in np.flatnonzero(pc.is_in(table["sha256"], wanted).to_numpy()).tolist():
-            sha256 = table["sha256"][number].as_py()
-            if sha256 not in measured and (features := _measured(table, number)) is not None:
-                measured[sha256] = features
-    return measured
+        missing = images - found.keys()
+        rows = ((name, row) for row, name in enumerate(table["sha256"].to_pylist()) if name in missing)
+        features, _ = measured(_pictures(table, rows), MAX_PIXELS)
+        found |= {own["sha256"]: own for own in features.to_pylist()}
+    return found
 
 
 def take_out(folder: Path, store: Store, takedowns: Takedowns, dry_run: bool) -> dict[str, Any]:
@@ -126,23 +126,23 @@ def _alike(
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         names = {sha256[row] or f"row {row}": row for row in batch}
-        known = store.features(feature_id()).get(name for name, row in names.items() if sha256[row])
-        seen = set() if known is None else set(known["sha256"].to_pylist())
-        measured = {name: _measured(table, row) for name, row in names.items() if name not in seen}
-        unseen += [name for name, features in measured.items() if features is None]
-        own = [{**features, "sha256": name} for name, features in measured.items() if features is not None]
-        for features in (known, pa.Table.from_pylist(own, FEATURE_SCHEMA) if own else None):
-            if features is not None:
-                alike.update(takedowns.alike(features.select(LOOKED_AT), feature_id()))
+        known = known_features(store, (name for name, row in names.items() if sha256[row]))
+        missing = names.keys() - set(known["sha256"].to_pylist())
+        made, _ = measured(_pictures(table, ((name, names[name]) for name in missing)), MAX_PIXELS)
+        unseen += missing - set(made["sha256"].to_pylist())
+        for features in (known, made):
+            alike.update(takedowns.alike(features, feature_id()))
     return np.array([(name or f"row {row}") in alike for row, name in enumerate(sha256)], np.bool_)
 
 
-def _measured(table: pa.Table, row: int) -> dict[str, Any] | None:
-    """Features of a row's picture; None if it cannot be read."""
-    try:
-        return measure_image(read_picture(record(table, row))[0], MAX_PIXELS)
-    except (ContractError, PictureError):
-        return None
+def _pictures(table: pa.Table, rows: Iterable[tuple[str, int]]) -> Iterator[tuple[str, bytes]]:
+    """Bytes of the pictures of named rows, of each name those of the first row whose picture is still there."""
+    done = set[str]()
+    for name, row in rows:
+        if name not in done:
+            with contextlib.suppress(ContractError):
+                yield name, read_picture(record(table, row))[0]
+                done.add(name)
 
 
 def _texts_that_stay(table: pa.Table) -> dict[int, list[int]]:

@@ -41,7 +41,8 @@ from pipeline.pictures.decode import MAX_PIXELS, PictureError
 from pipeline.pictures.formats import HEAD, format_of
 from pipeline.store.measured import features_of
 from pipeline.store.store import Store
-from pipeline.store.takedowns import Look, Takedowns
+from pipeline.store.takedowns import Takedowns
+from pipeline.takedown.request import look_of
 from pipeline.takedown.shown import PageImages
 from pipeline.takedown.unpacked import IN_MEMORY, Piece, Unpacked
 from pipeline.urls import canonical_url
@@ -103,9 +104,7 @@ def sought(what: str) -> Sought:
 def _of_file(data: bytes) -> Sought:
     digest, looks = hashlib.sha256(data), None
     with contextlib.suppress(PictureError):
-        row, rule = measure_image(data, MAX_PIXELS), Dedup()
-        about = (rule.image_distance, rule.image_signature, feature_id(), row["details"])
-        looks = Takedowns(looks=(Look(tuple(row["phash"]), row["signature"], *about),))
+        looks = Takedowns(looks=(look_of(measure_image(data, MAX_PIXELS), Dedup().image_distance),))
     needles = {digest.hexdigest().encode(): "its sha256, in hex", digest.digest(): "its sha256, as bytes"}
     return Sought(needles, sha256=digest.hexdigest(), looks=looks)
 

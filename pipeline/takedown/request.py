@@ -105,9 +105,9 @@ def resolve(request: Request, store: Store, builds: Sequence[Build], searched: S
     for rows in fetched_images(builds):
         images.update(rows.filter(pc.is_in(rows["fetch_id"], text_array(named)))["sha256"].to_pylist())
     images |= indexes.images_named(searched, named)
-    looks = [_look(row, request) for row in _features_of_files(request.pictures)]
+    looks = [look_of(row, request.distance) for row in _features_of_files(request.pictures)]
     if not request.exact:
-        looks += [_look(row, request) for row in _features_of_images(store, builds, images, searched)]
+        looks += [look_of(row, request.distance) for row in _features_of_images(store, builds, images, searched)]
     by_look = Takedowns(looks=(*known.looks, *looks))
     alike = set[str]()
     for rows in _features(store, builds) if by_look.looks else ():
@@ -121,9 +121,10 @@ def resolve(request: Request, store: Store, builds: Sequence[Build], searched: S
     return Takedowns(frozenset(hashes), tuple(dict.fromkeys(by_look.looks)))
 
 
-def _look(row: dict[str, Any], request: Request) -> Look:
+def look_of(row: dict[str, Any], distance: int) -> Look:
+    """The look of a picture, given its row of FEATURE_SCHEMA."""
     threshold = Dedup().image_signature
-    return Look(tuple(row["phash"]), row["signature"], request.distance, threshold, feature_id(), row["details"])
+    return Look(tuple(row["phash"]), row["signature"], distance, threshold, feature_id(), row["details"])
 
 
 def _features_of_files(pictures: Sequence[Path]) -> Iterator[dict[str, Any]]:
