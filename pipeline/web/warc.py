@@ -234,17 +234,11 @@ def _capture_at(place: PageRange, member: bytes, max_body: int) -> Capture | Dec
     """The capture in the bytes of a range; a Decision if there is none."""
     where = f"{place.file.rpartition('/')[2]} at {place.offset}"
     try:
-        members = Members(io.BytesIO(member))
-        while members.next():
-            for record in records(members):
-                capture = _read_record(record, max_body)
-                if isinstance(capture, Decision) or (capture is not None and capture.refers_to is None):
-                    _check_end(members)
-                    return capture
+        capture = _first_capture(member, max_body, with_revisits=False)
+        fault = "no response"
     except Exception as e:
-        fault = evidence(e, f"{place.url}, {where}")
-        return drop_capture(place.url, "", "extract", DropReason.UNREADABLE, f"{where}: {fault}")
-    return drop_capture(place.url, "", "extract", DropReason.UNREADABLE, f"{where}: no response")
+        capture, fault = None, evidence(e, f"{place.url}, {where}")
+    return capture or drop_capture(place.url, "", "extract", DropReason.UNREADABLE, f"{where}: {fault}")
 
 
 def _too_large(url: str, max_body: int) -> Decision:
@@ -253,20 +247,22 @@ def _too_large(url: str, max_body: int) -> Decision:
 
 def capture_of(member: bytes, max_body: int) -> Capture | None:
     """The response in one record of a WARC file; None if the bytes are not such a record or a page is too large."""
-    members = Members(io.BytesIO(member))
     try:
-        while members.next():
-            for record in records(members):
-                if _is_capture(record):
-                    capture = _capture(record, max_body)
-                    if not isinstance(capture, Capture):
-                        return None
-                    _read_to_end(record)
-                    _check_end(members)
-                    return capture
-                _read_to_end(record)
+        capture = _first_capture(member, max_body)
     except Exception:  # whatever it is: the page is asked for again
         return None
+    return capture if isinstance(capture, Capture) else None
+
+
+def _first_capture(member: bytes, max_body: int, with_revisits: bool = True) -> Capture | Decision | None:
+    """The first capture in bytes of a WARC file, or the Decision about it. Raises what its parsers raise."""
+    members = Members(io.BytesIO(member))
+    while members.next():
+        for record in records(members):
+            capture = _read_record(record, max_body)
+            if isinstance(capture, Decision) or (capture and (with_revisits or capture.refers_to is None)):
+                _check_end(members)
+                return capture
     return None
 
 
