@@ -346,7 +346,7 @@ class _Lookup:
     def _card_text(self, row: int) -> str:
         """The text that names an image's card: its heading, else words that lead to the image, else the text of its
         block, else the first text behind it in the card that says something, or the last before it: a post, where
-        what stands behind is no sentence.
+        what stands behind is not a sentence.
         """
         scope, place = self._scopes[row], self.places[row]
         if not scope.listed or place.furniture:
@@ -423,7 +423,7 @@ class _Lookup:
 
     def _leading_to(self, row: int) -> str:
         """The text that leads to an image: before it in its block, or the block before. Images that stand together have
-        it in common, and what is no Chinese, such as a command and its output, is passed over. "" if another text of
+        it in common, and what is not Chinese, such as a command and its output, is passed over. "" if another text of
         its own block, a caption or furniture stands closer.
         """
         place, (before, after) = self.places[row], self._near[row]

@@ -24,7 +24,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 _UNITS = frozenset(("article", "li", "figure", "tr", "dl", "section"))
 _FIRST = frozenset(name[:2] for name in _UNITS)
 _WITHIN_TEXT = frozenset(("p", "b", "em", "font", "i", "span", "strong", "center", "picture", "noscript"))
-"""Elements of running text: two of them with an image each are no cards; nor are two sections of a document."""
+"""Elements of running text: two of them with an image each are not cards; nor are two sections of a document."""
 
 MAX_IN_CARD = 3
 """Images of a card; what holds more of them, such as a cell of a page that is laid out by a table, is a part of it."""
@@ -154,7 +154,7 @@ class _Scopes:
         return sum(_alike(article, other) for other in self._articles) > 1
 
     def _holds_text(self, at: int, first: int, end: int) -> bool:
-        """True if the element that a tag begins, with blocks [first, end), has text that is no caption or furniture."""
+        """True if the element of a tag, with blocks [first, end), has text that is neither caption nor furniture."""
         if (known := self._holding.get(at)) is None:
             known = self._holding[at] = any(map(_has_letters, self._walk.blocks[first:end]))
         return known

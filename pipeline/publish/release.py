@@ -43,7 +43,6 @@ from pipeline.files.folder import Folder
 from pipeline.publish import card, dataset
 from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
-from pipeline.report.unreadable import read_damage, read_undetected
 from pipeline.store import build_json
 from pipeline.store.build import Build, shard_files
 from pipeline.store.dataset import manifest_in
@@ -129,8 +128,7 @@ def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     that fail are named in the manifest. Raises as `publish` does.
     """
     candidates, captures = read_funnels(build)
-    undetected, damage = read_undetected(build), read_damage(build)
-    judged = gates.judge(build.spec, build.stages, candidates, captures, undetected=undetected, damage=damage)
+    judged = gates.judge_build(build, candidates, captures)
     failing = {gate.name: "after a takedown" for gate in judged if not gate.holds}
     manifest = _manifest(build, _finished(build), dict(sorted({**failing, **accepted}.items())))
     before = manifest_in(build.shards)

@@ -114,6 +114,14 @@ def judge(
     return [*whole, *_of_stages(spec, stages, candidates, captures), *figures]
 
 
+def judge_build(
+    build: Build, candidates: Funnel, captures: Funnel, report: dict[str, Any] | None = None, held: int = 0
+) -> list[Gate]:
+    """`judge`, with what the build itself says of its input."""
+    of_input = read_undetected(build), accounts(build), read_damage(build)
+    return judge(build.spec, build.stages, candidates, captures, report, held, *of_input)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Verdict of the gates on a build that is to be published.
@@ -155,8 +163,7 @@ def verdict(
     """The verdict on a build. approved: a person asked, which is what `approve: manual` waits for, as for a word in
     build.json that approves. A word that refuses holds it back all the same."""
     report = drift.read(build.out, build.build_id)
-    of_input = read_undetected(build), accounts(build), read_damage(build)
-    judged = judge(build.spec, build.stages, candidates, captures, report, build.held, *of_input)
+    judged = judge_build(build, candidates, captures, report, build.held)
     asked = [] if report is not None else [name for name in FIGURE_GATES if _is_set(build.spec, name)]
     manual = build.spec.publish.approve == "manual" and "approve" not in accept
     word = approval.last(build) if manual else None

@@ -305,7 +305,7 @@ _BESIDE = tuple(spelled for suffix in TEXT_SUFFIXES for spelled in (suffix, suff
 
 
 def _stems(image: str) -> tuple[str, str]:
-    """What the text files of a picture are called, without their suffix."""
+    """Names of the text files of a picture, without their suffix."""
     dot = image.rfind(".")
     return image, image[:dot] if dot > image.rfind("/") + 1 else image
 

@@ -347,7 +347,7 @@ def _body(record: Any, size: int) -> bytes:
     encoding = ((http.get_header("Content-Encoding") if http is not None else "") or "").strip().lower()
     if encoding not in ("br", "zstd"):
         return _read(record.content_stream(), size)
-    record.http_headers.remove_header("Content-Encoding")  # warcio's Brotli reader is unbounded; it has none of zstd
+    record.http_headers.remove_header("Content-Encoding")  # warcio's Brotli reader is unbounded, and it lacks zstd
     packed = _read(record.content_stream(), size + BLOCK)  # what is larger packed is larger unpacked
     record.http_headers.add_header("Content-Encoding", encoding)
     try:

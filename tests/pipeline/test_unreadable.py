@@ -562,7 +562,7 @@ def test_a_picture_that_a_detector_cannot_take_is_kept_without_regions(fetched_b
     undetected = read_undetected(build)
     assert undetected == (1, 5)
     candidates, captures = read_funnels(build)
-    judged = gates.judge(build.spec, STAGES, candidates, captures, undetected=undetected)
+    judged = gates.judge_build(build, candidates, captures)
     [gate] = [gate for gate in judged if gate.name == "max_unreadable"]
     assert "1 of 5 images (by a detector) of all sources are unreadable (20.0%)" in gate.faults[0]
 

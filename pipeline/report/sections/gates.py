@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pipeline.report import gates
-from pipeline.report.funnel import accounts
 from pipeline.report.section import Material, Section, Values
 from pipeline.report.translations import evidence_zh
-from pipeline.report.unreadable import read_damage, read_undetected
 
 
 def figures(material: Material, inputs: Values) -> Values:
     build, before = material.build, material.before
     held = before.held(build) if before is not None and before.parts else build.held
-    of_build = (build.spec, build.stages, material.candidates, material.captures)
-    of_input = read_undetected(build), accounts(build), read_damage(build)
-    judged = gates.judge(*of_build, inputs, held, *of_input)
+    judged = gates.judge_build(build, material.candidates, material.captures, inputs, held)
     return {"gates": [row_of(gate) for gate in judged]}
 
 
