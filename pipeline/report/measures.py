@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline.features import feature_id
 from pipeline.filters import text_filters
 from pipeline.store.build import Build
+from pipeline.store.measured import known_features
 from pipeline.store.sql import Tables
 from pipeline.texts.density import density
 
@@ -265,10 +265,8 @@ def add_bins(build: Build, tables: Tables, rows: Sequence[dict[str, Any]]) -> li
     """
     limited = {limit.measure for f in text_filters(build.spec) for limit in f.limits()}
     measures = [*(m for m in MEASURES.values() if not m.of_words or m.name in limited), _HAN_SHARE]
-    cached = build.store.features(feature_id()).get({row["sha256"] for row in rows if row["sha256"]})
-    known = (
-        {} if cached is None else {row["sha256"]: row for row in cached.select(["sha256", *_OF_FEATURES]).to_pylist()}
-    )
+    features = known_features(build.store, {row["sha256"] for row in rows if row["sha256"]})
+    known = {row["sha256"]: row for row in features.select(["sha256", *_OF_FEATURES]).to_pylist()}
     given = []
     for at, row in enumerate(rows):
         sides = {name: row[name] for name in ("width", "height")} if row["width"] else {}

@@ -142,8 +142,7 @@ def _features_of_images(
     store: Store, builds: Sequence[Build], images: set[str], searched: Sequence[Path]
 ) -> Iterator[dict[str, Any]]:
     """Features of images by sha256, from STORE or from a build that measured them, or from an index's pictures."""
-    rows = store.features(feature_id()).get(images)
-    by_image = {} if rows is None else {row["sha256"]: row for row in rows.to_pylist()}
+    by_image = {row["sha256"]: row for row in known_features(store, images).to_pylist()}
     if set(by_image) != images:
         for rows in _features(store, builds):
             some = rows.filter(pc.is_in(rows["sha256"], text_array(images)))
