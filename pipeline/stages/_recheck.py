@@ -6,8 +6,9 @@ builds that ask, whether they publish anything or not, so that every address is;
 have asked. robots.txt, tdmrep.json, X-Robots-Tag and the meta tags of a page count as they do in
 a crawl. Of a picture only the headers are read.
 
-What was refused is a row of this pass's table. `pipeline.takedown.vanished` takes its samples out of all builds of the
-dataset, as those of pages that a crawl finds opted out.
+What was refused is a row of this pass's table. `fetch` lets no picture in that was opted out so, and
+`pipeline.takedown.vanished` takes the samples out of the earlier builds, as those of pages that a crawl finds opted
+out.
 
 Limits: only an answer counts; what a host does not answer is asked for the next time that its shard is due. Robots
 rules that ask for long pauses are not an opt-out.
@@ -156,6 +157,28 @@ async def _refused(build: Build, pages: dict[str, str], pictures: dict[str, str]
     async with _PageFetcher(spec, takedowns=takedowns, kind=page_kind(spec.egress)) as fetcher:
         await download(fetcher, pages, accept_of(pages), spec.fetch.threads)
     return rows
+
+
+def opted_out(build: Build, wanted: pa.Table) -> dict[str, tuple[DropReason, str]]:
+    """(reason, evidence) by fetch_id of images that were found opted out, themselves or on each page that shows them.
+
+    wanted: fetch_id, image_url and page_url of a partition's candidates.
+    """
+    reasons = pa.array([DropReason.OPT_OUT.value, DropReason.ROBOTS_DISALLOWED.value])
+    addresses = pa.array([*wanted["image_url"].to_pylist(), *wanted["page_url"].to_pylist()], pa.string())
+    said = dict[str, tuple[DropReason, str]]()
+    for record in build.records(NAME):
+        rows = build.stage(NAME).table(record)
+        some = rows.filter(pc.and_(pc.is_in(rows["reason"], reasons), pc.is_in(rows["url"], addresses)))
+        said |= {row["url"]: (DropReason(row["reason"]), row["evidence"]) for row in some.to_pylist()}
+    found, shown = dict[str, tuple[DropReason, str]](), set[str]()
+    columns = (wanted[name].to_pylist() for name in ("fetch_id", "image_url", "page_url"))
+    for fetch_id, image, page in zip(*columns, strict=True) if said else ():
+        if (why := said.get(image) or said.get(page)) is not None:
+            found[fetch_id] = why
+        else:
+            shown.add(fetch_id)
+    return {fetch_id: why for fetch_id, why in found.items() if fetch_id not in shown}
 
 
 def _is_answer(failure: RequestFailed) -> bool:

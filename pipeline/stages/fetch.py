@@ -87,14 +87,17 @@ def run_partition(build: Build, partition: str) -> None:
     _return_large_blocks()
     admit, stage = build.stage("admit"), build.stage("fetch")
     admitted = admit.record(partition)
-    wanted = admit.table(admitted, columns=["fetch_id", "image_url", "source"])
+    wanted = admit.table(admitted, columns=["fetch_id", "image_url", "page_url", "source"])
     urls = dict(zip(wanted["fetch_id"].to_pylist(), wanted["image_url"].to_pylist(), strict=True))
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
         takedowns = build.store.takedowns()
         spool = Spool(file, build.spec, takedowns)
         userinfos = userinfos_of(build, urls)
         pulse.expect(len(urls))
-        outcomes, reused = held_images(build, partition, wanted, spool, userinfos)
+        refused = {i: failure(*why) for i, why in _recheck.opted_out(build, wanted).items()}
+        others = wanted.filter(pc.invert(pc.is_in(wanted["fetch_id"], pa.array(refused, pa.string()))))
+        outcomes, reused = held_images(build, partition, others, spool, userinfos)
+        outcomes |= refused
         rules = _rules_of_hosts(build.out, stage.fingerprint)
         missing = {i: url for i, url in urls.items() if i not in outcomes}
         failed_held = sum(bool(outcome.reason) for outcome in outcomes.values())
@@ -314,7 +317,7 @@ STAGE = Stage(
         Pass(
             name="fetch",
             over=partitions,
-            reads=("extract", _sorted.NAME, "admit"),
+            reads=("extract", _sorted.NAME, "admit", _recheck.NAME),
             run=run_partition,
             token=token,
             files=(PassFile("tar", kind="images"), PassFile("parquet", FETCH_SCHEMA, "fetch_id")),

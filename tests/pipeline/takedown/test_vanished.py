@@ -165,13 +165,23 @@ def test_robots_rules_that_ask_for_long_pauses_are_no_opt_out() -> None:
     assert {words: _recheck._is_answer(failure) for words, failure in failures.items()} == said
 
 
-def test_a_picture_that_was_opted_out_later_stays_out_though_its_page_still_shows_it(week: Any, site: Any) -> None:
+@pytest.mark.parametrize("reason", ["opt_out", "robots_disallowed"])
+def test_a_picture_that_was_opted_out_later_stays_out_though_its_page_still_shows_it(
+    week: Any, site: Any, reason: str
+) -> None:
+    """Of the build that finds it, too: what robots.txt disallows stayed in its images and its report."""
     release.publish(week("2026-11-01"))
-    site.pages["/1.jpg"] = (200, {**PICTURE, "X-Robots-Tag": "noai"}, picture(1))
+    if reason == "opt_out":
+        site.pages["/1.jpg"] = (200, {**PICTURE, "X-Robots-Tag": "noai"}, picture(1))
+    else:
+        site.pages["/robots.txt"] = (200, {}, b"User-agent: wenlan\nDisallow: /1.jpg\n")
     second = week("2026-11-08", recheck_every=1)
+    assert {d["reason"] for d in _decisions(second, site.url("/1.jpg"))} == {reason}
+    fetched = [row for rows in second.tables("fetch", "parquet") for row in rows.to_pylist() if row["ok"]]
+    assert {row["image_url"] for row in fetched} == {site.url(f"/{n}.jpg") for n in range(PAGES) if n != 1}
     assert vanished.leave_out(second) == {"opted_out": 1, "vanished": 0, "samples": 1}
     third = week("2026-11-15", recheck_every=1)
-    assert {d["reason"] for d in _decisions(third, site.url("/1.jpg"))} == {"opt_out"}
+    assert {d["reason"] for d in _decisions(third, site.url("/1.jpg"))} == {reason}
     assert "parks-2026-11-15" not in str(third.store.releases("parks").read().builds)
     assert released(third) == PAGES - 1
 
