@@ -43,6 +43,8 @@ class Named(enum.StrEnum):
     MEMBER = "other members of samples"
     METADATA = "metadata of tars"
     OTHER_RECORD = "requests and metadata"
+    CONVERSION = "conversions of other records"
+    OFF_WEB = "records of no web address"
     PICTURE = "pictures in WARC files"
     REVISIT = "repeated records"
     REPEATED = "repeated pictures"

@@ -126,6 +126,8 @@ INPUT = {
     Named.MEMBER: (Named.MEMBER, "样本的其他成员"),
     Named.METADATA: (Named.METADATA, "元数据"),
     Named.OTHER_RECORD: (Named.OTHER_RECORD, "请求与元数据"),
+    Named.CONVERSION: (Named.CONVERSION, "其他记录的转换"),
+    Named.OFF_WEB: (Named.OFF_WEB, "非网页地址的记录"),
     Named.PICTURE: (Named.PICTURE, "WARC 中的图片"),
     Named.REVISIT: (Named.REVISIT, "重复记录"),
     Named.REPEATED: (Named.REPEATED, "重复图片"),

@@ -2,8 +2,8 @@
 
 Members are unpacked here and not by warcio, which takes a damaged member for the end of the file: a record that cannot
 be read costs its member, and reading goes on at the next member that begins a record. Of a file that is not gzipped it
-costs what lies before the next line `WARC/1.0`, or of another version. A file that was gzipped as a whole is one member
-with all records, and is read like any other up to its first damage.
+costs what lies between the end of the record before and the next line `WARC/1.0`, or of another version. A file that
+was gzipped as a whole is one member with all records, and is read like any other up to its first damage.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from pipeline.files.damage import Beginning
 MAX_HEADERS = 1 << 20
 """Bytes of the WARC and HTTP headers of one record together."""
 
+MAX_BETWEEN = 32
+"""Bytes that may stand between two records: two line ends, and a few more, too few for a record."""
+
 BLOCK = 1 << 16
 _GZIP = b"\x1f\x8b\x08"
+_CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r"})
 _FORMATS = (b"WARC/", b"filedesc://")
 """First bytes of a file of records: WARC, or the older ARC."""
 
@@ -45,7 +49,13 @@ class Members:
         self.headers_left = MAX_HEADERS
         """Bytes that `readline` may still return: a header line without an end would be held whole."""
         self.record_at = 0
-        """Position of the last record that began, among all unpacked bytes: in the file, if that is not gzipped."""
+        """Position of the last record that began, or of the end of the one before where none has begun behind it.
+
+        It is one among all unpacked bytes: in the file, if that is not gzipped.
+        """
+        self.is_strict = False
+        """True if a line that is read without a size must be free of control characters: a damage within the headers of
+        a record may reach to those of another one, whose length it then has."""
         self.in_member = 0
         """Records of this member that began."""
         self.is_behind_record = False
@@ -112,7 +122,10 @@ class Members:
         return data
 
     def readline(self, size: int | None = None) -> bytes:
-        """A line, with its end, of at most `size` bytes. Raises ValueError where headers take more than MAX_HEADERS."""
+        """A line, with its end, of at most `size` bytes.
+
+        Raises ValueError where headers take more than MAX_HEADERS, or are odd while it `is_strict`.
+        """
         parts, remaining = [], self.headers_left + 1 if size is None else min(size, self.headers_left + 1)
         while remaining > 0 and (self._at < len(self._buffer) or self._fill()):
             end = self._buffer.find(b"\n", self._at, self._at + remaining) + 1
@@ -125,10 +138,24 @@ class Members:
         self.headers_left -= len(line)
         if self.headers_left < 0:
             raise ValueError(f"headers of more than {MAX_HEADERS} bytes")
+        if self.is_strict and size is None:
+            _check(line)
         return line
 
     def tell(self) -> int:
         return self._told
+
+    def has_plain_head(self) -> bool:
+        """True if the next headers are unpacked already and have no control characters: no line needs a check."""
+        end = self._buffer.find(b"\r\n\r\n", self._at, self._at + 4096)
+        return end >= 0 and not _is_odd(self._buffer[self._at : end])
+
+    def pass_end(self) -> bool:
+        """Go behind the two line ends of a record, if they and then another record come next: a short cut."""
+        is_next = self._buffer.startswith(b"\r\n\r\nWARC/", self._at)
+        if is_next:
+            self._at, self._told = self._at + 4, self._told + 4
+        return is_next
 
     def _fill(self) -> bool:
         """Unpack the next bytes of the member into the buffer; False at its end."""
@@ -148,6 +175,16 @@ class Members:
         data = self._file.read(BLOCK)
         self.reached += len(data)
         return bytes(data)
+
+
+def _is_odd(head: bytes) -> bool:
+    return len(head.translate(None, _CONTROLS)) != len(head)
+
+
+def _check(line: bytes) -> None:
+    """Raise ValueError for a line of headers with control characters."""
+    if _is_odd(line):
+        raise ValueError("control characters in the headers of a record")
 
 
 def _begins_record(packed: memoryview) -> bool:
@@ -170,20 +207,12 @@ def records(members: Members) -> Iterator[Any]:
     from warcio.recordloader import ArcWarcRecordLoader
     from warcio.statusandheaders import StatusAndHeadersParserException
 
-    loader, known_format, is_first = ArcWarcRecordLoader(verify_http=False, arc2warc=False), None, True
-    while True:
-        members.headers_left = MAX_HEADERS
-        line, blank = members.readline(), 0
-        if not is_first and line.strip() and not line.startswith(_FORMATS[0]):
-            line, blank = members.readline(), -2  # a line too many behind a record, which other readers pass over, too
-        while line and not line.strip():
-            line, blank = members.readline(), blank + 1
-        if not line:
-            return
+    loader, known_format = ArcWarcRecordLoader(verify_http=False, arc2warc=False), None
+    while line := _first_line(members, known_format):
         members.record_at, members.in_member = members.tell() - len(line), members.in_member + 1
-        members.is_behind_record = known_format != "warc" or blank >= 2 or line.startswith(_FORMATS[0])
-        if not line.startswith(_FORMATS[0]) and not _ARC.match(line):
-            raise ValueError("neither a WARC nor an ARC record")
+        if not members.is_gzip:  # which has a checksum
+            _check(line)
+            members.is_strict = not members.has_plain_head()
         try:
             record = loader.parse_record_stream(members, line, known_format)
         except AttributeError:  # warcio takes it for granted
@@ -192,6 +221,32 @@ def records(members: Members) -> Iterator[Any]:
             raise ValueError(" ".join(str(e).split())[:200]) from None
         if record.format == "warc" and record.length is None:
             raise ValueError("a record without Content-Length")
-        known_format, is_first = record.format, False
+        known_format = record.format
         members.headers_left = 1 << 62  # lines of a chunked body are not headers
         yield record
+
+
+def _first_line(members: Members, known_format: str | None) -> bytes:
+    """The first line of the next record; none at the end. Raises ValueError for more than MAX_BETWEEN bytes before it.
+
+    A line too many behind a record is passed over in a gzip member, as other readers do. Elsewhere it may be what is
+    left of other records, and raises.
+    """
+    members.headers_left, members.is_strict, members.is_behind_record = MAX_HEADERS, False, known_format != "warc"
+    if members.pass_end():
+        members.record_at, members.is_behind_record = members.tell(), True
+        return members.readline()
+    members.record_at = end = members.tell()
+    line, blank = members.readline(), 0
+    if members.is_gzip and known_format and line.strip() and not line.startswith(_FORMATS[0]):
+        line, blank = members.readline(), -2
+    while line and not line.strip() and members.tell() - end <= MAX_BETWEEN:
+        line, blank = members.readline(), blank + 1
+    between = members.tell() - end - len(line if line.strip() else b"")
+    members.is_behind_record |= blank >= 2 or line.startswith(_FORMATS[0])
+    is_padded = members.is_gzip and members.in_member == 1 and not line  # the only record of its member
+    if between > MAX_BETWEEN and not is_padded:
+        raise ValueError("bytes that are no record")
+    if line and not line.startswith(_FORMATS[0]) and not _ARC.match(line):
+        raise ValueError("neither a WARC nor an ARC record")
+    return line

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
+from pipeline.account import Named
 from pipeline.records import Capture, Decision
 from pipeline.urls import without_userinfo
 
@@ -38,6 +39,19 @@ _NEEDED = (
 CAPTURES = ("response", "revisit", "resource")
 """Types of records that are captures."""
 
+_OTHERS = {
+    **dict.fromkeys(("request", "metadata", "warcinfo", "arc_header"), Named.OTHER_RECORD),
+    "conversion": Named.CONVERSION,
+}
+_OFF_WEB = ("dns:", "whois:", "urn:", "metadata:")
+
+
+def other_record(kind: str, url: str) -> str:
+    """Name of a record that is not a capture; its own type, and no Named, where nothing says that it has no page."""
+    if kind in CAPTURES:
+        return Named.OFF_WEB if url.lower().startswith(_OFF_WEB) else kind
+    return _OTHERS.get(kind, kind)
+
 
 class _NotPlain(Exception):
     """A record that is left to the other reader."""
@@ -52,18 +66,18 @@ class SoundRun:
     """
 
     def __init__(
-        self, file: BinaryIO, start: int, max_body: int, by_warcio: Callable[[bytes], Capture | Decision | None]
+        self, file: BinaryIO, start: int, max_body: int, by_warcio: Callable[[bytes], Capture | Decision | str]
     ) -> None:
         self._file, self._max_body, self._by_warcio = file, max_body, by_warcio
         self.start, self.known, self.records = start, 0, 0
 
-    def captures(self) -> Iterator[Capture | Decision | None]:
-        """The capture of each record, with its place; None for one that is not a capture."""
+    def captures(self) -> Iterator[Capture | Decision | str]:
+        """The capture of each record, with its place; for one that is not a capture its `other_record`."""
         from fastwarc.warc import ArchiveIterator
 
         self._file.seek(self.start)
         iterator = iter(ArchiveIterator(self._file, parse_http=False))
-        held: tuple[int, Capture | Decision | None] | None = None
+        held: tuple[int, Capture | Decision | str] | None = None
         while True:
             try:
                 record = next(iterator, None)
@@ -82,8 +96,8 @@ class SoundRun:
             except Exception:
                 return
 
-    def _capture(self, record: WarcRecord) -> Capture | Decision | None:
-        """The capture of a record; None if it is not one. Raises _NotPlain, and what fastwarc raises for damages."""
+    def _capture(self, record: WarcRecord) -> Capture | Decision | str:
+        """The capture of a record, or its `other_record`. Raises _NotPlain, and what fastwarc raises for damages."""
         headers: dict[str, str] = {}
         for name, value in record.headers.to_tuples():
             name = name.lower()
@@ -93,11 +107,12 @@ class SoundRun:
         length = record.content_length
         if headers.get("content-length") != str(length):
             raise _NotPlain
-        if (kind := headers.get("warc-type")) not in CAPTURES:
-            return None
-        url, date = _bare(headers.get("warc-target-uri", "")), headers.get("warc-date", "")
+        kind, url = headers.get("warc-type", ""), _bare(headers.get("warc-target-uri", ""))
+        if kind not in CAPTURES:
+            return other_record(kind, url)
+        date = headers.get("warc-date", "")
         if kind == "resource" and not url.lower().startswith(("http://", "https://")):
-            return None
+            return other_record(kind, url)
         if not (_URI.fullmatch(url) and _DATE.fullmatch(date) and 0 <= length <= self._max_body + _HEAD_BYTES):
             raise _NotPlain
         block = record.reader.read(length)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +35,9 @@ from pipeline.sources import PageRange
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web import policy
-from pipeline.web._warc_members import BLOCK, Members, records
+from pipeline.web._warc_members import BLOCK, MAX_BETWEEN, Members, records
 from pipeline.web._warc_ranges import in_order
-from pipeline.web._warc_sound import CAPTURES, SoundRun
+from pipeline.web._warc_sound import CAPTURES, SoundRun, other_record
 from pipeline.web.bodies import Undecodable, unpacked
 
 T = TypeVar("T")
@@ -52,18 +53,20 @@ def read_captures(
 
     A record on which a parser fails is a Decision with its URL; a part of the file without a record that can be read,
     its cut end among them, is one without a URL and with its weight. The size of the file is added to `info["bytes"]`.
-    account: gets the records that were read and the damaged parts; records that are not captures by their name.
+    account: gets the records that were read and the damaged parts; those that are not captures by `other_record`.
     Raises BrokenFile for one that is not a WARC file or (with `must_hold`) without a single record, SourceError for one
     that is missing.
     """
-    captures = 0
+    others = Counter[str]()
     try:
         with wacz.opened(url) as (f, start):
             reading = _Reading(url, f, max_body)
             try:
-                for capture in reading.captures():
-                    captures += 1
-                    yield _moved(capture, start) if start and isinstance(capture, Capture) else capture
+                for entry in reading.entries():
+                    if isinstance(entry, str):
+                        others[entry] += 1
+                    else:
+                        yield _moved(entry, start) if start and isinstance(entry, Capture) else entry
             finally:
                 if info is not None:
                     info["bytes"] = info.get("bytes", 0) + reading.size
@@ -71,8 +74,11 @@ def read_captures(
         raise SourceError(url, f"cannot be read ({reason(e)})") from None
     if account is not None:
         account.met += reading.records + reading.holes
-        if others := reading.records + reading.holes - captures:
-            account.named[Named.OTHER_RECORD] += others
+        for kind, count in others.items():
+            if isinstance(kind, Named):
+                account.named[kind] += count
+            else:
+                account.miss(f"{_file_name(url)}: records of type {writable(kind)[:40] or 'none'} ({count:,})")
     if not reading.records and must_hold:
         raise BrokenFile(url, "not a WARC file (it contains no records)")
 
@@ -105,37 +111,35 @@ class _Reading:
         """Bytes of the file, of a stream those that were read."""
         return size_of(self._file, self._members.reached)
 
-    def captures(self) -> Iterator[Capture | Decision]:
-        """See `read_captures`."""
+    def entries(self) -> Iterator[Capture | Decision | str]:
+        """One entry for each record and hole: see `read_captures`; for what is not a capture its `other_record`."""
         if not self._members.is_gzip or not _can_be_read_again(self._file):
             yield from self._by_members(None)
             return
         start: int | None = 0
         while start is not None:
             run = SoundRun(self._file, start, self._max_body, self._by_warcio)
-            for capture in run.captures():
-                if capture is not None:
-                    yield capture
+            yield from run.captures()
             self.records += run.records
             self._members.go_to(run.start)
             start = yield from self._by_members(run)
 
-    def _by_warcio(self, record: bytes) -> Capture | Decision | None:
-        """The capture of one record, not gzipped."""
+    def _by_warcio(self, record: bytes) -> Capture | Decision | str:
+        """The entry of one record, not gzipped."""
         members = Members(io.BytesIO(record))
         members.next()
-        return _read_record(next(records(members)), self._max_body)
+        return _entry(next(records(members)), self._max_body)
 
-    def _by_members(self, run: SoundRun | None) -> Generator[Capture | Decision, None, int | None]:
-        """Captures of the next members, without the first `run.known` records; those of all members without a run.
+    def _by_members(self, run: SoundRun | None) -> Generator[Capture | Decision | str, None, int | None]:
+        """Entries of the next members, without the first `run.known` records; those of all members without a run.
 
         Returns where the member begins that is read next, None at the end of the file.
         """
         members, known = self._members, run.known if run is not None else 0
         new = 0
         while (run is None or not new) and members.next():
-            held: Capture | Decision | None = None  # the last one, until its place is known, and that it is whole
-            first = -1  # where that record begins
+            held: Capture | Decision | str | None = None  # the last one, until its place is known, and that it is whole
+            first, is_read = -1, False  # where that record begins; whether it was read to its end
             try:
                 for record in records(members):
                     if held is not None:
@@ -145,13 +149,13 @@ class _Reading:
                         known -= 1
                         _read_to_end(record)
                         continue
-                    first = members.record_at
-                    held = _read_record(record, self._max_body)
+                    first, is_read = members.record_at, False
+                    held = _entry(record, self._max_body)
                     if isinstance(held, Decision):
                         _read_to_end(record)  # raises where not a parser but the record is at fault
-                    elif held is not None and not members.is_gzip:
+                    elif isinstance(held, Capture) and not members.is_gzip:
                         held = replace(held, place=(first, members.tell() - first))
-                    self.records, new = self.records + 1, new + 1
+                    self.records, new, is_read = self.records + 1, new + 1, True
                 if (
                     isinstance(held, Capture) and members.is_gzip and members.in_member == 1
                 ):  # of one record: it has a place
@@ -162,22 +166,33 @@ class _Reading:
                 raise
             except Exception as e:
                 start = members.damaged_at
-                if not members.is_gzip and self._is_too_long(first, start):
+                if is_read and not members.is_gzip and self._is_doubtful(first, start):
+                    if self._is_end(first, start):
+                        yield from () if held is None else (held,)
+                        continue
                     start, held, self.records = first, None, self.records - 1
-                if isinstance(held, Capture):  # whole by itself; its member is not
+                if is_read and held is not None:  # whole by itself; its member is not
                     yield held
+                    held = None
                 passed = self._passed(start, reason(e))
-                yield passed if not isinstance(held, Decision) else replace(held, lost=passed.lost)
+                yield replace(held, lost=passed.lost) if isinstance(held, Decision) else passed
                 if not self._is_behind:
                     return None
         return members.behind if new and run is not None else None
 
-    def _is_too_long(self, first: int, start: int) -> bool:
-        """True if the record at `first` says to be longer than it is: others that it swallowed begin behind it."""
+    def _is_doubtful(self, first: int, start: int) -> bool:
+        """True if the record at `first` may have another length than it says, since no line end is at its end."""
         if first < 0 or self._members.is_behind_record or first == start or start - first > self._again:
             return False
         self._again -= start - first
         return True
+
+    def _is_end(self, first: int, end: int) -> bool:
+        """Go on behind the record at `first`, if it swallowed no other and has but a few bytes too many behind it."""
+        following = self._members.recover(first)
+        if following < 0:
+            self._members.go_to(self.size)
+        return 0 <= (following if following >= 0 else self.size) - end <= MAX_BETWEEN
 
     def _passed(self, start: int, why: str) -> Decision:
         """Go on behind a damage at `start`; the Decision about it. Raises BrokenFile for what is not a WARC file.
@@ -191,8 +206,12 @@ class _Reading:
             raise BrokenFile(self._url, f"not a WARC file ({why})") from None
         stop = following if self._is_behind else self.size
         self.holes += 1
-        name = writable(without_userinfo(self._url)).rpartition("/")[2]
-        return unreadable_part(name, Hole(start, max(0, stop - start), why))
+        return unreadable_part(_file_name(self._url), Hole(start, max(0, stop - start), why))
+
+
+def _file_name(url: str) -> str:
+    """The name of a file, as people may see it."""
+    return writable(without_userinfo(url)).rpartition("/")[2]
 
 
 def unreadable_part(name: str, hole: Hole) -> Decision:
@@ -303,6 +322,12 @@ def _read_record(record: Any, max_body: int) -> Capture | Decision | None:
         if not url.startswith(("http://", "https://")):
             raise
         return drop_capture(url, "", "extract", DropReason.UNREADABLE, evidence(e, url))
+
+
+def _entry(record: Any, max_body: int) -> Capture | Decision | str:
+    """`_read_record`, or what the record is instead."""
+    kind = record.rec_type or ""
+    return _read_record(record, max_body) or other_record(kind, _url_of(record) if kind in CAPTURES else "")
 
 
 def _url_of(record: Any) -> str:
