@@ -3,8 +3,8 @@
 A crawl asks for pages again, but nothing else asks for a picture that is stored, or for the page of a table's row. Each
 build therefore asks for the addresses of some shards of its dataset: a shard is due once in `fetch.recheck_every`
 builds that ask, whether they publish anything or not, so that every address is; STORE/rechecked notes which builds
-have asked. robots.txt, tdmrep.json, X-Robots-Tag and the meta tags of a page count as they do in
-a crawl. Of a picture only the headers are read.
+have asked. robots.txt, tdmrep.json, X-Robots-Tag and the meta tags of a page count as they do in a crawl. Of a picture
+only the headers are read. Of a host whose robots.txt let the crawl keep nothing of a site, all addresses are due.
 
 What was refused is a row of this pass's table. `fetch` lets no picture in that was opted out so, and
 `pipeline.takedown.vanished` takes the samples out of the earlier builds, as those of pages that a crawl finds opted
@@ -20,7 +20,9 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +36,7 @@ from pipeline.files.folder import Folder
 from pipeline.records import Capture, DropReason
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS
 from pipeline.store.stage import Pass, PassFile
 from pipeline.unreadable import OURS
 from pipeline.web import policy
@@ -66,22 +69,45 @@ def token(build: Build) -> Any:
 
 def partitions(build: Build) -> list[str]:
     """The shards that are due: `BUILD_ID@SHARD`."""
-    return [name for name, _, _ in _due(build)] if build.asks else []
+    return [due.name for due in _due(build)] if build.asks else []
 
 
-def _due(build: Build) -> Iterator[tuple[str, ShardFiles, Folder]]:
-    """(name of the partition, shard, its folder) of the shards of the newest release that are due in this build."""
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A shard that is due, and its folder. hosts: those whose addresses alone are; none for all of it."""
+
+    name: str
+    shard: ShardFiles
+    folder: Folder
+    hosts: frozenset[str]
+
+
+def _due(build: Build) -> Iterator[_Due]:
+    """The shards of the newest release that are due in this build."""
     releases = build.store.releases(build.spec.name)
     release = releases.newest()
     if release is None:
         return
     before = {own.build_id for own in release.builds if own.snapshot < build.snapshot}
-    asked = _asked(build)
+    asked, closed, every = _asked(build), _closed_hosts(build), build.spec.fetch.recheck_every
     turn = asked.index(build.snapshot) if build.snapshot in asked else len(asked)
     for shard in release.shards:
         name = f"{shard.build}@{shard.tar.path.removesuffix('.tar')}"
-        if shard.build in before and is_due(name, turn, build.spec.fetch.recheck_every):
-            yield name, shard, Folder(release.folder_of(shard, releases.folder.url))
+        whole = is_due(name, turn, every)
+        if shard.build in before and (whole or closed):
+            folder = Folder(release.folder_of(shard, releases.folder.url))
+            yield _Due(name, shard, folder, frozenset() if whole else closed)
+
+
+def _closed_hosts(build: Build) -> frozenset[str]:
+    """Hosts of sites of which the build's crawl kept no page, as their robots.txt disallows it."""
+    stage, disallowed = build.stage("crawl"), pc.field("reason") == DropReason.ROBOTS_DISALLOWED.value
+    urls = list[str]()
+    for record in (record for record in build.records("crawl") if not record.counts["kept"]):
+        if DECISIONS in record.files:
+            rows = stage.table(record, DECISIONS, ["url"], disallowed & (pc.field("evidence") == policy.DISALLOWED))
+            urls += rows["url"].to_pylist()
+    return frozenset(urlsplit(url).netloc for url in urls)
 
 
 def is_due(shard: str, turn: int, every: int) -> bool:
@@ -121,12 +147,12 @@ def run_partition(build: Build, partition: str) -> None:
 
 def _addresses(build: Build, partition: str) -> tuple[dict[str, str], dict[str, str]]:
     """(pages, pictures) of a shard: the source by address. Both empty for a shard that is no longer there."""
-    due = next(((shard, folder) for name, shard, folder in _due(build) if name == partition), None)
+    due = next((due for due in _due(build) if due.name == partition), None)
     if due is None:  # rewritten by a takedown since
         return {}, {}
-    shard, folder = due
+    shard = due.shard
     try:
-        with folder.local(shard.parquet.path) as path:
+        with due.folder.local(shard.parquet.path) as path:
             rows = pq.read_table(path, columns=["page_url", "image_url", "source"])
     except (StoreError, OSError, pa.ArrowException) as e:
         log.warning("opt-outs of shard %s were not looked for: it cannot be read (%s)", shard.name, e)
@@ -134,7 +160,8 @@ def _addresses(build: Build, partition: str) -> tuple[dict[str, str], dict[str, 
     found = []
     for name in ("page_url", "image_url"):
         own = rows.filter(pc.match_substring_regex(rows[name], "^https?://"))
-        found.append(dict(zip(own[name].to_pylist(), own["source"].to_pylist(), strict=True)))
+        sources = dict(zip(own[name].to_pylist(), own["source"].to_pylist(), strict=True))
+        found.append({u: of for u, of in sources.items() if not due.hosts or urlsplit(u).netloc in due.hosts})
     return found[0], found[1]
 
 
@@ -217,7 +244,7 @@ class _PageFetcher(ImageFetcher):
 PASS = Pass(
     name=NAME,
     over=partitions,
-    reads=(),
+    reads=("crawl",),
     run=run_partition,
     token=token,
     when=when,

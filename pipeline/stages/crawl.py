@@ -52,7 +52,7 @@ from pipeline.store.partitions import DECISIONS, Record, StageDir
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.web.crawler import Crawler
 from pipeline.web.frontier import Frontier
-from pipeline.web.policy import user_agent
+from pipeline.web.policy import DISALLOWED, user_agent
 
 log = logging.getLogger("wenlan")
 
@@ -105,7 +105,10 @@ def resources(spec: BuildSpec) -> dict[str, float]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """Crawl one site, or go on with it, and commit its WARC. Raises SourceError if no page of it can be kept."""
+    """Crawl one site, or go on with it, and commit its WARC.
+
+    Raises SourceError if no page of it can be kept, unless the site was crawled before and its robots.txt disallows it.
+    """
     if build.made_from:
         _take_over(build, partition)
         return
@@ -125,7 +128,7 @@ def run_partition(build: Build, partition: str) -> None:
         frontier.add(site.start_urls(), depth=0)
         _know_earlier(build, site, frontier)
         asyncio.run(Crawler(build.spec, site, frontier, build.store.takedowns()).run())
-        failure = _failure(site, frontier)
+        failure = _failure(build, site, frontier)
         if failure is None:
             record = _commit(stage, site, frontier, digest)
             _remember(build, site, record)
@@ -209,13 +212,20 @@ def _frontier_folder(stage: StageDir, name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"wenlan-{sha256_hex(stage.folder.url)[:16]}-{name}"
 
 
-def _failure(site: Site, frontier: Frontier) -> SourceError | None:
-    """The error of a site of which no page was kept, named by its first start page; none if that was taken down."""
+def _failure(build: Build, site: Site, frontier: Frontier) -> SourceError | None:
+    """The error of a site of which no page was kept, named by its first start page.
+
+    None if that was taken down, or is disallowed now and the site was crawled before: `_recheck` honours that.
+    """
     if frontier.totals().kept:
         return None
     url = site.start_urls()[0]
     end = frontier.end_of(url)
     _, reason, evidence = frontier.fate(end)
+    closed = (reason, evidence) == (DropReason.ROBOTS_DISALLOWED.value, DISALLOWED)
+    if closed and build.store.folder.exists(_last_crawl(site)):
+        log.warning("source %s: its robots.txt disallows %s now; no page was crawled", site.name, end)
+        return None
     if reason == DropReason.FORGOTTEN.value:
         return None
     if end != url:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.commands import builds
-from pipeline.errors import GateError, StoreError
+from pipeline.errors import GateError, NothingNew, SourceError, StoreError
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
 from pipeline.records import DropReason, sha256_hex
@@ -184,6 +184,25 @@ def test_a_picture_that_was_opted_out_later_stays_out_though_its_page_still_show
     assert {d["reason"] for d in _decisions(third, site.url("/1.jpg"))} == {reason}
     assert "parks-2026-11-15" not in str(third.store.releases("parks").read().builds)
     assert released(third) == PAGES - 1
+
+
+def test_a_site_that_disallows_everything_ends_no_build_and_loses_all_its_samples_at_once(week: Any, site: Any) -> None:
+    """The crawl failed, so that the strongest opt-out was never honoured."""
+    closed = (200, dict[str, str](), b"User-agent: *\nDisallow: /\n")
+    site.pages["/robots.txt"] = closed
+    with pytest.raises(SourceError, match="no page can be crawled \\(robots_disallowed"):
+        week("2026-10-25", recheck_every=1_000)
+    site.pages["/robots.txt"] = (404, {}, b"")
+    release.publish(week("2026-11-01", recheck_every=1_000))
+    site.pages["/robots.txt"] = closed
+    before = len(site.asked)
+    second = week("2026-11-08", recheck_every=1_000)
+    assert set(site.asked[before:]) <= {"/robots.txt", "/.well-known/tdmrep.json"}
+    assert second.counted("crawl", "kept") == 0
+    with pytest.raises((GateError, NothingNew)):
+        release.publish(second)
+    assert vanished.leave_out(second, vanished=False)["samples"] == PAGES
+    assert released(second) == 0
 
 
 @given(st.integers(1, 12), st.integers(1, 30), st.integers(1, 40))
