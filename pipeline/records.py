@@ -201,17 +201,21 @@ class Candidate:
 
 
 LOSSES = ("lost_parts", "lost_bytes", "lost_rows", "lost_files")
-"""Counts of a record of `extract`: damaged parts of files, their bytes and those of files that were lost, the rows that
-metadata state of them, and files of which nothing, or nothing more, can be read."""
+"""Counts of a record of `extract`: damaged parts of files, the bytes of these, of bad lines and of lost files, the rows
+that metadata state of them, and files of which nothing, or nothing more, can be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Weight of one Decision about damage. rows: as metadata state them, 0 if unknown. files: 1 for a whole file."""
+    """Weight of one Decision about damage.
+
+    rows: as metadata state them, 0 if unknown. files: 1 for a whole file. lines: 1 for a line that is not a row.
+    """
 
     bytes: int = 0
     rows: int = 0
     files: int = 0
+    lines: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,15 @@ MAX_LINE = 1 << 20
 
 
 class LongLine(ValueError):
-    """A line of more than MAX_LINE characters. The next line can be read."""
+    """A line of more than MAX_LINE characters. The next line can be read. size: of the line, in bytes."""
+
+    size = 0
+
+
+def size_of_line(line: str | LongLine, encoding: str) -> int:
+    """Bytes of a line in a codec, without a byte order mark."""
+    codec = {"utf-8-sig": "utf-8", "utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(encoding, encoding)
+    return line.size if isinstance(line, LongLine) else len(line.encode(codec, "replace"))
 
 
 class Lines(Iterator[str]):
@@ -80,9 +88,12 @@ class Lines(Iterator[str]):
             raise StopIteration
         if len(line) <= MAX_LINE:
             return line
+        fault, encoding = LongLine(f"a line of more than {MAX_LINE:,} characters"), self._file.encoding or "utf-8"
+        fault.size = size_of_line(line, encoding)
         while line and not line.endswith(("\n", "\r")):
             line = self._file.readline(MAX_LINE)
-        raise LongLine(f"a line of more than {MAX_LINE:,} characters")
+            fault.size += size_of_line(line, encoding)
+        raise fault
 
     def numbered(self) -> Iterator[tuple[int, str | LongLine]]:
         """(number from 1, line, or what it raised) of each line."""

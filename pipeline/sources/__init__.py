@@ -215,6 +215,45 @@ class TableSource(Source):
         return BrokenFile(file, message, read) if is_damage(error) else SourceError(file, message)
 
 
+BAD_LINE = (DropReason.BAD_ROW, DropReason.UNREADABLE)
+"""Reasons of a line that is not a row."""
+
+
+def weighed(
+    entries: list[Candidate | Decision], size: Callable[[], int], reasons: Sequence[DropReason] = BAD_LINE
+) -> list[Candidate | Decision]:
+    """Returns the entries of a line; if they are one Decision of these reasons, with the size of the line in bytes.
+
+    One line may hold most of a file: an array in place of lines, or lines that lost their ends.
+    """
+    if len(entries) != 1 or not isinstance(entries[0], Decision) or entries[0].reason not in reasons:
+        return entries
+    return [replace(entries[0], lost=Lost(size(), lines=1))]
+
+
+class BadLines:
+    """Tells a file without any row from one with bad lines among its rows. has_row: whether a row was taken."""
+
+    def __init__(self) -> None:
+        self._bad = self._bytes = 0
+        self._fault, self.has_row = "", False
+
+    def take(self, entries: Sequence[Candidate | Decision], fault: str) -> None:
+        """Notes a line with its entries. fault: why it is not a row; "" for a row, whatever becomes of it."""
+        if not fault:
+            self.has_row = True
+        elif not self.has_row:
+            self._bad += 1
+            self._fault = self._fault or fault
+            self._bytes += sum(own.lost.bytes for own in entries if isinstance(own, Decision) and own.lost is not None)
+
+    def end(self, file: str, source: str) -> None:
+        """To be called after the last line of a file. Raises BrokenFile for one with bad lines only."""
+        if self._bad and not self.has_row:
+            message = f"source {source}: none of its {self._bad:,} rows can be read; row 1: {self._fault}"
+            raise BrokenFile(file, message[:500], self._bytes)
+
+
 MAX_CHARACTERS = 100_000
 """Characters of all texts of a row, ten times those of a long article: every text filter reads them in a second."""
 

@@ -137,11 +137,11 @@ class CaptionsFile:
 
         for row, taken, told in rows_of(lines, separator, len(header), is_row):
             if isinstance(row, Exception):
-                yield _Row(row, taken, told)
+                yield _Row(row, len(taken), told)
             elif any(row[len(header) :]):  # a text with the separator in it, and no quotes around it
-                yield _Row(ValueError(f"{len(row)} fields, but {len(header)} in the header"), taken, told)
+                yield _Row(ValueError(f"{len(row)} fields, but {len(header)} in the header"), len(taken), told)
             elif row:
-                yield _Row(dict(zip(header, row, strict=False)), taken, told)
+                yield _Row(dict(zip(header, row, strict=False)), len(taken), told)
             else:
                 yield _Row(Named.BLANK)
 

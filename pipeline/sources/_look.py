@@ -116,7 +116,7 @@ class Sample:
             if isinstance(entry, Candidate):
                 self._add(entry)
             else:
-                self.dropped += entry.lost is None  # a damaged part of a file is not a row
+                self.dropped += entry.lost is None or entry.lost.lines  # a damaged part of a file is not a row
                 self._reasons[entry.reason] += 1
                 self._evidence.setdefault(entry.reason, entry.evidence or entry.url)
             if number >= most or self._budget.spent:

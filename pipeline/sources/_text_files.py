@@ -18,6 +18,7 @@ import contextlib
 import csv
 import io
 import itertools
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -27,7 +28,7 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 from pydantic import AfterValidator
 
-from pipeline.files.inputs import MAX_LINE, LongLine
+from pipeline.files.inputs import MAX_LINE, LongLine, size_of_line
 from pipeline.records import encodable
 from pipeline.texts import charset
 
@@ -139,14 +140,25 @@ def text_of(data: bytes, encoding: str) -> str:
 
 
 class RowsFile(io.TextIOWrapper):
-    """A text file of rows, unpacked. stored: the file as it is stored."""
+    """A text file of rows. stored: the file as it is stored; unpacked: its content, in bytes."""
 
     stored: Any
+    unpacked: Any
 
     @property
     def reached(self) -> int:
         """Bytes of the stored file that were taken."""
         return int(self.stored.tell())
+
+    def stored_size(self, lines: Sequence[str | LongLine]) -> int:
+        """Bytes that lines take in the stored file; of a packed one about as many, by its packing up to here."""
+        size = sum(size_of_line(line, self.encoding) for line in lines)
+        if self.unpacked is self.stored:
+            return size
+        try:
+            return min(size, size * self.reached // max(1, int(self.unpacked.tell())))
+        except (OSError, ValueError):  # it does not know its place
+            return size
 
 
 @contextlib.contextmanager
@@ -163,8 +175,17 @@ def opened(file: str, encoding: str) -> Iterator[tuple[RowsFile, str]]:
     with fsspec.open(file, "rb") as stored:
         unpacked = stored if packing is None else compr[packing](stored, mode="rb")
         with RowsFile(unpacked, encoding=encoding, errors="surrogateescape", newline="") as f:
-            f.stored = stored
+            f.stored, f.unpacked = stored, unpacked
             yield f, encoding
+
+
+def json_object(line: str) -> dict[str, Any] | str:
+    """The object in a line of JSON, or what is wrong with it."""
+    try:
+        value = json.loads(line.lstrip("\ufeff"))
+    except (ValueError, RecursionError) as e:
+        return f"invalid JSON ({e})"[:200]
+    return value if isinstance(value, dict) else "not a JSON object"
 
 
 class NoText(ValueError):
@@ -268,7 +289,7 @@ def no_column(columns: Sequence[str], missing: str) -> str:
     return f"no column {missing!r}; columns: {known}"
 
 
-TableRow = tuple[list[str] | Exception, int, int]
+TableRow = tuple[list[str] | Exception, Sequence[str | LongLine], int]
 """A row of a table: its cells, or what was raised on it; the lines that it takes; how many the cells tell of."""
 
 _BREAKS = re.compile("\r\n?|\n")
@@ -312,14 +333,14 @@ def rows_of(
         lines_of_row = feed.taken
         fits = not isinstance(row, Exception) and len(row) in (0, columns)
         if len(lines_of_row) == 1:
-            yield (row if fits else alone(lines_of_row[0]) or row), 1, 1
+            yield (row if fits else alone(lines_of_row[0]) or row), lines_of_row, 1
             continue
         if not _are_rows(lines_of_row, separator, fits, lambda line: alone(line) is not None):
-            yield row, len(lines_of_row), lines_told(row, len(lines_of_row))
+            yield row, lines_of_row, lines_told(row, len(lines_of_row))
             continue
         closing = _closing(lines_of_row)
         for line in lines_of_row[:closing]:
-            yield (alone(line) or _by_itself(line, separator)), 1, 1
+            yield (alone(line) or _by_itself(line, separator)), [line], 1
         feed.put_back(lines_of_row[closing:])
 
 

@@ -11,7 +11,6 @@ Limits: one file is one part of the extract stage; a repost counts with its own 
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -24,8 +23,8 @@ from pipeline.account import Account, Named, Units
 from pipeline.errors import BrokenFile
 from pipeline.files.inputs import Lines, LongLine, faults, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
-from pipeline.sources import Decoding, FileSource
-from pipeline.sources._text_files import opened
+from pipeline.sources import BAD_LINE, BadLines, Decoding, FileSource, weighed
+from pipeline.sources._text_files import json_object, opened
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo
 
@@ -60,6 +59,7 @@ class Microblog(FileSource):
     def entries_of(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
         """A candidate for each picture of each post; a Decision for a post that has none. Raises SourceError."""
         lines, pictures = account["lines"], account["pictures of posts"]
+        bad = BadLines()
         try:
             decoding = Decoding("UTF-8")
             with opened(file, "utf-8-sig") as (f, _):
@@ -70,9 +70,12 @@ class Microblog(FileSource):
                         if isinstance(line, str) and not line.strip():
                             lines.named[Named.BLANK] += 1
                             continue
-                        post = line if isinstance(line, LongLine) else decoding.fault(line) or line
-                        own = Units()
+                        post = line if isinstance(line, LongLine) else decoding.fault(line) or json_object(line)
+                        own, is_post = Units(), isinstance(post, dict)
                         entries = self.entries(row, at, partial(self._post, post, row, at, own), lines)
+                        reasons = (DropReason.UNREADABLE,) if is_post else BAD_LINE
+                        entries = weighed(entries, partial(f.stored_size, [line]), reasons)
+                        bad.take(entries, "" if is_post else str(post))
                         if len(entries) == own.unaccounted:  # else one Decision is about the post
                             pictures.add(own)
                             for entry in entries:
@@ -81,25 +84,23 @@ class Microblog(FileSource):
                 except faults() as e:
                     raise self.unread(file, e, f.reached) from None
             decoding.end()
+            bad.end(file, self.name)
         except faults() as e:
             raise self.unread(file, e) from None
         except UnicodeError as e:
             raise BrokenFile(file, f"source {self.name}: not UTF-8 ({e})") from None
 
-    def _post(self, line: str | Exception, row: str, number: int, pictures: Units) -> Iterator[Candidate | Decision]:
-        """The candidates of a line, or Decisions that say what is wrong with it. Raises what is in place of a line.
+    def _post(
+        self, post: dict[str, Any] | str | Exception, row: str, number: int, pictures: Units
+    ) -> Iterator[Candidate | Decision]:
+        """The candidates of a post, or Decisions that say what is wrong with it. Raises what is in place of one.
 
         pictures: gets the number of pictures, and of those that the post repeats. Each of the others has one entry.
         """
-        if isinstance(line, Exception):
-            raise line
-        try:
-            post = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: invalid JSON ({e})")
-            return
-        if not isinstance(post, dict):
-            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: not a JSON object")
+        if isinstance(post, Exception):
+            raise post
+        if isinstance(post, str):
+            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: {post}")
             return
         raw = _first(post, self.fields.text)
         topics = dict.fromkeys(clean(t) for t in (*_TOPIC.findall(raw), *_all(post, self.fields.tags)))

@@ -22,7 +22,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
@@ -39,7 +39,7 @@ from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
-from pipeline.sources import Decoding, FileSource, distinct, local_path
+from pipeline.sources import BadLines, Decoding, FileSource, distinct, local_path, weighed
 from pipeline.sources._look import Budget, Reading, lines_of
 from pipeline.sources._text_files import (
     AUTO,
@@ -48,8 +48,10 @@ from pipeline.sources._text_files import (
     WORKBOOKS,
     Encoding,
     NoText,
+    RowsFile,
     cell_text,
     head_of,
+    json_object,
     no_column,
     opened,
     rows_of,
@@ -62,9 +64,15 @@ Cells = dict[str, Any] | str | Exception
 """Cells of a row by column, or a message that says what is wrong with it, or what it raised."""
 
 
-Row = tuple[int, Cells | Named | Hole, int, int]
+Row = tuple[int, Cells | Named | Hole, int, int, Callable[[], int]]
 """A row of a file: its number from 1, of lines that are not a row that of the next one, of a Hole that of its first;
-its cells; the lines that it takes, of Parquet the rows; how many of them its cells tell of."""
+its cells; the lines that it takes, of Parquet the rows; how many of them its cells tell of; its bytes in the file."""
+
+
+def _unknown() -> int:
+    """Bytes of a row of a Parquet file, and of lines that are not a row."""
+    return 0
+
 
 BRIVL_KINDS: dict[str, TextKind] = {
     "alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding", "content": "content", "caption": "caption",
@@ -131,7 +139,8 @@ class UrlTable(FileSource):
     def _entries(self, file: str, start: int, stop: int, account: Account) -> Iterator[Candidate | Decision]:
         """Candidates and decisions of rows [start, stop) of a file."""
         units = account["rows" if self._format(file) == "parquet" else "lines"]
-        for number, cells, lines, told in self._fitting_rows(file, start, stop):
+        bad, number = BadLines(), 0
+        for number, cells, lines, told, size in self._fitting_rows(file, start, stop):
             units.met += lines
             if isinstance(cells, Named):
                 units.named[cells] += lines
@@ -143,7 +152,21 @@ class UrlTable(FileSource):
             row = f"{writable(file.rpartition('/')[2])}, row {number}"
             if told < lines:
                 units.miss(f"{row}: {lines - told:,} lines in one cell")
-            yield from self.entries(row, number, partial(self._of_row, cells, row, number), units, told)
+            entries = self.entries(row, number, partial(self._of_row, cells, row, number), units, told)
+            if entries and not isinstance(entries[0], Candidate):
+                entries = weighed(entries, size)
+            if not bad.has_row:
+                bad.take(entries, self._fault(cells))
+            yield from entries
+        if not start and number < stop:  # else other parts may have further rows
+            bad.end(file, self.name)
+
+    def _fault(self, cells: Cells) -> str:
+        """Why cells are not a row of the table; "" if they are, even if a URL or a text is missing."""
+        if not isinstance(cells, dict):
+            return str(cells)
+        image = "image_id" if self.format == "brivl_jsonl" else self.columns.image_url
+        return "" if image in cells else no_column(list(cells), image)
 
     def _of_row(self, cells: Cells, row: str, number: int) -> Iterator[Candidate | Decision]:
         """The candidate of a row, or a Decision."""
@@ -277,13 +300,13 @@ class UrlTable(FileSource):
         except ValueError as e:
             raise BrokenFile(file, f"source {self.name}: {e}") from None
 
-    def _csv_rows(self, file: str, f: Any, kind: Format, decoding: Decoding) -> Iterator[Row]:
+    def _csv_rows(self, file: str, f: RowsFile, kind: Format, decoding: Decoding) -> Iterator[Row]:
         """Rows of a CSV or TSV file. Raises BrokenFile for one without the columns that the spec names."""
         separator, header, lines, above = head_of(Lines(f), self._wanted(), "\t" if kind == "tsv" else ",")
         if decoding.fault("".join(header)):
             decoding.end()
         self._check_columns(file, header)
-        yield 1, Named.HEADER, above, above
+        yield 1, Named.HEADER, above, above, _unknown
         image = header.index(self.columns.image_url)
         number = 1
         rows = rows_of(lines, separator, len(header), lambda cells: bool(_URL.match(cells[image])))
@@ -292,7 +315,7 @@ class UrlTable(FileSource):
             if isinstance(row, Exception):
                 cells = row if isinstance(row, LongLine) else str(row)
             elif not row:
-                yield number, Named.BLANK, 1, 1
+                yield number, Named.BLANK, 1, 1, _unknown
                 continue
             elif fault := decoding.fault("".join(row)):
                 cells = fault
@@ -300,18 +323,19 @@ class UrlTable(FileSource):
                 cells = f"{len(row)} fields, but {len(header)} in the header"
             else:
                 cells = dict(zip(header, row, strict=True))
-            yield number, cells, taken, told
+            yield number, cells, len(taken), told, partial(f.stored_size, taken)
             number += 1
         decoding.end()
 
-    def _json_rows(self, f: Any, decoding: Decoding) -> Iterator[Row]:
+    def _json_rows(self, f: RowsFile, decoding: Decoding) -> Iterator[Row]:
         """Rows of JSON lines; blank lines do not count."""
         number = 1
         for _, line in Lines(f).numbered():
             if isinstance(line, str) and not line.strip():
-                yield number, Named.BLANK, 1, 1
+                yield number, Named.BLANK, 1, 1, _unknown
                 continue
-            yield number, line if isinstance(line, LongLine) else decoding.fault(line) or _object(line), 1, 1
+            cells = line if isinstance(line, LongLine) else decoding.fault(line) or json_object(line)
+            yield number, cells, 1, 1, partial(f.stored_size, [line])
             number += 1
         decoding.end()
 
@@ -337,12 +361,12 @@ class UrlTable(FileSource):
                         at = first = max(start, number)
                         try:
                             for at, row in enumerate(wanted, first + 1):
-                                yield at, row, 1, 1
+                                yield at, row, 1, 1, _unknown
                         except Exception as e:
                             if not _is_damage(e):
                                 raise
                             hole = _hole(table.metadata.row_group(group), at, min(stop, number + rows), e)
-                            yield at + 1, hole, hole.rows, hole.rows
+                            yield at + 1, hole, hole.rows, hole.rows, _unknown
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
             raise BrokenFile(file, f"source {self.name}: not a readable Parquet file ({reason(e)})") from None
@@ -446,15 +470,6 @@ def _hole(group: Any, first: int, stop: int, error: Exception) -> Hole:
     share = (stop - first) / max(1, group.num_rows)
     size = round(share * sum(column.total_compressed_size for column in columns))
     return Hole(start, size, f"rows {first + 1:,} to {stop:,}: {reason(error)}", stop - first)
-
-
-def _object(line: str) -> dict[str, Any] | str:
-    """The object in a line of JSON, or what is wrong with it."""
-    try:
-        value = json.loads(line.lstrip("\ufeff"))
-    except (ValueError, RecursionError) as e:
-        return f"invalid JSON ({e})"[:200]
-    return value if isinstance(value, dict) else "not a JSON object"
 
 
 def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:

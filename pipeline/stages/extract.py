@@ -13,9 +13,9 @@ A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits
 
 In a build that begins a generation a site has one partition, over all its stored crawls (`_stored_crawls`).
 
-A damaged part of a file is a Decision, and so is a file of several of which nothing can be read. The partition's record
-counts what they swallowed beside the size of the input (LOSSES, INPUT), by which `publish.max_unreadable` weighs them;
-`info["file"]` is the file, and the report and `status` show it.
+A damaged part of a file or a bad line is a Decision, and so is a file of several of which nothing can be read. The
+partition's record counts what they swallowed beside the size of the input (LOSSES, INPUT), by which
+`publish.max_unreadable` weighs them; `info["file"]` is the file, and the report and `status` show it.
 
 Limits: what stands on many pages is judged within one WARC file. Bodies above the spec's page size are not read.
 """
@@ -229,7 +229,7 @@ def _lost(decisions: Iterable[Decision]) -> dict[str, int]:
     """LOSSES of a partition; empty for sound input."""
     lost = [own.lost for own in decisions if own.lost is not None]
     weights = (sum(getattr(own, name) for own in lost) for name in ("bytes", "rows", "files"))
-    counts = (sum(not own.files for own in lost), *weights)
+    counts = (sum(not own.files and not own.lines for own in lost), *weights)
     return {name: count for name, count in zip(LOSSES, counts, strict=True) if count}
 
 
