@@ -245,6 +245,18 @@ def test_a_few_bytes_too_many_behind_a_record_cost_nothing(tmp_path: Path, behin
     assert lost == []
 
 
+def test_a_record_that_ends_within_the_last_line_of_another_one_is_a_hole(tmp_path: Path) -> None:
+    good = [record(f"http://a.test/{n}", body=b"<p>" + b"x" * 500) for n in range(6)]
+    own = re.search(rb"Content-Length: (\d+)", good[1])
+    assert own is not None
+    wrong = good[1].replace(own[0], b"Content-Length: %d" % (int(own[1]) + 2 * len(good[2]) - 12), 1)
+    entries, lost = read(tmp_path / "x.warc", b"".join([good[0], wrong, *good[2:]]))
+    assert [entry.url for entry in entries if isinstance(entry, Capture)] == [
+        f"http://a.test/{n}" for n in (0, 2, 3, 4, 5)
+    ]
+    assert lost == [len(wrong)]
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize(
     ("kind", "url", "name"),
