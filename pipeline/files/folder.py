@@ -48,7 +48,7 @@ class Folder:
         if why := object_store.credentials_in(url):
             raise SpecError([why])
         url = url.removeprefix("file://")
-        self.url = url.rstrip("/") if "://" in url else str(Path(url).absolute())
+        self.url = url.rstrip("/") if "://" in url else _absolute(url)
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -326,6 +326,18 @@ class Folder:
             return tempfile.gettempdir()
         Path(self.url).mkdir(parents=True, exist_ok=True)
         return self.url
+
+
+def _absolute(path: str) -> str:
+    """A path as it is spelled, but without `..`, which notes of it would carry out of the folder they are relative to.
+
+    The real path where `..` follows a link.
+    """
+    spelled = str(Path(path).absolute())
+    if ".." not in spelled.split("/"):
+        return spelled
+    plain, real = os.path.normpath(spelled), os.path.realpath(spelled)
+    return plain if os.path.realpath(plain) == real else real
 
 
 _SAME = {"s3a": "s3", "gcs": "gs"}

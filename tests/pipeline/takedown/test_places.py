@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -99,6 +100,16 @@ def test_store_and_builds_that_are_moved_together_need_no_command(two: Weeks, tm
     release.publish(now.build("2026-01-15", range(8)))
     assert samples(now) == 7
     assert list(two.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["{}/../elsewhere/1", "{}/../weekly/1"])
+def test_a_build_that_is_given_by_a_path_with_dots_is_published_for_readers(weeks: Weeks, place: str) -> None:
+    """`--out ../elsewhere/1` was noted as a place in the folder of STORE, which readers refuse as one outside it."""
+    out = place.format(weeks.folder).replace("weekly", weeks.folder.name)
+    build = weeks.finish(opening.open_build(weeks.spec(range(3)), out, weeks.store, "2026-01-01"))
+    release.publish(build)
+    assert samples(weeks) == 3
+    assert [known["out"] for known in Store(weeks.store).known()] == [os.path.normpath(out)]
 
 
 @pytest.mark.parametrize("at", ["the releases", "the records"])
