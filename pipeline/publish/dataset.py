@@ -94,17 +94,38 @@ def check_faces(build: Build) -> None:
 
 
 def unreachable(store: Store, builds: Sequence[ReleasedBuild]) -> dict[str, str]:
-    """A line for each of these builds that is not in its folder, by its id: what it has, and what to do."""
+    """A line for each of these builds that is not whole in its folder, by its id: what it has, and what to do."""
     return {
-        own.build_id: f"{own.out}: {own.build_id} with {sum(own.samples.values()):,} samples is unreachable: "
-        f"{store.unreachable(own.out)}"
+        own.build_id: f"{own.out}: {own.build_id} with {sum(own.samples.values()):,} samples is unreachable: {why}"
         for own in builds
-        if own.out and not Folder(own.out).exists(build_json.NAME)
+        if own.out and (why := _absence(store, own.out))
     }
 
 
+def _absence(store: Store, out: str) -> str:
+    """Reason why not all that a release lists of a build is there, and what to do; "" if it is.
+
+    One listing of each folder of its shards. Shards that a takedown withdrew for a while are there.
+    """
+    folder, again = Folder(out), "mount its disk or restore it, and run the same command again"
+    if not folder.exists(build_json.NAME):
+        return store.unreachable(out)
+    try:
+        shards, manifest = _manifest_of(out)
+    except (StoreError, ContractError) as e:
+        if folder.exists(UNFINISHED):
+            return ""
+        shards = folder / "shards"
+        return str(e) if shards.names() else f"{shards.url} is gone, or holds nothing; {again}"
+    listed = [file.path for own in manifest.shards for file in (own.tar, own.parquet, *own.regions.values())]
+    there = {name: set((shards / name).names()) for name in {path.rpartition("/")[0] for path in listed}}
+    lost = [path for path in listed if path.rpartition("/")[2] not in there[path.rpartition("/")[0]]]
+    others = f" and {len(lost) - 1:,} other files are" if lost[1:] else " is"
+    return f"{shards.at(lost[0])}{others} missing; {again}" if lost else ""
+
+
 def _check_reachable(build: Build, parts: Sequence[_Part]) -> None:
-    """Raise StoreError if a release with these builds would list a folder that is not there."""
+    """Raise StoreError if a release with these builds would list what is not there."""
     if lines := unreachable(build.store, [own for own, _ in parts]):
         raise StoreError(build.build_id, f"not published, since its release would list {_and(lines)}")
 

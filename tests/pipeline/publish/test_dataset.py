@@ -234,17 +234,33 @@ def test_a_copy_of_what_was_taken_down_since_is_refused(week: Week, tmp_path: Pa
         dataset.copy(build.store, "photos", str(tmp_path))
 
 
+LOST = {
+    "build": ("../2026-11-01", "the folder is gone, or its disk is not mounted"),
+    "shards": ("shards", "shards is gone, or holds nothing; mount its disk"),
+    "manifest": ("shards/manifest.json", "manifest.json: missing, but a release needs it; run wenlan-data publish"),
+    "tar": ("shards/*.tar", ".tar is missing; mount its disk or restore it, and run the same command again"),
+}
+
+
 @pytest.mark.drill(2)
-def test_a_build_that_is_gone_is_named(week: Week) -> None:
+def test_a_build_that_is_not_whole_is_named_before_a_release_lists_it(week: Week, tmp_path: Path) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
     release.publish(week("2026-11-08", 14))
-    shutil.rmtree(first.out)
-    with pytest.raises(StoreError, match=r"its release lists .*2026-11-01: .* is unreachable: the folder is gone, or"):
-        dataset.rollback(first.store, "photos", 1)
-    third = week("2026-11-15", 15)
-    with pytest.raises(StoreError, match=r"not published, since its release would list .*2026-11-01: "):
-        release.publish(third)
+    third, store = week("2026-11-15", 15), first.store
+    for path, why in LOST.values():
+        lost = next(Path(first.out).glob(path)).resolve()
+        lost.rename(tmp_path / "lost")
+        with pytest.raises(StoreError, match=rf"its release lists .*2026-11-01: .* is unreachable: .*{why}"):
+            dataset.rollback(store, "photos", 1)
+        with pytest.raises(StoreError, match=rf"not published, since its release would list .*2026-11-01: .*{why}"):
+            release.publish(third)
+        with pytest.raises(StoreError, match=why):
+            dataset.copy(store, "photos", str(tmp_path / "copy"))
+        assert any(why in fault for fault in verify(releases_of(first).folder.url)), why
+        (tmp_path / "lost").rename(lost)
+    release.publish(third)
+    assert verify(releases_of(first).folder.url) == []
 
 
 @pytest.mark.slow
