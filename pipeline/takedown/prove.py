@@ -169,7 +169,11 @@ class Proof:
 
     def _look_into(self, folder: Folder, name: str, pages: PageImages, is_tombstone: bool) -> None:
         path = folder.at(name)
-        if folder.is_local and not Path(path).is_file():  # a FIFO or a socket holds nothing
+        if folder.is_local and not (file := Path(path)).is_file():  # a FIFO or a socket holds nothing
+            if file.is_symlink() and not file.exists():
+                self.faults.append(
+                    f"{path}: not searched: a link to {file.readlink()}, which is not there; mount its disk"
+                )
             return
         try:
             with folder.local(name) as local:

@@ -144,6 +144,16 @@ def test_every_kind_of_trace_is_found(
     assert any(line.endswith("/1.html: a page that shows the picture") for line in found), "as /1.jpg"
     code, found, answer = proved(build.store.url, "--prove", "nowhere to be found", capsys=capsys)
     assert (code, found) == (0, [])
+    (folder / "captures").rename(tmp_path / "captures")
+    (folder / "captures").symlink_to(tmp_path / "captures")
+    (tmp_path / "captures/loop").symlink_to(folder)
+    _, linked, _ = proved(build.store.url, "--prove", TEXT, capsys=capsys)
+    assert any(line.startswith(f"{folder}/captures/") for line in linked), "behind a link too"
+    (folder / "gone").symlink_to(tmp_path / "unmounted")
+    code, _, answer = proved(build.store.url, "--prove", "nowhere to be found", capsys=capsys)
+    gone = f"{folder}/gone: not searched: a link to {tmp_path}/unmounted, which is not there; mount its disk"
+    assert (code, answer["faults"]) == (1, [gone])
+    (folder / "gone").unlink()
     typo = str(tmp_path / "typo")
     code, _, answer = proved(build.store.url, typo, "--prove", "nowhere to be found", capsys=capsys)
     assert (code, answer["faults"]) == (1, [f"{typo}: no such folder"])
