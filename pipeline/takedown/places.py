@@ -31,25 +31,33 @@ def delete(store: Store, stages: Stages, out: str) -> dict[str, Any]:
     In this order, so that a kill leaves what the same call finishes. A folder that is gone already, or holds a build of
     another STORE by now, is left as it is. Returns the record, and "deleted": whether there was a folder.
 
-    Raises StoreError for a folder that STORE does not know, or in which a command is running.
+    Raises StoreError, and changes nothing, for a folder that STORE does not know, or that holds files without a
+    readable build.json; and for one in which a command is running.
     """
     [known] = _known_below(store, out, exactly=True)
-    build_id, shards = known["build_id"], Folder(known["out"]) / "shards"
+    build_id, folder, is_ours = known["build_id"], Folder(known["out"]), False
+    if not build_json.read(folder) and _names_without(store, folder):
+        todo = f"restore {build_json.NAME}, or delete the folder, and run the same command again"
+        raise StoreError(folder.url, f"holds files that are not a readable build; nothing was changed; {todo}")
     with store.lock():
-        if known["revision"] is not None and not dataset.lies_elsewhere(store, build_id, shards.url):
+        if known["revision"] is not None and not dataset.lies_elsewhere(store, build_id, (folder / "shards").url):
             Identities(store).withdraw(build_id)
             dataset.leave_out(store, build_id, "was deleted")
-    folder, is_ours = Folder(known["out"]), False
     if build_json.read(folder):
         build = build_json.reopen(known["out"], stages)
         is_ours = place_of(build.store.url) == place_of(store.url)
         if is_ours:
             with build_json.sole_owner(build):
-                for name in folder.names():
-                    if not f"{place_of(store.url)}/".startswith(f"{place_of(folder.at(name))}/"):  # STORE may be in it
-                        folder.delete(name)
+                for name in sorted(_names_without(store, folder), key=build_json.NAME.__eq__):  # that one last
+                    folder.delete(name)
     store.drop(known["out"])
     return {**known, "deleted": is_ours}
+
+
+def _names_without(store: Store, folder: Folder) -> list[str]:
+    """Names of what lies in a folder, without that in which STORE lies."""
+    above = f"{place_of(store.url)}/"
+    return [name for name in folder.names() if not above.startswith(f"{place_of(folder.at(name))}/")]
 
 
 def move(store: Store, old: str, new: str) -> dict[str, Any]:

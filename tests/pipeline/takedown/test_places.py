@@ -13,6 +13,7 @@ import pytest
 from data_specs.release import open_manifest
 from pipeline import cli, opening
 from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
@@ -174,6 +175,28 @@ def test_a_deleted_build_leaves_its_dataset_and_what_it_held_is_new_again(two: W
     assert samples(two) == 3
     again = two.build("2026-01-15", range(3))
     assert sum(release.publish(again).samples.values()) == 3
+
+
+def test_files_without_a_readable_build_are_not_said_to_be_gone(
+    two: Weeks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`store delete` left the captures of a build that had lost its build.json, and said "was gone already"."""
+    first, store = two.folder / "2026-01-01", Store(two.store)
+    record = (first / "build.json").read_bytes()
+    (first / "build.json").unlink()
+    code, said = run(two, capsys, "store", "delete", str(first))
+    assert (code, f"{first}: holds files that are not a readable build; nothing was changed" in said) == (1, True)
+    assert len(store.known()) == 2
+    (first / "build.json").write_bytes(record)
+    delete = Folder.delete
+    with monkeypatch.context() as patch:  # killed before the last file
+        patch.setattr(Folder, "delete", lambda own, name: None if name == "build.json" else delete(own, name))
+        patch.setattr(Store, "drop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            places.delete(store, STAGES, str(first))
+    assert [path.name for path in first.iterdir()] == ["build.json"]
+    assert places.delete(store, STAGES, str(first))["deleted"] is True
+    assert samples(two) == 3
 
 
 def test_a_store_in_the_folder_of_a_build_stays_when_that_is_deleted(weeks: Weeks) -> None:
