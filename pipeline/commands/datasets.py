@@ -150,8 +150,11 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _default_out(place: str, to: str) -> Path:
-    """Returns the default folder of an export, inside the dataset's. Raises SpecError if that is remote or a file."""
+    """Returns the default folder of an export, in the build's or the dataset's. Raises SpecError if that is remote or a
+    file."""
     folder = Folder(place)
     if not folder.is_local or folder.url.endswith(".json"):
         raise SpecError([f"export {place}: --out DIR is required"])
-    return Path(folder.at(to))
+    above = Path(folder.url).parent
+    in_build = folder.url.endswith("/shards") and (above / "build.json").is_file()  # where a takedown looks
+    return (above if in_build else Path(folder.url)) / to

@@ -5,8 +5,8 @@ one `Format`, whose `write` gets the samples as a stream and an empty folder. Ev
 all formats: which samples (splits, takedowns), the detector of the boxes, and that the result appears whole or not at
 all. The same dataset gives the same bytes (`lance` alone names its files at random).
 
-Limits: exports go to a local folder, which no later takedown reaches: export again then. A killed export leaves a
-folder `.tmp-*` beside its target, which may be deleted.
+Limits: exports go to a local folder. A later takedown deletes BUILD/FORMAT, the only one that may lie in a build, and
+reaches no other: export again then. A killed export leaves a folder `.tmp-*` beside its target, which may be deleted.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def export(
 
     form, named = find(to), out
     out = out.resolve()  # what a link leads to is replaced, not the link
+    _check_reached(dataset, to, out, named)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SpecError([f"{named}: already exists; delete it, or give another --out"])
     if out == Path.cwd() or os.path.ismount(out):
@@ -128,3 +129,15 @@ def export(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # nothing is left of it where it was renamed
     return counts
+
+
+def _check_reached(dataset: Dataset, to: str, out: Path, named: Path) -> None:
+    """Raise SpecError for a folder in a build that is not the one in which a takedown in that build looks."""
+    from pipeline.files.folder import place_of
+    from pipeline.store import build_json
+
+    for folder in (folder for folder in out.parents if (folder / build_json.NAME).is_file()):
+        is_own = place_of(dataset.shards.url) == place_of(f"{folder}/shards")
+        if not is_own or out != folder / to:
+            where = f"give {folder / to}, or a folder outside it" if is_own else "give a folder outside it"
+            raise SpecError([f"{named}: is in the build {folder}, where no takedown would find it; {where}"])

@@ -552,9 +552,10 @@ def test_who_deletes_a_damaged_manifest_is_told_to_publish_which_makes_it_anew(
     manifest.unlink()
     code, said, answer = published.forget()
     assert code == 1
-    assert answer["faults"] == [
+    [fault] = answer["faults"]
+    assert fault.endswith(
         f"{manifest}: missing, but a release needs it; run wenlan-data publish {damaged} to recreate it"
-    ]
+    )
     assert cli.main(["publish", str(damaged)]) == 0
     assert (left(whole), left(damaged)) == (5, 5)
     assert published.forget()[0] == 0
@@ -751,6 +752,25 @@ def test_exports_in_the_folder_of_a_build_go_with_the_samples_that_they_hold(pub
     assert cli.main(["export", str(published.outs[0]), "--to", "csv"]) == 0
     published.run("forget", "--missing-ok", "--url", "http://a.cn/of-nobody.jpg")
     assert (published.outs[0] / "csv/train.csv").exists(), "it holds nothing of that"
+
+
+def test_an_export_in_a_build_lies_where_a_takedown_looks(
+    published_builds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An export under another name kept the picture and its text, and forget exited with 0."""
+    published = published_builds(2)
+    one, other = published.outs
+    (tmp_path / "link").symlink_to(one)
+    release_of = f"{published.store.url}/datasets/b/latest.json"
+    for place, out in ((one, one / "mine"), (one, one / "shards/csv"), (one, tmp_path / "link/deep/csv")):
+        assert cli.main(["export", str(place), "--to", "csv", "--out", str(out)]) == 2
+        assert f"is in the build {one}, where no takedown would find it; give {one}/csv, or" in capsys.readouterr().err
+    for place in (str(other), release_of):
+        assert cli.main(["export", place, "--to", "csv", "--out", str(one / "csv")]) == 2
+    assert not any(path.name in ("mine", "csv", "deep") for path in one.rglob("*"))
+    assert cli.main(["export", str(one / "shards"), "--to", "csv"]) == 0
+    assert (one / "csv/train.csv").exists()
+    assert cli.main(["export", str(one), "--to", "csv", "--out", str(tmp_path / "mine")]) == 0
 
 
 def test_a_takedown_by_looks_finds_a_picture_that_was_fetched_and_not_measured(weeks: Any, tmp_path: Path) -> None:
