@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from pipeline.errors import SourceError
+from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.inputs import faults, reason
 
 MAX_DIRECTORY = 8 << 20
@@ -57,10 +57,12 @@ def _names(file: str, source: str, mark: str) -> tuple[str, ...]:
     try:
         with fsspec.open(file, "rb") as f:
             names = tuple(sorted(name for name in _members(f) if _is_warc(name)))
-    except faults(*_REFUSALS) as e:
+    except _REFUSALS as e:
+        raise BrokenFile(file, f"source {source}: not a readable WACZ file ({reason(e)})") from None
+    except faults() as e:
         raise SourceError(file, f"source {source}: not a readable WACZ file ({reason(e)})") from None
     if not names:
-        raise SourceError(file, f"source {source}: contains no WARC file below archive/")
+        raise BrokenFile(file, f"source {source}: contains no WARC file below archive/")
     return names
 
 
@@ -71,6 +73,8 @@ def opened(address: str) -> Iterator[tuple[BinaryIO, int]]:
     Raises SourceError for a WACZ that does not hold it as it is, and what fsspec raises.
     """
     file = file_of(address)
+    if file == address and is_wacz(file):
+        raise BrokenFile(file, "not a readable WACZ file, or one without a WARC file below archive/")
     with fsspec.open(file, "rb") as f:
         if file == address:
             yield f, 0

@@ -61,7 +61,14 @@ class Warc(PageSource):
         if self.path_list:
             lines = (self.prefix + line for line in listed(self.resolve(self.path_list), self.name))
             files = {**files, **{line: "" for line in lines if line not in files}}
-        warcs = [address for file, mark in files.items() for address in wacz.warcs_in(file, self.name, mark)]
+        warcs, fault = list[str](), None
+        for file, mark in files.items():
+            try:
+                warcs += wacz.warcs_in(file, self.name, mark)
+            except BrokenFile as e:
+                warcs, fault = [*warcs, file], fault or e  # `wacz.opened` says so
+        if fault is not None and set(warcs) <= set(filter(wacz.is_wacz, files)):  # all are broken
+            raise fault
         return warcs[: self.limit] if self.limit else warcs
 
     def listing(self) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import random
 import threading
 import uuid
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -444,6 +445,24 @@ def test_a_line_that_holds_many_rows_weighs_as_many(tmp_path, kind, pack):
         BrokenFile, match=rf"^[^\n]*b{suffix}: source s: none of its 1 rows can be read; row 1: [^\n]+$"
     ):
         extract.run_partition(replace(build, out=str(tmp_path / "single")), "s-00000")
+
+
+def test_a_broken_wacz_of_several_is_a_decision_and_a_single_one_is_an_error(tmp_path):
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    for name, content in (("a", b""), ("b", b"PK\3\4" + bytes(500)), ("c", empty.getvalue())):
+        (tmp_path / f"{name}.wacz").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "d.wacz", "w") as archive:
+        archive.writestr("archive/d.warc.gz", page("d"))
+    options = {"kind": "warc", "name": "s", "source_kind": "news"}
+    build = build_of(tmp_path, {**options, "path": "*.wacz"})
+    for partition in extract.partitions(build):
+        extract.run_partition(build, partition)
+    records = build.stage("extract").records()
+    assert [record.counts.get("lost_files", 0) for record in records] == [1, 1, 1, 0]
+    assert records[3].counts["kept"] > 0
+    with pytest.raises(BrokenFile, match=r"^[^\n]*c\.wacz: source s: contains no WARC file below archive/$"):
+        extract.partitions(build_of(tmp_path, {**options, "path": "c.wacz"}))
 
 
 def test_a_packed_table_that_breaks_off_keeps_its_rows_and_says_how_much_is_lost(tmp_path):
