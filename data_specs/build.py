@@ -157,7 +157,7 @@ class Fetch(Spec):
         10,
         ge=0,
         description="builds in which each known page and picture of the dataset is requested again once, since its "
-        "owner may have opted out later; 0: never",
+        "owner may have opted out later; 0: never, but for sites that robots.txt closes",
     )
     max_pixels: int = Field(100_000_000, gt=0, description="most pixels; checked in the header, before decoding")
 

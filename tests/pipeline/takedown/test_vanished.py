@@ -186,17 +186,20 @@ def test_a_picture_that_was_opted_out_later_stays_out_though_its_page_still_show
     assert released(third) == PAGES - 1
 
 
-def test_a_site_that_disallows_everything_ends_no_build_and_loses_all_its_samples_at_once(week: Any, site: Any) -> None:
+@pytest.mark.parametrize("pace", [0, 1_000])
+def test_a_site_that_disallows_everything_ends_no_build_and_loses_all_its_samples_at_once(
+    week: Any, site: Any, pace: int
+) -> None:
     """The crawl failed, so that the strongest opt-out was never honoured."""
     closed = (200, dict[str, str](), b"User-agent: *\nDisallow: /\n")
     site.pages["/robots.txt"] = closed
     with pytest.raises(SourceError, match="no page can be crawled \\(robots_disallowed"):
-        week("2026-10-25", recheck_every=1_000)
+        week("2026-10-25", recheck_every=pace)
     site.pages["/robots.txt"] = (404, {}, b"")
-    release.publish(week("2026-11-01", recheck_every=1_000))
+    release.publish(week("2026-11-01", recheck_every=pace))
     site.pages["/robots.txt"] = closed
     before = len(site.asked)
-    second = week("2026-11-08", recheck_every=1_000)
+    second = week("2026-11-08", recheck_every=pace)
     assert set(site.asked[before:]) <= {"/robots.txt", "/.well-known/tdmrep.json"}
     assert second.counted("crawl", "kept") == 0
     with pytest.raises((GateError, NothingNew)):
