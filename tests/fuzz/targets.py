@@ -90,7 +90,9 @@ def row(data: bytes) -> None:
     from functools import partial
     from itertools import chain
 
+    from pipeline.account import Units
     from pipeline.records import Candidate, Decision, DropReason
+    from pipeline.sources._text_files import json_object
     from pipeline.sources.folder import texts_of
     from pipeline.sources.microblog import Microblog
     from pipeline.stages.admit import judge
@@ -103,7 +105,7 @@ def row(data: bytes) -> None:
 
     # rows of their own, since the texts of one row together have a limit
     read = [posts.entries("row", number, partial(plain, kind)) for number, kind in enumerate(("alt", "content"))]
-    read.append(posts.entries("row", 2, lambda: posts._post(text, "row", 2)))
+    read.append(posts.entries("row", 2, lambda: posts._post(json_object(text), "row", 2, Units())))
     entries = list(chain(*read))
     candidates = [entry for entry in entries if isinstance(entry, Candidate)]
     entries += judge(candidates, _text_filters(), TextOrder(), Counter(), _templates())

@@ -130,7 +130,7 @@ def make_build(tmp_path: Path) -> Callable[..., Build]:
             build_id="t",
             snapshot="2026-01-01",
             fingerprints={
-                "admit.sort": "5" * 64,
+                **dict.fromkeys(("admit.sort", "fetch.recheck"), "5" * 64),
                 **{name: name[:1] * 64 for name in ("crawl", "extract", "admit", "fetch")},
             },
         )
