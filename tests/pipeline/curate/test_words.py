@@ -17,7 +17,7 @@ def chance(text: str, kind: str = "surrounding", *more: str) -> float:
 def test_texts_that_name_things_have_a_higher_chance_than_remarks_and_the_words_of_pages() -> None:
     named = chance("一只翠鸟站在水边的树枝上", "caption")
     assert named > chance("一只翠鸟站在水边的树枝上") > chance("我也不知道该怎么说才好了")
-    assert chance("点击下方的按钮，打开设置窗口") > chance("忙完下方的事情，想想以后的生活")
+    assert chance("屏幕显示三个文件") > chance("屏幕丢失三个文件")
     lists = ["首页", "归档", "标签：随笔", "分类：杂谈", "关于"]
     assert (
         chance("一只翠鸟站在水边的树枝上", "caption", *lists)
