@@ -31,9 +31,9 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
-from ray_tasks import RUNTIME_ENV, param, ray_job, run_params, setting
+from ray_tasks import RUNTIME_ENV, numeric, param, ray_job, run_params
 
 PARAMS = {
     "strict_spec": param("strict_spec", "spec of the strictest subset, on the cluster"),
@@ -46,7 +46,7 @@ PARAMS = {
     "scorer_recipe": param("scorer_recipe", "recipe of the scoring model; if empty, the same recipe"),
     "scorer_set": param("scorer_set", "changes to the scorer's recipe, KEY=VALUE, separated by spaces; use few epochs"),
     "set": param("set", "changes to the recipe of the last training, KEY=VALUE"),
-    "workers": Param(int(setting("TRAIN_WORKERS", "1")), type="integer", minimum=1),
+    "workers": numeric("TRAIN_WORKERS", 1, minimum=1),
     "runtime_env": RUNTIME_ENV,
 }
 

@@ -24,9 +24,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
+from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
-from ray_tasks import RUNTIME_ENV, param, ray_job, run_params, setting
+from ray_tasks import RUNTIME_ENV, numeric, param, ray_job, run_params, setting
 
 KINDS = ("url", "domain", "sha256", "like")
 """Kinds of takedowns, which are options of `wenlan-data forget`."""
@@ -38,23 +38,12 @@ LONGEST = 128_000
 PARAMS = {
     "store": param("store", "STORE, the folder that all builds share"),
     "takedowns": param("takedowns", "path of the list of takedowns on Airflow's workers; empty: no takedowns"),
-    "keep_builds": Param(
-        int(setting("KEEP_BUILDS", "8")),
-        type="integer",
-        minimum=1,
-        description="builds of each dataset to keep whole",
+    "keep_builds": numeric("KEEP_BUILDS", 8, "builds of each dataset to keep whole", minimum=1),
+    "keep_releases": numeric(
+        "KEEP_RELEASES", 26, "releases of each dataset to keep, with the builds that they list", minimum=1
     ),
-    "keep_releases": Param(
-        int(setting("KEEP_RELEASES", "26")),
-        type="integer",
-        minimum=1,
-        description="releases of each dataset to keep, with the builds that they list",
-    ),
-    "keep_region_days": Param(
-        int(setting("KEEP_REGION_DAYS", "180")),
-        type="integer",
-        minimum=1,
-        description="days to keep the boxes of a detector that no build uses any more",
+    "keep_region_days": numeric(
+        "KEEP_REGION_DAYS", 180, "days to keep the boxes of a detector that no build uses any more", minimum=1
     ),
     "runtime_env": RUNTIME_ENV,
 }

@@ -42,7 +42,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from ray_tasks import CHECKPOINT, DATASET, RUNTIME_ENV, param, ray_job, run_params, setting
+from ray_tasks import CHECKPOINT, DATASET, RUNTIME_ENV, numeric, param, ray_job, run_params, setting
 
 log = logging.getLogger("airflow.task")
 
@@ -64,19 +64,12 @@ PARAMS = {
         type="string",
         description="further changes, for a run that starts from the checkpoint published last",
     ),
-    "new_weight": Param(
-        float(setting("NEW_WEIGHT", "1")),
-        type="number",
-        minimum=0.01,
-        description="how many times as often as older samples those of the newest build are seen",
+    "new_weight": numeric(
+        "NEW_WEIGHT", 1.0, "how many times as often as older samples those of the newest build are seen", minimum=0.01
     ),
-    "workers": Param(int(setting("TRAIN_WORKERS", "1")), type="integer", minimum=1),
-    "margin": Param(
-        float(setting("MARGIN", "0.01")),
-        type="number",
-        minimum=0,
-        maximum=1,
-        description="largest drop in mean recall at which a checkpoint is still published",
+    "workers": numeric("TRAIN_WORKERS", 1, minimum=1),
+    "margin": numeric(
+        "MARGIN", 0.01, "largest drop in mean recall at which a checkpoint is still published", minimum=0, maximum=1
     ),
     "runtime_env": RUNTIME_ENV,
 }

@@ -67,6 +67,13 @@ def param(name: str, description: str, **schema: Any) -> Param:
     return Param(os.environ.get(f"WENLAN_{name.upper()}", ""), type="string", description=description, **schema)
 
 
+def numeric(variable: str, default: float, description: str | None = None, **bounds: float) -> Param:
+    """A parameter of the kind of its default, whole or not; a scheduled run takes it from WENLAN_<variable>."""
+    value = type(default)(setting(variable, str(default)))
+    kind = "integer" if isinstance(default, int) else "number"
+    return Param(value, type=kind, description=description, **bounds)
+
+
 def run_params(*required: str) -> dict[str, Any]:
     """The parameters of the run. Fails the task if a required one is empty."""
     params: dict[str, Any] = get_current_context()["params"]

@@ -108,6 +108,17 @@ class SourceRef(Spec):
         return dict(self.__pydantic_extra__ or {})
 
 
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+"""A host as canonical URLs have it: lower case, punycode, without a port."""
+
+
+class HostPace(Spec):
+    """The pace of one host, as its owner allows: a value that is left out is that of the build."""
+
+    delay_s: float | None = Field(None, ge=0, description="seconds between two requests, over the whole cluster")
+    connections: int | None = Field(None, gt=0, description="simultaneous connections, per worker")
+
+
 class Egress(Spec):
     """Limits of the requests that crawl and fetch send."""
 
@@ -127,7 +138,28 @@ class Egress(Spec):
         description="seconds between two requests to one host, over the whole cluster; robots.txt may ask for more",
     )
     connections_per_host: int = Field(1, gt=0, description="simultaneous connections to one host, per worker")
+    hosts: dict[HostName, HostPace] = Field(
+        {},
+        description="pace of single hosts and the hosts below them, as their owners allow: "
+        "{img.example.com: {delay_s: 0.02, connections: 8}}",
+    )
     obey_robots: bool = Field(True, description="obey robots.txt and the reservations in tdmrep.json")
+
+    def delay_of(self, host: str) -> float:
+        """Seconds between two requests to a host, with or without its port."""
+        own = self._pace_of(host).delay_s
+        return self.delay_s if own is None else own
+
+    def connections_of(self, host: str) -> int:
+        """Simultaneous connections to a host, per worker."""
+        return self._pace_of(host).connections or self.connections_per_host
+
+    def _pace_of(self, host: str) -> HostPace:
+        """The pace of the longest name in `hosts` that a host has or is below."""
+        name = host.rpartition("@")[2].partition(":")[0].lower()
+        while name and name not in self.hosts:
+            name = name.partition(".")[2]
+        return self.hosts.get(name) or HostPace()
 
 
 class Img2dataset(Spec):
@@ -373,7 +405,7 @@ class Publish(Spec):
     max_unaccounted: Share = Field(
         0.001,
         description="largest share of a source's files, lines, members or records that are neither candidates nor "
-        "decisions nor known to be something else",
+        "decisions nor known to be something else, rounded up to a whole one",
     )
     max_drop: DropShares = Field(DropShares(), description="largest dropped share per stage, for each source")
     max_drift: float = Field(
@@ -474,16 +506,14 @@ class BuildSpec(Spec):
 
         A spec that was read from build.json, where passwords are not written, keeps the digest that it had with them.
         """
-        return self._digest or self._computed_digest()
+        values = self.model_dump(mode="json", exclude={"base"})
+        return self._digest or hashlib.sha256(canonical_json(values)).hexdigest()
 
     def with_digest(self, digest: str) -> BuildSpec:
         """This spec under a digest that was computed before passwords were cut from its URLs."""
         spec = self.model_copy()
         spec._digest = digest
         return spec
-
-    def _computed_digest(self) -> str:
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"base"}))).hexdigest()
 
 
 def load(path: str | Path) -> BuildSpec:

@@ -205,7 +205,6 @@ def _check_keys(node: yaml.MappingNode) -> None:
 
 
 def one_line(e: object) -> str:
-    """The message of an exception as one short line."""
     return " ".join(str(e).split())[:200]
 
 
@@ -226,7 +225,7 @@ def describe(error: ValidationError, model: type[BaseModel], where: str = "") ->
                 continue
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
         if fault["type"] == "extra_forbidden":
-            known = _fields(model, fault["loc"][:-1])
+            known = list(_model_at(model, fault["loc"][:-1]).model_fields)
             near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
             lines.append(f"{path}: unknown option{hint}")
@@ -248,11 +247,6 @@ def _as_mapping(value: Any, model: type[BaseModel]) -> str:
         return f"write {{{required[0]}: {one_line(value)}}}"
     example = ", ".join(f"{name}: ..." for name in required or list(model.model_fields)[:1])
     return f"is not a mapping; write {{{example}}}"
-
-
-def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Field names of the model at `loc` within `model`."""
-    return list(_model_at(model, loc).model_fields)
 
 
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:

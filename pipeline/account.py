@@ -52,6 +52,8 @@ class Named(enum.StrEnum):
     FALLBACK = "copies for readers without scripts"
     UNSHOWN = "images that are never shown"
     OUTSIDE = "images outside the article"
+    BACKGROUND = "backgrounds of elements"
+    EMBEDDED = "pictures of other elements than img"
     OTHER_PAGE = "pages not chosen"
 
 

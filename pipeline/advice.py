@@ -17,6 +17,7 @@ _ADVICE = {
     DropReason.TOO_LARGE: "raise egress.max_page_bytes or egress.max_image_bytes",
     DropReason.OPT_OUT: "the owner forbids this use",
     DropReason.FORGOTTEN: "it was taken down in STORE",
+    DropReason.DNS: "check the host's name; if it is right, the DNS of this machine may be out of order",
     DropReason.TIMEOUT: "raise egress.timeout_s",
     DropReason.NOT_STORED: "set egress.network: allowed to download what the archives lack",
 }

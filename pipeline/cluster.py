@@ -7,8 +7,8 @@ where the build is killed (`pipeline.watchdog`).
 This module knows a stage by its name, its function and what its tasks ask of the cluster, never by import: the page
 (`pipeline.run`) hands these in. Objects that live on a cluster beside the tasks are `pipeline.actors`.
 
-Limits: at most two tasks per CPU are in flight, so the driver holds that many references and the names that wait. A
-task whose worker dies is tried twice more; what is committed stays whatever happens.
+Limits: at most twice as many tasks as run at a time are in flight, so the driver holds that many references and the
+names that wait. A task whose worker dies is tried twice more; what is committed stays whatever happens.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 """Colours that Ray puts into tracebacks."""
 
 RunPartition = Callable[[Build, str], None]
-"""Does one partition of a stage and commits it: (build, partition)."""
+"""Does one partition of a pass and commits it: (build, partition)."""
+
+Runs = tuple[str, RunPartition]
+"""A pass by its name, and its function."""
 
 Resources = dict[str, float]
 """Resources of a task, as options of a Ray task: num_cpus, and num_gpus where it wants one."""
@@ -71,18 +74,20 @@ class Cluster:
         self._lost = False
         self.started = False
 
-    def each(
-        self, build: Build, stage: str, run: RunPartition, resources: Resources, partitions: list[str]
-    ) -> Iterator[str]:
-        """Runs partitions of a stage and yields the name of each once it is committed. Raises WenlanError."""
+    def each(self, build: Build, passes: Sequence[Runs], resources: Resources, partitions: list[str]) -> Iterator[str]:
+        """Runs partitions, each through some passes in one task, and yields the name of each once it is committed.
+
+        Raises WenlanError.
+        """
         if not partitions:
             return
         ray = self.start()
         observe.show("wenlan_building", 1)
         options = granted(resources, _nodes(ray))
-        task = ray.remote(run_task).options(max_retries=TASK_RETRIES, name=f"wenlan:{stage}", **options)
+        stage = "+".join(name for name, _ in passes)
+        task = ray.remote(run_passes).options(max_retries=TASK_RETRIES, name=f"wenlan:{passes[0][0]}", **options)
         passed = _passed(ray, build)
-        limit = _most_in_flight(ray)
+        limit = _most_in_flight(ray, options)
         waiting, log_form = list(reversed(partitions)), observe.form()
         in_flight: dict[Any, str] = {}
         head = _Head(ray.get_runtime_context().gcs_address)
@@ -90,14 +95,14 @@ class Cluster:
         while waiting or in_flight:
             while waiting and len(in_flight) < limit:
                 partition = waiting.pop()
-                in_flight[task.remote(passed, stage, run, partition, log_form)] = partition
+                in_flight[task.remote(passed, passes, partition, log_form)] = partition
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
             looked, lost_head = head.looked, head.is_lost()
             if not ready and lost_head:
                 self._lost = True
                 raise head.error()
             if head.looked > looked and head.answers:  # an autoscaler may have added nodes
-                limit = _most_in_flight(ray)
+                limit = _most_in_flight(ray, options)
             for ref in ready:
                 partition = in_flight.pop(ref)
                 if lost[partition] < TASK_RETRIES and _lost_an_actor(ray, ref):
@@ -234,21 +239,19 @@ class Here:
     def start(self) -> None:
         """Nothing has to start."""
 
-    def each(
-        self, build: Build, stage: str, run: RunPartition, resources: Resources, partitions: list[str]
-    ) -> Iterator[str]:
+    def each(self, build: Build, passes: Sequence[Runs], resources: Resources, partitions: list[str]) -> Iterator[str]:
         """Implements `Cluster.each`."""
         for partition in partitions:
-            run_task(build, stage, run, partition, observe.form())
+            run_passes(build, passes, partition, observe.form())
             yield partition
 
     def close(self) -> None:
         """Nothing was started."""
 
 
-def _most_in_flight(ray: Any) -> int:
-    """Tasks that are handed to the cluster as it is now: one runs on each CPU, and one waits for it."""
-    return max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+def _most_in_flight(ray: Any, options: Resources) -> int:
+    """Tasks that are handed to the cluster as it is now: as many as its CPUs run, and as many that wait for them."""
+    return max(2, int(2 * ray.cluster_resources().get("CPU", 1) / (options["num_cpus"] or 1)))
 
 
 def _nodes(ray: Any) -> list[Resources]:
@@ -285,8 +288,14 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a file or folder that this user may not write (or read)."""
 
 
+def run_passes(build: Build, passes: Sequence[Runs], partition: str, log_form: str) -> None:
+    """The body of a Ray task: one partition, through one pass after the other. Raises WenlanError."""
+    for stage, run in passes:
+        run_task(build, stage, run, partition, log_form)
+
+
 def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_form: str) -> None:
-    """The body of a Ray task: one partition, timed, with its log lines and counters labelled.
+    """One partition of a pass that has not committed it, timed, with its log lines and counters labelled.
 
     Raises WenlanError; a full disk becomes a StageError that names the folder, a read-only one that names the file.
     """
@@ -295,6 +304,8 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
     _allow_open_files()
     labels = observe.about(build_id=build.build_id, stage=stage, partition=partition)
     with labels, timed(), pulse(build.stage(stage).folder, partition), reading(stage, build.reads(stage)):
+        if build.stage(stage).committed(partition):
+            return
         try:
             run(build, partition)
         except OSError as e:

@@ -33,6 +33,7 @@ class DropReason(enum.StrEnum):
     EGRESS_REFUSED = "egress_refused"  # scheme or address that may not be reached
     HTTP_STATUS = "http_status"
     TIMEOUT = "timeout"
+    DNS = "dns"  # its host has no address
     CONNECTION = "connection"
     TOO_MANY_REDIRECTS = "too_many_redirects"
     TOO_LARGE = "too_large"

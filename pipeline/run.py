@@ -14,9 +14,10 @@ rows of a dataset.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from pipeline import observe
 from pipeline.cluster import Cluster, Here
@@ -27,6 +28,7 @@ from pipeline.store.build_json import PassResult, Running, StageResult
 from pipeline.store.partitions import Record, reading
 from pipeline.store.progress import Progress, Silent, Watch
 from pipeline.store.stage import EVERY, Pass
+from pipeline.takedown import forget
 
 log = logging.getLogger("wenlan")
 
@@ -55,15 +57,19 @@ def run(
             build.store.begin(build)
         try:
             stages = _stages(build, until)
-            wanted = _wanted(build, stages)
+            wanted, filled = _wanted(build, stages), _filled(build, stages)
+            ahead: dict[str, tuple[int, float]] = {}
             for stage in stages:
                 results: list[PassResult] = []
                 for own in (own for own in build.stages[stage].passes if own.name in build.passes):
                     if own.name in wanted:
+                        chain = _chain(build, own, wanted)
                         with observe.about(stage=own.name), reading(own.name, build.reads(own.name)):
-                            results.append(_run_pass(build, own, cluster, progress, crawls))
+                            results.append(_run_pass(build, chain, cluster, progress, crawls, ahead))
                     else:
                         results.append(PassResult.of(own, build, []))
+                    if own.name == filled and not build_json.is_noted(build, own.name):
+                        forget.carry_out(build)
                     build_json.note(build, results[-1])
                 if results:
                     yield StageResult.of(stage, results)
@@ -84,6 +90,15 @@ def _stages(build: Build, until: str) -> list[str]:
     return names
 
 
+def _filled(build: Build, stages: Sequence[str]) -> str:
+    """The stage of a run after which the build holds all that comes from outside; "" for a trial, which holds nothing.
+
+    It is noted as done once what was taken down before has been removed again.
+    """
+    last = [name for name, stage in build.stages.items() if stage.network][-1]
+    return "" if build.on is not None else last if last in stages else stages[-1]
+
+
 def _wanted(build: Build, stages: Sequence[str]) -> set[str]:
     """Names of the passes of some stages that a run goes through: a working pass only where one that reads it is to
     run."""
@@ -96,8 +111,27 @@ def _wanted(build: Build, stages: Sequence[str]) -> set[str]:
     return wanted
 
 
-def _run_pass(build: Build, own: Pass, cluster: Cluster | Here, progress: Progress, crawls: bool) -> PassResult:
-    """Runs the partitions of a pass that lack a record, reduces them, and notes that all are committed."""
+def _chain(build: Build, own: Pass, wanted: Set[str]) -> list[Pass]:
+    """A pass, and those that follow it in the same tasks."""
+    later = list(build.passes.values())
+    later = later[later.index(own) + 1 :]
+    return [own, *itertools.takewhile(lambda each: each.follows and each.name in wanted, later)]
+
+
+def _run_pass(
+    build: Build,
+    chain: Sequence[Pass],
+    cluster: Cluster | Here,
+    progress: Progress,
+    crawls: bool,
+    ahead: dict[str, tuple[int, float]],
+) -> PassResult:
+    """Runs the partitions of a pass that lack a record, reduces them, and notes that all are committed.
+
+    chain: the pass, and those that its tasks go on with; what is left of these is done when they are run themselves.
+    ahead: partitions of each that tasks of an earlier pass have done, and their share of its seconds; added to.
+    """
+    own = chain[0]
     directory, started = build.stage(own.name), time.monotonic()
     if directory.finished():
         return PassResult.of(own, build, directory.records())
@@ -116,16 +150,25 @@ def _run_pass(build: Build, own: Pass, cluster: Cluster | Here, progress: Progre
         with progress.starting("Ray"):
             cluster.start()
         started += time.monotonic() - asked  # not part of the pass
-    before = (directory.record(partition) for partition in partitions if partition in committed)
+    before = directory.records_of([partition for partition in partitions if partition in committed])
     with Watch(build, own.name, len(partitions), before, progress) as watch:
-        for partition in cluster.each(build, own.name, own.run, own.resources(build.spec), missing):
-            record = directory.record(partition)
-            _tell(record)
-            watch.commit(record)
+        passes, spent = [(each.name, each.run) for each in chain], dict.fromkeys((each.name for each in chain), 0.0)
+        for partition in cluster.each(build, passes, own.resources(build.spec), missing):
+            watch.commit(directory.record(partition))
+            for each in chain:
+                with observe.about(stage=each.name), reading(each.name, build.reads(each.name)):
+                    record = build.stage(each.name).record(partition)
+                    spent[each.name] += record.seconds
+                    _tell(record)
     if own.reduce is not None:
         directory.write_reduced(own.reduce(build))
     directory.finish(partitions, own.version)
-    result = PassResult.of(own, build, directory.records(), len(missing), time.monotonic() - started)
+    ran, seconds = ahead.get(own.name, (0, 0.0))
+    passed = time.monotonic() - started
+    if missing:
+        ahead |= {name: (len(missing), passed * share / (sum(spent.values()) or 1)) for name, share in spent.items()}
+        passed = ahead[own.name][1]
+    result = PassResult.of(own, build, directory.records(), ran + len(missing), seconds + passed)
     log.info("pass done", extra={"seconds": result.seconds, "funnel": result.funnel})
     return result
 

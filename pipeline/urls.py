@@ -40,13 +40,16 @@ MAX_PARTS, MAX_SAME_PARTS = 20, 3
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+_PART = r"(?!\.)(?:[\w.~!,@+=()-]++|%(?:20|[89A-F][\dA-F]))++"
+_QUERY_OF_ONE = r"(?:\?[\w.~-]+=[\w.~-]*+)?"
 _PLAINLY_CANONICAL = re.compile(
-    r"https?://[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*(?::(?!80/|443/)(?:[1-5]\d{4}|[1-9]\d{0,3}))?/(?:(?!\.)[\w.~-]+/)*(?:(?!\.)[\w.~-]+)?",
+    r"https?://[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*(?::(?!80/|443/)(?:[1-5]\d{4}|[1-9]\d{0,3}))?"
+    rf"/(?:{_PART}/)*(?:{_PART})?{_QUERY_OF_ONE}",
     re.A,
 )
 """Addresses, most images' among them, that are canonical at first sight: w3lib takes 0.1 ms to come to that."""
 
-_PLAINLY_RELATIVE = re.compile(r"(/|(?:\.\./)*)((?:(?!\.)[\w.~-]+/)*(?!\.)[\w.~-]+)", re.A)
+_PLAINLY_RELATIVE = re.compile(rf"(/|(?:\.\./)*)((?:{_PART}/)*{_PART}{_QUERY_OF_ONE})", re.A)
 """Relative addresses without anything to decide: a slash or steps up (group 1), then a path (group 2)."""
 
 

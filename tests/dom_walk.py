@@ -42,11 +42,11 @@ class DomWalk(Walk):
                 link = node.parent.tag == "a" and node.prev is None
                 if link and (text or "").rstrip() in MARKS:
                     pass
-                elif text and (self._block.parts or not text.isspace()):
+                elif text and (self._so_far() or not text.isspace()):
                     self._add(text)
             elif tag == "img":
                 at = begin(tag)
-                if not self._block.parts:
+                if not self._so_far():
                     self._without_captions(others)
                 if not self._filled:
                     self._block.begins = at
@@ -66,16 +66,17 @@ class DomWalk(Walk):
                     node = node.parent
                     leave()
                 if not entered:
+                    self._finish()
                     return
             node = inner
 
     def _add(self, text: str) -> None:
         block = self._block
-        if not block.parts:
+        if not self._so_far():
             if not self._filled:
                 block.begins = len(self.tags) - 1
             self._filled, block.furniture, block.figures = True, self._furniture > 0, tuple(self._figures)
-        block.parts.append(text)
+        self.texts.append(text)
         block.caption = block.caption or self._caption > 0
         block.titles = block.titles or self._titles > 0
 
@@ -83,7 +84,7 @@ class DomWalk(Walk):
         style = " ".join(v for k in ("class", "id") if (v := node.attributes.get(k)))[:300]
         return _kind(node.tag, style, node.attributes.get("role") or "")
 
-    def _is_furniture(self, at: int, name: str) -> bool:
+    def _is_furniture(self, at: int) -> bool:
         if self._furniture or self._looks >= MAX_LOOKS:
             return True
         self._looks += 1

@@ -42,3 +42,13 @@ def stamped(image: Image.Image, *places: tuple[int, int], size: int = 36) -> Ima
     for place in places:
         ImageDraw.Draw(copy).text(place, "www.example.cn", font=font, fill="white", stroke_width=3, stroke_fill="black")
     return copy
+
+
+def sealed(image: Image.Image, *corners: tuple[int, int], colour: str = "#c01818", side: int = 100) -> Image.Image:
+    """A copy with a square seal, of letters on red or another colour, at each corner (x, y)."""
+    copy, font = image.copy(), ImageFont.load_default(side * 0.45)
+    draw = ImageDraw.Draw(copy)
+    for x, y in corners:
+        draw.rectangle((x, y, x + side - 1, y + side - 1), fill=colour)
+        draw.text((x + side / 2, y + side / 2), "COPY", font=font, fill="white", anchor="mm", stroke_width=2)
+    return copy

@@ -31,7 +31,7 @@ from data_specs.shard import SOURCE_KINDS, TEXT_KINDS
 from training.errors import ConfigError
 
 DERIVED_KINDS = ("easy", "first")
-"""Text kinds that are made of the surrounding text and not stored (training/data/text_choice.py)."""
+"""Text kinds that are made of the surrounding text and not stored (training/data/batch_maker.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ImageTowerConfig:
     """Image tower: a CNN's feature map, pooled by box, through transformer encoder layers to one feature."""
 
     encoder: str = "cnn_regions"
-    """File name in training/encoders."""
+    """File name in training/encoders, or a module of another package."""
     backbone: str = "timm/tf_efficientnet_b5.ns_jft_in1k"
     """`timm/NAME` of any model there, or `torchvision/mobilenet_v2`. Of encoder clip_image `transformers/TYPE`, TYPE
     one of clip, chinese_clip, siglip and siglip2."""
@@ -148,7 +148,7 @@ class TextTowerConfig:
     """Text tower: a token encoder, then transformer encoder layers, a masked mean and an MLP to one feature."""
 
     encoder: str = "bert_text"
-    """File name in training/encoders."""
+    """File name in training/encoders, or a module of another package."""
     backbone: str = "bert"
     """Model type of transformers: `bert` (which Chinese RoBERTa-wwm and MacBERT are too), `roberta`, `ernie` ..."""
     backbone_options: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
@@ -181,9 +181,10 @@ class TextTowerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class MocoConfig:
-    """The objective: the paper's MoCo over two modalities, or a baseline on the same towers (training/moco.py)."""
+    """The objective: the paper's MoCo over two modalities, or another one on the same towers (training/objectives)."""
 
-    objective: Literal["moco", "clip", "siglip", "albef"] = "moco"
+    objective: str = "moco"
+    """File name in training/objectives (moco, clip, siglip, albef), or a module of another package."""
     queue_size: Positive = 9600
     """K: keys kept of each modality. Any number; it need not be a multiple of the batch."""
     momentum: Fraction = 0.99
@@ -211,12 +212,6 @@ class MocoConfig:
     trained on. Its key towers, which have made those keys, come along in any case."""
     feature_dim: Positive = 2048
     """D: width of image_features and text_features."""
-
-    def __post_init__(self) -> None:
-        low, high = self.temperature_range
-        learned = self.learn_temperature or self.objective == "siglip"
-        if learned and not low <= self.temperature <= high:
-            raise ConfigError("moco.temperature", f"{self.temperature} is outside moco.temperature_range")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -406,7 +401,6 @@ _CONFIG = TypeAdapter(Config)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested dict of JSON values."""
     values: dict[str, Any] = _CONFIG.dump_python(config, mode="json")
     return values
 
@@ -459,7 +453,6 @@ def _order(fault: ErrorDetails) -> int:
 
 
 def _worded(fault: ErrorDetails, name: str, separator: str) -> ConfigError:
-    """One error of pydantic in our words."""
     place = [part for part in fault["loc"] if isinstance(part, str) and not part.startswith("<")]
     key, kind, value = ".".join(place), fault["type"], fault["input"]
     where = f"{name}{separator}{key}"

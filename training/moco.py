@@ -7,24 +7,16 @@
 
 One optimiser step of the caller:
 
-    outputs = backward(model, micro_batches, samples, autocast); optimizer.step()     # training/run/accumulate.py
+    outputs = backward(model, micro_batches, samples, autocast); optimizer.step()     # training/run/step.py
     model.after_step(outputs, step)          # the average moves, then keys enter; left out if the step is not finite
 
 For parameters this equals the released order (average, keys, loss), and it makes accumulation exact: all micro-batches
 meet the queue as it was, and keys enter in the order of the samples.
 
-The baselines are the same towers under another loss:
-
-    objective   candidates of a query                     loss                              keys come from
-    moco        queue (and the batch: in_batch_keys)      InfoNCE                           key towers
-    clip        batch                                     InfoNCE                           query towers, with gradient
-    siglip      batch                                     sigmoid of every pair             query towers, with gradient
-    albef       batch and queue                           InfoNCE on soft targets           key towers
-
-A batch is that of all ranks. Where we depart from the released code: key towers run in eval mode with averaged
-batch-norm statistics (EMAN, arXiv 2101.08482), which needs no shuffle-BN; empty slots and false negatives (same image
-or same text) are masked; the frozen prefix is computed once for both towers; nothing depends on K being a multiple of
-the batch. Where from ALBEF: a sum of both directions, not their mean; no ramp of the soft share; no fusion encoder.
+The same towers under another loss are another objective (`training.objectives`). Where we depart from the released
+code: key towers run in eval mode with averaged batch-norm statistics (EMAN, arXiv 2101.08482), which needs no
+shuffle-BN; empty slots and false negatives (same image or same text) are masked; the frozen prefix is computed once for
+both towers; nothing depends on K being a multiple of the batch.
 
 Limits: batch statistics of trained batch norms are those of one rank and micro-batch.
 """
@@ -43,7 +35,8 @@ from training.encoders import build_tower
 from training.method import distributed
 from training.method.key_queue import KeyQueue, SampleIds
 from training.method.key_towers import key_trunk, shuffled, statistics, update_average, use_batch_statistics
-from training.method.losses import Candidates, Logits, describe, even_targets, info_nce, sigmoid_loss, soft_targets
+from training.method.losses import Candidates, Logits, describe
+from training.objectives import objective_of
 from training.records import Batch
 from training.towers.tower import Modality
 
@@ -86,10 +79,8 @@ class BriVL(nn.Module):
         """Raises ConfigError. `load_weights=False` gets no backbone weights, because a checkpoint follows."""
         super().__init__()
         self.moco = config.moco
-        self.has_keys = self.moco.objective in ("moco", "albef")
-        """True if there are key towers and queues; else the other query tower's features are the keys."""
-        self.in_batch = self.moco.objective != "moco" or self.moco.in_batch_keys
-        """True if samples of a batch are each other's candidates: the loss is then not a sum over micro-batches."""
+        self.objective = objective_of(self.moco)
+        self.has_keys, self.in_batch = self.objective.has_keys, self.objective.in_batch
         self.image_query = build_tower("image", config, load_weights=load_weights)
         self.text_query = build_tower("text", config, load_weights=load_weights)
         if self.has_keys:
@@ -97,7 +88,8 @@ class BriVL(nn.Module):
             self.text_key = key_trunk(self.text_query.trunk)
             self.image_queue = KeyQueue(self.moco.queue_size, self.moco.feature_dim)
             self.text_queue = KeyQueue(self.moco.queue_size, self.moco.feature_dim)
-        self.logits = Logits(self.moco)
+        learned = self.moco.learn_temperature or self.objective.learns_temperature
+        self.logits = Logits(self.moco, learned, self.objective.learns_bias)
 
     def train(self, mode: bool = True) -> BriVL:
         """Set the mode as torch does, but keep key towers in eval mode: no dropout, averaged batch-norm statistics."""
@@ -134,18 +126,17 @@ class BriVL(nn.Module):
         """
         ids = features.ids
         everyone = ids.of_all_ranks() if self.in_batch else None
-        towards: dict[str, tuple[Tensor, Tensor, Tensor, Modality]] = {
-            "i2t": (features.image_BD, features.image_keys_BD, features.text_keys_BD, "text"),
-            "t2i": (features.text_BD, features.text_keys_BD, features.image_keys_BD, "image"),
+        sides: dict[Modality, tuple[str, Tensor, Tensor, Tensor]] = {
+            "text": ("i2t", features.image_BD, features.image_keys_BD, features.text_keys_BD),
+            "image": ("t2i", features.text_BD, features.text_keys_BD, features.image_keys_BD),
         }
-        if self.moco.objective == "siglip":
-            del towards["t2i"]  # a sum over all pairs is the same from either side
         each_B = torch.zeros_like(ids.valid_B, dtype=features.image_BD.dtype)
         metrics: dict[str, Tensor] = {}
         with torch.autocast(each_B.device.type, enabled=False):
-            for direction, (queries_BD, their_keys_BD, keys_BD, other) in towards.items():
+            for other in self.objective.towards:
+                direction, queries_BD, their_keys_BD, keys_BD = sides[other]
                 candidates = self._candidates(keys_BD, other, ids, everyone)
-                losses_B, similar_BM = self._contrast(queries_BD, their_keys_BD, candidates)
+                losses_B, similar_BM = self.objective.loss(self.logits, queries_BD, their_keys_BD, candidates)
                 each_B = each_B + torch.where(ids.valid_B, losses_B, 0.0)
                 described = describe(losses_B, similar_BM, candidates, ids.valid_B)
                 metrics |= {f"{direction}_{name}": value for name, value in described.items()}
@@ -259,20 +250,6 @@ class BriVL(nn.Module):
             counted_BM=torch.cat([own_B1, counted_BN], dim=1),
             positive_BM=torch.cat([own_B1, positive_BN], dim=1),
         )
-
-    def _contrast(self, queries_BD: Tensor, their_keys_BD: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """Loss of each query [B] and its cosines [B, M]. `their_keys_BD`: the key tower's outputs for the queries."""
-        counted_BM, positive_BM = candidates.counted_BM, candidates.positive_BM
-        similar_BM = candidates.similar(queries_BD)
-        logits_BM = self.logits(similar_BM)
-        if self.moco.objective == "siglip":
-            return sigmoid_loss(logits_BM, counted_BM, positive_BM), similar_BM
-        targets_BM = even_targets(positive_BM, similar_BM)
-        if self.moco.objective == "albef":
-            with torch.no_grad():
-                teacher_BM = self.logits(candidates.similar(their_keys_BD))
-                targets_BM = soft_targets(targets_BM, teacher_BM, counted_BM, self.moco.soft_targets)
-        return info_nce(logits_BM, counted_BM, targets_BM), similar_BM
 
     @torch.no_grad()
     def _health(self, queries_BD: Tensor, keys_BD: Tensor, name: str, ids: SampleIds) -> dict[str, Tensor]:

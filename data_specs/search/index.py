@@ -136,7 +136,6 @@ class IndexWriter:
 
     @property
     def next_part(self) -> int:
-        """Number of the next new part."""
         return 1 + max((part.part for part in self._parts), default=-1)
 
     @property

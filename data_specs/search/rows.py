@@ -202,7 +202,6 @@ def read_mapped(path: Path) -> pa.Table:
 
 
 def record(rows: pa.Table, row: int) -> Row:
-    """One row of a table."""
     raw: dict[str, Any] = rows.slice(row, 1).select(ROWS.names).to_pylist()[0]
     flat = [float(number) for number in raw.pop("boxes")]
     boxes = tuple((flat[i], flat[i + 1], flat[i + 2], flat[i + 3]) for i in range(0, len(flat) - 3, 4))

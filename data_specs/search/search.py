@@ -39,9 +39,8 @@ from data_specs.search.folder import (
     read_index,
 )
 from data_specs.search.pictures import read_picture
-from data_specs.search.ranking import DEEP, ByVector, fused, joined
 from data_specs.search.rows import FACETS, MAPPED, Filters, Flags, Row
-from data_specs.search.vectors import FROM, Approximate, Floats, Rows, Stack
+from data_specs.search.vectors import DEEP, FROM, Approximate, ByVector, Floats, Rows, Stack, fused, joined
 from data_specs.search.words import WordSearch
 
 __all__ = ["Filters", "Hit", "Query", "Results", "Row", "SearchIndex"]
@@ -142,7 +141,6 @@ class SearchIndex:
 
     @property
     def width(self) -> int:
-        """D of the vectors."""
         return self._state.index.about.width
 
     @property

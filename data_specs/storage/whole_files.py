@@ -69,9 +69,5 @@ def umask() -> int:
 
 def sha256_of(path: Path) -> str:
     """sha256 of a file, in hex."""
-    block = memoryview(bytearray(1 << 18))  # used again: a new one each time may cost half as much as the hash
     with path.open("rb", buffering=0) as f:
-        digest = hashlib.sha256()
-        while size := f.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest()

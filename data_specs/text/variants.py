@@ -35,7 +35,6 @@ class Variants(NamedTuple):
 
 @cache
 def variants() -> Variants:
-    """The groups, from FILE."""
     head, *groups = FILE.read_text(encoding="utf-8").splitlines()
     return Variants(head.split()[-1], tuple(groups))
 

@@ -56,9 +56,8 @@ def add_init(commands: Commands) -> None:
 def _init(args: argparse.Namespace) -> dict[str, Any]:
     import dataclasses
 
-    from pipeline.commands.drafts import draft
+    from pipeline.commands.drafts import draft, spec_text
     from pipeline.commands.guesses import look
-    from pipeline.commands.spec_text import spec_text
 
     asking = console.is_terminal and sys.stdin.isatty()
     inputs = args.inputs

@@ -47,7 +47,6 @@ class Option:
     options: tuple[Option, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
         nested = {"options": [option.to_json() for option in self.options]} if self.options else {}
         told = {"name": self.name, "type": self.type, "required": self.required, "default": self.default}
         return {**told, "description": self.description, **nested}

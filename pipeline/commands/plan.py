@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 MOST = 10**15
 """Most candidates of an estimate."""
 
+LONG_S = 3600
+"""Seconds of waiting from which it is said how to shorten them."""
+
 MOST_APART = 0.25
 """Largest share for a split that is advised: the rest is trained on."""
 
@@ -168,7 +171,6 @@ def _show_source(source: Source, look: Look, thresholds: dict[str, dict[str, Any
 
 
 def _as_json(source: Source, look: Look, probes: list[Probe]) -> dict[str, Any]:
-    """A source as --json has it."""
     values = dataclasses.asdict(look)
     values["facts"] = dict(look.facts)
     return {
@@ -180,19 +182,22 @@ def _as_json(source: Source, look: Look, probes: list[Probe]) -> dict[str, Any]:
 
 
 def _pace(build: Build, source: Source, look: Look, probes: list[Probe]) -> Pace:
-    """Returns the pace of a source, at the spec's delay or that of its robots.txt; of a site that STORE knows by the
-    pages of its last crawl."""
+    """Returns the pace of a source at its slowest host, by the spec's delay or that of its robots.txt; of a site that
+    STORE knows by the pages of its last crawl."""
     from pipeline.report.estimate import Pace
     from pipeline.sources.site import Site
     from pipeline.stages.crawl import pages_at_last
 
-    delay_s = max([build.spec.egress.delay_s, *(probe.delay_s for probe in probes)])
-    hosts = next((count.number for count in look.counts if count.what == "hosts"), 1)
+    egress, told = build.spec.egress, max((probe.delay_s for probe in probes), default=0.0)
+    # hosts of images on archived pages are unknown
+    hosts = (("", 1.0),) if look.pages and not look.start_urls else look.hosts or (("", 0.0),)
+    delay_s, share, host = max(
+        ((max(egress.delay_of(host), told), share, host) for host, share in hosts), key=lambda own: own[0] * own[1]
+    )
     candidates = None if look.candidates is None else look.candidates.number
-    busiest = 1.0 if look.pages and not look.start_urls else look.busiest_host  # hosts of images in WARCs are unknown
     known = pages_at_last(build, source) if isinstance(source, Site) else None
     pages = look.pages if known is None else min(look.pages, known)
-    return Pace(candidates, pages, hosts, busiest, delay_s, look.busiest)
+    return Pace(candidates, pages, share, delay_s, host, crawls=bool(look.start_urls))
 
 
 def _stages(build: Build, shown: bool) -> dict[str, Any]:
@@ -243,6 +248,9 @@ def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | Non
     if parts:
         host = f", slowest host {expected['slowest_host']}" if expected["slowest_host"] else ""
         say(f"  at least {' and '.join(parts)}: {_pauses(paces)}{host}")
+        if host and sum(waits.values()) >= LONG_S:
+            owner = expected["slowest_host"]
+            say(f"  to shorten it: a faster pace in `egress.hosts`, if the owner of {owner} allows it")
     free = _free_bytes(build.out)
     room = "" if free is None else f"{size_of(free)} free"
     if estimate is None or reference is None:
@@ -286,7 +294,7 @@ def _warn_of_splits(build: Build, pairs: int | None) -> None:
 
 def _pauses(paces: list[Pace]) -> str:
     """Returns the pauses of a polite client, in words."""
-    delays = {pace.delay_s for pace in paces if pace.pages or pace.busiest_host}
+    delays = {pace.delay_s for pace in paces if pace.pages or pace.share}
     seconds = " to ".join(f"{delay:g}" for delay in sorted({min(delays), max(delays)}))
     return f"with {seconds} s between requests to a host"
 

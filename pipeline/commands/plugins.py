@@ -39,7 +39,6 @@ def add_plugins(commands: Commands) -> None:
 
 
 def _known() -> list[tuple[Family, str]]:
-    """Family and name of every plug-in."""
     return [(family, name) for family in FAMILIES for name in plugin_files(Path(__file__).parents[1] / family)]
 
 

@@ -53,7 +53,6 @@ def _print(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _names() -> list[str]:
-    """The schemas that come with the package."""
     return sorted(path.name.removesuffix(SUFFIX) for path in PATH.parent.glob(f"*{SUFFIX}"))
 
 
@@ -113,7 +112,6 @@ def _one_or_many(properties: dict[str, Any]) -> None:
 
 
 def text() -> str:
-    """Content of the schema file."""
     return json.dumps(schema(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

@@ -112,6 +112,8 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
         _show_affected(affected, forget.COUNTED, args.dry_run)
     for loss in answer["indexes"]:
         _show_loss(loss, args.dry_run)
+    if any(affected["samples"] for affected in answer["builds"]):
+        say(f"exports and copies elsewhere are not known; forget --store {args.store} --prove X DIR searches a folder")
     if not answer["matched"]:
         answer |= _nothing_matched(answer, args)
     return answer | _faults(answer)
@@ -144,6 +146,10 @@ def _prove(args: argparse.Namespace) -> dict[str, Any]:
         count = f"{len(proof.findings):,} findings" if proof.findings else "nothing found"
         unread = f", {len(faults):,} files or builds could not be searched" if faults else ""
         say(f"{what}: {count} in {proof.files:,} files, {proof.size / 1e6:,.1f} MB{unread}")
+        if proof.findings:
+            say(
+                f"wenlan-data forget --store {args.store} removes what a killed build holds of it, if it was taken down"
+            )
         ok = ok and not proof.findings and not faults
         answers[what] = {
             "findings": len(proof.findings),
@@ -211,6 +217,8 @@ def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: 
     say(f"{affected['out']}: {verb} {counts}; shards {' '.join(affected['shards']) or 'none'}{revision}")
     for name in affected["exports"]:
         say(f"{affected['out']}/{name}: {'would delete' if dry_run else 'deleted'} this export; export again")
+    for name in affected["foreign"]:
+        say(f"{affected['out']}/{name}: not part of the build, and not searched; delete it if it holds a copy")
     for sample in affected["samples"] if dry_run else ():
         say(f"  {sample['shard']} {sample['key']} {sample['image_url']}")
 

@@ -178,5 +178,4 @@ def table_of(title: str, *columns: str) -> Table:
 
 
 def show(table: Table) -> None:
-    """Print a table."""
     (console if console.is_terminal else _unfolded).print(table, soft_wrap=not console.is_terminal)

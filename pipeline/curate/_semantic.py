@@ -149,7 +149,6 @@ def _vectors_of(build: Build, partition: str) -> None:
 
 
 def _ranked(build: Build, partition: str, rows: pa.Table, codes: Codes) -> pa.Table:
-    """VECTOR_SCHEMA rows."""
     ids = {name: unhex(rows[name].to_pylist()) for name in ("candidate_id", "fetch_id", "sha256")}
     ranks = [
         kept_by(build, ids["candidate_id"], SEMANTIC).astype(">u4").view(np.uint8).reshape(-1, 4),

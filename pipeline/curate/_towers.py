@@ -123,8 +123,6 @@ def _check(towers: Towers) -> None:
 
 @dataclass(frozen=True)
 class ImageFeatures(Model[Row]):
-    """The image tower, over pictures."""
-
     towers: Towers
     gpu: bool
 
@@ -150,8 +148,6 @@ class ImageFeatures(Model[Row]):
 
 @dataclass(frozen=True)
 class TextFeatures(TextModel[Row]):
-    """The text tower, over texts."""
-
     towers: Towers
     gpu: bool
 

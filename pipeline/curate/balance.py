@@ -97,7 +97,6 @@ def _count(build: Build, partition: str) -> None:
 
 
 def _probabilities(build: Build) -> Any:
-    """The probabilities by what was counted."""
     assert build.spec.balance is not None
     counts = concept_counts.summed(build)
     threshold = threshold_of(counts, build.spec.balance)

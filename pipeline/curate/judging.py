@@ -76,7 +76,6 @@ class Judge:
 
     @property
     def schema(self) -> pa.Schema:
-        """Rows of its column file."""
         return pa.schema([*VERDICT_SCHEMA, *self.columns])
 
     def all_passes(self) -> tuple[Pass, ...]:

@@ -75,7 +75,6 @@ def resources(spec: BuildSpec) -> dict[str, float]:
 
 
 def _score(build: Build, partition: str) -> None:
-    """Scores of the pairs of a partition."""
     rows = pairs_before(build, partition, "pair_score", ["sha256", "texts"])
     scores, counts, models = _of_words(rows) if _by_words(build) else _of_towers(build, partition, rows)
     with build.stage(SCORES).attempt(partition) as attempt:
@@ -201,7 +200,6 @@ CUT = Pass(
 
 
 def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
-    """A verdict for each pair, by its score."""
     filters, cuts = pair_filters(build.spec), pair_scores.read(build)
     pulse.expect(rows.num_rows)
     scores = columns_of(build, SCORES, partition)[PAIR_SCORE.name].filter(

@@ -38,7 +38,6 @@ def when(spec: BuildSpec) -> bool:
 
 
 def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
-    """A verdict for each pair, by the scores of its image."""
     scorers = [_Scorer(f.score_id, f) for f in pixel_filters(build.spec)]
     images = dict.fromkeys(rows["sha256"].to_pylist())
     scored = model_values(build, partition, set(images), scorers)

@@ -32,7 +32,6 @@ def token(build: Build) -> Any:
 
 
 def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
-    """Returns a verdict for each pair, and its nearest leader."""
     nearest = build.stage(NEAREST.name)
     near = nearest.table(nearest.record(ALL), f"{partition}.verdicts")
     near_of = {row["candidate_id"]: row for row in near.to_pylist()}

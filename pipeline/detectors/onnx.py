@@ -1,9 +1,11 @@
 """Any detector in an ONNX file: the YOLOX family, and models with outputs named boxes, scores and labels.
 
-The outputs of a file tell which of the two it is. A YOLOX returns raw rows, which are decoded as in its own demo
-(`pipeline.detectors._yolox`). A model with outputs `boxes` [R, 4], `scores` [R] and `labels` [R] has decoded and
-suppressed its boxes itself, as torchvision's export does and as a bottom-up-attention detector is exported; its boxes
-are in pixels of its input.
+The outputs of a file tell which of the two it is. A YOLOX (Ge et al., "YOLOX: Exceeding YOLO Series in 2021") gets a
+picture scaled to fit a square, top left on grey 114, and returns raw rows: x, y, log w, log h in cells of a grid of
+stride 8, 16 or 32, an objectness and a score per class, decoded as in the demo of its repository: score = objectness x
+best class, suppression within a class. A model with outputs `boxes` [R, 4], `scores` [R] and `labels` [R] has decoded
+and suppressed its boxes itself, as torchvision's export does and as a bottom-up-attention detector is exported; its
+boxes are in pixels of its input.
 
 The size of the input is a square of `side` for a YOLOX, else the size that the file states, or, where that is free, the
 picture with its shorter side scaled to `side` and its longer one to at most `longest`. A YOLOX gets its pictures
@@ -25,14 +27,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
-from pipeline.detectors import Boxes, Detector, Picture, _yolox
-from pipeline.detectors._yolox import Floats
+from pipeline.detectors import Boxes, Detector, Picture
 from pipeline.errors import DetectorError, ModelError
 from pipeline.pictures import models
 
+Floats = npt.NDArray[np.float32]
+
 NAMED = ("boxes", "scores", "labels")
+
+STRIDES = (8, 16, 32)
+GREY = 114
+CANDIDATES, MOST = 600, 300
+"""The best boxes of a picture that enter suppression, and that leave it at most: far more than a spec's cap."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +96,13 @@ class Onnx(Detector):
         if {output.name for output in outputs} >= set(NAMED):
             return Model(session, inputs[0].name, shape, bytes_in, None)
         self._check_yolox(shape, outputs)
-        return Model(session, inputs[0].name, shape, bytes_in, _yolox.cells(self.side))
+        return Model(session, inputs[0].name, shape, bytes_in, cells(self.side))
 
     def _check_yolox(self, shape: tuple[int, ...], outputs: Sequence[Any]) -> None:
         """Raises DetectorError for a model that is not a YOLOX of this side and these classes."""
         if len(shape) != 4 or any(size not in (0, self.side) for size in shape[2:]):
             raise DetectorError(self._name, f"takes {list(shape)}, with side {self.side} it gets {self.side} pixels")
-        rows, count = outputs[0].shape, len(_yolox.cells(self.side))
+        rows, count = outputs[0].shape, len(cells(self.side))
         if len(outputs) != 1 or len(rows) != 3 or (isinstance(rows[1], int) and rows[1] != count):
             actual = {output.name: list(output.shape) for output in outputs}
             raise DetectorError(
@@ -111,13 +120,10 @@ class Onnx(Detector):
     def detect(self, state: Model, pictures: Sequence[Picture]) -> list[Boxes]:
         if state.grid is None:
             return [self._named(state, picture) for picture in pictures]
-        framed = [_yolox.letterbox(picture, self.side, self.side) for picture in pictures]
+        framed = [letterbox(picture, self.side, self.side) for picture in pictures]
         raw = self._rows(state, [self._tensor(square, state.bytes_in) for square, _ in framed])
         scales = (scale for _, scale in framed)
-        return [
-            _yolox.decoded(rows, state.grid, scale, self.score, self.nms)
-            for rows, scale in zip(raw, scales, strict=True)
-        ]
+        return [decoded(rows, state.grid, scale, self.score, self.nms) for rows, scale in zip(raw, scales, strict=True)]
 
     def _rows(self, state: Model, squares: Sequence[Any]) -> Iterator[Floats]:
         """Raw rows [N, 5 + classes] of each square. Raises DetectorError, since a file may not state its shapes."""
@@ -136,7 +142,7 @@ class Onnx(Detector):
     def _named(self, state: Model, picture: Picture) -> Boxes:
         """Boxes of a model that decodes and suppresses its boxes itself."""
         height, width = self._input_size(state, picture)
-        framed, scale = _yolox.letterbox(picture, height, width)
+        framed, scale = letterbox(picture, height, width)
         tensor = self._tensor(framed, state.bytes_in)
         raw = dict(zip(NAMED, self._run(state, tensor if len(state.shape) == 3 else tensor[None], NAMED), strict=True))
         boxes = np.asarray(raw["boxes"], np.float32).reshape(-1, 4) / np.float32(scale)
@@ -146,7 +152,7 @@ class Onnx(Detector):
             raise DetectorError(self._name, f"returns {shapes}; boxes, scores and labels must be [R, 4], [R], [R]")
         good = np.flatnonzero(scores >= self.score)
         boxes, scores, labels = boxes[good], scores[good], labels[good].astype(np.int32)
-        stay = _yolox.nms(boxes, scores, labels, self.nms)
+        stay = nms(boxes, scores, labels, self.nms)
         return boxes[stay], scores[stay], labels[stay]
 
     def _input_size(self, state: Model, picture: Picture) -> tuple[int, int]:
@@ -187,3 +193,53 @@ class Onnx(Detector):
             return path.read_bytes()
         except OSError as e:
             raise DetectorError(str(path), f"cannot be read ({e.strerror})") from None
+
+
+def letterbox(picture: Picture, height: int, width: int) -> tuple[Picture, float]:
+    """(RGB [height, width, 3], scale): the picture [H, W, 3] times `scale`, top left on grey."""
+    import cv2
+
+    scale = min(height / picture.shape[0], width / picture.shape[1])
+    size = max(1, int(picture.shape[1] * scale)), max(1, int(picture.shape[0] * scale))
+    framed = np.full((height, width, 3), GREY, np.uint8)
+    framed[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    return framed, scale
+
+
+def cells(side: int) -> Floats:
+    """[N, 3]: x, y and stride of each raw row of a square of `side` pixels, finest stride first."""
+    parts = []
+    for stride in STRIDES:
+        y, x = np.mgrid[: side // stride, : side // stride]
+        parts.append(np.stack([x.ravel(), y.ravel(), np.full(x.size, stride)], axis=1))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def decoded(raw: Floats, grid: Floats, scale: float, score: float, overlap: float) -> Boxes:
+    """Boxes in pixels of the picture from raw rows [N, 5 + classes]: at most MOST after suppression, the best first.
+
+    grid: `cells` [N, 3] of the rows; scale: that of `letterbox`; score: the lowest; overlap: the IoU that suppresses.
+    """
+    classes = raw[:, 5:]
+    labels = classes.argmax(axis=1)
+    scores = raw[:, 4] * classes[np.arange(len(raw)), labels]
+    good = scores >= score
+    raw, grid, scores, labels = raw[good], grid[good], scores[good], labels[good]
+    stride = grid[:, 2:]
+    centre = (raw[:, :2] + grid[:, :2]) * stride
+    half = np.exp(raw[:, 2:4].clip(-20, 10)) * stride / 2  # clipped: a broken net must not overflow
+    boxes = (np.concatenate([centre - half, centre + half], axis=1) / scale).astype(np.float32)
+    stay = nms(boxes, scores, labels, overlap)[:MOST]
+    return boxes[stay], scores[stay].astype(np.float32), labels[stay].astype(np.int32)
+
+
+def nms(boxes: Floats, scores: Floats, labels: npt.NDArray[np.integer], overlap: float) -> npt.NDArray[np.int64]:
+    """Non-maximum suppression: indices of the boxes [R, 4] that stay, by falling score, of the best CANDIDATES.
+
+    Only boxes of the same label suppress each other.
+    """
+    import cv2
+
+    sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    stay = cv2.dnn.NMSBoxesBatched(sides.tolist(), scores.tolist(), labels.tolist(), -1.0, overlap, top_k=CANDIDATES)
+    return np.asarray(stay, np.int64)

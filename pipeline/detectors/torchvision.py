@@ -14,7 +14,6 @@ Limits: on a CPU it takes seconds per picture.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from data_specs.command.extras import install
+from data_specs.storage.whole_files import sha256_of
 from pipeline.detectors import Boxes, Detector, Picture
 from pipeline.errors import DetectorError
 
@@ -45,13 +45,9 @@ class TorchVision(Detector):
         if self.weights == "hub":
             return HUB.rpartition("/")[2]
         try:
-            with self._path.open("rb") as f:
-                digest = hashlib.sha256()
-                while block := f.read(1 << 20):
-                    digest.update(block)
+            return sha256_of(self._path)
         except OSError as e:
             raise DetectorError(str(self._path), f"cannot be read ({e.strerror})") from None
-        return digest.hexdigest()
 
     def load(self, gpu: bool = False) -> Any:
         """The model, in evaluation mode. Raises DetectorError that names the file, or the package that is missing."""

@@ -5,8 +5,9 @@ one `Format`, whose `write` gets the samples as a stream and an empty folder. Ev
 all formats: which samples (splits, takedowns), the detector of the boxes, and that the result appears whole or not at
 all. The same dataset gives the same bytes (`lance` alone names its files at random).
 
-Limits: exports go to a local folder. A later takedown deletes BUILD/FORMAT, the only one that may lie in a build, and
-reaches no other: export again then. A killed export leaves a folder `.tmp-*` beside its target, which may be deleted.
+Limits: exports go to a local folder. A later takedown deletes BUILD/FORMAT, the only one that may lie in a build, names
+what has other names there, and knows no other: export again then. A killed export leaves a folder `.tmp-*` beside its
+target, which may be deleted.
 """
 
 from __future__ import annotations
@@ -77,7 +78,6 @@ def titles() -> dict[str, str]:
 
 
 def find(name: str) -> Format:
-    """A format by its name."""
     form: Format = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").FORMAT
     return form
 

@@ -1,4 +1,5 @@
-"""Parquet files: their one writer, with the compression and encodings that columns want, and a reader of whole ones."""
+"""Parquet files: their one writer, with the compression and encodings that columns want, a reader of whole ones, and
+what damage to those of others costs."""
 
 from __future__ import annotations
 
@@ -12,6 +13,9 @@ from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.files.damage import Hole, is_damage
+from pipeline.files.inputs import reason
 
 
 def dictionary_columns(schema: pa.Schema) -> list[str]:
@@ -38,6 +42,23 @@ def read_parquet(source: Path | pa.NativeFile, columns: Sequence[str] | None = N
     with pq.ParquetFile(source, pre_buffer=False) as file:
         table = file.read(columns=columns)
     return table if columns is None else table.select(columns)
+
+
+def is_damaged(error: Exception) -> bool:
+    """True if pyarrow raised it about a file's bytes."""
+    if isinstance(error, pa.lib.ArrowNotImplementedError):  # of this pyarrow, about every group
+        return False
+    return isinstance(error, pa.ArrowException) or is_damage(error)
+
+
+def hole_of(metadata: pq.FileMetaData, number: int, first: int, stop: int, error: Exception) -> Hole:
+    """Rows [first, stop) of a damaged row group, whose bytes it shares among its rows."""
+    group, before = metadata.row_group(number), sum(metadata.row_group(n).num_rows for n in range(number))
+    columns = [group.column(n) for n in range(group.num_columns)]
+    start = min(column.dictionary_page_offset or column.data_page_offset for column in columns)
+    share = (stop - first) / max(1, group.num_rows)
+    size = round(share * sum(column.total_compressed_size for column in columns))
+    return Hole(start, size, f"rows {before + first + 1:,} to {before + stop:,}: {reason(error)}", stop - first)
 
 
 class Rows:

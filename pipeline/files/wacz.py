@@ -53,7 +53,6 @@ def is_wacz(file: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _names(file: str, source: str, mark: str) -> tuple[str, ...]:
-    """Names of the WARC files of a WACZ."""
     try:
         with fsspec.open(file, "rb") as f:
             names = tuple(sorted(name for name in _members(f) if _is_warc(name)))

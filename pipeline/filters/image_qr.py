@@ -7,6 +7,9 @@ Not among the default filters, since it is not free: on 120 pictures of web page
 detector takes 15 ms of one core (mean 18), and all of `measure` 2.4 ms (mean 9.5). Beside another filter of pixels it
 shares the decode: data_specs/danqing.yaml names it with `image_nsfw`.
 
+No cheaper test runs first: in the 64 to 127 pixels that `measure` decodes, a module of such a code has about one pixel.
+Of 700 pictures of blogs and documentation, none had a code.
+
 Thresholds: NeMo Curator's (a code of more than 5% of the picture).
 
 Limits: of codes pasted into photos that were then saved as JPEG of quality 60, those of 140 pixels and more were

@@ -60,7 +60,7 @@ class Lexicon(TextFilter):
     def _lists_can_be_read(self) -> Lexicon:
         files = []
         for name, path in sorted(self.lists.items()):
-            where = self._resolve(path)
+            where = within(self.base, path)
             digest, words = _read(where)
             if not any(len(bare(word)) >= self.min_letters for word in words):
                 raise ValueError(f"{where}: contains no word of {self.min_letters} letters or more")
@@ -79,9 +79,6 @@ class Lexicon(TextFilter):
         # not self._files: pydantic looks for it among all other attributes first, for as long as the search takes
         files: _Files = (self.__pydantic_private__ or {})["_files"]
         return _searcher(files, self.allow, self.min_letters).check(text.text)
-
-    def _resolve(self, path: str) -> str:
-        return within(self.base, path)
 
 
 def _read(path: str) -> tuple[str, list[str]]:

@@ -5,7 +5,8 @@ Every image has hashes of its parts and grids (`pictures.signatures`). One witho
 
 A match of coarse hashes is verified by grids; where both images have details and one of them is plain, maps that lie
 well over each other and still differ in a place overrule the grids. So two dialogs of one program that the grids do not
-tell apart are two pictures. A match of fine hashes is verified by maps, and by colours, which maps know nothing of.
+tell apart are two pictures. A match of fine hashes is verified by maps, and by colours, which maps know nothing of. One
+may have a seal: a dense block in the maps, red in the colours.
 
 Where mirrored and turned copies are looked for (`Rule.turned`), the whole in each form (`pictures.symmetries`) is a
 part like others, coarse and fine. It is compared with the whole as it is, or cropped, and verified in that form.
@@ -13,7 +14,6 @@ part like others, coarse and fine. It is compared with the whole as it is, or cr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from pipeline.pictures.signatures import (
     is_plain,
     of_one_colour,
     of_one_tone,
+    one_has_seal,
     tones,
     within,
 )
@@ -323,14 +324,16 @@ def alike(
     candidates = _Candidates(own, ones, *one, theirs, others, *other)
     if family.fine:  # by maps alone, where colours agree
         result = np.zeros(len(candidates), np.bool_)
-        rows, same, _ = _by_maps(candidates, np.arange(len(candidates)), by, _of_one_colour)
-        result[rows] = same
+        coloured, red = _of_one_colour(candidates), one_has_seal(*candidates.wholes())
+        rows, same, sealed, _ = _by_maps(candidates, np.flatnonzero(coloured | red), by)
+        result[rows] = same & coloured[rows] | sealed & red[rows]
         return result
     parts = (one[1], other[1]) if family.turned else (family.toned(one_parts), family.toned(other_parts))
     result = within(*candidates.grids(*parts), threshold, one_tone=True, blocks=family.blocks)
-    # what grids merge, maps may part
-    rows, _, two = _by_maps(candidates, np.flatnonzero(result), by, _one_is_plain)
-    result[rows] = ~two
+    rows = np.flatnonzero(result)
+    one_is_plain = np.logical_or(*map(is_plain, candidates.take(rows).wholes()))
+    rows, *_, two = _by_maps(candidates, rows[one_is_plain], by)
+    result[rows] = ~two  # what grids merge, maps may part
     return result
 
 
@@ -385,15 +388,11 @@ def _parts_alike(
     return found
 
 
-def _by_maps(
-    candidates: _Candidates, rows: Ints, by: tuple[Family, float], count: Callable[[_Candidates], Flags]
-) -> tuple[Ints, Flags, Flags]:
-    """(those of `rows` that maps decide, whether they are of one picture, whether they are of two).
-
-    Maps decide where both images have some, and where they `count`.
-    """
+def _by_maps(candidates: _Candidates, rows: Ints, by: tuple[Family, float]) -> tuple[Ints, Flags, Flags, Flags]:
+    """(those of `rows` of which both images have a map, and what `alignment.judged` tells of these)."""
     family, threshold = by
-    none = np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0, np.bool_)
+    nothing = np.zeros(0, np.bool_)
+    none = np.zeros(0, np.int64), nothing, nothing, nothing
     asked = candidates.take(rows)
     mine = asked.own.details(asked.ones)
     if not len(mine):
@@ -402,21 +401,12 @@ def _by_maps(
     places = np.intersect1d(mine.of, others.of, assume_unique=True)
     if not len(places):
         return none
-    places = places[count(asked.take(places))]
-    if not len(places):
-        return none
     starts = alignment.starts_of(*(_boxes(family, of[places]) for of in (asked.one_parts, asked.other_parts)))
     one, other = (
         symmetries.maps_in(details.maps_in(of.take(places).stored), forms[places])
         for of, forms in ((mine, asked.one_forms), (others, asked.other_forms))
     )
     return rows[places], *alignment.judged(one, other, starts, threshold)
-
-
-def _one_is_plain(candidates: _Candidates) -> Flags:
-    """[N] whether one of both images is without texture."""
-    one, other = candidates.wholes()
-    return is_plain(one) | is_plain(other)
 
 
 def _of_one_colour(candidates: _Candidates) -> Flags:

@@ -18,6 +18,7 @@ demo have (457 tags, 9 deep, 7 attributes), and above the largest real pages tha
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 MAX_TAGS = 300_000
@@ -181,30 +182,28 @@ def _nests_beyond(html: str, depth: int) -> bool:
 
 def _most_attributes(html: str) -> int:
     """Attributes of the element that has the most, as far as they are set apart by white space."""
-    if not _has_long_part(html):
-        return 0
-    most = 0
-    for part in html.split(">"):
-        if len(part) > LONG_TAG and (start := _TAG_START.search(part)):
-            most = max(most, len(_QUOTED.sub("", part[start.start() :]).split()) - 1)
-    return most
+    begun = ((part, _TAG_START.search(part)) for part in _long_parts(html))
+    return max((len(_QUOTED.sub("", part[tag.start() :]).split()) - 1 for part, tag in begun if tag), default=0)
 
 
-def _has_long_part(html: str) -> bool:
-    """True if more than LONG_TAG characters lie between two `>`; looks at one in thousands of them."""
+def _long_parts(html: str) -> Iterator[str]:
+    """The parts between two `>` that have more than LONG_TAG characters; looks at one in thousands of the others'."""
     at = 0
     while len(html) - at > LONG_TAG:
-        if (end := html.rfind(">", at, at + LONG_TAG + 1)) < 0:
-            return True
+        end = html.rfind(">", at, at + LONG_TAG + 1)
+        if end < 0:
+            end = html.find(">", at + LONG_TAG)
+            yield html[at : end if end >= 0 else None]
+            if end < 0:
+                return
         at = end + 1
-    return False
 
 
 def _may_have_long_tag(html: str) -> bool:
     """True if the attributes of a tag, without values that hold `>`, may have more than eight times LONG_TAG
     characters."""
-    if not _has_long_part(html):
+    long = [_TAG_START.search(part) for part in _long_parts(html)]
+    if not long:
         return len(_QUOTED_END.findall(html)) > 7
     # the attributes of a tag may go on behind a value that holds `>`: then any long part may be attributes
-    long = (part for part in html.split(">") if len(part) > LONG_TAG)
-    return any(_TAG_START.search(part) for part in long) or _QUOTED_END.search(html) is not None
+    return any(long) or _QUOTED_END.search(html) is not None

@@ -23,6 +23,8 @@ _ESCAPE = re.compile(r"\\u(?:[3-9][0-9a-fA-F]|[dD][89abAB])[0-9a-fA-F]{2}")
 _PICTURES = [re.compile(sign) for sign in ("og:", "OG:", "Og:", r"ld\+", r"LD\+")]
 """Each a pattern without a choice: such a one is found twice as fast as by `in`."""
 _IMAGE = re.compile("<[iI][mM]")
+_OTHER_SIGNS = r"<amp-img <picture <object <embed <iframe poster= background= url\( type=.?image"
+_OTHERS = [re.compile(sign) for signs in (_OTHER_SIGNS, _OTHER_SIGNS.upper()) for sign in signs.split()]
 _OPT_OUT = re.compile("<[mM][eE][tT][aA][^<>]{0,1000}?(?i:noai|noimage|noindex|noml|none|tdm-)")
 
 
@@ -40,8 +42,13 @@ def is_without_han(html: str, encoded: bytes | None = None) -> bool:
 
 
 def is_without_pictures(html: str) -> bool:
-    """True if nothing on a page can be a picture: no element, no og:image, no JSON-LD."""
+    """True if a page has no <img> or <image>, no og:image and no JSON-LD."""
     return not _IMAGE.search(html) and not any(sign.search(html) for sign in _PICTURES)
+
+
+def may_show_others(html: str) -> bool:
+    """True if a page may have a picture in another element (`unread_pictures`), in the usual spelling."""
+    return any(sign.search(html) for sign in _OTHERS)
 
 
 def may_opt_out(html: str) -> bool:

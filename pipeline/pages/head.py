@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.pages import unread_pictures
 from pipeline.texts.cleaning import clean
 
 MAX_TAGS = 10
@@ -21,6 +22,7 @@ MIN_NAMED = 4
 _BEHIND_DASH = re.compile(r"\s+[-–—·]+\s+[^-–—·]{1,30}$")
 _SITE_NAME = re.compile(rf"\s*[_|｜]\s*[^_|｜]{{1,30}}$|{_BEHIND_DASH.pattern}")
 _NO_LETTER = re.compile(r"[\W_]+")
+_FOR_US = frozenset(("robots", "wenlan"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,10 @@ class Meta:
         reserved = False
         for node in elements["meta"]:
             attributes = node.attributes
-            name, own = ((attributes.get(key) or "").strip().lower() for key in ("property", "name"))
-            name = name or own
+            own = (attributes.get("name") or "").strip().lower()
+            name = (attributes.get("property") or "").strip().lower() or own
             content = attributes.get("content") or ""
-            if {name, own} & {"robots", "wenlan"}:
+            if name in _FOR_US or own in _FOR_US:
                 robots.append(content)
             elif "tdm-reservation" in (name, own):  # of several ones that differ the owner's "no" counts
                 reserved = reserved or content.strip() == "1"
@@ -82,11 +84,14 @@ class Meta:
 
 
 def elements_of(tree: Any) -> dict[str, list[Any]]:
-    """The elements that tell of a page as a whole, by their tag, in the page's order. One search visits all nodes once,
-    which is most of what a search costs."""
-    elements: dict[str, list[Any]] = {"meta": [], "base": [], "title": [], "script": [], "a": [], "img": []}
-    for node in tree.css("meta,base,title,script,a[rel],img"):
-        elements[node.tag].append(node)
+    """The elements that tell of a page as a whole, by their tag, and under "" others that may show a picture, in the
+    page's order. One search visits all nodes once, which is most of what a search costs."""
+    elements: dict[str, list[Any]] = {"meta": [], "base": [], "title": [], "script": [], "a": [], "img": [], "": []}
+    last = -1
+    for node in tree.css(f"meta,base,title,script,a[rel~=tag],img,{unread_pictures.SELECTOR}"):
+        if node.mem_id != last:  # one that fits two selectors comes twice in a row
+            elements[node.tag if node.tag in elements else ""].append(node)
+            last = node.mem_id
     return elements
 
 

@@ -83,6 +83,8 @@ def says_something(text: str, least: int = MIN_BESIDE) -> bool:
     """True if so many Han characters remain once words without content are taken out, the longest first; a word in
     Latin letters counts as two, beside a Han character.
     """
+    if not HAN.search(text):
+        return False
     words, at, said, han = _empty_words(), 0, 0, False
     while at < len(text) and not (han and said >= least):
         if text[at : at + 3] in words:

@@ -18,7 +18,7 @@ import re
 NOTHING = "!"
 """The tag that stands where a comment or a script was."""
 
-_RAW = re.compile("<(?:!--|(script|style|iframe|xmp|noembed|noframes|plaintext)(?=[ >]))")
+_RAW = re.compile("<(?:!--|(script|style|iframe|xmp|noembed|noframes|plaintext|template)(?=[ >]))")
 _SHOWN = frozenset(("xmp", "noembed", "noframes", "plaintext"))
 _SCRIPT = re.compile(r"(?i)<!--|-->|(</?)script(?=[\t\n\f\r />])")
 _TEMPLATE = re.compile("<(/?)template(?=[ >])")
@@ -31,10 +31,7 @@ def pieces_of(html: str) -> tuple[list[str], list[str]]:
     `<p>a<br>b</p>c` is `["p", "br", "/p"]` and `["a", "b", "c"]`. Texts and values of attributes are escaped: see
     `unescaped`.
     """
-    if _RAW.search(html):
-        html = _without_raw(html)
-    if "<template" in html:
-        html = _without_templates(html)
+    html = _without_raw(html)
     parts = html.replace(">", "<").split("<")
     if len(parts) == 2 * html.count("<") + 1:  # as many `>`: each ends the tag that the `<` before it began
         return parts[1::2], parts[2::2]
@@ -78,13 +75,16 @@ def attributes_of(tag: str) -> dict[str, str]:
 
 
 def _without_raw(html: str) -> str:
-    """The element with NOTHING for each comment and each script, and with what is shown of the rest escaped."""
-    parts, at, searched = list[str](), 0, 0
+    """The element with NOTHING for each comment, script and template, and with what is shown of the rest escaped."""
+    parts, at, searched, templates = list[str](), 0, 0, False
     while found := _RAW.search(html, searched):
         if _is_within_tag(html, found.start(), at):
             searched = found.end()
             continue
         name = found.group(1)
+        if name == "template":
+            searched, templates = found.end(), True
+            continue
         parts.append(html[at : found.start()])
         if name is None:
             end = html.find("-->", found.end())
@@ -102,8 +102,8 @@ def _without_raw(html: str) -> str:
             parts.append(html[found.start() : start] + text + html[end:at])
         else:
             parts.append(f"<{NOTHING}>")
-    parts.append(html[at:])
-    return "".join(parts)
+    html = "".join([*parts, html[at:]])
+    return _without_templates(html) if templates else html
 
 
 def _is_within_tag(html: str, at: int, start: int) -> bool:

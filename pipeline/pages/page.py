@@ -24,10 +24,12 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
 For a site with a rule (`pipeline.pages.site_rules`), the rule selects the article, its title and its captions.
 
 Addresses of images come from the attributes of lazy loaders, before `src` (on a lazy page src is a placeholder), from
-the largest of `srcset`, `<picture>`, `<noscript>`, og:image and JSON-LD (`image`, ImageObject with its caption).
+the largest of `srcset`, `<picture>`, `<noscript>`, og:image and JSON-LD (`image`, ImageObject with its caption). AMP's
+<amp-img> is an <img>.
 Parser: selectolax (lexbor), which repairs HTML as browsers do.
 
-Limits: scripts are not run, and CSS is not applied: backgrounds and hidden elements are not known. A page beyond the
+Limits: scripts are not run, and CSS is not applied: hidden elements are not known, and pictures that no <img> shows
+are only counted (`unread_pictures`). A page beyond the
 bounds of `pipeline.pages.bounds` is refused; other costs of a page are limited by the caller
 (`pipeline.confined`).
 """
@@ -45,7 +47,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from data_specs.shard import Text, TextKind
-from pipeline.pages import bounds, linked_data, site_rules
+from pipeline.pages import bounds, linked_data, site_rules, unread_pictures
 from pipeline.pages.head import MAX_TAGS, Meta, elements_of, headline_of
 from pipeline.pages.lines import (
     CAPTION_MARKS,
@@ -115,6 +117,7 @@ _PLACEHOLDER = re.compile(
 """Names of what a lazy page shows first, in `src` or, as a common theme has it, in `srcset`."""
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
 _LETTER = re.compile(r"[^\W\d_]")
+_PARAGRAPH = re.compile(rf"(?:[\W\d_]*[^\W\d_]){{{MIN_ABSTRACT}}}")
 _REFERS_BACK = re.compile(
     r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如"
 )
@@ -147,11 +150,13 @@ class Page:
     base: str
     language: str
     robots: tuple[str, ...]  # contents of meta robots tags, "name: content" for those of a named agent
-    text: str  # all running text, for a look at its language
+    text: str  # all running text, for a look at its language; "" for a page without images
     images: tuple[PageImage, ...]
     elements: int = 0  # <img> elements of its DOM, shown or not
     hidden: int = 0  # those of them in elements of which nothing is shown, such as <object>
     outside: int = 0  # those that the site's rule leaves out
+    backgrounds: int = 0  # and other pictures that no <img> shows (`unread_pictures`)
+    embedded: int = 0
     reserved: bool = False  # a tdm-reservation meta tag reserves text and data mining
 
 
@@ -160,14 +165,18 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
 
     Raises PageRefused for a page beyond a bound.
     """
+    if "<amp-img" in html:  # AMP's scripts make an <img> of it
+        html = html.replace("<amp-img", "<img")
     tree = bounds.tree_of(html)
-    of_site = len(tree.css("img")) if rule is not None else 0  # the rule deletes some of them
-    selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
     elements = elements_of(tree)
+    met, unread = len(elements["img"]), unread_pictures.unread_of(elements[""])
+    selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
+    if rule is not None:  # it deletes some
+        elements = elements_of(tree)
     meta, linked = Meta.of(tree, elements), linked_data.read(elements["script"])
     walk = Walk()
     body = selected.content if selected.content is not None else tree.body
-    if body is not None:
+    if body is not None and (elements["img"] or meta.image or linked.images):
         walk.run(_written(body))
     headline = clean(selected.title or "") or headline_of(walk.headlines, meta, clean(linked.headline))
     headline = without_number(headline)
@@ -180,13 +189,13 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     whole: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
         images.append(PageImage(-1, url, _texts([("caption", clean(caption)), *whole]), {}))
-    met, shown, hidden, outside = len(elements["img"]), len(walk.places), 0, 0
+    shown, hidden, outside = len(walk.places), 0, 0
     if rule is not None:
-        met, outside = of_site, of_site - shown
+        outside = met - shown
     elif met != shown:
         hidden = len({node.mem_id for node in tree.css(_UNSHOWN)})
     about = meta.base, meta.language, meta.robots, walk.text(), tuple(images)
-    return Page(*about, met, hidden, outside, meta.reserved)
+    return Page(*about, met, hidden, outside, *unread, meta.reserved)
 
 
 def _written(element: Any) -> str:
@@ -200,9 +209,9 @@ def _first_paragraph(walk: Walk, scopes: list[Scope]) -> str:
     for at, block in enumerate(walk.blocks[:200]):
         if any(before <= at < behind for before, behind in cards):
             continue
-        if not block.furniture and not block.is_caption and block.length >= MIN_ABSTRACT:
+        if not block.furniture and not block.is_caption and len(block.joined()) >= MIN_ABSTRACT:
             text = block.text()
-            if len(_LETTER.findall(text[:200])) >= MIN_ABSTRACT and text[:MAX_SURROUNDING] not in walk.headlines:
+            if _PARAGRAPH.match(text, 0, 200) and text[:MAX_SURROUNDING] not in walk.headlines:
                 return text[:MAX_SURROUNDING]
     return ""
 
@@ -222,8 +231,8 @@ class _Lookup:
         self._with_image = {place.block for place in walk.places}
         shown = sum(map(self._is_shown, range(len(walk.places))))
         self._several, self._many = shown > 1, shown > MAX_SHARING
-        alts = (clean(place.attributes.get("alt", "")) for place in walk.places)
-        self._alts = Counter(alt[: number.start()] for alt in alts if (number := _COUNTED.search(alt)))
+        alts = (clean(place.attributes.get("alt", "")) for place in walk.places if self._several)
+        self._alts = Counter(alt[: number.start()] for alt in alts if (number := _count_in(alt)))
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
         self._scopes = scopes
         self._near = [self._own_text(row) for row in range(len(walk.places))]
@@ -292,7 +301,7 @@ class _Lookup:
     def _unwrapped(self, alt: str) -> str:
         """An alt that is the page's headline within words without content (題為 X 的圖片) is the headline."""
         before, headline, behind = alt.partition(self.headline) if self.headline else (alt, "", "")
-        wraps = headline and HAN.search(before + behind) and not _COUNTED.search(alt)
+        wraps = headline and HAN.search(before + behind) and not _count_in(alt)
         return headline if wraps and not says_something(before + behind, 1) else alt
 
     def _is_of_one(self, text: str) -> bool:
@@ -307,7 +316,7 @@ class _Lookup:
             return True
         if not self._several:
             return False
-        number = _COUNTED.search(text)
+        number = _count_in(text)
         return text == self.headline or (number is not None and self._alts[text[: number.start()]] > 1)
 
     def _captions(self, row: int) -> tuple[list[str], int]:
@@ -327,11 +336,12 @@ class _Lookup:
         if known.start > place.block and is_caption_line(text := self.blocks[known.start].text()):
             return [CAPTION_MARKS.sub("", text)], known.start
         for i in range(place.block + 1, min(place.block + MAX_DISTANCE, len(self.blocks))):
-            text = self.blocks[i].text()
-            marked = is_caption_line(text) or self._is_centred_line(place, i)
-            if text and (marked or (self.blocks[i].caption and not self.blocks[i].figures)):
-                return [CAPTION_MARKS.sub("", text)], i
-            if text or i in self._with_image:
+            block = self.blocks[i]
+            if text := block.text():
+                marked = is_caption_line(text) or (block.caption and not block.figures)
+                captions = marked or self._is_centred_line(place, i)
+                return ([CAPTION_MARKS.sub("", text)], i) if captions else ([], -1)
+            if i in self._with_image:
                 break
         return [], -1
 
@@ -339,7 +349,8 @@ class _Lookup:
         """True for a short line that is centred, as its image may be, in an article that is not."""
         if at in self._headings or not is_line(self.blocks[at].text()) or not self._walk.is_centred(place, at):
             return False
-        texts = (block for block in range(at + 1, min(at + MAX_DISTANCE, len(self.blocks))) if self.blocks[block].parts)
+        behind = range(at + 1, min(at + MAX_DISTANCE, len(self.blocks)))
+        texts = (block for block in behind if self.blocks[block].joined())
         following = next(texts, None)
         return following is None or not self._walk.is_centred(place, following)
 
@@ -412,7 +423,7 @@ class _Lookup:
         own = self.blocks[place.block]
         if own.furniture or own.is_caption:
             return "", ""
-        since, until = 0, own.length
+        since, until = 0, len(own.joined())
         if row and places[row - 1].block == place.block:
             since = places[row - 1].offset
         if row + 1 < len(places) and places[row + 1].block == place.block:
@@ -441,7 +452,7 @@ class _Lookup:
                 return "" if HAN.search(self._near[row - 1][1]) else self._led[row - 1]
             if self._walk.is_foreign_heading(at):
                 return ""
-            if block.length and (block.furniture or block.is_caption):
+            if block.joined() and (block.furniture or block.is_caption):
                 return ""
             if HAN.search(block.joined()) and not is_byline(block.text()):
                 return block.text()
@@ -528,6 +539,11 @@ def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
 @functools.lru_cache(maxsize=256)  # the images of a page share its title, tags and what stands between them
 def _text(kind: TextKind, text: str) -> Text:
     return Text(kind, text)
+
+
+def _count_in(alt: str) -> re.Match[str] | None:
+    """The number at the end of an alt that counts pictures."""
+    return _COUNTED.search(alt) if alt[-1:].isdecimal() or alt[-1:] in (")", "）") else None
 
 
 def _name_of_file(url: str) -> tuple[str, bool]:

@@ -22,6 +22,7 @@ from pipeline.pages.walk import Block, Place, Walk, places_of
 
 _LETTER = re.compile(r"[^\W\d_]")
 _UNITS = frozenset(("article", "li", "figure", "tr", "dl", "section"))
+_SECTION = frozenset(("section", "section ", "/section"))
 _FIRST = frozenset(name[:2] for name in _UNITS)
 _WITHIN_TEXT = frozenset(("p", "b", "em", "font", "i", "span", "strong", "center", "picture", "noscript"))
 """Elements of running text: two of them with an image each are not cards; nor are two sections of a document."""
@@ -59,8 +60,7 @@ class _Scopes:
 
     def __init__(self, walk: Walk, page: Scope) -> None:
         self._walk, self._page = walk, page
-        self._begins = [block.begins for block in walk.blocks]
-        self._begins[-1] = self._begins[-1] or len(walk.tags)  # the last block may be empty
+        self._begins = walk.begins
         self._images = [place.tag for place in walk.places if not place.furniture and not place.fallback]
         self._units: dict[int, Scope] = {}  # by the tag of an element, what it and those around it are
         self._holding: dict[int, bool] = {}
@@ -133,11 +133,13 @@ class _Scopes:
         tags, found, opened = self._walk.tags, places_of("/article", self._walk.tags), list[int]()
         headings = [self._begins[block] for block in self._walk.sections if block < len(self._begins)]
         for at, tag in enumerate(tags) if "/section" in tags else ():
-            if tag == "/section":
+            if (name := tag[:8]) not in _SECTION:
+                continue
+            if name == "/section":
                 first, end = self._range(headings, opened.pop() if opened else at, at)
                 if first < end:
                     found.append(at)
-            elif tag == "section" or tag[:8] == "section ":
+            else:
                 opened.append(at)
         for card in self._cards:
             if self._holds_text(card, *self._blocks(card)):
@@ -149,8 +151,8 @@ class _Scopes:
         if self._walk.tags.count("/article") < 2:
             return False
         if self._articles is None:
-            begun = (self._walk.tags[at] for at in self._walk.articles)
-            self._articles = list(itertools.islice((tag for tag in begun if tag[:7] == "article"), MAX_ARTICLES))
+            begun = (tag for tag in self._walk.tags if tag[:7] == "article" and _name(tag) == "article")
+            self._articles = list(itertools.islice(begun, MAX_ARTICLES))
         return sum(_alike(article, other) for other in self._articles) > 1
 
     def _holds_text(self, at: int, first: int, end: int) -> bool:
@@ -169,7 +171,7 @@ class _Scopes:
 
 
 def _has_letters(block: Block) -> bool:
-    return not block.furniture and not block.is_caption and any(map(_LETTER.search, block.parts))
+    return not block.furniture and not block.is_caption and _LETTER.search(block.joined()) is not None
 
 
 def _name(tag: str) -> str:

@@ -76,8 +76,7 @@ def texts_of(walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline:
 class _Sides:
     def __init__(self, walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline: str) -> None:
         self._walk, self._scopes, self._own = walk, scopes, own
-        self._begins = [block.begins for block in walk.blocks]
-        self._begins[-1] = self._begins[-1] or len(walk.tags)  # the last block may be empty
+        self._begins = walk.begins
         self._blocks = [place.block for place in walk.places]
         self._with_image, self._headings, self._headline = set(self._blocks), frozenset(walk.sections), headline
         self._known: dict[int, str] = {}

@@ -62,8 +62,13 @@ def rules() -> dict[str, SiteRule]:
 
 def rule_of(url: str) -> SiteRule | None:
     """The rule for a page, None if its site has none."""
+    return _rule_of_host("/".join(url.split("/", 3)[:3]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _rule_of_host(origin: str) -> SiteRule | None:
     by_host = rules()
-    return next((by_host[name] for name in host_names(url) if name in by_host), None)
+    return next((by_host[name] for name in host_names(origin) if name in by_host), None)
 
 
 def apply(tree: Any, rule: SiteRule) -> SiteTexts:

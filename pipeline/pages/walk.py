@@ -92,21 +92,17 @@ _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?
 
 
 class Block:
-    """Running text between two block boundaries."""
+    """Running text between two block boundaries: the part [start, end) of the texts of its page."""
 
-    furniture = caption = False
-    titles = False  # its class says title: it is a caption if it is in a figure
+    furniture = caption = titles = False  # titles: its class says title: it is a caption if it is in a figure
     figures: tuple[int, ...] = ()
     begins = 0  # number of the tag before its first text or image
+    start = end = 0
+    texts: list[str]
+    _joined: str | None = None
     _clean: str | None = None
 
-    def __init__(self) -> None:  # of a page's objects most are blocks: those above are set where they differ
-        self.parts: list[str] = []
-
-    @property
-    def length(self) -> int:
-        """Characters of the text as the page has it."""
-        return sum(map(len, self.parts))
+    # without a constructor, since of a page's objects most are blocks: what differs from the above is set where it does
 
     def text(self) -> str:
         """The whole text, cleaned. Only for use after the walk, since the result is kept."""
@@ -122,10 +118,10 @@ class Block:
         return self.text() if not start and end == len(joined) else clean(joined[start:end])
 
     def joined(self) -> str:
-        """The whole text as the page has it."""
-        if len(self.parts) > 1:
-            self.parts = ["".join(self.parts)]
-        return self.parts[0] if self.parts else ""
+        """The whole text as the page has it. Only for use after the walk."""
+        if self._joined is None:
+            self._joined = "".join(self.texts[self.start : self.end])
+        return self._joined
 
     @property
     def is_caption(self) -> bool:
@@ -202,46 +198,51 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
     return kind._replace(plain=plain, quiet=quiet, counts=counts)
 
 
-_INLINE_TAG, _BLOCK_TAG, _END, _IMAGE, _BREAK, _NOTHING, _QUIET_INLINE, _QUIET_BLOCK, _OTHER = range(9)
+(
+    _INLINE_TAG, _BLOCK_TAG, _END, _IMAGE, _BREAK, _NOTHING, _SOURCE, _QUIET_INLINE, _QUIET_BLOCK, _ARTICLE, _OTHER
+) = range(11)  # fmt: skip
 """Effects of tags. Most begin an element that changes nothing but that it may be a block, or end one, show an image,
 end a block (`<br>`), or do nothing (a comment). Some matter outside furniture only. Its `_Kind` says the rest."""
 
-_KINDS: dict[str, int] = {}
-"""Returns the effects of a tag with its attributes. Most tags of a page are found here."""
+_OPENS = frozenset((_INLINE_TAG, _BLOCK_TAG, _QUIET_INLINE, _QUIET_BLOCK, _ARTICLE, _OTHER))
 
 _MOST_KINDS, _LONG = 10_000, 300
 """Tags that are remembered, and characters of one at most: what is remembered is bounded in bytes."""
 
 
-def _does(tag: str) -> int:
-    """Returns the effects of a tag with its attributes."""
-    if tag[:1] == "/":
-        return _remembered(tag, _END)
-    name, _, attributes = tag.partition(" ")
-    if name == "img":
-        return _IMAGE
-    if not ("class=" in attributes or "id=" in attributes or "role=" in attributes):
-        tag = name  # nearly every link has another address: its kind is by name
-        if name in _KINDS:
-            return _KINDS[name]
-    kind = _kind_of.__wrapped__(tag)
-    if name[:1] in ("!", "?"):
-        return _remembered(tag, _NOTHING)
-    if kind.void:
-        plain = _BREAK if kind.block else _NOTHING
-        return _remembered(tag, plain if kind.plain and name != "source" else _OTHER)
-    if kind.plain:
-        return _remembered(tag, _BLOCK_TAG if kind.block else _INLINE_TAG)
-    quiet = _QUIET_BLOCK if kind.block else _QUIET_INLINE
-    return _remembered(tag, quiet if kind.quiet else _OTHER)
+class _Effects(dict[str, int]):
+    """Effects by tags with their attributes. Most tags of a page are found here."""
+
+    def __missing__(self, tag: str) -> int:
+        name, _, attributes = tag.partition(" ")
+        if name == "img":
+            return _IMAGE
+        if not ("class=" in attributes or "id=" in attributes or "role=" in attributes):
+            tag = name  # nearly every link has another address: its kind is by name
+            if name in self:
+                return self[name]
+        does = self._of(name, tag)
+        if len(tag) <= _LONG:
+            if len(self) >= _MOST_KINDS:
+                self.clear()
+            self[tag] = does
+        return does
+
+    def _of(self, name: str, tag: str) -> int:
+        if name[:1] == "/":
+            return _END
+        kind = _kind_of.__wrapped__(tag)
+        if kind.void:  # it holds nothing that its class could be about
+            return _SOURCE if name == "source" else _BREAK if kind.block and name[:1] not in ("!", "?") else _NOTHING
+        if kind.plain:
+            return _BLOCK_TAG if kind.block else _INLINE_TAG
+        if name in _ARTICLES:
+            return _ARTICLE
+        quiet = _QUIET_BLOCK if kind.block else _QUIET_INLINE
+        return quiet if kind.quiet else _OTHER
 
 
-def _remembered(tag: str, does: int) -> int:
-    if len(tag) <= _LONG:
-        if len(_KINDS) >= _MOST_KINDS:
-            _KINDS.clear()
-        _KINDS[tag] = does
-    return does
+_EFFECTS = _Effects()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -269,8 +270,10 @@ class Walk:
     """The walk over an element, the body: fills `blocks`, `places`, `headlines`, `sections`, `tags` and `ends`."""
 
     def __init__(self) -> None:
-        self._block, self._filled = Block(), False  # the last block, and whether it holds text or an image
-        self.blocks: list[Block] = [self._block]
+        self.texts: list[str] = []  # all running text, a space behind each block
+        self.blocks: list[Block] = []
+        self._block = self._break()  # the last one
+        self._filled = False  # whether it holds text or an image
         self.places: list[Place] = []
         self.headlines: list[str] = []  # its h1, MAX_HEADLINES at most
         self.sections: list[int] = []  # blocks that are the heading of a section, h1 to h6
@@ -283,21 +286,20 @@ class Walk:
         self._inside: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._sources: list[str] = []
         self._looks = 0
-        self._looked = 0  # tags that were looked at for an article
-        self._paired: dict[int, int] | None = None  # of all elements as `ends`, once it pays
+        self._effects: list[int] = []  # of the tags
+        self._article_at, self._around = -1, list[int]()  # an article, and elements around it
 
     def run(self, html: str) -> None:
         """Walk over an element as lexbor writes it out, in the order of its tags."""
         self.tags, texts = pieces_of(html)
+        self._effects = list(map(_EFFECTS.__getitem__, self.tags))
         # what is asked for at each tag is kept in names of its own
-        pieces = zip(itertools.count(), map(_KINDS.get, self.tags), self.tags, texts, strict=False)
-        block, parts, filled = self._block, self._block.parts, self._filled
+        pieces = zip(itertools.count(), self._effects, self.tags, texts, strict=False)
+        parts, block, filled, empty = self.texts, self._block, False, True  # empty: the block is without text
         furniture = captions = 0
         entered: list[int] = []  # open elements: the number of the tag above three bits
         others: list[_Opened] = []  # those with _OTHERS
         for at, does, tag, text in pieces:
-            if does is None:
-                does = _does(tag)
             ends = 0  # whether a block ends here
             if does == _END:
                 opened = entered.pop() if entered else 0
@@ -308,14 +310,15 @@ class Walk:
                     if opened & _OTHERS:
                         self._filled = filled
                         block = self._leave(others.pop())
-                        parts, filled, furniture, captions = block.parts, self._filled, self._furniture, self._captions
+                        filled, furniture, captions = self._filled, self._furniture, self._captions
+                        empty = block.start == len(parts)
             elif does == _INLINE_TAG:
                 entered.append(at << _BITS)
             elif does == _BLOCK_TAG:
                 entered.append(at << _BITS | _BLOCKED)
                 ends = 1
             elif does == _IMAGE:
-                if captions and not parts:
+                if captions and empty:
                     captions = self._without_captions(others)
                 if not filled:
                     block.begins = at
@@ -325,37 +328,35 @@ class Walk:
                 ends = 1
             elif does == _NOTHING:
                 pass
-            elif furniture and does != _OTHER:
+            elif does == _SOURCE:
+                self._note_source(tag)
+            elif furniture and does < _ARTICLE:
                 ends = int(does == _QUIET_BLOCK)
                 entered.append(at << _BITS | ends)
             elif (kind := _kind_of(tag) if len(tag) <= _LONG else _kind_of.__wrapped__(tag)).silent:
                 text = self._pass_over(pieces, kind.tag)
             else:
                 self._filled = filled
-                if kind.void:
-                    self._void(at, tag, kind)
-                else:
-                    others.append(self._enter(at, kind))
-                    entered.append(at << _BITS | _OTHERS)
+                others.append(self._enter(at, kind))
+                entered.append(at << _BITS | _OTHERS)
                 block, filled, furniture, captions = self._block, self._filled, self._furniture, self._captions
-                parts = block.parts
+                empty = block.start == len(parts)
             if ends and filled:
                 if captions and self._caption:  # a caption is one text, whatever stands in it
                     parts.append(" ")
+                    empty = False
                 else:
-                    block, filled = self._break(), False
-                    parts = block.parts
-            if text:
+                    block, filled, empty = self._break(), False, True
+            if text and not (empty and text.isspace()):
                 if text[0] in _MARKED and text.rstrip() in MARKS and tag[:2] in _LINK:
                     continue
                 if "&" in text:
                     text = unescaped(text)
-                if parts:
-                    parts.append(text)
-                elif text.isspace():
-                    continue
-                else:
-                    parts.append(text)
+                    if empty and text.isspace():
+                        continue
+                parts.append(text)
+                if empty:
+                    empty = False
                     if not filled:
                         block.begins = at
                     filled = True
@@ -365,7 +366,11 @@ class Walk:
                         block.figures = tuple(self._figures)
                 if captions:
                     block.caption, block.titles = block.caption or self._caption > 0, block.titles or self._titles > 0
-        self._filled = filled
+        self._finish()
+
+    def _finish(self) -> None:
+        self._block.end = len(self.texts)
+        self._block.begins = self._block.begins or len(self.tags)  # it may be empty
 
     def _pass_over(self, pieces: Iterable[tuple[int, object, str, str]], name: str) -> str:
         """Take the rest of an element of which nothing is shown out of the page; the text behind it."""
@@ -380,19 +385,15 @@ class Walk:
             self.tags[at] = ""
         return ""
 
-    def _void(self, at: int, tag: str, kind: _Kind) -> None:
-        """An element without content: a copy of an image, a line break with a class ..."""
-        if kind.tag == "source":
-            if len(self._sources) < MAX_SOURCES:
-                self._sources += [v for k in SRCSETS if (v := value_of(tag, k)) and "avif" not in v]
-        else:
-            self._leave(self._enter(at, kind))
+    def _note_source(self, tag: str) -> None:
+        if len(self._sources) < MAX_SOURCES:
+            self._sources += [v for k in SRCSETS if (v := value_of(tag, k)) and "avif" not in v]
 
     def is_foreign_heading(self, at: int) -> bool:
         """True for a block that is a heading, or begins in bold, without Chinese: what stands before it is about
         something else, as it is not before a command or a formula."""
         block = self.blocks[at]
-        if not block.parts or HAN.search(block.joined()):
+        if not block.joined() or HAN.search(block.joined()):
             return False
         if self.begins_in_bold(at):
             return True
@@ -412,16 +413,16 @@ class Walk:
                 del around[-1:]
             elif tag and tag.partition(" ")[0] not in _VOID:
                 around.append(tag)
-        return any(map(_CENTRED.search, around))
+        return any("center" in tag and _CENTRED.search(tag) for tag in around)
 
     def text(self) -> str:
         """All running text of the page, cleaned."""
-        return clean(" ".join([block.joined() for block in self.blocks if block.parts]))
+        return clean("".join(self.texts))
 
     def _enter(self, at: int, kind: _Kind) -> _Opened:
         """Note that the walk is inside an element, that of a piece; returns what `_leave` needs."""
         furniture = kind.furniture or (kind.header and not self._article)
-        furniture = furniture or (kind.suspect and self._is_furniture(at, kind.tag))
+        furniture = furniture or (kind.suspect and self._is_furniture(at))
         opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
         if kind.block and self._filled:
             self._end_block()
@@ -435,45 +436,41 @@ class Walk:
             self._sources = []
         return opened
 
-    def _is_furniture(self, at: int, name: str) -> bool:
+    def _is_furniture(self, at: int) -> bool:
         """True if an element whose class or id says so is furniture. Not if it holds the article:
         `<div class="page has-sidebar">` is the whole page.
         """
         if self._furniture or self._looks >= MAX_LOOKS:
             return True
         self._looks += 1
-        next_one = bisect.bisect_right(self.articles, at)
-        if next_one == len(self.articles):
-            return True
-        article = self.articles[next_one]
-        if self._looked > len(self.tags):  # a page whose elements are within one another
-            if self._paired is None:
-                self._paired = _ends_of(self.tags)
-            return self._paired.get(at, article) < article
-        depth, start, end = 1, f"{name} ", f"/{name}"
-        for i in range(at + 1, article):
-            tag = self.tags[i]
-            if tag == end:
-                depth -= 1
-                if not depth:
-                    self._looked += i - at
-                    return True
-            elif tag == name or tag.startswith(start):
-                depth += 1
-        self._looked += article - at
-        return False
+        if at > self._article_at:
+            self._find_article(at)
+        return at not in self._around
+
+    def _find_article(self, at: int) -> None:
+        """Find the next article, main part of a page or headline of first order, and what is around it from `at` on."""
+        self._around = opened = list[int]()
+        try:
+            self._article_at = self._effects.index(_ARTICLE, at)
+        except ValueError:
+            self._article_at = len(self.tags)
+            return
+        for begun, does in enumerate(self._effects[at : self._article_at], at):
+            if does == _END:
+                del opened[-1:]
+            elif does in _OPENS:
+                opened.append(begun)
 
     @functools.cached_property
-    def articles(self) -> list[int]:
-        """Tags that begin an article, a page's main part or a headline of first order."""
-        begin = {tag for tag in set(self.tags) if tag.partition(" ")[0] in _ARTICLES}
-        return [i for i, tag in enumerate(self.tags) if tag in begin] if begin else []
+    def begins(self) -> list[int]:
+        """The number of the tag before the first text or image of each block, ascending."""
+        return [block.begins for block in self.blocks]
 
     def _leave(self, opened: _Opened) -> Block:
         """Undo `_enter`; returns the block that text now belongs to."""
         kind = opened.kind
         if kind.counted == "h1" and not self._furniture and len(self.headlines) < MAX_HEADLINES:
-            self.headlines += [headline] if (headline := clean(self._block.joined())[:MAX_NEAR]) else []
+            self.headlines += [headline] if (headline := clean(self._so_far())[:MAX_NEAR]) else []
         self._count_in(opened, -1)
         if kind.block and self._filled:
             self._end_block()
@@ -506,23 +503,32 @@ class Walk:
     def _end_block(self) -> None:
         """End the current block, but within a caption, which is one text."""
         if self._caption:
-            self._block.parts.append(" ")
+            self.texts.append(" ")
         else:
             self._break()
 
     def _break(self) -> Block:
         """End the current block and begin an empty one."""
+        texts, blocks = self.texts, self.blocks
+        if blocks:
+            blocks[-1].end = len(texts)
+            texts.append(" ")
         block = self._block = Block()
-        self.blocks.append(block)
+        block.texts, block.start = texts, len(texts)
+        blocks.append(block)
         self._filled = False
         return block
+
+    def _so_far(self) -> str:
+        """The text of the current block up to here."""
+        return "".join(self.texts[self._block.start :])
 
     def _place(self, at: int, attributes: dict[str, str], entered: list[int]) -> None:
         self._filled = True
         self.places.append(
             Place(
                 block=len(self.blocks) - 1,
-                offset=self._block.length,
+                offset=sum(map(len, self.texts[self._block.start :])),
                 figures=tuple(self._figures),
                 furniture=self._furniture > 0,
                 attributes=attributes,
@@ -545,16 +551,3 @@ def places_of(tag: str, tags: list[str]) -> list[int]:
         while True:
             found.append(at := tags.index(tag, at + 1))
     return found
-
-
-def _ends_of(tags: list[str]) -> dict[int, int]:
-    """By the tag that begins an element, the one that ends it; elements of one name are paired as brackets are."""
-    ends: dict[int, int] = {}
-    opened: dict[str, list[int]] = {}
-    for at, tag in enumerate(tags):
-        name = tag.partition(" ")[0]
-        if name[:1] != "/":
-            opened.setdefault(name, []).append(at)
-        elif begun := opened.get(name[1:]):
-            ends[begun.pop()] = at
-    return ends

@@ -6,12 +6,14 @@ difference of 3 x 3 cells, less a share of the contrast there (edges never fall 
 everywhere but in MOST cells, once one has the exposure of the other (`pictures.exposure`). In one frame, as two
 screens of one program have, it must be smaller, and in every cell: a copy that was only saved again or scaled agrees
 there. A text or a logo stamped onto one of two copies is forgiven only as one dense block of strong difference outside
-of which hardly a cell differs: of two dialogs or charts, the difference is spread or faint.
+of which hardly a cell differs: of two dialogs or charts, the difference is spread or faint. A block that is no line may
+be a seal, which colours tell (`signatures.one_has_seal`): of two charts or steps, a box may be filled in another way.
 
 The order of the two does not matter. The alignment is floating point, rounded to ROUNDED of a side; sums after it are
 of whole numbers, so that machines can differ only where an alignment lies within their rounding of such a step.
 
-Limits: words that differ by less than some cells of 50 a side, colours, and what is turned or mirrored are not seen.
+Limits: words that differ by less than some cells of 50 a side, colours, and what is turned or mirrored are not seen. A
+title above a chart is a line of text, and a red square in it a seal.
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ filled in another way is not a line of text."""
 STAMP_AREA, STAMP_FILLED, STAMP_STRENGTH, STAMP_OUTSIDE = 12, 35, 24, 3
 """Bounds of a forgiven stamp: at most 12% of the cells, at least 35% of them different and by 24 grey levels
 on average, with 3 different cells outside of it at most."""
+
+SEAL_LEAST, SEAL_FILLED, SEAL_STRENGTH = 4, 55, 40
+"""Least side of a seal in cells, and the least share of its block, in hundredths, and grey levels, that differ."""
 
 _MOVED, _FAR, _OVERLAP = 0.02, 0.06, 0.7
 """Largest distance of an alignment's scales and shifts from those that the hashes say (a small and a large
@@ -85,18 +90,19 @@ def starts_of(a: Floats, b: Floats) -> Floats:
     return starts
 
 
-def judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags]:
-    """[N] whether maps [N, SIDE, SIDE] and [N, SIDE, SIDE] are of one picture, and whether they are of two.
+def judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags, Flags]:
+    """[N] whether maps [N, SIDE, SIDE] and [N, SIDE, SIDE] are of one picture, are so if one has a seal, or are of two.
 
-    Neither is known of maps that cannot be laid over each other. starts [N, 4]: as of `starts_of`.
+    None is known of maps that cannot be laid over each other. starts [N, 4]: as of `starts_of`.
     """
-    same, other = np.zeros(len(a), np.bool_), np.zeros(len(a), np.bool_)
+    same, sealed, other = (np.zeros(len(a), np.bool_) for _ in range(3))
     for at in range(0, len(a), AT_ONCE):
         here = slice(at, at + AT_ONCE)
         one, two, aligned = _ordered(a[here], b[here], starts[here])
         rows = np.flatnonzero(_may_be_alike(one, two, aligned))
-        same[at + rows], other[at + rows] = _judged(one[rows], two[rows], aligned[rows], threshold)
-    return same, other
+        found = _judged(one[rows], two[rows], aligned[rows], threshold)
+        same[at + rows], sealed[at + rows], other[at + rows] = found
+    return same, sealed, other
 
 
 def _ordered(a: Maps, b: Maps, starts: Floats) -> tuple[Maps, Maps, Floats]:
@@ -126,18 +132,18 @@ def _may_be_alike(a: Maps, b: Maps, starts: Floats) -> Flags:
     return possible
 
 
-def _judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags]:
+def _judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags, Flags]:
     """`judged` of some maps, once they are aligned; most copies agree from where they start, and need no alignment."""
-    same, other = _agree_at(a, b, np.rint(starts * ROUNDED) / ROUNDED, starts, threshold)
-    rows = np.flatnonzero(~same)
+    same, sealed, other = _agree_at(a, b, np.rint(starts * ROUNDED) / ROUNDED, starts, threshold)
+    rows = np.flatnonzero(~same & ~sealed)
     if len(rows):
         a, b, starts = a[rows], b[rows], starts[rows]
         aligned = np.rint(_aligned(a, b, starts) * ROUNDED) / ROUNDED
-        same[rows], other[rows] = _agree_at(a, b, aligned, starts, threshold)
-    return same, other
+        same[rows], sealed[rows], other[rows] = _agree_at(a, b, aligned, starts, threshold)
+    return same, sealed, other
 
 
-def _agree_at(a: Maps, b: Maps, aligned: Floats, starts: Floats, threshold: float) -> tuple[Flags, Flags]:
+def _agree_at(a: Maps, b: Maps, aligned: Floats, starts: Floats, threshold: float) -> tuple[Flags, Flags, Flags]:
     """`judged` of some maps by an alignment."""
     off = np.abs(aligned - starts).max(axis=1)
     sane: Flags = off < _FAR
@@ -146,8 +152,9 @@ def _agree_at(a: Maps, b: Maps, aligned: Floats, starts: Floats, threshold: floa
     sane &= np.count_nonzero(inside, axis=(1, 2)) >= _OVERLAP * SIDE * SIDE
     inside &= _unmixed(aligned)
     stricter = np.where(np.abs(aligned - (1, 0, 1, 0)).max(axis=1) < FRAMED, SAME_FRAME, 1)
-    agree, differ = _agree(moved, b.astype(np.float64) * _WEIGHT**2, inside, threshold, stricter)
-    return sane & agree & (off < _MOVED), sane & differ
+    agree, sealed, differ = _agree(moved, b.astype(np.float64) * _WEIGHT**2, inside, threshold, stricter)
+    near = sane & (off < _MOVED)
+    return near & agree, near & sealed, sane & differ
 
 
 def _aligned(a: Maps, b: Maps, starts: Floats) -> Floats:
@@ -249,9 +256,9 @@ def _unmixed_along(scale: Floats, shift: Floats) -> Flags:
     return unmixed
 
 
-def _agree(a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floats) -> tuple[Flags, Flags]:
-    """[N] whether aligned planes [N, SIDE, SIDE] agree `inside`, but for a stamp, and whether they differ in
-    places, most of them being the same; both in levels times _WEIGHT^2.
+def _agree(a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floats) -> tuple[Flags, Flags, Flags]:
+    """[N] whether aligned planes [N, SIDE, SIDE] agree `inside`, but for a line of text, or but for what may be a seal,
+    and whether they differ in places, most of them being the same; both in levels times _WEIGHT^2.
 
     stricter [N]: shares of what counts as a difference by which planes without a stamp are judged, below 1 of those
     in one frame.
@@ -266,10 +273,11 @@ def _agree(a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floa
     far = judged > 1
     most = np.where(stricter < 1, 1, MOST)
     agree: Flags = (np.count_nonzero(far, axis=(1, 2)) < most) & ~(judged * 10 > VERY).any(axis=(1, 2))
+    sealed = np.zeros(len(a), np.bool_)
     for row in np.flatnonzero(~agree):
-        agree[row] = _is_stamped(off[row] > 1, off[row] * 10 > VERY, np.abs(apart[row]) / unit)
+        agree[row], sealed[row] = _stamped(off[row] > 1, off[row] * 10 > VERY, np.abs(apart[row]) / unit)
     little: Flags = np.count_nonzero(far, axis=(1, 2)) * 100 <= LITTLE * SIDE * SIDE
-    return agree, ~agree & little
+    return agree, sealed, ~agree & little
 
 
 def _as_bright(a: Floats, b: Floats, inside: Flags, unit: float) -> Floats:
@@ -279,27 +287,30 @@ def _as_bright(a: Floats, b: Floats, inside: Flags, unit: float) -> Floats:
     return planes
 
 
-def _is_stamped(far: Flags, very: Flags, apart: Floats) -> bool:
-    """True if the cells [SIDE, SIDE] that are far apart are a stamp's and no others; apart: in grey levels."""
+def _stamped(far: Flags, very: Flags, apart: Floats) -> tuple[bool, bool]:
+    """(True if the cells [SIDE, SIDE] that are far apart are those of a line of text and no others; if of a seal).
+
+    apart: in grey levels.
+    """
     rows = np.flatnonzero(np.count_nonzero(far, axis=1) > 2)
-    if not len(rows):
-        return False
-    band = slice(rows[0], rows[-1] + 1)
+    band = slice(rows[0], rows[-1] + 1) if len(rows) else slice(0)
     columns = np.flatnonzero(np.count_nonzero(far[band], axis=0) > 1)
     if not len(columns):
-        return False
+        return False, False
     block = (band, slice(columns[0], columns[-1] + 1))
-    within, size = np.count_nonzero(far[block]), far[block].size
-    return bool(
+    within, (height, width) = np.count_nonzero(far[block]), far[block].shape
+    size, strength = height * width, float(apart[block].sum())
+    is_block = (
         within * 1_000 >= STAMP_LEAST * far.size
-        and (within * 1_000 >= STAMP_WORD * far.size or far[block].shape[1] >= STAMP_LINE)
-        and 2 * far[block].shape[1] >= STAMP_WIDE * far[block].shape[0]
         and np.count_nonzero(far) - within <= STAMP_OUTSIDE
         and np.count_nonzero(very) == np.count_nonzero(very[block])
         and size * 100 <= STAMP_AREA * far.size
-        and within * 100 >= STAMP_FILLED * size
-        and apart[block].sum() >= STAMP_STRENGTH * size
     )
+    is_line = (within * 1_000 >= STAMP_WORD * far.size or width >= STAMP_LINE) and 2 * width >= STAMP_WIDE * height
+    is_line &= within * 100 >= STAMP_FILLED * size and strength >= STAMP_STRENGTH * size
+    is_seal = min(height, width) >= SEAL_LEAST and within * 100 >= SEAL_FILLED * size
+    is_seal &= strength >= SEAL_STRENGTH * size
+    return bool(is_block and is_line), bool(is_block and is_seal)
 
 
 def _halved(planes: Floats) -> Floats:

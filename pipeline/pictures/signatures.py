@@ -10,7 +10,8 @@ which hardly moves a mean over everything, still tells them apart; and it forgiv
 - a text along the upper or lower edge: the rest is compared alone, and must agree as much better;
 - in a picture with texture everywhere (`PLAIN`), as photographs have, another exposure (`pictures.exposure`), and a
   text across it or a seal anywhere (`STAMPS`): the cells of the one that differ most are left out, and the rest must
-  agree as much better. Of two charts, or windows of one program, such places are all that tells them apart.
+  agree as much better. Of two charts, or windows of one program, such places are all that tells them apart; there a
+  seal is forgiven only where it is red (`one_has_seal`), by `pictures.alignment`.
 
 A block that stands out from its half of the picture, and does not in the other one, shows in eight bytes per grid, its
 `tones`: comparing them first spares most of the full comparisons.
@@ -64,6 +65,10 @@ GREY = 10
 
 COLOUR_OFF, COLOURED = 12, 1
 """A cell is of another colour if it is 12 of 128 beyond those around it; one of 36 may be."""
+
+SEAL, SEAL_RED = (3, 3), 40
+"""Neighbouring cells of colour that a red seal may lie in, and the least sum of the Cr that it adds to them. Of Cb it
+changes half as much at most: two shapes, one red and one blue, are no seal."""
 
 TONE = 15
 """By so much, 20 grey levels, the tone of a block may differ."""
@@ -248,7 +253,7 @@ def _distance(apart: Cells, textured: npt.NDArray[np.bool_], blocks: Blocks) -> 
 
 
 def _covered(cells: npt.NDArray[Any], stamp: tuple[int, int]) -> npt.NDArray[Any]:
-    """[places, N] sums of cells [12, 12, N] at each place where a stamp may lie."""
+    """[places, N] sums of cells [side, side, N] at each place where a stamp may lie."""
     for size in stamp:  # down, then across: the axes change places
         sums = np.cumsum(cells, axis=0, dtype=cells.dtype)
         sums[size:] -= sums[:-size].copy()
@@ -257,13 +262,13 @@ def _covered(cells: npt.NDArray[Any], stamp: tuple[int, int]) -> npt.NDArray[Any
 
 
 @lru_cache(maxsize=8)
-def _one_of(stamp: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """[places, 144] the cells that a stamp covers at each place, in the order of `_covered`."""
+def _one_of(stamp: tuple[int, int], side: int = SIDE) -> npt.NDArray[np.bool_]:
+    """[places, side^2] the cells that a stamp covers at each place, in the order of `_covered`."""
     rows, columns = stamp
-    places = np.zeros((SIDE - rows + 1, SIDE - columns + 1, SIDE, SIDE), np.bool_)
+    places = np.zeros((side - rows + 1, side - columns + 1, side, side), np.bool_)
     for row, column in np.ndindex(*places.shape[:2]):
         places[row, column, row : row + rows, column : column + columns] = True
-    return places.reshape(-1, SIDE * SIDE)
+    return places.reshape(-1, side * side)
 
 
 def _textured(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
@@ -287,13 +292,34 @@ def of_one_colour(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
     Cells beyond the colours around them in the other one are few. A grey picture has the colours of any.
     """
     one, other = _colours(a), _colours(b)
+    few: npt.NDArray[np.bool_] = np.count_nonzero(_off_colour(one, other), axis=(0, 1)) <= COLOURED
+    return few | _is_grey(one) | _is_grey(other)
+
+
+def one_has_seal(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
+    """[N] whether one of grids [N, SIZE] and [N, SIZE] is red in a place where the other one is not, as by a seal.
+
+    Outside of this place their colours are those of one picture.
+    """
+    one, other = _colours(a), _colours(b)
+    red, blue = (_covered(one[at].astype(np.int32) - other[at], SEAL) for at in (0, 1))  # [places, N]
+    place = np.abs(red).argmax(axis=0)
+    red, blue = (np.abs(of[place, np.arange(len(a))]) for of in (red, blue))
+    far = _off_colour(one, other).reshape(COLOUR_SIDE**2, -1).T & ~_one_of(SEAL, COLOUR_SIDE)[place]  # [N, 36]
+    sealed: npt.NDArray[np.bool_] = (np.count_nonzero(far, axis=1) <= COLOURED) & (
+        red >= np.maximum(SEAL_RED, 2 * blue)
+    )
+    return sealed
+
+
+def _off_colour(one: Grids, other: Grids) -> npt.NDArray[np.bool_]:
+    """[6, 6, N] cells of one of two pictures beyond the colours around them in the other one."""
     far = np.zeros(one.shape[1:], np.bool_)
     for here, there in ((one, other), (other, one)):
         low = _around(np.minimum, _around(np.minimum, there, -2), -3).astype(np.int16)
         high = _around(np.maximum, _around(np.maximum, there, -2), -3).astype(np.int16)
         far |= (np.maximum(low - here, here - high) > COLOUR_OFF).any(axis=0)
-    few: npt.NDArray[np.bool_] = np.count_nonzero(far, axis=(0, 1)) <= COLOURED
-    return few | _is_grey(one) | _is_grey(other)
+    return far
 
 
 @lru_cache(maxsize=8)

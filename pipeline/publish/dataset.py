@@ -11,6 +11,7 @@ Limits: a release is one file, about 700 bytes per shard, which is read and writ
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import shlex
 import shutil
@@ -48,16 +49,10 @@ _Part = tuple[ReleasedBuild, Sequence[ShardFiles]]
 
 
 def check(build: Build) -> None:
-    """Raise StoreError if the newest release is not one that the build continues, or makes again as a whole.
-
-    Or if a build that the next release would list is unreachable, which is named.
-    """
-    releases = build.store.releases(build.spec.name)
-    current = releases.latest().current
+    """Raise StoreError if the newest release is not one that the build continues, or makes again as a whole."""
+    current = build.store.releases(build.spec.name).latest().current
     if current is None:
         return
-    if current.generation == build.generation:
-        _check_reachable(build, _others(build, releases.read()))
     now = f"dataset {build.spec.name} is now at generation {current.generation}"
     if not build.made_from:
         if current.generation != build.generation:
@@ -124,9 +119,10 @@ def _absence(store: Store, out: str) -> str:
     return f"{shards.at(lost[0])}{others} missing; {again}" if lost else ""
 
 
-def _check_reachable(build: Build, parts: Sequence[_Part]) -> None:
-    """Raise StoreError if a release with these builds would list what is not there."""
-    if lines := unreachable(build.store, [own for own, _ in parts]):
+def check_reachable(build: Build) -> None:
+    """Raise StoreError if the next release, with this build, would list one that is not there, which is named."""
+    others = _others(build, build.store.releases(build.spec.name).newest())
+    if lines := unreachable(build.store, [own for own, _ in others]):
         raise StoreError(build.build_id, f"not published, since its release would list {_and(lines)}")
 
 
@@ -137,13 +133,13 @@ def _and(lines: Mapping[str, str]) -> str:
 def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -> Manifest:
     """Make a build visible, and the release with it, in one step; returns the release.
 
-    commit: writes the bytes of the build's manifest to BUILD/shards/manifest.json. The caller holds STORE's lock.
-    Raises StoreError as `check` does.
+    commit: writes the bytes of the build's manifest to BUILD/shards/manifest.json. The caller holds STORE's lock, and
+    has called `check_reachable`. Raises StoreError as `check` does.
     """
     check(build)
     releases, data = build.store.releases(build.spec.name), pretty_manifest(manifest)
     release = _with_build(build, releases.newest(), manifest)
-    name = releases.prepare(release, card.release_files(build.spec, release))
+    name = releases.prepare(release, functools.partial(card.release_files, build.spec))
     releases.await_commit(name, build.shards.at(MANIFEST), data)
     commit(data)
     _settle(releases, release)
@@ -160,8 +156,9 @@ def include(build: Build, manifest: Manifest) -> Manifest:
     if before is not None and (before.generation != build.generation or _entry(build, manifest) in before.builds):
         _settle(releases, before)
         return before
+    check_reachable(build)
     release = _with_build(build, before, manifest)
-    releases.make_newest(releases.prepare(release, card.release_files(build.spec, release)))
+    releases.make_newest(releases.prepare(release, functools.partial(card.release_files, build.spec)))
     return release
 
 
@@ -297,8 +294,7 @@ def _next(
     release = _composed(before.dataset, like.generation, before, parts, like, like.images)
     newest = release.builds[-1]
     spec = (specs or {}).get(newest.build_id) or spec_of(newest.out)
-    files = card.release_files(spec, release)
-    releases.make_newest(releases.prepare(release, files))
+    releases.make_newest(releases.prepare(release, functools.partial(card.release_files, spec)))
     return release
 
 
@@ -338,7 +334,6 @@ def _others(build: Build, before: Manifest | None) -> list[_Part]:
 def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Manifest:
     """The release after `before` with a build in it: the last, or in the place of one of the same snapshot."""
     own, others = _part(build.shards, manifest, build.snapshot, build.out), _others(build, before)
-    _check_reachable(build, others)
     if build.store.releases(build.spec.name).latest().withdrawn:  # a takedown may have changed what `before` lists
         others = [_as_it_is(part) for part in others]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))

@@ -44,7 +44,7 @@ from pipeline.publish import card, dataset
 from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store import build_json
-from pipeline.store.build import Build, shard_files
+from pipeline.store.build import RELEASES, Build, shard_files
 from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record, remembering
@@ -87,16 +87,18 @@ def _tell(build: Build) -> None:
 
 def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) -> Manifest:
     records = _finished(build)
-    identities = Identities(build.store)
-    if not build.shards.exists(MANIFEST):
-        dataset.check(build)
-    identities.check(build)  # before anything is removed; and once more under the lock
     manifest = _manifest(build, records, dict.fromkeys(sorted(accept), because))
     try:
         before = manifest_in(build.shards)
     except ContractError as e:
         raise ContractError(build_json.damaged(e, build.out)) from None
-    if before is not None and _same(before, manifest, accepting=bool(accept)):
+    if before is not None and not _same(before, manifest, accepting=bool(accept)):
+        before = None
+    if before is None:
+        dataset.check(build)
+    identities = Identities(build.store)
+    identities.check(build)  # before anything is removed; and once more under the lock
+    if before is not None:
         manifest = before
         with build.store.lock():
             _check_takedowns(build)  # an expired build is not repeated for a takedown that has not reached it
@@ -105,7 +107,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
             build.store.register(build, manifest.revision)
         _remember(build, manifest)
     else:
-        dataset.check(build)
+        dataset.check_reachable(build)
         candidates, captures = read_funnels(build)
         nothing_new = (
             not candidates.kept and build.held > 0 and not build.store.releases(build.spec.name).lists(build.build_id)
@@ -269,9 +271,9 @@ def _numbered(build: Build, manifest: Manifest) -> Manifest:
 
 def _all_releases(build: Build) -> list[dict[str, Any]]:
     """All entries of releases.json. Raises StoreError if it is damaged."""
-    releases = build.folder.find_json("releases.json", [])
+    releases = build.folder.find_json(RELEASES, [])
     if not isinstance(releases, list) or not all(isinstance(r, dict) and "build_id" in r for r in releases):
-        raise StoreError(build.folder.at("releases.json"), "not a list of releases")
+        raise StoreError(build.folder.at(RELEASES), "not a list of releases")
     return releases
 
 
@@ -292,4 +294,4 @@ def _remember(build: Build, manifest: Manifest) -> None:
         "manifest_sha256": hashlib.sha256(pretty_manifest(manifest)).hexdigest(),
         "samples": manifest.samples,
     }
-    build.folder.write_json("releases.json", [*_all_releases(build), release])
+    build.folder.write_json(RELEASES, [*_all_releases(build), release])

@@ -74,7 +74,6 @@ class _AcrossShards:
     leaders: dict[str, list[Uint64s]] = field(default_factory=dict)
 
     def add(self, split: str, rows: list[dict[str, Any]]) -> None:
-        """Add the rows of one shard."""
         keys = b"".join(bytes.fromhex(row["key"]) for row in rows)
         self.keys.append(np.frombuffer(keys, dtype="V16"))  # KEY is 32 hexadecimal digits
         leaders = np.array([int(row["image_leader"][:16], 16) for row in rows], dtype=np.uint64)

@@ -154,7 +154,6 @@ def _rows(reports: Iterable[Values], part: str, count: str) -> list[Values]:
 
 
 def words(reports: Iterable[Values]) -> Counter[str]:
-    """Samples by word."""
     total: Counter[str] = Counter()
     for report in reports:
         total.update(report["vocabulary"])

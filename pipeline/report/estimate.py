@@ -76,18 +76,18 @@ def _times(cost: Cost, factor: float) -> Cost:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Requests that a source costs: `pages` to crawl and `candidates` to fetch, of `hosts` hosts.
+    """Requests that a source costs: `candidates` to fetch, and its `pages` where it crawls them.
 
-    candidates: None if they are yet to be found on the pages. busiest_host: share of the images that one host has, 0
-    for images that lie in the source. delay_s: between two requests to a host. host: the busiest one, "" if unknown.
+    candidates: None if they are yet to be found on the pages. share: of the pages and images that the slowest host has,
+    0 for images that lie in the source. delay_s: between two requests to it. host: its name, "" if unknown.
     """
 
     candidates: int | None
     pages: int
-    hosts: int
-    busiest_host: float
+    share: float
     delay_s: float
     host: str = ""
+    crawls: bool = False
 
     def expected(self, reference: Reference | None) -> int | None:
         """Candidates, those on pages as in the reference; None if nothing tells."""
@@ -97,12 +97,11 @@ class Pace:
 
     def crawl_seconds(self) -> float:
         """Least time for its pages."""
-        return self.pages * self.delay_s / max(1, self.hosts) if self.candidates is None else 0.0
+        return self.pages * self.share * self.delay_s if self.crawls else 0.0
 
     def fetch_seconds(self, reference: Reference | None) -> float:
-        """Least time for the images of its busiest host."""
-        share = 1 / max(1, self.hosts) if self.candidates is None else self.busiest_host
-        return (self.expected(reference) or 0) * share * self.delay_s
+        """Least time for the images of its slowest host."""
+        return (self.expected(reference) or 0) * self.share * self.delay_s
 
 
 def forecast(sources: Sequence[Pace], reference: Reference | None) -> dict[str, Any]:

@@ -83,7 +83,6 @@ class Funnel:
         return [name for name, _ in sorted(totals.items(), key=lambda item: (-item[1], item[0]))]
 
     def of_source(self, source: str) -> Funnel:
-        """The funnel of one source."""
         return Funnel({key: n for key, n in self.counts.items() if key[0] == source})
 
     def reasons(self) -> list[tuple[str, int]]:

@@ -41,7 +41,6 @@ def picture(stored: Stored, boxes: bool = False) -> PIL.Image.Image:
 
 
 def counts(frames: Frames) -> dict[str, int]:
-    """Samples of each split."""
     samples: Counter[str] = Counter()
     for _, shard in frames.shards:
         samples[shard.split] += shard.samples
@@ -62,7 +61,6 @@ def title(frames: Frames) -> tuple[str, str]:
 
 
 def html(frames: Frames) -> str:
-    """The piece of HTML."""
     cards = []
     for stored in Samples(frames, takedowns=frames.takedowns).first(SHOWN):
         made = thumbnail(stored.image, SIDE, MAX_PIXELS, stored.key)

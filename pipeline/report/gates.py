@@ -22,7 +22,8 @@ of each, and the keys of the spec that decide, before anything is published.
 What the dataset holds already (`known`) counts as dropped nowhere; the stage that recognised it is judged by the rest.
 
 The report shows the same gates that `publish` asks. Limits: a source of fewer than `publish.judged_from` entries at a
-stage is not judged there, since a share of ten says little; `min_samples` is for that.
+stage is not judged there, since a share of ten says little; `min_samples` is for that. What is unaccounted for is
+judged in builds of any size: nothing drops it on purpose.
 """
 
 from __future__ import annotations
@@ -272,19 +273,24 @@ def _unreadable(
 
 
 def _unaccounted(spec: BuildSpec, accounts: Mapping[str, Account]) -> Iterator[Gate]:
-    """One gate if anything is unaccounted for, about the source and unit that stand worst."""
+    """One gate if anything is unaccounted for, about the source and unit that stand worst.
+
+    The share is of whole units, rounded up: unless the spec allows none, one stray file of a small folder is no fault,
+    and two are.
+    """
     limit = spec.publish.max_unaccounted
-    judged: list[tuple[float, str, str]] = []  # (share, source, sentence)
+    judged: list[tuple[bool, float, str, str]] = []  # (whether at fault, share, source, sentence)
     for source, account in accounts.items():
         for unit, units in account:
-            if units.unaccounted and units.met >= spec.publish.judged_from:
+            if units.unaccounted:
+                allowed = math.ceil(round(limit * units.met, 6))  # 0.07 * 100 is a bit more than 7
                 said = f"{units.unaccounted:,} of {units.met:,} {unit} of {source} are unaccounted for"
                 examples = f"; for example {', '.join(units.examples)}" if units.examples else ""
-                says = f"{said} ({units.share:.2%}), the spec allows {limit:.2%}{examples}"
-                judged.append((units.share, source, says))
+                says = f"{said} ({units.share:.2%}), the spec allows {allowed:,} ({limit:.2%}){examples}"
+                judged.append((units.unaccounted > allowed, units.share, source, says))
     if judged:
-        share, worst, says = max(judged)
-        faults = tuple(said for share, _, said in judged if share > limit)
+        _, share, worst, says = max(judged)
+        faults = tuple(said for is_fault, _, _, said in judged if is_fault)
         yield Gate("max_unaccounted", f"{worst} {share:.2%}", f"≤ {limit:.2%}", says, faults)
 
 
@@ -323,7 +329,6 @@ def _is_set(spec: BuildSpec, name: str) -> bool:
 
 
 def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
-    """Gates on what was kept, by the report."""
     options, kept = spec.publish, report["totals"]["kept"]
     compared = report.get("drift")
     if options.max_drift and compared and min(compared["samples"]) >= drift.FEW:

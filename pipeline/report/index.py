@@ -119,7 +119,6 @@ def _trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _share(rows: list[dict[str, Any]], title: str, title_zh: str, part: str) -> dict[str, Any]:
-    """The trend of a part of all candidates."""
     shares = [100 * row[part] / row["candidates"] if row["candidates"] else 0.0 for row in rows]
     return _trend(rows, title, title_zh, shares, "{:.1f}%")
 

@@ -99,7 +99,6 @@ def _restated(html: str, report: Values, stages: Stages) -> str:
 
 
 def as_json(report: Values) -> str:
-    """The text of report.json."""
     return printable_json(shown(json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True))) + "\n"
 
 
@@ -122,7 +121,6 @@ def environment(stages: Stages) -> Any:
 
 @functools.lru_cache(maxsize=200)
 def _fragment(templates: Any, html: str) -> Any:
-    """The compiled fragment of a section."""
     # a fragment says itself which white space is around it, so unlike a whole page it keeps its last line break
     return templates.overlay(keep_trailing_newline=True).from_string(html)
 

@@ -8,28 +8,41 @@ does every detector that needs no pixels.
 Items that were dropped as not safe for work, and copies of them, are shown without their picture; so are, where the
 spec has a filter that looks at pixels, pictures of a source that no stage has looked at (`pipeline.report.withheld`).
 
+A picture that no stage has read is read from its source as carefully as stages do it: what was taken down, or looks
+like it, is not returned, and nothing where the spec has a filter that looks at pixels.
+
 Limits: thumbnails stop at a budget of bytes.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import itertools
 import logging
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH
 from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
 from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, most_boxes
+from pipeline.errors import SourceError
+from pipeline.features import feature_id
+from pipeline.filters import pixel_filters
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
-from pipeline.report.source_pictures import in_sources
+from pipeline.records import PROVENANCE
 from pipeline.report.withheld import Hide, faces_hider, unshown_candidates, unshown_images
+from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import FetchedImage, read_images
+from pipeline.store.measured import measured
 from pipeline.store.sql import Tables
+from pipeline.store.stage import in_funnel
 from pipeline.store.takedowns import Takedowns
 from pipeline.unreadable import OURS, evidence
 
@@ -182,3 +195,41 @@ def as_shown(boxes: Sequence[float], scores: Sequence[float]) -> list[list[float
     """[[x1, y1, x2, y2, score], ...], rounded to more than a thumbnail shows. boxes: four numbers each, flattened."""
     numbers = [round(x, 1) for x in boxes]
     return [[*numbers[4 * at : 4 * at + 4], round(score, 3)] for at, score in enumerate(scores)]
+
+
+def in_sources(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedowns) -> Iterator[FetchedImage]:
+    """Pictures of rows that were dropped before `fetch` read them, where they lie in the row's source."""
+    before = set(in_funnel(build, "extract", "admit"))
+    sources = {source.name: source for source in sources_of(build.spec) if isinstance(source, TableSource)}
+    waiting = {row["id"]: row for row in rows if row["stage"] in before and row["source"] in sources}
+    if not waiting or pixel_filters(build.spec):
+        return
+    places = {name: row["url"] for name, row in waiting.items()}
+    wanted = pc.field("candidate_id").isin(pa.array(sorted(waiting), pa.string()))
+    stage = build.stage("extract")
+    for record in stage.records():
+        if PROVENANCE in record.files:
+            stored = stage.table(
+                record, PROVENANCE, ["candidate_id", "stored_at"], wanted & (pc.field("stored_at") != "")
+            )
+            places |= dict(zip(*(stored[name].to_pylist() for name in stored.column_names), strict=True))
+    for name, row in waiting.items():
+        try:
+            data = sources[row["source"]].read_image(places[name])
+        except SourceError:  # it was moved or is not mounted: the report says what it can without it
+            return
+        except OURS:
+            raise
+        except Exception as e:
+            log.warning("the report shows no thumbnail: %s", evidence(e, places[name]))
+            continue
+        if data is not None and not _looks_forgotten(build, data, takedowns):
+            yield FetchedImage(row["fetch_id"], hashlib.sha256(data).hexdigest(), data)
+
+
+def _looks_forgotten(build: Build, data: bytes, takedowns: Takedowns) -> bool:
+    """True if a picture that `measure` has not seen looks like one that was taken down; also if that cannot be told."""
+    if not takedowns.looks:
+        return False
+    rows, faults = measured([("", data)], build.spec.fetch.max_pixels)
+    return bool(faults) or bool(takedowns.alike(rows, feature_id()))

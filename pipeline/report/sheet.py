@@ -97,7 +97,6 @@ def choose(build: Build, tables: Tables, takedowns: Takedowns) -> Choice:
 
 
 def _rows(tables: Tables, places: Iterable[_Place]) -> dict[_Place, Row]:
-    """The decisions at some places."""
     wanted = sorted(set(places))
     if not wanted:
         return {}

@@ -20,6 +20,7 @@ REASONS = {
     "egress_refused": ("address refused", "地址被拒"),
     "http_status": ("HTTP error", "HTTP 错误"),
     "timeout": ("timeout", "超时"),
+    "dns": ("unknown host", "域名无法解析"),
     "connection": ("no connection", "连接失败"),
     "too_many_redirects": ("too many redirects", "重定向过多"),
     "too_large": ("file too large", "过大"),

@@ -82,7 +82,6 @@ def show_pictures(figures: Values, build: Build, trial: Build) -> None:
 
 
 def render(figures: Values, build: Build) -> str:
-    """The page of a comparison with pictures."""
     return shown(str(environment(build.stages).get_template("trial.html").render(**figures)))
 
 

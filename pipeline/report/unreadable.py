@@ -4,7 +4,8 @@ A parser that fails costs a page or a row. Damage costs as much as it swallows: 
 three quarters, which is one Decision among hundreds. So `extract` counts the bytes that damaged parts and broken files
 have, and the rows where metadata state them, beside the size of the input.
 
-Limits: what lies in the web, in single records of remote files or in a folder of pictures is not weighed by bytes.
+Limits: what lies in the web, in single records of remote files or in pictures of a folder is not weighed by bytes; of a
+folder its captions file is.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ class Damage:
 
 
 def read_damage(build: Build) -> dict[str, Damage]:
-    """Damage of each source of a build."""
     counts: dict[str, Counter[str]] = {}
     names = [own.name for own in fields(Damage)]
     for record in build.records("extract"):

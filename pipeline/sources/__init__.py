@@ -23,7 +23,7 @@ from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import expand, has_globs, reason, version, writable
 from pipeline.plugins import Plugin, configure
-from pipeline.records import Candidate, Decision, DropReason, Lost, drop
+from pipeline.records import Candidate, Decision, DropReason, Lost, drop, drop_capture
 from pipeline.sources._look import (
     Budget,
     Count,
@@ -109,15 +109,26 @@ class PageRange:
     length: int
 
 
+def unreadable_part(name: str, hole: Hole) -> Decision:
+    """The Decision about a part of a file of captures (without a source), with its weight in bytes."""
+    own = drop_capture(f"{name}, byte {hole.start}", "", "extract", DropReason.UNREADABLE, f"{name}: {hole}")
+    return replace(own, url="", page_url="", lost=Lost(hole.bytes))
+
+
 class RangeSource(PageSource):
-    """A source of web pages that lie scattered in WARC files, of which the records alone are read."""
+    """A source of web pages that lie scattered in WARC files, of which the records alone are read, as an index says."""
 
     def parts(self) -> int:
         """Number of parts; follows from the content that `token` stands for."""
         raise TypeError(f"{type(self).__name__} must say its parts")
 
-    def ranges(self, part: int, account: Account) -> Iterator[PageRange | Decision]:
-        """The pages of one part in a stable order; a Decision for each without a place. Raises SourceError.
+    def files(self) -> list[str]:
+        """The files of the index. Raises SourceError."""
+        raise TypeError(f"{type(self).__name__} must say what it reads")
+
+    def opened(self, part: int, account: Account) -> tuple[str, Iterator[PageRange | Decision]]:
+        """(file of the index that begins with a part, "" for a later part of one; the pages of the part in a stable
+        order, and a Decision for each without a place and each damaged part of the file). Raises SourceError.
 
         account: gets what else the part holds.
         """
@@ -292,8 +303,12 @@ class Decoding:
 
 
 def distinct(texts: Sequence[Text]) -> tuple[Text, ...]:
-    """The texts that are not empty; of equal ones the first stays, in the place of the last."""
-    return tuple({text.text: text for text in reversed(texts) if text.text}.values())[::-1]
+    """The texts that are not empty, in their order; of equal ones the first stays."""
+    kept = dict[str, Text]()
+    for text in texts:
+        if text.text:
+            kept.setdefault(text.text, text)
+    return tuple(kept.values())
 
 
 def local_path(path: str) -> str:

@@ -6,24 +6,24 @@ it. Each row that cannot be read is a Decision; each line of the file is account
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 from unicodedata import normalize
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind
 from pipeline.account import Named, Units
-from pipeline.files.inputs import Lines, LongLine
-from pipeline.records import Decision, encodable
-from pipeline.sources import MAX_UNDECODED
-from pipeline.sources._text_files import PACKED, Encoding, columns_of, head_of, no_column, opened, rows_of
+from pipeline.files.inputs import Lines
+from pipeline.records import Decision, Lost, encodable
+from pipeline.sources import MAX_UNDECODED, Decoding
+from pipeline.sources._rows import Row, json_rows, table_rows
+from pipeline.sources._text_files import PACKED, Encoding, RowsFile, columns_of, head_of, no_column, opened
 from pipeline.texts.cleaning import clean
 
 ColumnNames = str | tuple[str, ...]
@@ -55,15 +55,6 @@ class CaptionColumns(BaseModel):
         return {kind: (own,) if isinstance(own, str) else tuple(own) for kind, own in named.items() if own}
 
 
-class _Row(NamedTuple):
-    """A row of a captions file: a line of JSON, cells by column, what was raised on it, or the name of lines that are
-    not a row. lines, told: as in `_text_files.TableRow`."""
-
-    cells: str | dict[str, Any] | Exception | Named
-    lines: int = 1
-    told: int = 1
-
-
 @dataclass(frozen=True)
 class CaptionsFile:
     """A table of captions. name: its path in the folder. at: its path or URL."""
@@ -80,34 +71,34 @@ class CaptionsFile:
         lines: Units,
         unreadable: Callable[[str, Exception], Decision],
     ) -> tuple[dict[str, list[Text]], list[Decision]]:
-        """Texts by picture, and a Decision for each row that cannot be read, by `unreadable` of its place.
+        """Texts by picture, and a Decision with its weight for each row that cannot be read, by `unreadable` of its
+        place.
 
         is_wanted: of which pictures, and names of none, the texts are kept. lines: accounts for the lines of the file.
         Raises ValueError for a file of which no row can be read, and what fsspec raises.
         """
         texts: dict[str, list[Text]] = {}
         broken: list[Decision] = []
-        any_is_sound, number = False, 0
+        any_is_sound = False
         with opened(self.at, self.encoding) as (f, encoding):
-            for row in self._rows(f, pictures):
-                lines.met += row.lines
-                if isinstance(row.cells, Named):
-                    lines.named[row.cells] += row.lines
+            for number, row, taken, told, size in self._rows(f, encoding, pictures):
+                lines.met += taken
+                if isinstance(row, Named):
+                    lines.named[row] += taken
                     continue
-                number += 1
                 place = f"{self.name}, row {number}"
-                if row.told < row.lines:
-                    lines.miss(f"{place}: {row.lines - row.told:,} lines in one cell")
+                if told < taken:
+                    lines.miss(f"{place}: {taken - told:,} lines in one cell")
                 try:
-                    named, cells = self._captions_of(row.cells, encoding)
+                    named, cells = self._captions_of(row)
                     name, any_is_sound = pictures.find(named), True
                     if is_wanted(name):
                         texts.setdefault(name, []).extend(texts_of(cells))
-                    lines.candidates += row.told * (name in pictures)
-                    lines.decisions += row.told * (name not in pictures)
+                    lines.candidates += told * (name in pictures)
+                    lines.decisions += told * (name not in pictures)
                 except Exception as e:
-                    broken.append(unreadable(place, e))
-                    lines.decisions += row.told
+                    broken.append(replace(unreadable(place, e), lost=Lost(size(), lines=1)))
+                    lines.decisions += told
                     if not any_is_sound and len(broken) == MAX_UNDECODED:
                         break
         if broken and not any_is_sound:
@@ -115,35 +106,19 @@ class CaptionsFile:
             raise ValueError(f"not a table of captions ({fault})")
         return texts, broken
 
-    def _rows(self, f: Any, pictures: Names) -> Iterator[_Row]:
-        """Rows as the file's suffix says: lines of JSON as text, rows of a table by column.
-
-        Raises ValueError for a table without the columns that are named.
-        """
+    def _rows(self, f: RowsFile, encoding: str, pictures: Names) -> Iterator[Row]:
+        """Rows as the file's suffix says. Raises ValueError for a table without the columns that are named, and for a
+        file of another encoding."""
         name = PACKED.sub("", self.name.lower())
         if name.endswith((".jsonl", ".ndjson", ".json")):
-            for _, line in Lines(f).numbered():
-                is_blank = not isinstance(line, LongLine) and not line.strip("\ufeff\r\n\t ")
-                yield _Row(Named.BLANK if is_blank else line)
-            return
-        usual = "\t" if name.endswith(".tsv") else ","
-        separator, header, lines, above = head_of(Lines(f), self.columns.required(), usual)
-        self._check_columns(header, (columns_of(line, separator) for line in islice(lines, 5)), pictures)
-        yield _Row(Named.HEADER, above)
-        image = header.index(self.columns.image)
-
-        def is_row(cells: list[str]) -> bool:
-            return pictures.find(cells[image]) in pictures
-
-        for row, taken, told in rows_of(lines, separator, len(header), is_row):
-            if isinstance(row, Exception):
-                yield _Row(row, len(taken), told)
-            elif any(row[len(header) :]):  # a text with the separator in it, and no quotes around it
-                yield _Row(ValueError(f"{len(row)} fields, but {len(header)} in the header"), len(taken), told)
-            elif row:
-                yield _Row(dict(zip(header, row, strict=False)), len(taken), told)
-            else:
-                yield _Row(Named.BLANK)
+            return json_rows(f, Decoding(encoding))
+        head = head_of(Lines(f), self.columns.required(), "\t" if name.endswith(".tsv") else ",")
+        some = (columns_of(line, head.separator) for line in islice(head.rows, 5))
+        self._check_columns(head.columns, some, pictures)
+        image = head.columns.index(self.columns.image)
+        return table_rows(
+            f, Decoding(encoding), head, lambda cells: pictures.find(cells[image]) in pictures, short=True
+        )
 
     def _check_columns(self, header: Sequence[str], rows: Iterable[list[str]], pictures: Names) -> None:
         """Raises ValueError for a table without a column that is needed, and says what to write into the spec.
@@ -165,18 +140,13 @@ class CaptionsFile:
             advice = f"; set columns: {{image: {header[named[0]]}, caption: {caption}}}"
         raise ValueError(no_column(header, missing) + advice)
 
-    def _captions_of(self, row: Any, encoding: str) -> tuple[str, dict[TextKind, list[Any]]]:
+    def _captions_of(self, row: Any) -> tuple[str, dict[TextKind, list[Any]]]:
         """(picture, its cells by kind of text) of a row. Raises whatever is wrong with it."""
-        if isinstance(row, Exception):
-            raise row
-        if isinstance(row, str):
-            _encodable(row, encoding)
-            row = json.loads(row.removeprefix("\ufeff"))
-        elif isinstance(row, dict):
-            _encodable("".join(cell for cell in row.values() if isinstance(cell, str)), encoding)
-        name = row.get(self.columns.image) if isinstance(row, dict) else None
+        if not isinstance(row, dict):
+            raise row if isinstance(row, Exception) else ValueError(row)
+        name = row.get(self.columns.image)
         if not isinstance(name, str):
-            has = f"; it has {', '.join(map(str, row))}"[:200] if isinstance(row, dict) else ""
+            has = f"; it has {', '.join(map(str, row))}"[:200]
             raise ValueError(f"each row needs the column `{self.columns.image}`{has}")
         cells: dict[TextKind, list[Any]] = {}
         for kind, columns in self.columns.by_kind().items():
@@ -220,14 +190,6 @@ class Names:
 def _folded(name: str) -> str:
     """A name as Windows and macOS compare it: in any case, composed or not."""
     return normalize("NFC", name).casefold()
-
-
-def _encodable(row: str, encoding: str) -> None:
-    """Raises ValueError for a row with bytes that are not of the file's encoding."""
-    try:
-        row.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"contains bytes that are not {encoding}; if the file has another encoding, set it") from None
 
 
 def texts_of(value: Any) -> list[Text]:

@@ -57,8 +57,7 @@ class Look:
     unknown. candidates: images with texts, None where only the web knows. pages: that are to be crawled or read.
     facts: further lines, (name, value). warnings: effects of the build that are probably unwanted.
     start_urls: pages that a crawl starts from. image_urls: some images that are to be fetched, of different hosts.
-    busiest_host: the largest share of the images that one host has, 0 to 1; 0 for images that lie in the source.
-    busiest: that host, "" where none is known.
+    hosts: the busiest hosts that are asked, each with its share of the images, or of a site's pages, 0 to 1.
     """
 
     counts: tuple[Count, ...] = ()
@@ -69,8 +68,7 @@ class Look:
     warnings: tuple[str, ...] = ()
     start_urls: tuple[str, ...] = ()
     image_urls: tuple[str, ...] = ()
-    busiest_host: float = 0.0
-    busiest: str = ""
+    hosts: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass
@@ -92,6 +90,7 @@ class Sample:
     """Entries of a source as a build would read them, up to a budget."""
 
     MOST_URLS = 3
+    MOST_HOSTS = 10
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -150,8 +149,7 @@ class Sample:
             "facts": tuple(facts),
             "warnings": (*(("a build would drop all sampled rows",) if nothing else ()), *filter(None, missed)),
             "image_urls": tuple(self._urls.values()),
-            "busiest_host": max(self._hosts.values(), default=0) / max(1, self.candidates),
-            "busiest": max(self._hosts, key=self._hosts.__getitem__, default=""),
+            "hosts": tuple((host, n / self.candidates) for host, n in self._hosts.most_common(self.MOST_HOSTS)),
         }
 
 
@@ -193,7 +191,7 @@ class Broken:
         return (f"a build cannot read {len(named):,} of {of}: {which}{more}",)
 
 
-def broken_files(files: Sequence[str], read_first: Callable[[int, str], None], budget: Budget) -> Broken:
+def broken_files(files: Sequence[str], read_first: Callable[[int, str], object], budget: Budget) -> Broken:
     """Looks at the beginning of each file, up to a budget; an empty file is broken as well.
 
     read_first: reads the first entry of a file, and raises BrokenFile for one that is not what it should be. It raises

@@ -8,18 +8,17 @@ ranges of their records. `path` and `path_list` name the files of the table as s
 
 A page is taken if its status is 200, its detected type is one of `mime_types`, and one of `languages` is among the
 three that Common Crawl detected on it (CLD2), or is the first of them with `first_language`. Row groups of the table
-whose statistics exclude all that are not read.
+whose statistics exclude all that are not read; the first part of a file counts their rows.
 
 A part is up to `rows_per_part` rows of one file of the table. Its records are read in the order in which they lie in
-the WARC files.
+the WARC files. A file of several that cannot be read is a Decision, and so are a part's rows of a damaged row group.
 
 Needs: the extra `s3` for s3://commoncrawl/, the fast way from within its region.
 
 Thresholds: `zho` is the code of Chinese in that table (ISO 639-3, simplified and traditional).
 
 Limits: what Common Crawl did not detect as Chinese is not seen. Files that `path_list` names, and WARC files, are taken
-to be immutable. Rows of the table are held a row group at a time, packed. Rows of row groups that
-the statistics exclude are not counted.
+to be immutable. Rows of the table are held a row group at a time, packed. Damage weighs by the bytes of the table.
 """
 
 from __future__ import annotations
@@ -30,18 +29,20 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import unquote
 
 import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.account import Account, Named
-from pipeline.errors import SourceError
-from pipeline.files.inputs import expand, faults, has_globs, listed, reason, version
+from pipeline.errors import BrokenFile, SourceError
+from pipeline.files.damage import Hole, is_damage
+from pipeline.files.inputs import emptiness, expand, faults, has_globs, listed, reason, version, writable
 from pipeline.records import Decision, DropReason, drop_capture
-from pipeline.sources import PageRange, Paths, RangeSource
-from pipeline.sources._look import Budget, Count, Exactness, Look, spread
+from pipeline.sources import PageRange, Paths, RangeSource, unreadable_part
+from pipeline.sources._look import Budget, Count, Exactness, Look, broken_files, spread
 from pipeline.urls import without_userinfo
 
 if TYPE_CHECKING:
@@ -57,8 +58,22 @@ _ROWS = 1 << 16
 _MOST_BYTES = 1 << 40
 """Offset in a WARC file at most: no file is larger, and a disk refuses far larger ones as if it were at fault."""
 
-Cut = tuple[str, tuple[tuple[int, int, int], ...]]
-"""A file of the table, and of some of its row groups (number, first row, row behind the last)."""
+
+class _Cut(NamedTuple):
+    """One part: a file of the table, and of some of its row groups (number, first row, row behind the last).
+
+    begins: it is the first part of the file. passed: rows of the file's row groups that are not read, there only.
+    """
+
+    file: str
+    groups: tuple[tuple[int, int, int], ...] = ()
+    begins: bool = True
+    passed: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that are read."""
+        return sum(stop - start for _, start, stop in self.groups)
 
 
 class CommonCrawl(RangeSource):
@@ -67,6 +82,8 @@ class CommonCrawl(RangeSource):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"path": "cc-index/crawl=CC-MAIN-2026-30/subset=warc/*.parquet"}]}
     )
+
+    VERSION: ClassVar[int] = 2
 
     path: Paths = Field((), description="path, URL or glob of the index's Parquet files, or a list of them")
     path_list: str = Field("", description="path or URL of a file that lists them, one per line, plain or .gz")
@@ -114,48 +131,65 @@ class CommonCrawl(RangeSource):
         return self.files() if self.path_list or has_globs(self.path) else []
 
     def parts(self) -> int:
-        """Runs of at most `rows_per_part` rows, of row groups that may hold a page. Raises SourceError."""
+        """Runs of at most `rows_per_part` rows, of row groups that may hold a page; at least one per file.
+
+        Raises SourceError, also where none of several files can be read.
+        """
         return sum(1 for _ in self._cuts())
 
-    def ranges(self, part: int, account: Account) -> Iterator[PageRange | Decision]:
-        """Yields locations of a part's pages, in the order of files and offsets; a Decision for a row without one.
+    def opened(self, part: int, account: Account) -> tuple[str, Iterator[PageRange | Decision]]:
+        """See `RangeSource.opened`: pages are in the order of WARC files and offsets.
 
-        Raises SourceError for a file that cannot be read or lacks the index's columns.
+        Raises BrokenFile for a file whose footer cannot be read, or without the index's columns.
         """
-        file, groups = next(itertools.islice(self._cuts(), part, None))
+        cut = next(itertools.islice(self._cuts(), part, None))
+        return cut.file if cut.begins else "", self._accounted(cut, account)
+
+    def _accounted(self, cut: _Cut, account: Account) -> Iterator[PageRange | Decision]:
         records, taken = account["records"], 0
-        for place in self._ranges((file, groups)):
+        for place in self._ranges(cut):
+            if isinstance(place, Hole):
+                records.decisions += place.rows - 1  # the reader of captures accounts for one
+                taken += place.rows
+                yield unreadable_part(_name_of(cut.file), place)
+                continue
             taken += 1
             yield place
-        rows = sum(stop - start for _, start, stop in groups)
-        records.met += rows
-        records.named[Named.OTHER_PAGE] += rows - taken
+        records.met += cut.rows + cut.passed
+        records.named[Named.OTHER_PAGE] += cut.rows + cut.passed - taken
 
     def look(self, budget: Budget) -> Look:
         """Its pages and the bytes of their records, counted or estimated from a sample of the index."""
         files, given = self.files(), frozenset(self._given())
+        broken = broken_files(files, lambda _, file: self._cuts_of(file, file in given), replace(budget))
+        sound = [file for file in files if file not in broken.reasons]
         rows = taken = pages = size = 0
-        whole = len(spread(len(files))) == len(files)
-        for number in spread(len(files)):
-            cuts = self._cuts_of(files[number], files[number] in given)
-            rows += sum(stop - start for _, groups in cuts for _, start, stop in groups)
+        numbers, damage = spread(len(sound)), list[str]()
+        whole = len(numbers) == len(sound)
+        for number in numbers:
+            cuts = self._cuts_of(sound[number], sound[number] in given)
+            rows += sum(cut.rows for cut in cuts)
             for cut in cuts:
                 if taken and budget.spent:
                     whole = False
                     break
-                places = [place for place in self._ranges(cut) if isinstance(place, PageRange)]
-                pages, size = pages + len(places), size + sum(place.length for place in places)
-                taken += sum(stop - start for _, start, stop in cut[1])
+                taken += cut.rows
+                for place in self._ranges(cut):
+                    if isinstance(place, Hole):
+                        damage.append(f"{_name_of(cut.file)}: {place}; a build reads the other rows")
+                    elif isinstance(place, PageRange):
+                        pages, size = pages + 1, size + place.length
         about: Exactness = "" if whole else "about"
-        times = 1.0 if whole else rows / max(1, taken) * len(files) / len(spread(len(files)))
+        times = 1.0 if whole else rows / max(1, taken) * len(sound) / max(1, len(numbers))
         found = Count("pages", round(pages * times), about)
         fact = f"{taken:,} rows of the index: {pages:,} pages in {', '.join(self.languages)}"
-        warnings = () if pages else ("none of the sampled rows is a page in these languages",)
+        warnings = [] if pages else ["none of the sampled rows is a page in these languages"]
+        warnings += [*broken.warnings(len(files)), *damage[:1]]
         counts = (Count("files of the index", len(files)), found)
         size = round(size * times)
         unit, scale = next((u, n) for u, n in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= n or u == "kB")
         facts = (("looked at", fact), ("reads", f"{about} {size / scale:,.1f} {unit} of WARC files, by ranges".strip()))
-        return Look(counts, bytes=size, pages=found.number, facts=facts, warnings=warnings)
+        return Look(counts, bytes=size, pages=found.number, facts=facts, warnings=tuple(warnings))
 
     def _published(self, name: str) -> str:
         """The path or URL of a file of the crawl."""
@@ -165,18 +199,34 @@ class CommonCrawl(RangeSource):
         """Files that `path` names."""
         return expand(self.path, self.name, self.base)
 
-    def _cuts(self) -> Iterator[Cut]:
-        given = frozenset(self._given())
-        for file in self.files():
-            yield from self._cuts_of(file, file in given)
+    def _cuts(self) -> Iterator[_Cut]:
+        """The parts; of a file that cannot be read one without rows, which says so. Raises SourceError at the end if
+        that is every file."""
+        files, given, faults = self.files(), frozenset(self._given()), list[BrokenFile]()
+        for file in files:
+            try:
+                cuts = self._cuts_of(file, file in given)
+            except BrokenFile as e:
+                faults.append(e)
+                cuts = [_Cut(file)]
+            yield from cuts
+        if len(faults) == len(files):
+            raise faults[0]
 
-    def _cuts_of(self, file: str, may_change: bool) -> list[Cut]:
-        """The parts of one file. may_change: not for files of a `path_list`, of which each part would ask again."""
-        cuts: list[Cut] = []
+    def _cuts_of(self, file: str, may_change: bool) -> list[_Cut]:
+        """The parts of one file. may_change: not for files of a `path_list`, of which each part would ask again.
+
+        Raises SourceError, BrokenFile if its content is the cause.
+        """
+        cuts: list[_Cut] = []
         groups: list[tuple[int, int, int]] = []
         room = self.rows_per_part
+        about = version(file) if may_change else []
+        if about and about[1] == 0:
+            raise BrokenFile(file, f"source {self.name}: {emptiness(file)}")
         wanted = self.languages, self.first_language, self.mime_types
-        for group, rows in _groups(file, self.name, json.dumps(version(file)) if may_change else "", *wanted):
+        chosen, passed = _groups(file, self.name, json.dumps(about), *wanted)
+        for group, rows in chosen:
             start = 0
             while start < rows:
                 stop = min(rows, start + room)
@@ -184,16 +234,25 @@ class CommonCrawl(RangeSource):
                 room -= stop - start
                 start = stop
                 if not room:
-                    cuts.append((file, tuple(groups)))
+                    cuts.append(_Cut(file, tuple(groups), not cuts, 0 if cuts else passed))
                     groups, room = [], self.rows_per_part
-        return [*cuts, (file, tuple(groups))] if groups else cuts
+        if groups or not cuts:
+            cuts.append(_Cut(file, tuple(groups), not cuts, 0 if cuts else passed))
+        return cuts
 
-    def _ranges(self, cut: Cut) -> Iterator[PageRange | Decision]:
-        file, groups = cut
+    def _ranges(self, cut: _Cut) -> Iterator[PageRange | Decision | Hole]:
+        """Locations of the pages of a part, Decisions about rows without one, and first its damaged row groups."""
+        from pipeline.files.parquet import hole_of, is_damaged
+
         rows: list[dict[str, Any]] = []
-        with _Opened(file, self.name) as table:
-            for group, start, stop in groups:
-                rows += self._chosen(table, group, start, stop)
+        with _Opened(cut.file, self.name) as table:
+            for group, start, stop in cut.groups:
+                try:
+                    rows += list(self._chosen(table, group, start, stop))
+                except Exception as e:
+                    if not is_damaged(e):
+                        raise
+                    yield hole_of(table.metadata, group, start, stop, e)
         rows.sort(key=lambda row: (str(row["warc_filename"]), row["warc_record_offset"] or 0))
         for row in rows:
             yield self._place(row)
@@ -234,6 +293,11 @@ class CommonCrawl(RangeSource):
         return PageRange(url, self._published(name), offset, length)
 
 
+def _name_of(file: str) -> str:
+    """The name of a file, as people may see it."""
+    return writable(without_userinfo(file).rpartition("/")[2])
+
+
 def _is_below(name: str) -> bool:
     """True if a name of a file can only be one below `prefix`; `::` chains file systems of fsspec."""
     steps = re.split(r"[/\\]", unquote(name))
@@ -256,7 +320,7 @@ def _as_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 class _Opened:
-    """A file of the index, open. Raises SourceError for one that cannot be read or lacks a column."""
+    """A file of the index, open. Raises SourceError; BrokenFile if it is not a Parquet file, or lacks a column."""
 
     def __init__(self, file: str, source: str) -> None:
         self._file, self._source = file, source
@@ -273,7 +337,7 @@ class _Opened:
         missing = [name for name in (*_PLACE, _LANGUAGES, _MIME, _STATUS) if name not in table.schema_arrow.names]
         if missing:
             self._raw.__exit__(None, None, None)
-            raise SourceError(
+            raise BrokenFile(
                 self._file, f"source {self._source}: no column {missing[0]!r}, which the Common Crawl index has"
             )
         return table
@@ -282,13 +346,18 @@ class _Opened:
         import pyarrow as pa
 
         self._raw.__exit__(kind, e, trace)
-        if isinstance(e, faults(pa.ArrowException)):
-            said = "not a readable Parquet file" if isinstance(e, pa.ArrowException) else "cannot be read"
-            raise SourceError(self._file, f"source {self._source}: {said} ({reason(e)})") from None
+        if isinstance(e, Exception) and isinstance(e, faults(pa.ArrowException)):
+            is_content = isinstance(e, pa.ArrowException) or is_damage(e)
+            said = "not a readable Parquet file" if is_content else "cannot be read"
+            fault = BrokenFile if is_content else SourceError
+            raise fault(self._file, f"source {self._source}: {said} ({reason(e)})") from None
 
 
 def _batches(table: pq.ParquetFile, group: int, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Rows [start, stop) of a row group, _ROWS at a time at most; the same cuts for any columns."""
+    """Rows [start, stop) of a row group, _ROWS at a time at most; the same cuts for any columns.
+
+    Raises EOFError for a group with fewer rows than the footer states.
+    """
     at = 0
     for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns):
         first, last = max(start - at, 0), min(stop - at, batch.num_rows)
@@ -297,21 +366,27 @@ def _batches(table: pq.ParquetFile, group: int, start: int, stop: int, columns: 
         at += batch.num_rows
         if at >= stop:
             return
+    raise EOFError(f"the row group ends behind row {at:,}")
 
 
 @functools.lru_cache(maxsize=4096)
 def _groups(
     file: str, source: str, mark: str, languages: tuple[str, ...], first: bool, mimes: tuple[str, ...]
-) -> tuple[tuple[int, int], ...]:
-    """(number, rows) of the row groups that may hold a page, by the file's footer. mark: changes with the file."""
-    found = []
+) -> tuple[tuple[tuple[int, int], ...], int]:
+    """((number, rows) of each row group that may hold a page, rows of all others), by the file's footer.
+
+    mark: changes with the file.
+    """
+    found, passed = [], 0
     with _Opened(file, source) as table:
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
             columns = {group.column(i).path_in_schema: group.column(i).statistics for i in range(group.num_columns)}
             if _may_hold(columns, languages, first, mimes):
                 found.append((number, group.num_rows))
-    return tuple(found)
+            else:
+                passed += group.num_rows
+    return tuple(found), passed
 
 
 def _may_hold(columns: dict[str, Any], languages: tuple[str, ...], first: bool, mimes: tuple[str, ...]) -> bool:

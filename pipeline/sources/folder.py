@@ -65,7 +65,7 @@ class FolderOfImages(TableSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "pictures"}]})
 
-    VERSION: ClassVar[int] = 5
+    VERSION: ClassVar[int] = 6
 
     path: str = Field(description="path or URL of the folder; includes pictures in subfolders")
     captions: str = Field("", description="table of texts, relative to the folder: CSV, TSV or JSON lines")
@@ -92,6 +92,9 @@ class FolderOfImages(TableSource):
 
     def parts(self) -> int:
         return max(1, -(-len(self._images()) // self.images_per_part))
+
+    def opened(self, part: int, account: Account) -> tuple[str, Iterator[Candidate | Decision]]:
+        return self._at(self.captions) if self.captions and part == 0 else "", self.read(part, account)
 
     def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
         """Candidates of one part by path; a Decision for a picture without text or with a broken text file.

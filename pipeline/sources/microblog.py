@@ -21,10 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.shard import Text
 from pipeline.account import Account, Named, Units
 from pipeline.errors import BrokenFile
-from pipeline.files.inputs import Lines, LongLine, faults, writable
+from pipeline.files.damage import Hole
+from pipeline.files.inputs import faults, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import BAD_LINE, BadLines, Decoding, FileSource, weighed
-from pipeline.sources._text_files import json_object, opened
+from pipeline.sources._rows import json_rows
+from pipeline.sources._text_files import opened
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo
 
@@ -53,7 +55,7 @@ class Microblog(FileSource):
 
     fields: Fields = Field(Fields(), description="paths to the fields of a post")
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     ROWS: ClassVar[str] = "posts"
 
     def entries_of(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
@@ -61,20 +63,19 @@ class Microblog(FileSource):
         lines, pictures = account["lines"], account["pictures of posts"]
         bad = BadLines()
         try:
-            decoding = Decoding("UTF-8")
             with opened(file, "utf-8-sig") as (f, _):
                 try:
-                    for at, line in Lines(f).numbered():
+                    for at, post, _, _, size in json_rows(f, Decoding("UTF-8")):
                         row = f"{writable(file.rpartition('/')[2])}, row {at}"
                         lines.met += 1
-                        if isinstance(line, str) and not line.strip():
-                            lines.named[Named.BLANK] += 1
+                        if isinstance(post, Named):
+                            lines.named[post] += 1
                             continue
-                        post = line if isinstance(line, LongLine) else decoding.fault(line) or json_object(line)
+                        assert not isinstance(post, Hole)  # of Parquet only
                         own, is_post = Units(), isinstance(post, dict)
                         entries = self.entries(row, at, partial(self._post, post, row, at, own), lines)
                         reasons = (DropReason.UNREADABLE,) if is_post else BAD_LINE
-                        entries = weighed(entries, partial(f.stored_size, [line]), reasons)
+                        entries = weighed(entries, size, reasons)
                         bad.take(entries, "" if is_post else str(post))
                         if len(entries) == own.unaccounted:  # else one Decision is about the post
                             pictures.add(own)
@@ -83,7 +84,6 @@ class Microblog(FileSource):
                         yield from entries
                 except faults() as e:
                     raise self.unread(file, e, f.reached) from None
-            decoding.end()
             bad.end(file, self.name)
         except faults() as e:
             raise self.unread(file, e) from None

@@ -130,7 +130,7 @@ class Site(PageSource):
         outside = [host for host in self.hosts if "/" in host]
         warnings = tuple(f"hosts: {host!r} must be a host name with an optional port, not a URL" for host in outside)
         look = Look(counts, pages=self.max_pages, facts=facts, warnings=warnings)
-        return replace(look, start_urls=tuple(starts), busiest=hosts[0])
+        return replace(look, start_urls=tuple(starts), hosts=tuple((host, 1 / len(hosts)) for host in hosts))
 
     def token(self) -> Any:
         """Nothing: the pages of a crawl are known to the crawl stage alone, which is an input of extract."""

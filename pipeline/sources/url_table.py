@@ -22,7 +22,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
@@ -37,43 +37,29 @@ from data_specs.storage.object_store import StorageError
 from pipeline.account import Account, Named
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
-from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version, writable
+from pipeline.files.inputs import Lines, content, faults, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import BadLines, Decoding, FileSource, distinct, local_path, weighed
 from pipeline.sources._look import Budget, Reading, lines_of
+from pipeline.sources._rows import Cells, Row, json_rows, table_rows
 from pipeline.sources._text_files import (
     AUTO,
     PACKED,
     SAVE_AS_CSV,
     WORKBOOKS,
     Encoding,
+    Head,
     NoText,
     RowsFile,
     cell_text,
     head_of,
-    json_object,
     no_column,
     opened,
-    rows_of,
 )
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "brivl_jsonl"]
-Cells = dict[str, Any] | str | Exception
-"""Cells of a row by column, or a message that says what is wrong with it, or what it raised."""
-
-
-Row = tuple[int, Cells | Named | Hole, int, int, Callable[[], int]]
-"""A row of a file: its number from 1, of lines that are not a row that of the next one, of a Hole that of its first;
-its cells; the lines that it takes, of Parquet the rows; how many of them its cells tell of; its bytes in the file."""
-
-
-def _unknown() -> int:
-    """Bytes of a row of a Parquet file, and of lines that are not a row."""
-    return 0
-
-
 BRIVL_KINDS: dict[str, TextKind] = {
     "alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding", "content": "content", "caption": "caption",
     "title": "title", "abstract": "abstract", "tag": "tag",
@@ -111,7 +97,7 @@ class UrlTable(FileSource):
         }
     )
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
 
     format: Format | Literal["auto"] = Field("auto", description="auto: by the file extension")
     columns: Columns = Field(Columns(), description="columns to use: image_url, page_url, id, bbox, texts")
@@ -282,10 +268,14 @@ class UrlTable(FileSource):
                 return
             with opened(file, self.encoding) as (f, encoding):
                 decoding = Decoding(encoding)
-                is_json = kind in ("jsonl", "brivl_jsonl")
-                read = self._json_rows(f, decoding) if is_json else self._csv_rows(file, f, kind, decoding)
                 try:
-                    for row in read:
+                    if kind in ("jsonl", "brivl_jsonl"):
+                        rows = json_rows(f, decoding)
+                    else:
+                        head = self._head(file, f, kind, decoding)
+                        image = head.columns.index(self.columns.image_url)
+                        rows = table_rows(f, decoding, head, lambda cells: bool(_URL.match(cells[image])))
+                    for row in rows:
                         if row[0] > stop:
                             return
                         if row[0] > start:
@@ -300,44 +290,13 @@ class UrlTable(FileSource):
         except ValueError as e:
             raise BrokenFile(file, f"source {self.name}: {e}") from None
 
-    def _csv_rows(self, file: str, f: RowsFile, kind: Format, decoding: Decoding) -> Iterator[Row]:
-        """Rows of a CSV or TSV file. Raises BrokenFile for one without the columns that the spec names."""
-        separator, header, lines, above = head_of(Lines(f), self._wanted(), "\t" if kind == "tsv" else ",")
-        if decoding.fault("".join(header)):
+    def _head(self, file: str, f: RowsFile, kind: Format, decoding: Decoding) -> Head:
+        """The head of a CSV or TSV file. Raises BrokenFile for one without the columns that the spec names."""
+        head = head_of(Lines(f), self._wanted(), "\t" if kind == "tsv" else ",")
+        if decoding.fault("".join(head.columns)):
             decoding.end()
-        self._check_columns(file, header)
-        yield 1, Named.HEADER, above, above, _unknown
-        image = header.index(self.columns.image_url)
-        number = 1
-        rows = rows_of(lines, separator, len(header), lambda cells: bool(_URL.match(cells[image])))
-        for row, taken, told in rows:
-            cells: Cells
-            if isinstance(row, Exception):
-                cells = row if isinstance(row, LongLine) else str(row)
-            elif not row:
-                yield number, Named.BLANK, 1, 1, _unknown
-                continue
-            elif fault := decoding.fault("".join(row)):
-                cells = fault
-            elif len(row) != len(header):
-                cells = f"{len(row)} fields, but {len(header)} in the header"
-            else:
-                cells = dict(zip(header, row, strict=True))
-            yield number, cells, len(taken), told, partial(f.stored_size, taken)
-            number += 1
-        decoding.end()
-
-    def _json_rows(self, f: RowsFile, decoding: Decoding) -> Iterator[Row]:
-        """Rows of JSON lines; blank lines do not count."""
-        number = 1
-        for _, line in Lines(f).numbered():
-            if isinstance(line, str) and not line.strip():
-                yield number, Named.BLANK, 1, 1, _unknown
-                continue
-            cells = line if isinstance(line, LongLine) else decoding.fault(line) or json_object(line)
-            yield number, cells, 1, 1, partial(f.stored_size, [line])
-            number += 1
-        decoding.end()
+        self._check_columns(file, head.columns)
+        return head
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
         """Rows [start, stop) of a Parquet file, of which only the row groups that hold them are read.
@@ -346,6 +305,8 @@ class UrlTable(FileSource):
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
+
+        from pipeline.files.parquet import hole_of, is_damaged
 
         try:
             with fsspec.open(file, "rb") as f:
@@ -357,16 +318,19 @@ class UrlTable(FileSource):
                     if number + rows > start and number < stop:
                         batches = table.iter_batches(ROWS, row_groups=[group], columns=self._wanted())
                         cells = itertools.chain.from_iterable(map(_cells_of, batches))
-                        wanted = itertools.islice(cells, max(start - number, 0), min(stop - number, rows))
-                        at = first = max(start, number)
+                        first, end = max(start, number), min(stop, number + rows)
+                        wanted = itertools.islice(cells, first - number, end - number)
+                        at = first
                         try:
                             for at, row in enumerate(wanted, first + 1):
-                                yield at, row, 1, 1, _unknown
+                                yield at, row, 1, 1, int
+                            if at < end:
+                                raise EOFError("the row group ends early")
                         except Exception as e:
-                            if not _is_damage(e):
+                            if not is_damaged(e):
                                 raise
-                            hole = _hole(table.metadata.row_group(group), at, min(stop, number + rows), e)
-                            yield at + 1, hole, hole.rows, hole.rows, _unknown
+                            hole = hole_of(table.metadata, group, at - number, end - number, e)
+                            yield at + 1, hole, hole.rows, hole.rows, int
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
             raise BrokenFile(file, f"source {self.name}: not a readable Parquet file ({reason(e)})") from None
@@ -452,24 +416,6 @@ class UrlTable(FileSource):
         """Returns the Decision about a row that is not a candidate; its file and row are its identity."""
         known = tuple(t for t in texts if t.text)
         return drop(Candidate(self.name, self.source_kind, row, "", url, known, number), "extract", reason, evidence)
-
-
-def _is_damage(error: Exception) -> bool:
-    """True if pyarrow raised it about a file's bytes."""
-    import pyarrow as pa
-
-    if isinstance(error, pa.lib.ArrowNotImplementedError):  # of this pyarrow, about every group
-        return False
-    return isinstance(error, pa.ArrowException) or is_damage(error)
-
-
-def _hole(group: Any, first: int, stop: int, error: Exception) -> Hole:
-    """Rows [first, stop) of a damaged row group, whose bytes it shares among its rows."""
-    columns = [group.column(number) for number in range(group.num_columns)]
-    start = min(column.dictionary_page_offset or column.data_page_offset for column in columns)
-    share = (stop - first) / max(1, group.num_rows)
-    size = round(share * sum(column.total_compressed_size for column in columns))
-    return Hole(start, size, f"rows {first + 1:,} to {stop:,}: {reason(error)}", stop - first)
 
 
 def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:

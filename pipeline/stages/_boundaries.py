@@ -13,7 +13,6 @@ packed, and holds that of READ_AT_ONCE partitions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,12 +23,10 @@ import pyarrow.compute as pc
 from data_specs.shard import SPLITS
 from pipeline.store.build import Build
 from pipeline.store.pairs import SURVIVORS, survivor_records, survivors
-from pipeline.store.partitions import Record
+from pipeline.store.partitions import Record, read_at_once
 from pipeline.store.stage import Pass, no_partitions, no_run
 
 NAME = "shard.plan"
-
-READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,4 @@ def _sizes(build: Build, split: str) -> Iterator[tuple[Record, npt.NDArray[np.in
         rows = survivors(build, record.partition, ["bytes", "split"])
         return np.asarray(rows.filter(pc.field("split") == split)["bytes"].to_numpy(), np.int64)
 
-    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        for first in range(0, len(records), READ_AT_ONCE):
-            some = records[first : first + READ_AT_ONCE]
-            yield from zip(some, pool.map(sizes, some), strict=True)
+    yield from zip(records, read_at_once(sizes, records), strict=True)

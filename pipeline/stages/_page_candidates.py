@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,7 +38,7 @@ Entries = list[Candidate | Decision]
 
 
 class Reading(NamedTuple):
-    """Entries of a page; its `wording_of` if it may have candidates; what became of its <img> elements, None where an
+    """Entries of a page; its `wording_of` if it may have candidates; what became of its images, None where an
     entry is about the whole page."""
 
     entries: Entries
@@ -149,7 +148,8 @@ def _at_first_look(capture: Capture, source: str) -> Reading | str:
         return dropped(DropReason.BAD_CHARSET, "not text in the declared charset or in a known East Asian one")
     html, encoded = decoded[0], capture.body if decoded[1] == "utf-8" else None
     bare = first_look.is_without_pictures(html)
-    if (not bare and not first_look.is_without_han(html, encoded)) or first_look.may_opt_out(html):
+    empty = bare and not first_look.may_show_others(html)
+    if not (empty or first_look.is_without_han(html, encoded)) or first_look.may_opt_out(html):
         return html
     if outs := policy.opt_outs(capture.headers):
         return dropped(DropReason.OPT_OUT, str(outs))
@@ -178,7 +178,7 @@ def not_chinese(page: Page) -> str:
     own = [t.text for image in page.images for t in image.texts if t.kind in ("alt", "caption")]
     text = " ".join((page.text[:100_000], *own))[:200_000]
     han, kana, hangul = _at_most(text)
-    if han < 0 or han < MIN_HAN * len(text) or kana > 0.2 * (han + kana) or hangul > han:
+    if han < 0 or kana > 0.2 * (han + kana) or hangul > han:
         han, kana, hangul = (sum(map(len, runs.findall(text))) for runs in (_HAN, _KANA, _HANGUL))
     if han < MIN_HAN * len(text) and not any(_HAN.search(t) for t in own):
         letters = sum(map(len, _LETTERS.findall(text)))
@@ -202,9 +202,13 @@ def _at_most(text: str) -> tuple[int, int, int]:
 
 
 def _unseen(page: Page) -> Units:
-    """The images of a page, with names for those that `parse` leaves out."""
-    left_out = Counter[str]({Named.UNSHOWN: page.hidden, Named.OUTSIDE: page.outside})
-    return Units(page.elements, named=+left_out)
+    """The images of a page, with names for those that `parse` leaves out, and for pictures of other elements."""
+    images = Units(page.elements + page.backgrounds + page.embedded)
+    names = Named.UNSHOWN, Named.OUTSIDE, Named.BACKGROUND, Named.EMBEDDED
+    for name, count in zip(names, (page.hidden, page.outside, page.backgrounds, page.embedded), strict=True):
+        if count:
+            images.named[name] = count
+    return images
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ builds that ask, whether they publish anything or not, so that every address is;
 have asked. robots.txt, tdmrep.json, X-Robots-Tag and the meta tags of a page count as they do in a crawl. Of a picture
 only the headers are read. Of a host whose robots.txt let the crawl keep nothing of a site, all addresses are due.
 
-What was refused is a row of this pass's table. `fetch` lets no picture in that was opted out so, and
-`pipeline.takedown.vanished` takes the samples out of the earlier builds, as those of pages that a crawl finds opted
-out.
+What was refused is a row of this pass's table. `fetch` lets no picture in that was opted out so, or is gone where the
+source says `vanished: drop`, and `pipeline.takedown.vanished` takes the samples out of the earlier builds, as those of
+pages that a crawl finds opted out.
 
 Limits: only an answer counts; what a host does not answer is asked for the next time that its shard is due. Robots
 rules that ask for long pauses are not an opt-out.
@@ -186,17 +186,21 @@ async def _refused(build: Build, pages: dict[str, str], pictures: dict[str, str]
     return rows
 
 
-def opted_out(build: Build, wanted: pa.Table) -> dict[str, tuple[DropReason, str]]:
-    """(reason, evidence) by fetch_id of images that were found opted out, themselves or on each page that shows them.
+def refused(build: Build, wanted: pa.Table) -> dict[str, tuple[DropReason, str]]:
+    """(reason, evidence) by fetch_id of images that were found opted out, or gone where their source drops these,
+    themselves or on each page that shows them.
 
     wanted: fetch_id, image_url and page_url of a partition's candidates.
     """
-    reasons = pa.array([DropReason.OPT_OUT.value, DropReason.ROBOTS_DISALLOWED.value])
+    opted_out = pa.array([DropReason.OPT_OUT.value, DropReason.ROBOTS_DISALLOWED.value])
+    drops = pa.array(dropping(build.spec), pa.string())
     addresses = pa.array([*wanted["image_url"].to_pylist(), *wanted["page_url"].to_pylist()], pa.string())
     said = dict[str, tuple[DropReason, str]]()
     for record in build.records(NAME):
         rows = build.stage(NAME).table(record)
-        some = rows.filter(pc.and_(pc.is_in(rows["reason"], reasons), pc.is_in(rows["url"], addresses)))
+        gone = pc.and_(pc.match_substring_regex(rows["evidence"], policy.GONE), pc.is_in(rows["source"], drops))
+        counts = pc.or_(pc.is_in(rows["reason"], opted_out), gone)
+        some = rows.filter(pc.and_(counts, pc.is_in(rows["url"], addresses)))
         said |= {row["url"]: (DropReason(row["reason"]), row["evidence"]) for row in some.to_pylist()}
     found, shown = dict[str, tuple[DropReason, str]](), set[str]()
     columns = (wanted[name].to_pylist() for name in ("fetch_id", "image_url", "page_url"))
@@ -206,6 +210,11 @@ def opted_out(build: Build, wanted: pa.Table) -> dict[str, tuple[DropReason, str
         else:
             shown.add(fetch_id)
     return {fetch_id: why for fetch_id, why in found.items() if fetch_id not in shown}
+
+
+def dropping(spec: BuildSpec) -> list[str]:
+    """Names of the sources whose samples go with their page or picture (`vanished: drop`)."""
+    return sorted(source.name for source in spec.sources if source.vanished == "drop")
 
 
 def _is_answer(failure: RequestFailed) -> bool:

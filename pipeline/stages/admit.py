@@ -163,17 +163,17 @@ def admit(
             allowed.append(candidate)
     judged_by_source = _judged_by_source(allowed, TextOrder.of(spec), filters_of, rewritten, templates)
     for candidate, judged in zip(allowed, judged_by_source, strict=True):
-        same = by_image.get(candidate.image_url, {})
-        if candidate.candidate_id in same:
+        same, own_id = by_image.setdefault(candidate.image_url, {}), candidate.candidate_id
+        if own_id in same:
             once_more = _masked(candidate, filters_of(candidate.source))
-            decisions.append(drop(once_more, "admit", DropReason.SAME_CANDIDATE, duplicate_of=candidate.candidate_id))
+            decisions.append(drop(once_more, "admit", DropReason.SAME_CANDIDATE, duplicate_of=own_id))
         elif isinstance(judged, Decision):
             decisions.append(judged)
         elif most_removed is not None and judged.text_rank > most_removed:
             why = f"its text is a fallback; better ones removed: {judged.text_rank}; at most {most_removed}"
             decisions.append(drop(judged, "admit", DropReason.FALLBACK_TEXT, why))
         else:
-            by_image.setdefault(candidate.image_url, {})[candidate.candidate_id] = judged
+            same[own_id] = judged
     kept: list[Candidate] = []
     for same in by_image.values():
         chosen, rest = _capped(list(same.values()), spec.admit.max_candidates_per_image, first_snapshot)
@@ -443,6 +443,8 @@ def _capped(
     same: list[Candidate], most: int, first_snapshot: Mapping[str, str]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """At most `most` candidates of one image URL: by crawl, of one crawl those first whose primary text is new."""
+    if len(same) <= most:
+        return same, []
     seen: set[str] = set()
     ranked: list[tuple[tuple[bool, str, bool], Candidate]] = []
 

@@ -267,6 +267,8 @@ def _read(
     except BrokenFile as e:
         if _is_only_file(source):
             raise
+        if isinstance(source, PageSource):
+            tally.update(pages=1, pages_dropped=1)
         broken = _broken_file(source, e, info.get("bytes", 0))
         account[BROKEN].met += 1
         account[BROKEN].take([broken])
@@ -275,10 +277,7 @@ def _read(
 
 def _rows(source: TableSource, part: int, info: dict[str, Any], account: Account) -> Iterator[Candidate | Decision]:
     file, entries = source.opened(part, account)
-    if file:
-        info.update(files=1, bytes=version(file)[1] or 0)
-        if not info["bytes"] and not _is_only_file(source) and (why := emptiness(file)):
-            raise BrokenFile(file, why)
+    _begin(source, file, info)
     unnamed = Units()
     for entry in entries:
         pulse.advance()
@@ -287,6 +286,14 @@ def _rows(source: TableSource, part: int, info: dict[str, Any], account: Account
         yield entry
     if not dict(account):
         account["entries"].add(unnamed)
+
+
+def _begin(source: Source, file: str, info: dict[str, Any]) -> None:
+    """Note the size of the file that begins with a part, if one does. Raises BrokenFile for an empty one of several."""
+    if file:
+        info.update(files=1, bytes=version(file)[1] or 0)
+        if not info["bytes"] and not _is_only_file(source) and (why := emptiness(file)):
+            raise BrokenFile(file, why)
 
 
 def _pages(
@@ -302,16 +309,14 @@ def _pages(
     limit = build.spec.egress.max_page_bytes
     records = account["records"]
     if isinstance(source, RangeSource):
-        yield from _extract(read_ranges(source.ranges(part, account), limit), source, tally, wordings, account)
+        file, ranges = source.opened(part, account)
+        _begin(source, file, info)
+        yield from _extract(read_ranges(ranges, limit), source, tally, wordings, account)
         return
     info["files"] = 1
     if given := source.warcs():
         captures = read_captures(given[part], limit, info, records)
-        try:
-            yield from _extract(captures, source, tally, wordings, account, archive)
-        except BrokenFile:
-            tally.update(pages=1, pages_dropped=1)  # the Decision about it
-            raise
+        yield from _extract(captures, source, tally, wordings, account, archive)
         return
     crawled = build.stage("crawl").record(source.name)
     record, suffix, _ = _crawled(crawled)[part]
@@ -323,9 +328,9 @@ def _pages(
 
 def _is_only_file(source: Source) -> bool:
     """True if a source has only this file, which then is at fault as a whole."""
-    if isinstance(source, PageSource):
-        return len(source.warcs()) <= 1
-    return not isinstance(source, FileSource) or len(source.files()) == 1
+    if isinstance(source, (FileSource, RangeSource)):
+        return len(source.files()) == 1
+    return not isinstance(source, PageSource) or len(source.warcs()) <= 1
 
 
 def _broken_file(source: Source, error: BrokenFile, size: int) -> Decision:
@@ -344,7 +349,7 @@ def _broken_file(source: Source, error: BrokenFile, size: int) -> Decision:
 
 def _file_name(build: Build, source: Source, part: int) -> str:
     """The file of a part, as people may see it."""
-    if isinstance(source, TableSource):
+    if isinstance(source, (TableSource, RangeSource)):
         return writable(without_userinfo(source.opened(part, Account())[0]) or source.name)
     assert isinstance(source, PageSource)
     given = source.warcs()
@@ -473,7 +478,7 @@ STAGE = Stage(
             reads=("crawl",),
             run=run_partition,
             token=token,
-            version=13,
+            version=14,
             reduce=reduce,
             begin=begin,
             files=(

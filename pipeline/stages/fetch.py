@@ -29,7 +29,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
-import itertools
 import tempfile
 import time
 from collections import Counter
@@ -74,7 +73,7 @@ FLUSH_IMAGES, FLUSH_S = 100, 2.0
 
 def token(build: Build) -> Any:
     """The options that decide which images are let in, and whether they may be asked for."""
-    return {**limits_of(build.spec), "network": build.spec.egress.network}
+    return {**limits_of(build.spec), "network": build.spec.egress.network, "vanished": _recheck.dropping(build.spec)}
 
 
 def partitions(build: Build) -> list[str]:
@@ -94,7 +93,7 @@ def run_partition(build: Build, partition: str) -> None:
         spool = Spool(file, build.spec, takedowns)
         userinfos = userinfos_of(build, urls)
         pulse.expect(len(urls))
-        refused = {i: failure(*why) for i, why in _recheck.opted_out(build, wanted).items()}
+        refused = {i: failure(*why) for i, why in _recheck.refused(build, wanted).items()}
         others = wanted.filter(pc.invert(pc.is_in(wanted["fetch_id"], pa.array(refused, pa.string()))))
         outcomes, reused = held_images(build, partition, others, spool, userinfos)
         outcomes |= refused
@@ -210,9 +209,8 @@ class _Network:
 
     async def _again(self, fetcher: ImageFetcher, until: float) -> None:
         """Ask once more for the images that were put aside, as far as time allows."""
-        urls = itertools.takewhile(lambda _: time.monotonic() < until, list(self._aside))
         async with fetcher:
-            await images.download(fetcher, urls, self._accept, self._spec.fetch.threads)
+            await images.download(fetcher, list(self._aside), self._accept, self._spec.fetch.threads, until)
 
     def _accept(self, url: str, image: Image | RequestFailed) -> None:
         """Take the outcome for a URL, or put the URL aside."""

@@ -100,6 +100,7 @@ STAGE = Stage(
     passes=(
         Pass(
             name="filter",
+            follows=True,
             over=partitions,
             reads=("admit", "fetch", "measure"),
             run=run_partition,

@@ -121,6 +121,7 @@ STAGE = Stage(
     passes=(
         Pass(
             name="measure",
+            follows=True,
             over=partitions,
             reads=("admit", "fetch"),
             run=run_partition,

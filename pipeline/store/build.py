@@ -20,6 +20,9 @@ from pipeline.store.store import Store
 STUDIO = "studio"
 """Folder of a build in which the studio keeps what it has prepared, and saved views."""
 
+RELEASES = "releases.json"
+"""File in a build's folder with its revisions."""
+
 REGIONS = "regions/"
 """Beginning of the suffixes of a shard's regions, before the detector's id."""
 

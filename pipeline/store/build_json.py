@@ -210,6 +210,11 @@ def fingerprints_of(known: Mapping[str, Any]) -> dict[str, str]:
     return {name: own["fingerprint"] for name, own in known["passes"].items()}
 
 
+def is_noted(build: Build, name: str) -> bool:
+    """True if build.json says that a pass is done."""
+    return fingerprints_of(read(build.folder)).get(name) == build.fingerprints[name]
+
+
 def reads_of(known: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a Build that say what it reads of its dataset, from build.json."""
     return {

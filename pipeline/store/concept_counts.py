@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record
+from pipeline.store.partitions import read_at_once
 
 CONCEPTS = "curate.concepts"
 """The pass that counts; the driver reduces its counts to the probabilities."""
 
 COUNTS_SCHEMA = pa.schema([("entry", pa.int32()), ("texts", pa.int64())])
 """Entries by their number in the word list, and the pairs in whose primary text each occurs; those of none left out."""
-
-READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +51,8 @@ def read(build: Build) -> Probabilities:
 def summed(build: Build) -> npt.NDArray[np.int64]:
     """[E] the texts of each entry of the word list, over all partitions."""
     directory, counts = build.stage(CONCEPTS), np.zeros(0, np.int64)
-    records = directory.records()
-
-    def read(record: Record) -> pa.Table:
-        return directory.table(record)
-
-    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
-        for start in range(0, len(records), READ_AT_ONCE):
-            for table in threads.map(read, records[start : start + READ_AT_ONCE]):
-                entries = table["entry"].to_numpy()
-                counts = np.pad(counts, (0, max(0, int(entries.max(initial=-1)) + 1 - len(counts))))
-                counts[entries] += table["texts"].to_numpy()
+    for table in read_at_once(directory.table, directory.records()):
+        entries = table["entry"].to_numpy()
+        counts = np.pad(counts, (0, max(0, int(entries.max(initial=-1)) + 1 - len(counts))))
+        counts[entries] += table["texts"].to_numpy()
     return counts

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 from data_specs.shard import PAIR_SCORE
 from pipeline.store.build import Build
 from pipeline.store.pairs import PAIRS, SCORES, columns_of
+from pipeline.store.partitions import read_at_once
 
 UNITS = 10_000
 """Units of a score of 1."""
@@ -29,8 +29,6 @@ CUTS = "curate.cuts"
 """The pass that reduces counts to the cuts of each filter by source."""
 
 UNSCORED = "not scored: a tower failed on its image or text"
-
-READ_AT_ONCE = 16
 
 Units = npt.NDArray[np.int64]
 Counts = dict[str, Counter[int]]
@@ -75,11 +73,9 @@ def summed(build: Build) -> Counts:
         return rows.group_by(["source", "units"]).aggregate([([], "count_all")])
 
     counts, partitions = Counts(), build.stage(SCORES).partitions()
-    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
-        for start in range(0, len(partitions), READ_AT_ONCE):
-            for table in threads.map(count, partitions[start : start + READ_AT_ONCE]):
-                for row in table.to_pylist():
-                    counts.setdefault(row["source"], Counter())[row["units"]] += row["count_all"]
+    for table in read_at_once(count, partitions):
+        for row in table.to_pylist():
+            counts.setdefault(row["source"], Counter())[row["units"]] += row["count_all"]
     return counts
 
 

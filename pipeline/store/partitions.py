@@ -23,11 +23,12 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -212,6 +213,19 @@ class Attempt:
         return record
 
 
+READ_AT_ONCE = 16
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read_at_once(read: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Results of `read` in the order of `items`, READ_AT_ONCE at a time: in an object store each is a request."""
+    with ThreadPoolExecutor(READ_AT_ONCE, "wenlan-read") as threads:
+        for start in range(0, len(items), READ_AT_ONCE):
+            yield from threads.map(read, items[start : start + READ_AT_ONCE])
+
+
 REMEMBERED = 20_000
 """Most records that `remembering` keeps, of a few kB each; those of larger builds are read again each time."""
 
@@ -318,16 +332,32 @@ class StageDir:
 
     def record(self, partition: str) -> Record:
         """The record of a committed partition. Raises StoreError."""
-        name, memory = f"{partition}.json", _remembered.get()
-        if memory is not None and (known := memory.records.get(self._records.url, {}).get(partition)) is not None:
+        folder, memory = self._records, _remembered.get()
+        if memory is not None and (known := memory.records.get(folder.url, {}).get(partition)) is not None:
             return known
+        return self._parsed(partition, folder.read(f"{partition}.json"))
+
+    def _parsed(self, partition: str, data: bytes) -> Record:
         try:
-            return Record.model_validate_json(self._records.read(name))
+            return Record.model_validate_json(data)
         except ValueError:
             # as long as the stage counts as finished nothing of it is done again
             noted = f" and {self.folder.at(_FINISHED)}" if self.finished_at().startswith(self.mark) else ""
             todo = f"delete it{noted} to redo its partition"
-            raise StoreError(self._records.at(name), f"not a record; {todo}") from None
+            raise StoreError(self._records.at(f"{partition}.json"), f"not a record; {todo}") from None
+
+    def records_of(self, partitions: Sequence[str]) -> Iterator[Record]:
+        """The records of committed partitions, in their order. Raises StoreError."""
+        folder = self._records
+        if folder.is_local:
+            yield from map(self.record, partitions)
+            return
+        contents = read_at_once(lambda partition: folder.read(f"{partition}.json"), partitions)
+        yield from map(self._parsed, partitions, contents)
+
+    def committed(self, partition: str) -> bool:
+        """True if a partition is committed."""
+        return self._records.exists(f"{partition}.json")
 
     def partitions(self) -> list[str]:
         """Names of the committed partitions, sorted."""
@@ -337,10 +367,10 @@ class StageDir:
         """Records of all committed partitions, in order of their names."""
         folder, memory = self._records, _remembered.get()
         if memory is None:
-            return [self.record(partition) for partition in self.partitions()]
+            return list(self.records_of(self.partitions()))
         records = memory.records.get(folder.url)
         if records is None:
-            records = {partition: self.record(partition) for partition in self.partitions()}
+            records = {record.partition: record for record in self.records_of(self.partitions())}
             if len(records) + sum(map(len, memory.records.values())) <= REMEMBERED:
                 memory.records[folder.url] = records
         return list(records.values())

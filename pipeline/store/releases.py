@@ -75,17 +75,14 @@ class Releases:
             return 0
         return sum(own.samples for own in current.builds if own.snapshot != snapshot and own.build_id in among)
 
-    def prepare(self, manifest: Manifest, files: Mapping[str, bytes]) -> ReleaseName:
+    def prepare(self, manifest: Manifest, files: Callable[[Manifest], Mapping[str, bytes]]) -> ReleaseName:
         """Write a release's manifest, and the files beside it, where no reader looks yet.
 
-        Builds below the folder in which STORE lies are named relative to the manifest.
+        Builds below the folder in which STORE lies are named relative to each of these, so that all of it can be moved.
+        files: contents by name, of a manifest with the places that they name.
         """
-        noted = (
-            own.model_copy(update={"folder": self._noted(own.folder), "out": self._noted(own.out)})
-            for own in manifest.builds
-        )
-        data = pretty_manifest(manifest.model_copy(update={"builds": tuple(noted)}))
-        for name, content in files.items():
+        data = pretty_manifest(_moved(manifest, self._noted))
+        for name, content in files(self._as_seen_beside(manifest)).items():
             self.folder.write(f"{manifest.release:06d}/{name}", content)
         self.folder.write(file_name(manifest.release), data)
         return ReleaseName(
@@ -133,7 +130,7 @@ class Releases:
             return []
         if not before.withdrawn:
             self.withdraw(_MOVING)
-        names = {number: self.prepare(now[number], files(now[number])) for number in {*changed, before.current.release}}
+        names = {number: self.prepare(now[number], files) for number in {*changed, before.current.release}}
         newest = names[before.current.release]
         withdrawn = "" if before.withdrawn == _MOVING else before.withdrawn
         self._change(lambda latest: latest.model_copy(update={"current": newest, "withdrawn": withdrawn}))
@@ -153,6 +150,13 @@ class Releases:
             return ""
         noted = noted_in(root_of(self.folder.url.removesuffix(f"/datasets/{self.dataset}")), place)
         return noted if noted.startswith("/") or "://" in noted else f"{FROM_RELEASE}{noted}"
+
+    def _as_seen_beside(self, manifest: Manifest) -> Manifest:
+        """A manifest with the folders of shards as files one folder further down name them."""
+        noted = {own.build_id: self._noted(own.folder) for own in manifest.builds}
+        down = {name: f"../{place}" if place.startswith(FROM_RELEASE) else place for name, place in noted.items()}
+        builds = (own.model_copy(update={"folder": down[own.build_id]}) for own in manifest.builds)
+        return manifest.model_copy(update={"builds": tuple(builds)})
 
     def _parsed(self, data: bytes | None) -> Latest:
         if data is None:

@@ -117,6 +117,7 @@ class Pass:
     resources(spec): what a partition asks of the cluster, as options of a Ray task.
     files: what it commits for a partition, beside its decisions, and what a takedown does with each.
     unit, done: for people, what progress is counted in, and the counts of a record whose sum that is.
+    follows: its partitions are those of the pass before it, and the task that does one of these goes on with its own.
     working: its files serve other passes while these run, and nothing else: it runs where one of those is to run, and
     publishing deletes its files. What it reduces to stays.
     stored(build, partition): for a pass that reads what changes outside: whether it has a result of the partition
@@ -136,6 +137,7 @@ class Pass:
     files: tuple[PassFile, ...] = ()
     unit: str = "rows"
     done: tuple[str, ...] = ("seen",)
+    follows: bool = False
     working: bool = False
     stored: Callable[[Build, str], bool] | None = None
 

@@ -4,6 +4,7 @@ STORE/forgotten holds one file per takedown, with hashes only: it does not revea
 an address can be checked against it.
 
     hashes   sha256 of an image's or a page's URL, of an image's bytes, of a domain
+    found    the same of URLs at which a build has met such a picture since
     looks    perceptual hashes and signatures of pictures, with the distance up to which another one is the same
 
 Used by: `admit` before a byte is fetched (URL, page, domain), `fetch` (bytes), `measure` (looks), `report`, `verify`,
@@ -70,6 +71,8 @@ class Takedowns:
 
     hashes: frozenset[str] = frozenset()
     looks: tuple[Look, ...] = ()
+    found: frozenset[str] = frozenset()
+    """Those of the hashes that builds have found: what they name is refused by its bytes or looks anyway."""
     _hosts: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
     _groups: dict[str, list[_Group]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -78,9 +81,9 @@ class Takedowns:
 
     @property
     def revision(self) -> str:
-        """Digest of what they hold, however it is filed."""
-        looks = sorted(look.signature.hex() for look in self.looks)
-        value = [sorted(self.hashes), looks] if looks else sorted(self.hashes)
+        """Digest of what they hold, however it is filed; what was found changes nothing of what a build keeps."""
+        looks, hashes = sorted(look.signature.hex() for look in self.looks), sorted(self.hashes - self.found)
+        value = [hashes, looks] if looks else hashes
         return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
     def why(self, image_url: str, page_url: str) -> str:
@@ -203,4 +206,5 @@ def merged(parts: Sequence[dict[str, Any]]) -> Takedowns:
     """The takedowns in all files of STORE/forgotten, as one."""
     hashes = frozenset(name for part in parts for name in part["hashes"])
     looks = dict.fromkeys(Look.read(look) for part in parts for look in part.get("looks", ()))
-    return Takedowns(hashes, tuple(looks))
+    found = frozenset(name for part in parts for name in part.get("found", ())) - hashes
+    return Takedowns(hashes | found, tuple(looks), found)

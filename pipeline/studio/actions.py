@@ -165,7 +165,6 @@ def _parsed(line: str) -> Values:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The command as a person would type it."""
     return shlex.join(["wenlan-data", *words])
 
 

@@ -367,7 +367,6 @@ class Catalog:
         return {name: place_of[head] for name, head in heads.items() if head in place_of}
 
     def source(self, pos: int) -> Source:
-        """The file in which a row stands."""
         return self.sources[pos >> 32]
 
     def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
@@ -389,7 +388,6 @@ class Catalog:
         return [found[pos] for pos in positions if pos in found]
 
     def _rows_of(self, number: int) -> int:
-        """Rows of a file."""
         part = self.sources[number].part
         if part.record is not None and (known := part.record.fates) is not None:
             return sum(count for _, count in known.rows)

@@ -61,7 +61,6 @@ class Facet:
         return f"coalesce({value}, '')"
 
     def words(self, value: str, stages: Stages) -> tuple[str, str]:
-        """A value in English and Chinese."""
         if self.labels and value.isdigit() and int(value) < len(self.labels):
             return self.labels[int(value)]
         if self.name == "reason" and not value:
@@ -89,7 +88,6 @@ def score(name: str) -> Facet:
 
 
 def score_column(name: str) -> str:
-    """The column of a filter's score."""
     return f"score_{name}"
 
 

@@ -2,7 +2,7 @@
 
     kept               the JPEG in its shard
     fetched, dropped   the bytes as fetched, in the images of the build
-    not fetched        from the source on this machine, if it lies in one (`pipeline.report.source_pictures`)
+    not fetched        from the source on this machine, if it lies in one (`pipeline.report.pictures`)
 
 Shown under the rules of the report: nothing whose owner opted out or that was taken down, and no picture that a filter
 judged unsafe or could not judge.
@@ -25,8 +25,7 @@ from pipeline.errors import StoreError
 from pipeline.filters import pixel_filters
 from pipeline.records import DropReason
 from pipeline.report import earlier_samples
-from pipeline.report.pictures import as_shown, thumbnail
-from pipeline.report.source_pictures import in_sources
+from pipeline.report.pictures import as_shown, in_sources, thumbnail
 from pipeline.report.translations import REASONS
 from pipeline.report.withheld import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
 from pipeline.sources import TableSource, sources_of

@@ -40,7 +40,6 @@ class Items:
         self._catalog, self._pictures, self._takedowns, self._stages = catalog, pictures, takedowns, stages
 
     def briefs(self, positions: list[int]) -> list[Values]:
-        """Rows of a listing."""
         return [self.brief(row) for row in self._catalog.rows(positions)]
 
     def brief(self, row: Row) -> Values:
@@ -188,7 +187,6 @@ def _text(text: Values) -> Values:
 
 
 def _plain(value: Any) -> Any:
-    """A value as the page shows it."""
     if isinstance(value, float):
         return round(value, 3)
     return (

@@ -39,7 +39,6 @@ class Place:
 
     @property
     def build(self) -> Build | None:
-        """The build, of a place that is one."""
         return self.frames.builds[0] if self.kind == "build" else None
 
     @property

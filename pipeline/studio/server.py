@@ -76,8 +76,6 @@ class Changed(Exception):
 
 @dataclass(frozen=True)
 class Opened:
-    """A place as its files are now."""
-
     place: place.Place
     catalog: Catalog
     preparation: Preparation
@@ -308,8 +306,6 @@ def _fault(status: int, message: str, code: str | None = None) -> JSONResponse:
 
 
 def _add_faults(api: FastAPI) -> None:
-    """Adds the answers for each kind of error."""
-
     @api.exception_handler(SpecError)
     def bad(_: Request, e: SpecError) -> Response:
         return _fault(400, str(e), "bad_request")
@@ -461,8 +457,6 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
 
 
 def _add_views(api: FastAPI, studio: Studio) -> None:
-    """Saved views."""
-
     @api.put("/api/views")
     def save(asked: _View) -> Values:
         studio.views.save(asked.name, asked.query)

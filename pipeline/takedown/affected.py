@@ -10,8 +10,10 @@ import pyarrow.compute as pc
 
 from data_specs.shard import nfc
 from pipeline import exports
+from pipeline.files.folder import place_of
 from pipeline.records import sha256_hex
-from pipeline.store.build import Build
+from pipeline.store import build_json
+from pipeline.store.build import RELEASES, STUDIO, Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import PAIR_FEATURES
 from pipeline.store.takedowns import Takedowns
@@ -31,6 +33,8 @@ class Affected:
     samples: list[dict[str, str]] = field(default_factory=list)
     exports: list[str] = field(default_factory=list)
     """Folders of exports in the build's, of samples as they were."""
+    foreign: list[str] = field(default_factory=list)
+    """Names of what else lies in the build's folder, where samples go: a renamed export, or a search index."""
 
     def value(self) -> dict[str, Any]:
         """Returns JSON values for the answer of `forget`."""
@@ -43,6 +47,7 @@ class Affected:
             "samples": self.samples,
             "shards": sorted({sample["shard"] for sample in self.samples}),
             "exports": self.exports,
+            "foreign": self.foreign,
         }
 
 
@@ -64,7 +69,16 @@ def affected(build: Build, takedowns: Takedowns, dry_run: bool = False) -> Affec
         captures=len(captures) + len(waiting),
         samples=samples,
         exports=[name for name in exports.names() if build.folder.exists(name)] if samples else [],
+        foreign=_foreign(build) if samples else [],
     )
+
+
+def _foreign(build: Build) -> list[str]:
+    """Names in the folder of a build that no stage and no command of ours has given; STORE may lie there too."""
+    ours = {*(stage.folder for stage in build.stages.values()), *exports.names(), build_json.NAME, RELEASES, STUDIO}
+    store = f"{place_of(build.store.url)}/"
+    names = (name for name in build.folder.names() if name[0] not in "._" and name not in ours)
+    return [name for name in names if not store.startswith(f"{place_of(build.folder.at(name))}/")]
 
 
 def _samples(build: Build, ids: set[str]) -> list[dict[str, str]]:
@@ -99,24 +113,24 @@ def _candidates(build: Build, takedowns: Takedowns) -> tuple[set[str], set[str]]
     """
     ids, pages = set[str](), set[str]()
 
-    def judge(name: str, fetch_id: str, image: str, page: str) -> None:
-        if fetch_id in takedowns.hashes or takedowns.why(image, page):
-            ids.add(name)
-            if page:
-                pages.add(sha256_hex(page))
+    def note(rows: pa.Table) -> None:
+        """Note the rows (id, fetch_id, url, page_url) that are taken down."""
+        taken = rows.filter(takedowns.named(rows))
+        ids.update(taken["id"].to_pylist())
+        pages.update(sha256_hex(page) for page in taken["page_url"].unique().to_pylist() if page)
 
+    names = ["id", "fetch_id", "url", "page_url"]
     for rows in build.tables("extract", "parquet", ["candidate_id", "fetch_id", "image_url", "page_url"]):
-        for row in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-            judge(*row)
+        note(rows.rename_columns(names))
     for name in build.fingerprints:
-        for rows in build.tables(name, DECISIONS, ["id", "fetch_id", "url", "page_url", "subject"]):
-            for own, fetch_id, url, page, subject in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-                if not url:
-                    continue  # blanked by an earlier takedown
-                if subject == "candidate":
-                    judge(own, fetch_id, url, page)
-                elif own in takedowns.hashes or takedowns.host(url):
-                    pages.add(own)
+        for rows in build.tables(name, DECISIONS, [*names, "subject"]):
+            rows = rows.filter(
+                pc.or_(*(pc.not_equal(rows[at], "") for at in ("url", "page_url")))
+            )  # else blanked before
+            of_candidates = pc.equal(rows["subject"], "candidate")
+            note(rows.filter(of_candidates))
+            captures = rows.filter(pc.invert(of_candidates))
+            pages.update(captures.filter(takedowns.named(captures))["id"].to_pylist())
     return ids, pages
 
 

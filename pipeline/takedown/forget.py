@@ -20,10 +20,12 @@ read; the same command again does them. Without anything named, all that is in S
 builds given. A page or a domain is removed with all that was collected from it; a picture that another page shows too
 stays.
 
-Limits: one process. A capture goes with any picture on it that goes; a later crawl may capture the page again. Copies
-and exports elsewhere are out of reach: the manifest's parent says which revision to replace. Ids and hashes of what
-was removed stay in decisions and STORE. Texts that a sample of an expired build took over from a copy stay: from which
-is no longer known.
+A build that meets again what was taken down before it began keeps none of it either (`carry_out`).
+
+Limits: one process. A capture goes with any picture on it that goes, and what else the page shows is found again when
+that is crawled again. Copies and exports elsewhere are out of reach: the manifest's parent says which revision to
+replace. Ids and hashes of what was removed stay in decisions and STORE. Texts that a sample of an expired build took
+over from a copy stay: from which is no longer known.
 """
 
 from __future__ import annotations
@@ -46,12 +48,13 @@ from data_specs.errors import WenlanError
 from data_specs.shard import ContractError, canonical_json
 from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
+from pipeline.records import DropReason
 from pipeline.report import drift, page
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import IDENTITY_STAGES, Identities, build_of
-from pipeline.store.partitions import remembering
+from pipeline.store.partitions import DECISIONS, remembering
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
 from pipeline.takedown import indexes, known_builds, rewrite_partitions, rewrite_shards
@@ -225,11 +228,16 @@ def _note_in_store(store: Store, takedowns: Takedowns) -> str:
         looks = [look.value() for look in takedowns.looks if look not in before.looks]
         if not hashes and not looks:
             return ""
-        value = {"version": 1, "hashes": hashes, "looks": looks}
-        name = f"forgotten/{hashlib.sha256(canonical_json(value)).hexdigest()[:16]}.json"
-        made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        store.folder.write_json(name, {**value, "made_at": made})
-        return name
+        return _write_tombstone(store, {"hashes": hashes, "looks": looks})
+
+
+def _write_tombstone(store: Store, value: dict[str, Any]) -> str:
+    """Add a file to STORE/forgotten; returns its name."""
+    value = {"version": 1, "hashes": [], **value}
+    name = f"forgotten/{hashlib.sha256(canonical_json(value)).hexdigest()[:16]}.json"
+    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    store.folder.write_json(name, {**value, "made_at": made})
+    return name
 
 
 def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
@@ -261,6 +269,29 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     for name in build.prepared():
         build.folder.delete(name)
     return answer
+
+
+def carry_out(build: Build) -> None:
+    """Remove from a build in progress what its crawl and its sources have brought back of what was taken down before.
+
+    Rows that no takedown names, but whose picture was refused for its bytes or looks, go too, and STORE notes its URL:
+    what a later build finds there goes although it ends before `fetch`. Captures go first: the candidates say which
+    pages these are, so that after a kill the same call finishes. The caller holds the lock of the build, of which
+    nothing behind `filter` has been made.
+    """
+    takedowns = build.store.takedowns()
+    if not takedowns:
+        return
+    refused = set[str]()
+    for rows in build.tables("fetch", DECISIONS, ["fetch_id", "reason"]):
+        refused.update(rows.filter(pc.equal(rows["reason"], DropReason.FORGOTTEN.value))["fetch_id"].to_pylist())
+    if new := refused - takedowns.hashes:
+        _write_tombstone(build.store, {"found": sorted(new)})
+        takedowns = build.store.takedowns()
+    loss = affected(build, takedowns)
+    removal, names = Removal(loss.hashes, takedowns), rewrite_partitions.rewritable(build)
+    for some in (["crawl"], [name for name in names if name != "crawl"]) if loss.hashes else ():
+        rewrite_partitions.remove(build, removal, some)
 
 
 def _report_again(build: Build) -> None:

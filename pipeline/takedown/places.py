@@ -136,5 +136,6 @@ def _known_below(store: Store, place: str, exactly: bool = False) -> list[dict[s
         if {known["out"], place_of(known["out"])} & spelled or (not exactly and known["out"].startswith(above))
     ]
     if not found:
-        raise StoreError(Folder(place).url, f"no build that STORE {store.url} knows")
+        hint = "builds below the folder in which it lies may be moved with it"
+        raise StoreError(Folder(place).url, f"no build that STORE {store.url} knows; {hint}")
     return found

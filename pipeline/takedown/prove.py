@@ -6,6 +6,7 @@ folders of the builds that STORE knows, of STORE with its releases, and of what 
 
     bytes    a string, in the encodings in which it may have been written (`spellings`); of a URL also what a page
              names relative to itself; of a file its sha256, in hex and as bytes
+    names    the same in the names of folders, files, members, tables and columns; of a URL also without its scheme
     sha256   files, members and values whose bytes are those of a file
     looks    pictures that look like a file, by the test that takedowns use
 
@@ -78,6 +79,12 @@ class Sought:
     url: str = ""
     sha256: str = ""
     looks: Takedowns | None = None
+
+    def in_name(self, name: str) -> bool:
+        """True if a name holds one of the needles, or the address of the URL."""
+        address = self.url.partition("://")[2].encode()
+        data = name.encode("utf-8", "surrogateescape")
+        return bool(address and address in data) or any(needle in data for needle in self.needles)
 
     @property
     def overlap(self) -> int:
@@ -180,6 +187,8 @@ class Proof:
                 unpacked = Unpacked(local)
                 for piece in unpacked.pieces():
                     found = self.expected if is_tombstone else self.findings
+                    if self.sought.in_name(piece.called if piece.member else name):
+                        found.append(Finding(path, piece.member, "its name"))
                     found += [Finding(path, piece.member, what) for what in self._in(path, piece, pages)]
                     self._tell()
                 self.size += local.stat().st_size

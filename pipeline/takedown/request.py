@@ -118,7 +118,7 @@ def resolve(request: Request, store: Store, builds: Sequence[Build], searched: S
     for build in builds:  # a picture that lies in a source may have other bytes there than it had at its URL
         for rows in build.tables("extract", PROVENANCE, ["fetch_id", "sha256"]):
             hashes |= set(rows.filter(pc.is_in(rows["sha256"], text_array(hashes)))["fetch_id"].to_pylist())
-    return Takedowns(frozenset(hashes), tuple(dict.fromkeys(by_look.looks)))
+    return Takedowns(frozenset(hashes), tuple(dict.fromkeys(by_look.looks)), known.found)
 
 
 def look_of(row: dict[str, Any], distance: int) -> Look:

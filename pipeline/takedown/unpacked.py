@@ -23,7 +23,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,10 +61,12 @@ _FAULTS = (
 @dataclass(frozen=True)
 class Piece:
     """A stretch of bytes. member: where it lies within the file, "" for the file itself. url, content_type: of the
-    body of a WARC record. blocks: its bytes, to be read before the next piece is asked for."""
+    body of a WARC record. blocks: its bytes, to be read before the next piece is asked for. called: its name in an
+    archive, or that of a table or column; "" for one that has none."""
 
     member: str
     blocks: Iterator[bytes]
+    called: str = ""
     url: str = ""
     content_type: str = ""
 
@@ -76,6 +78,7 @@ class _Inner:
     name: str
     file: IO[bytes]
     packs: bool = True
+    called: str = ""
     url: str = ""
     content_type: str = ""
 
@@ -96,7 +99,7 @@ class Unpacked:
         has_pictures = [False]
         own.file.seek(0)
         head = own.file.read(1024)
-        yield Piece(own.name, _blocks(own.file, has_pictures), own.url, own.content_type)
+        yield Piece(own.name, _blocks(own.file, has_pictures), own.called, own.url, own.content_type)
         inside = _opener(head) if own.packs else None
         for opener in (inside, _data_uris if has_pictures[0] and inside is None else None):
             if opener is None or depth == DEPTH:
@@ -105,9 +108,7 @@ class Unpacked:
                 own.file.seek(0)
                 for inner in opener(own.file, path):
                     with inner.file:
-                        named = _Inner(
-                            f"{own.name}!{inner.name}", inner.file, inner.packs, inner.url, inner.content_type
-                        )
+                        named = replace(inner, name=f"{own.name}!{inner.name}")
                         yield from self._pieces(named, None, depth + 1)
             except _FAULTS as e:
                 self.faults.append(f"{own.name or 'the file'} cannot be unpacked ({type(e).__name__}: {e})")
@@ -161,7 +162,7 @@ def _tar(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
         if isinstance(member, Hole):
             holes.append(member)
         elif member.info.isreg():
-            yield _Inner(member.name, _copied(member.opened()))
+            yield _Inner(member.name, _copied(member.opened()), called=member.name)
     if holes:
         raise ValueError(f"{holes[0]}{f', and {len(holes) - 1:,} other parts' if holes[1:] else ''}")
 
@@ -170,7 +171,7 @@ def _zip(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
-                yield _Inner(name, _copied(member))
+                yield _Inner(name, _copied(member), called=name)
 
 
 def _gzip(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
@@ -279,7 +280,7 @@ def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[_Inner]:
             some = batch.slice(start, ROWS)
             rows = f"rows {row}-{row + some.num_rows - 1}"
             for name, values in _leaves(some):
-                yield _Inner(f"{name} {rows}", io.BytesIO(_joined(values)), packs=False)
+                yield _Inner(f"{name} {rows}", io.BytesIO(_joined(values)), packs=False, called=name)
                 if not pa.types.is_large_string(values.type):
                     large = values.filter(pc.greater(pc.binary_length(values), 100))
                     yield from (_Inner(f"{name} {rows}", io.BytesIO(value.as_py())) for value in large)
@@ -327,7 +328,7 @@ def _sqlite(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
             cursor, row = db.execute(f'SELECT * FROM "{quoted}"'), 0
             while some := cursor.fetchmany(ROWS):
                 values = b"\n".join(value for one in some for value in one if isinstance(value, bytes))
-                yield _Inner(f"{name} rows {row}-{row + len(some) - 1}", io.BytesIO(values), packs=False)
+                yield _Inner(f"{name} rows {row}-{row + len(some) - 1}", io.BytesIO(values), packs=False, called=name)
                 row += len(some)
 
 
@@ -340,7 +341,7 @@ def _duckdb(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
                 for schema, name in db.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall():
                     rows = db.sql(f'SELECT * FROM "{schema}"."{name}"').to_arrow_reader(ROWS)
                     for inner in _values(rows):
-                        yield _Inner(f"{name}.{inner.name}", inner.file, inner.packs)
+                        yield replace(inner, name=f"{name}.{inner.name}", called=f"{name}.{inner.called}")
         except duckdb.Error as e:
             raise ValueError(str(e).splitlines()[0]) from None
 

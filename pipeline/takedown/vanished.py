@@ -30,9 +30,9 @@ from pipeline.store.frames import Frames
 from pipeline.takedown import known_builds
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
+from pipeline.web import policy
 
 _OPT_OUTS = (DropReason.OPT_OUT.value, DropReason.ROBOTS_DISALLOWED.value)
-_GONE = re.compile(r"\bstatus (404|410)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def lost_in(build: Build) -> Lost:
         url = row["url"] if row["fetch_id"] in ("", sha256_hex(row["url"])) else row["fetch_id"]
         if row["reason"] in _OPT_OUTS:
             opted_out.add(url)
-        elif row["source"] in drops and _GONE.search(row["evidence"]):
+        elif row["source"] in drops and re.search(policy.GONE, row["evidence"]):
             vanished.add(url)
     return Lost(tuple(sorted(opted_out)), tuple(sorted(vanished)))
 

@@ -79,7 +79,7 @@ def decode(body: bytes, content_type: str) -> tuple[str, str] | None:
         return _hz(body) or (body.decode("ascii"), "ascii")
     declared = declared_charset(body, content_type)
     text = _strict(body, "utf-8")
-    if text is not None and (declared in (None, "utf-8") or _has_han(text)):
+    if text is not None and (declared in (None, "utf-8") or re.search(r"[\u3400-\u9fff]", text)):
         return text, "utf-8"
     if declared is not None and declared not in (*_COMPETITORS, "cp1252"):
         text = _readable(body, declared)  # charsets of one byte read anything: so does a server's default
@@ -164,10 +164,6 @@ def _readable(body: bytes, name: str) -> str | None:
     if broken <= 1 or broken <= MAX_BROKEN * (len(text) - len(text.encode("ascii", "ignore"))):
         return text
     return None
-
-
-def _has_han(text: str) -> bool:
-    return re.search(r"[\u3400-\u9fff]", text) is not None
 
 
 def _sample(body: bytes) -> bytes:

@@ -67,7 +67,6 @@ class Density:
 
 @functools.lru_cache(maxsize=REMEMBERED)  # each filter asks for all texts of a chunk before the next one does
 def density(text: str) -> Density:
-    """Density of a text."""
     entries, distinct = _entries(), dict[str, float]()
     words = nouns = content = stop = 0
     information = 0.0

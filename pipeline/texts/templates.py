@@ -50,8 +50,6 @@ class Template:
 
 
 class Templates:
-    """The templates of one site."""
-
     def __init__(self, templates: Sequence[Template]) -> None:
         self.templates = tuple(sorted(templates, key=lambda t: (-len(t.text), t.side, t.text)))
         self._patterns = [(t, _pattern(t)) for t in self.templates]

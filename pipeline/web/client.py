@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -66,12 +68,10 @@ HOST_FILE = Kind("text/plain", "gzip", policy.MAX_ROBOTS_BYTES, whole=False)
 
 
 def page_kind(egress: Egress) -> Kind:
-    """The kind of a page."""
     return Kind(",".join(policy.HTML_TYPES), "gzip", egress.max_page_bytes, html=True)
 
 
 def image_kind(egress: Egress) -> Kind:
-    """The kind of an image."""
     return Kind("image/*,*/*;q=0.5", "identity", egress.max_image_bytes)
 
 
@@ -95,7 +95,9 @@ class Response:
 
 
 _NEVER = Retry(False)
-_UNANSWERED = frozenset({DropReason.TIMEOUT, DropReason.CONNECTION})
+_UNANSWERED = frozenset({DropReason.TIMEOUT, DropReason.DNS, DropReason.CONNECTION})
+_THREADS = 64
+"""Threads for name lookups and unpacking. A lookup that nothing answers holds its thread for half a minute."""
 
 
 class RequestFailed(Exception):
@@ -177,7 +179,6 @@ class Client:
         self._session: Any = None
 
     async def close(self) -> None:
-        """Close the connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -187,8 +188,9 @@ class Client:
 
         headers: beside those of every request. Raises RequestFailed.
         """
+        delay_s = await self._delay_of(url, kind)
         try:
-            response = await self._allowed(url, kind, headers)
+            response = await self._paced(url, kind, delay_s, headers, skips=not self._waits)
         except HostPaused:
             raise
         except RequestFailed as e:
@@ -197,13 +199,13 @@ class Client:
         await self._judge(url, None if response.status == 200 else status_failure(response))
         return response
 
-    async def _allowed(self, url: str, kind: Kind, headers: Mapping[str, str] | None) -> Response:
-        """Like `get`, without its pauses."""
+    async def _delay_of(self, url: str, kind: Kind) -> float:
+        """Seconds between two requests to a URL's host. Raises RequestFailed if it may not be asked for."""
         self._check_takedowns(url, kind)
         rules = await self.rules_of(url)
         if refusal := self._policy.refusal(rules, url):
             raise RequestFailed(refusal.reason, refusal.evidence, retry_after_s=refusal.retry_after_s)
-        return await self._paced(url, kind, self._policy.delay_s(rules), headers, skips=not self._waits)
+        return self._policy.delay_s(rules, urlsplit(url).netloc)
 
     async def _judge(self, url: str, failure: RequestFailed | None) -> None:
         """Pause the host of a URL if a request's outcome calls for it."""
@@ -231,7 +233,7 @@ class Client:
     async def host_file(self, url: str) -> Response:
         """Send one request for a small file about a host, which no robots.txt forbids. Raises RequestFailed."""
         self._check_takedowns(url, HOST_FILE)
-        return await self._paced(url, HOST_FILE, self._egress.delay_s)
+        return await self._paced(url, HOST_FILE, self._egress.delay_of(urlsplit(url).netloc))
 
     async def rules_of(self, url: str) -> HostRules:
         """The rules of a URL's host, asked for once a day. Raises RequestFailed if the guard refuses the host."""
@@ -266,7 +268,8 @@ class Client:
                 if e.reason is DropReason.EGRESS_REFUSED and len(hops) == 1:
                     self._refused[address] = e.evidence
                     raise
-                robots, again = policy.Robots(unreachable=e.evidence), e.retry.transient
+                lost = DropReason.DNS if e.reason is DropReason.DNS else DropReason.ROBOTS_UNREACHABLE
+                robots, again = policy.Robots(unreachable=e.evidence, lost=lost), e.retry.transient
             else:
                 again = policy.is_transient(response.status)
                 robots = await asyncio.to_thread(policy.robots_of, response.status, response.body)
@@ -305,7 +308,7 @@ class Client:
         host = urlsplit(url).netloc
         connections = self._connections.get(host)
         if connections is None:
-            connections = self._connections[host] = asyncio.Semaphore(self._egress.connections_per_host)
+            connections = self._connections[host] = asyncio.Semaphore(self._egress.connections_of(host))
         async with connections:
             if skips and (pause := self._pauses.of(host)) and pause.down:
                 raise HostPaused(pause)
@@ -338,6 +341,8 @@ class Client:
                     refusal = scope.refused[0] if scope.refused else str(e)
                     raise RequestFailed(DropReason.EGRESS_REFUSED, refusal) from None
                 evidence = " ".join(str(e).split()) or type(e).__name__
+                if isinstance(e, aiohttp.ClientConnectorDNSError) and e.os_error.errno != socket.EAI_AGAIN:
+                    raise RequestFailed(DropReason.DNS, f"{e.host}: {e.os_error.strerror}", retry_after_s=0.0) from None
                 if isinstance(e, TimeoutError):
                     evidence = f"not finished after {self._egress.timeout_s:g} s"
                     raise RequestFailed(DropReason.TIMEOUT, evidence, Retry(True), status=status) from None
@@ -352,6 +357,7 @@ class Client:
         import aiohttp
 
         if self._session is None:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "wenlan-web"))
             connecting = aiohttp.TraceConfig()
             connecting.on_connection_create_end.append(_note_new)
             self._session = aiohttp.ClientSession(

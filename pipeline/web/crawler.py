@@ -112,7 +112,7 @@ class Crawler:
     def _start(self, host: str, visitors: _Visitors) -> None:
         """Begin visits to a host, as many as it may see at once."""
         in_flight = {page.id for page in self._in_flight.values() if page.host == host}
-        while len(in_flight) < self._spec.egress.connections_per_host and not self._limit_reached(host):
+        while len(in_flight) < self._spec.egress.connections_of(host) and not self._limit_reached(host):
             page = self._frontier.next(host, in_flight)
             if page is None:
                 return
@@ -283,11 +283,9 @@ class _Visitors:
         return self._visitors.awaited(zlib.crc32(urlsplit(url).netloc.encode()) % len(self._visitors))
 
     async def visit(self, page: Page, earlier: Earlier | None) -> Visit:
-        """Have a page visited."""
         return await self.at(page.url).visit(page, earlier)
 
     async def close(self) -> None:
-        """End the visitors."""
         if not self._visitors.remote:
             await self._visitors.awaited(0).close()
         self._visitors.close()

@@ -306,7 +306,6 @@ class Frontier:
         self.waiting, self.dropped = (self._one("SELECT COUNT(*) FROM page WHERE state = ?", s) for s in states)
 
     def totals(self) -> Totals:
-        """Numbers of pages by state."""
         states = dict(self._db.execute("SELECT state, COUNT(*) FROM page GROUP BY state"))
         waiting, kept, dropped, moved = (states.get(state, 0) for state in ("todo", "kept", "dropped", "moved"))
         unchanged = self._one("SELECT COUNT(*) FROM page WHERE same")
@@ -374,7 +373,6 @@ class Frontier:
         return offset, offset + len(member)
 
     def _one(self, query: str, *values: Any) -> int:
-        """The number that a query returns."""
         return int(self._db.execute(query, values).fetchone()[0])
 
     def _noted(self, name: str) -> float:

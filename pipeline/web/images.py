@@ -8,8 +8,12 @@ images of a host that is down are not asked for while it is paused (`pipeline.we
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
 from pipeline.records import DropReason, rfc3339
@@ -23,8 +27,6 @@ from pipeline.web.policy import HostRules
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A fetched image."""
-
     body: bytes
     etag: str
     fetched_at: str  # RFC 3339, UTC
@@ -57,6 +59,7 @@ class ImageFetcher:
         self._client = Client(spec, takedowns, rules, waits=False)
         self._kind, self._policy = kind or image_kind(spec.egress), policy.policy_of(spec)
         self._max_redirects = spec.egress.max_redirects
+        self.connections_of = spec.egress.connections_of
         self._userinfos = userinfos or {}
 
     async def __aenter__(self) -> ImageFetcher:
@@ -99,13 +102,25 @@ class ImageFetcher:
         raise RequestFailed(DropReason.TOO_MANY_REDIRECTS, f"more than {self._max_redirects}, then {url}")
 
 
-async def download(fetcher: ImageFetcher, urls: Iterable[str], accept: Accept, at_once: int) -> None:
-    """Fetch URLs, so many at a time. Raises what `accept` raises."""
-    waiting = iter(urls)
+async def download(
+    fetcher: ImageFetcher, urls: Iterable[str], accept: Accept, at_once: int, until: float = math.inf
+) -> None:
+    """Fetch URLs, so many at a time, the hosts in turn: one that is slow never takes the places of all others.
+
+    until: on the monotonic clock, after which no request begins. Raises what `accept` raises.
+    """
+    waiting: dict[str, deque[str]] = {}
+    for url in urls:
+        waiting.setdefault(urlsplit(url).netloc, deque()).append(url)
+    turns = deque(host for host, own in waiting.items() for _ in range(min(len(own), fetcher.connections_of(host))))
 
     async def fetch_next() -> None:
-        for url in waiting:
-            accept(url, await fetcher.fetch(url))
+        while turns and time.monotonic() < until:
+            host = turns.popleft()
+            if waiting[host]:
+                url = waiting[host].popleft()
+                accept(url, await fetcher.fetch(url))
+                turns.append(host)
 
     tasks = [asyncio.create_task(fetch_next()) for _ in range(at_once)]
     try:

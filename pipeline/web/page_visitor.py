@@ -105,7 +105,6 @@ class Visitor:
         self._readers = Readers(site)
 
     async def close(self) -> None:
-        """Close the connections and end the readers."""
         await self._readers.close()
         await self._client.close()
 
@@ -136,7 +135,7 @@ class Visitor:
 
     async def delay_of(self, url: str) -> float:
         """Seconds between two requests to a URL's host. Raises RequestFailed if the guard refuses the host."""
-        return self._policy.delay_s(await self._client.rules_of(url))
+        return self._policy.delay_s(await self._client.rules_of(url), urlsplit(url).netloc)
 
     async def outage(self, url: str) -> str:
         """Returns why a URL's host is down, "" if it is up."""
@@ -195,7 +194,7 @@ class Visitor:
 
     def _failed(self, page: Page, failure: RequestFailed) -> Visit:
         """A failure, and whether the page is to be asked for again."""
-        if failure.reason is DropReason.ROBOTS_UNREACHABLE and page.host in self._start_hosts:
+        if failure.reason in (DropReason.ROBOTS_UNREACHABLE, DropReason.DNS) and page.host in self._start_hosts:
             return Visit("unreachable", evidence=failure.evidence, target=policy.robots_url(page.url))
         again = failure.retry.soon and page.tries + 1 < policy.TRIES
         return Visit(

@@ -57,6 +57,9 @@ DISALLOWED_S = 7 * 24 * 3600.0
 MAX_TDM_RULES, MAX_TDM_PATTERN = 10_000, 2_000
 """Rules read of one tdmrep.json, and characters of a pattern: paths are no longer (`urls.MAX_URL`)."""
 
+GONE = r"\bstatus (404|410)\b"
+"""Matches the evidence of a URL that is no longer there."""
+
 DISALLOWED = "robots.txt disallows it"
 """Evidence of a URL that a rule of robots.txt disallows."""
 
@@ -113,7 +116,7 @@ class Policy:
         """Returns why the rules of a URL's host forbid it, None if it may be asked for."""
         robots = rules.robots
         if robots.unreachable:
-            return Refusal(DropReason.ROBOTS_UNREACHABLE, robots.refusal(url), 0.0)
+            return Refusal(robots.lost, robots.refusal(url), 0.0)
         if unreadable := robots.unreadable or rules.tdm.unreadable:
             return Refusal(DropReason.UNREADABLE, unreadable, 0.0)
         if not robots.allows(url):
@@ -122,9 +125,9 @@ class Policy:
             return Refusal(DropReason.OPT_OUT, "tdm-reservation in /.well-known/tdmrep.json", LASTING_S)
         return None
 
-    def delay_s(self, rules: HostRules) -> float:
+    def delay_s(self, rules: HostRules, host: str) -> float:
         """Seconds between two requests to a host: the spec's, or more if its robots.txt asks for it."""
-        return max(rules.robots.delay_s, self.egress.delay_s)
+        return max(rules.robots.delay_s, self.egress.delay_of(host))
 
     def too_many_redirects(self, redirects: int) -> bool:
         """True if so many redirects in a row are more than are followed."""
@@ -132,7 +135,6 @@ class Policy:
 
 
 def policy_of(spec: BuildSpec) -> Policy:
-    """The policy of a spec."""
     return Policy(spec.egress, user_agent(spec))
 
 
@@ -306,12 +308,13 @@ def _directives(value: str) -> set[str]:
 class Robots:
     """A host's robots.txt, as it applies to us.
 
-    unreachable: why it could not be fetched, "" if it could. unreadable: what the parser raised on it: the host has
-    rules, and we do not know them, so that nothing of it is asked for.
+    unreachable: why it could not be fetched, "" if it could; `lost` is the reason. unreadable: what the parser raised
+    on it: the host has rules, and we do not know them, so that nothing of it is asked for.
     """
 
     rules: Any = None  # protego.Protego, or None: everything is allowed
     unreachable: str = ""
+    lost: DropReason = DropReason.ROBOTS_UNREACHABLE
     unreadable: str = ""
     delay_s: float = 0.0
     sitemaps: tuple[str, ...] = ()
@@ -370,7 +373,6 @@ def tdm_url(url: str) -> str:
 
 
 def _beside(url: str, path: str) -> str:
-    """The address of a path on the host of a URL."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}{path}"
 

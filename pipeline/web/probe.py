@@ -70,14 +70,15 @@ async def _pages(spec: BuildSpec, site: Site, takedowns: Takedowns) -> list[Prob
 
 
 async def _page(spec: BuildSpec, visitor: Visitor, url: str) -> Probe:
-    """Visit a page and what it redirects to."""
     target, hops = url, 0
     while True:
         visit = await visitor.visit(Page(0, target, urlsplit(target).netloc, 0, hops, tries=1))
         if visit.outcome != "moved" or hops >= spec.egress.max_redirects:
             break
         target, hops = visit.target, hops + 1
-    delay_s = await visitor.delay_of(target) if visit.outcome == "kept" else spec.egress.delay_s
+    delay_s = (
+        await visitor.delay_of(target) if visit.outcome == "kept" else spec.egress.delay_of(urlsplit(target).netloc)
+    )
     by = "" if target == url else f"redirects to {target}; "
     if visit.outcome == "kept":
         said = f"{by}a page with {len(visit.links):,} links within the site and {visit.images:,} images"
@@ -90,7 +91,6 @@ async def _page(spec: BuildSpec, visitor: Visitor, url: str) -> Probe:
 
 
 def probe_images(spec: BuildSpec, urls: Sequence[str]) -> list[Probe]:
-    """Some images, at the same time."""
     return asyncio.run(_images(_hurried(spec), urls[:MOST])) if urls else []
 
 

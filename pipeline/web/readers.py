@@ -6,23 +6,33 @@ written in Python, or runs one long regular expression, keeps the other threads 
 `OverLimit`; its child is replaced.
 
 Limits: CHILDREN pages at a time, in the order in which they come. Tiny pages never wait.
+
+Of a page a crawl uses its links, permissions in its meta tags, and a digest that detects traps. Parsing is lexbor's,
+within the bounds of `pipeline.pages.bounds`; nothing here asks the network. Texts and images of a page are read by
+`pipeline.pages`. Of the addresses that a page links to, the first MAX_LINKS are looked at.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 from pipeline.confined import Confined
+from pipeline.pages import bounds
 from pipeline.pages.bounds import TINY_CHARACTERS, is_tiny
 from pipeline.records import Capture
 from pipeline.sources.site import Site
+from pipeline.texts import charset
 from pipeline.texts.charset import decode
-from pipeline.web import links, policy, sitemaps
-from pipeline.web.links import Reading
+from pipeline.urls import canonical_url, is_endless, with_slashes, without_session
+from pipeline.web import policy, sitemaps
 
 CHILDREN = max(2, min(4, os.cpu_count() or 1))
 """Pages read at a time."""
@@ -39,15 +49,15 @@ class Readers:
     def __init__(self, site: Site) -> None:
         self._site = site
         page = Capture("http://a.cn/", 200, "", "text/html", b"<meta name=robots><a href=/b>c</a><img src=d>")
-        self._pages = _Pool(links.read_page, (page, (), site), CHILDREN)
+        self._pages = _Pool(read_page, (page, (), site), CHILDREN)
         limits = {"seconds": SITEMAP_SECONDS, "memory": SITEMAP_MEMORY}
         self._sitemaps = _Pool(sitemaps.read, (b"<urlset/>", sitemaps.MAX_BYTES, site), 1, **limits)
 
     async def page(self, capture: Capture, headers: policy.Headers) -> Reading:
-        """`links.read_page` of one page. Raises OverLimit."""
+        """`read_page` of one page. Raises OverLimit."""
         arguments = (capture, tuple(headers), self._site)
         if _is_tiny(capture):
-            return links.read_page(*arguments)
+            return read_page(*arguments)
         return await self._pages(*arguments)
 
     async def sitemap(self, body: bytes) -> tuple[list[str], list[str]]:
@@ -58,7 +68,6 @@ class Readers:
         return await self._sitemaps(*arguments)
 
     async def close(self) -> None:
-        """End the children."""
         self._pages.close()
         self._sitemaps.close()
 
@@ -100,3 +109,129 @@ class _Pool(Generic[T]):
     def close(self) -> None:
         for child in self._children:
             child.close()
+
+
+_NO_PAGE = re.compile(
+    r"\.(7z|avi|bmp|bz2|css|csv|docx?|eot|epub|exe|flv|gif|gz|ico|iso|jpe?g|js|json|m4[av]|midi?|mov|mp[34]|mpe?g|og[agv]"
+    r"|otf|pdf|png|pptx?|ps|rar|rss|svg|swf|tar|tgz|tiff?|ttf|txt|wav|web[mp]|wm[av]|woff2?|xlsx?|xml|zip)$",
+    re.IGNORECASE,
+)
+"""Paths of what is not a page; links to it are not followed."""
+
+_NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
+
+_REFRESH = re.compile(r"""\s*[\d.]+\s*[;,]\s*(?:url\s*=\s*)?["']?([^"']+)""", re.IGNORECASE)
+"""Content of a meta tag that sends browsers to another page: a time and an address (HTML Living Standard, 4.2.5.3)."""
+
+MAX_LINKS = 50_000
+"""Different addresses that are looked at per page, as in a sitemap. (Indexes of API references have 31,719.)"""
+
+MAX_HREF = 4_096
+"""Characters of a link; no address longer than `pipeline.urls.MAX_URL` is taken, and white space is cut."""
+
+LIKENESS_DIGITS = 32
+"""Hex digits of a likeness."""
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """Markup of one page: contents of its robots meta tags, whether a meta tag reserves text and data mining, the
+    addresses it links to (absolute, as written), its likeness: a digest of all but its numbers, and how many images it
+    shows."""
+
+    robots: list[str] = field(default_factory=list)
+    reserved: bool = False
+    hrefs: list[str] = field(default_factory=list)
+    likeness: str = ""
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The parts of one page that a crawl uses.
+
+    opt_outs: what its owner says against its use, "" for nothing. links: addresses to follow. endless: links that lead
+    into an endless path.
+    """
+
+    opt_outs: str
+    links: tuple[str, ...]
+    endless: int
+    likeness: str
+    images: int = 0
+
+
+def read_page(capture: Capture, headers: policy.Headers, site: Site) -> Reading:
+    """Read a captured page. headers: those that speak for its owner."""
+    markup = read_markup(capture.body, capture.content_type, capture.url)
+    links: list[str] = []
+    endless = 0
+    if policy.follows_links(headers, markup.robots):
+        links, endless = links_of(markup.hrefs, site)
+    outs = policy.opt_outs(headers, markup.robots, markup.reserved)
+    return Reading(str(outs) if outs else "", tuple(links), endless, markup.likeness, markup.images)
+
+
+def read_markup(body: bytes, content_type: str, url: str) -> Markup:
+    """Parse a page. Bytes in no known charset are read as Latin-1: links are ASCII. Raises PageRefused."""
+    decoded = charset.decode(body, content_type)
+    tree = bounds.tree_of(decoded[0] if decoded else body.decode("latin-1"))
+    metas = [
+        ((node.attributes.get("name") or "").strip().lower(), node.attributes.get("content") or "")
+        for node in tree.css("meta[name]")
+    ]
+    base = tree.css_first("base[href]")
+    named = (base.attributes.get("href") or "").strip() if base else ""
+    start = (_joined(url, named) if len(named) <= MAX_HREF else "") or url
+    hrefs = [
+        (node.attributes.get("href") or node.attributes.get("src") or "").strip()
+        for node in tree.css("a[href], area[href], iframe[src], frame[src]")
+    ]
+    refreshes = (node.attributes.get("content") or "" for node in tree.css("meta[http-equiv=refresh i]"))
+    hrefs += [found[1].strip() for content in refreshes if (found := _REFRESH.match(content[:MAX_HREF]))]
+    pictures = [str(node.attributes) for node in tree.css("img")]
+    text = tree.body.text() if tree.body is not None else ""
+    wording = "\0".join([_NUMBERS.sub("", text), *pictures]).encode("utf-8", "replace")
+    return Markup(
+        robots=[content for name, content in metas if name in ("robots", policy.AGENT)],
+        reserved=any(policy.reserves(content) for name, content in metas if name == "tdm-reservation"),
+        hrefs=[joined for href in hrefs if len(href) <= MAX_HREF and (joined := _joined(start, href))],
+        likeness=hashlib.sha256(wording).hexdigest()[:LIKENESS_DIGITS],
+        images=len(pictures),
+    )
+
+
+def links_of(hrefs: list[str], site: Site) -> tuple[list[str], int]:
+    """(addresses of what may be a page of the site, how many more lead into an endless path).
+
+    Addresses are canonical, each once, in the order of the page.
+    """
+    links: dict[str, None] = {}
+    endless = 0
+    canonical: dict[str, str] = {}  # of each address as written; "" for one that is not an address
+    for href in hrefs:
+        url = canonical.get(href)
+        if url is None:
+            if len(canonical) == MAX_LINKS:
+                continue
+            try:
+                url = without_session(canonical_url(href))
+            except ValueError:
+                url = ""
+            canonical[href] = url
+        if not url:
+            continue
+        if not _NO_PAGE.search(urlsplit(url).path) and site.holds(url) and url not in links:
+            if is_endless(url):
+                endless += 1
+            else:
+                links[url] = None
+    return list(links), endless
+
+
+def _joined(base: str, href: str) -> str:
+    """An absolute address; "" for one that cannot be read."""
+    try:
+        return urljoin(base, with_slashes(href))
+    except ValueError:
+        return ""

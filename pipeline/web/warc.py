@@ -30,8 +30,8 @@ from pipeline.errors import BrokenFile, SourceError
 from pipeline.files import wacz
 from pipeline.files.damage import Hole, size_of
 from pipeline.files.inputs import faults, no_damage, reason, writable
-from pipeline.records import NO_PLACE, Capture, Decision, DropReason, Lost, drop_capture
-from pipeline.sources import PageRange
+from pipeline.records import NO_PLACE, Capture, Decision, DropReason, drop_capture
+from pipeline.sources import PageRange, unreadable_part
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web import policy
@@ -212,12 +212,6 @@ class _Reading:
 def _file_name(url: str) -> str:
     """The name of a file, as people may see it."""
     return writable(without_userinfo(url)).rpartition("/")[2]
-
-
-def unreadable_part(name: str, hole: Hole) -> Decision:
-    """The Decision about a part of a file of captures (without a source), with its weight."""
-    own = drop_capture(f"{name}, byte {hole.start}", "", "extract", DropReason.UNREADABLE, f"{name}: {hole}")
-    return replace(own, url="", page_url="", lost=Lost(hole.bytes, hole.rows))
 
 
 def _can_be_read_again(file: BinaryIO) -> bool:

@@ -30,13 +30,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench_few_classes import remember_prefix
 from harness import Figure, report
 
 from training.captions.decoder import CaptionerConfig
 from training.captions.evaluate import evaluate_captioning, summary
 from training.captions.metrics import Tokens
 from training.captions.train import fit_captioner
+from training.encoders import cnn_regions
+from training.records import Batch
 from training.resolve import resolve
 from training.run.train import fit
 
@@ -68,6 +69,21 @@ CONFIG = CaptionerConfig(
 
 LONGEST = {"howtocook": 24, "stamps": 30, "wesnoth": 120}
 """Characters of a caption that is written."""
+
+
+def remember_prefix() -> None:
+    """Let the frozen prefix of the image tower compute every image once."""
+    compute, maps = cnn_regions.Prefix.forward, dict[bytes, torch.Tensor]()
+
+    def forward(self: cnn_regions.Prefix, batch: Batch) -> torch.Tensor:
+        if batch.images_B3HW.is_meta:  # the FLOP counter's
+            return compute(self, batch)
+        names = [image.numpy().tobytes() for image in batch.images_B3HW]
+        if any(name not in maps for name in names):
+            maps.update(zip(names, compute(self, batch).detach(), strict=True))
+        return torch.stack([maps[name] for name in names])
+
+    cnn_regions.Prefix.forward = forward  # type: ignore[method-assign]
 
 
 def howtocook(pictures: Path) -> Captions:

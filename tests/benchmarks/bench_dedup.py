@@ -8,9 +8,6 @@ one, which must decide the same.
 
 `--sizes 100000,1000000,3000000` takes other sizes; `--workers 1,2` other numbers of workers.
 
-`--earlier 50000,200000` measures a delta instead: 10,000 pairs (`--delta`), compared with what a build of so many kept.
-What STORE gets for it, once, is told apart.
-
 `--crowd 50000` measures so many copies of one photograph and nothing else.
 """
 
@@ -38,8 +35,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 PASSES = (*(f"dedup.{name}" for name in ("signatures", "copies", "edges", "leaders")), "dedup")
-SNAPSHOT, NEXT = "2026-01-01", "2026-01-02"
-"""Of the build that is measured, or that came before; and of the delta."""
+SNAPSHOT = "2026-01-01"
 
 PIECE = 50_000
 """Pairs made at a time."""
@@ -53,8 +49,6 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--sizes", default="")
     parser.add_argument("--workers", default="1,2")
-    parser.add_argument("--earlier", default="")
-    parser.add_argument("--delta", type=int, default=10_000)
     parser.add_argument("--crowd", type=int, default=0)
     options = parser.parse_args()
     if missing():
@@ -62,8 +56,6 @@ def main() -> int:
         return 1
     sizes = [int(n) for n in (options.sizes or ("5000,20000" if options.quick else "100000,1000000")).split(",")]
     workers = [int(n) for n in options.workers.split(",")][: 1 if options.quick else None]
-    if options.earlier:
-        return report(_deltas([int(n) for n in options.earlier.split(",")], options.delta))
     sizes, hot = ([options.crowd], 1.0) if options.crowd else (sizes, HOT)
     rows = []
     with tempfile.TemporaryDirectory(prefix="wenlan-dedup-") as name:
@@ -87,48 +79,6 @@ def main() -> int:
     return report(figures)
 
 
-def _deltas(sizes: list[int], delta: int) -> dict[str, Any]:
-    """Figures of a delta over STOREs of some sizes."""
-    from drawn_images import prepare
-    from harness import at_least, at_most
-
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="wenlan-dedup-") as name:
-        looks = Path(name) / "looks"
-        looks.mkdir()
-        prepare(looks, max(sizes) + delta, False)
-        for size in sizes:
-            rows.append(_delta(Path(name) / str(size), looks, size, delta))
-            subprocess.run(["rm", "-rf", str(Path(name) / str(size))], check=True)
-    first, last = rows[0], rows[-1]
-    return {
-        "same_decisions": at_least(float(all(row["same"] for row in rows)), 1, "yes"),
-        "cpu_of_the_largest_store_over_that_of_the_smallest": at_most(last["cpu"] / first["cpu"], 1.5),
-        "largest_process_over_that_of_the_smallest_store": at_most(last["gb"] / first["gb"], 1.2),
-    }
-
-
-def _delta(folder: Path, looks: Path, size: int, delta: int) -> dict[str, Any]:
-    from pipeline.store.identities import Identities
-
-    folder.mkdir()
-    _make(folder, looks, size, of=size + delta)
-    _run(folder, 1)
-    build = _build(folder, SNAPSHOT)
-    with build.store.lock():
-        Identities(build.store).publish(build)
-    kept = build.stage("dedup.leaders").record("all").counts["leaders"]
-    _make(folder, looks, delta, size, NEXT, size + delta)
-    made, found = (_run(folder, 1, NEXT) for _ in range(2))  # the first one makes what STORE has not got
-    print(f"{size:,} pairs, {kept:,} kept; a delta of {delta:,}:", file=sys.stderr)
-    for what, own in {"first": made, "then": found}.items():
-        print(f"  {what}: {_said(own)}", file=sys.stderr)
-    pieces = sum(path.stat().st_size for path in (folder / "store/dealt").rglob("*.bin"))
-    of_commit = sum(path.stat().st_size for path in (folder / "store/identity").iterdir())
-    print(f"  bytes of STORE an image: {pieces / kept:,.0f} cached, {of_commit / kept:,.0f} published", file=sys.stderr)
-    return {**found, "same": made["decisions"] == found["decisions"]}
-
-
 def _said(own: dict[str, Any]) -> str:
     stages = ", ".join(f"{name} {own[name]:.2f}" for name in PASSES)
     largest = ", ".join(f"{name} {gb:.2f}" for name, gb in own["largest"].items())
@@ -149,8 +99,8 @@ def _measured(folder: Path, looks: Path, size: int, workers: list[int]) -> list[
 # One build, made once and copied.
 
 
-def _make(folder: Path, looks: Path, size: int, first: int = 0, snapshot: str = SNAPSHOT, of: int = 0) -> None:
-    """Filter's output of a build of so many pairs: those from number `first` on, `of` so many in all."""
+def _make(folder: Path, looks: Path, size: int) -> None:
+    """Filter's output of a build of so many pairs."""
     from bench_increments import filtered
     from bench_scale_texts import hot_cluster
 
@@ -159,13 +109,11 @@ def _make(folder: Path, looks: Path, size: int, first: int = 0, snapshot: str = 
     from pipeline.records import order_key
     from tests.filtered import MEASURED_SCHEMA
 
-    texts, tables = hot_cluster(of or size)[first : first + size], []
+    texts, tables = hot_cluster(size), []
     with (looks / "phash").open("rb") as hashes, (looks / "signature").open("rb") as signatures:
-        hashes.seek(first * HASHES * 8)
-        signatures.seek(first * GRIDS * SIZE)
         for start in range(0, size, PIECE):
             count = min(PIECE, size - start)
-            number = range(first + start, first + start + count)
+            number = range(start, start + count)
             names = [f"http://img{n % 50}.test/{n}" for n in number]
             digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
             phash = np.frombuffer(hashes.read(count * HASHES * 8), np.uint64)
@@ -203,16 +151,16 @@ def _make(folder: Path, looks: Path, size: int, first: int = 0, snapshot: str = 
                     schema=MEASURED_SCHEMA,
                 )
             )
-    filtered(folder, folder / "store", snapshot, tables)
+    filtered(folder, folder / "store", SNAPSHOT, tables)
 
 
-def _run(folder: Path, workers: int, snapshot: str = SNAPSHOT) -> dict[str, Any]:
+def _run(folder: Path, workers: int) -> dict[str, Any]:
     """Seconds, CPU seconds by stage, the largest process, and a digest of the decisions."""
     out: dict[str, Any] = {"wall": 0.0, "cpu": 0.0, "gb": 0.0, "largest": {}}
     for name in PASSES:  # what another run left
-        shutil.rmtree(folder / snapshot / _folder_of(name), ignore_errors=True)
+        shutil.rmtree(folder / SNAPSHOT / _folder_of(name), ignore_errors=True)
     for name in PASSES:
-        asked = [sys.executable, __file__, "--stage", str(folder), name, str(workers), snapshot]
+        asked = [sys.executable, __file__, "--stage", str(folder), name, str(workers)]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS"), "1")
         environment = {**os.environ, **one_thread, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
         done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -235,24 +183,24 @@ def _folder_of(name: str) -> str:
 # One stage, in a process that starts its workers.
 
 
-def serve_stage(folder: Path, name: str, workers: int, snapshot: str) -> None:
+def serve_stage(folder: Path, name: str, workers: int) -> None:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    build = _build(folder, snapshot)
+    build = _build(folder)
     own = build.passes[name]
     partitions = own.over(build)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ready) as pool:
         list(pool.map(_ready, range(2 * workers)))  # imports are no part of anybody's share
         began = time.perf_counter()
-        spent = list(pool.map(_one, [(folder, snapshot, name, partition) for partition in partitions]))
+        spent = list(pool.map(_one, [(folder, name, partition) for partition in partitions]))
         wall = time.perf_counter() - began
     build.stage(name).finish(partitions, own.version)
     cpu, gb = sum(cpu for cpu, _ in spent), max((gb for _, gb in spent), default=0.0)
     print(json.dumps({"wall": wall, "cpu": cpu, "gb": gb, "decisions": _decisions(build, name)}))
 
 
-def _build(folder: Path, snapshot: str) -> Any:
+def _build(folder: Path) -> Any:
     from data_specs.build import BuildSpec
     from pipeline.stages import STAGES
     from pipeline.store.build import Build
@@ -265,10 +213,10 @@ def _build(folder: Path, snapshot: str) -> Any:
     build = Build(
         stages=STAGES,
         spec=spec,
-        out=str(folder / snapshot),
+        out=str(folder / SNAPSHOT),
         store=Store(str(folder / "store")),
-        build_id=f"bench-{snapshot}",
-        snapshot=snapshot,
+        build_id=f"bench-{SNAPSHOT}",
+        snapshot=SNAPSHOT,
         fingerprints=dict.fromkeys(passes_of(STAGES, spec), "f" * 64),
     )
     return replace(build, identities=Identities(build.store).before(build))
@@ -281,10 +229,10 @@ def _ready(_: int = 0) -> None:
     normals(["一"])
 
 
-def _one(task: tuple[Path, str, str, str]) -> tuple[float, float]:
+def _one(task: tuple[Path, str, str]) -> tuple[float, float]:
     """CPU seconds of a partition, and the largest that this process has been, in GB."""
-    folder, snapshot, name, partition = task
-    build = _build(folder, snapshot)
+    folder, name, partition = task
+    build = _build(folder)
     before = time.process_time()
     build.passes[name].run(build, partition)
     return time.process_time() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -303,6 +251,6 @@ def _decisions(build: Any, name: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--stage"]:
-        serve_stage(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5])
+        serve_stage(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     else:
         raise SystemExit(main())

@@ -46,8 +46,8 @@ def compare(folder: Path, recipe: str, settings: list[str], rounds: int) -> Figu
     from training.moco import BriVL
     from training.records import Batch
     from training.resolve import resolve
-    from training.run.accumulate import backward
     from training.run.optimizer import build_optimizer
+    from training.run.step import backward
 
     keep_memory()
     config = resolve(recipe, settings)

@@ -59,7 +59,7 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     from harness import interleaved
 
     from pipeline.detectors import detectors_of
-    from pipeline.detectors._yolox import letterbox
+    from pipeline.detectors.onnx import letterbox
     from pipeline.pictures.decode import decode
     from pipeline.stages import detect
     from pipeline.store.images import partition_images

@@ -1,4 +1,4 @@
-"""A training step of brivl_b5_base (4 pairs, fp32, 2 cores) against the release written plainly, and what made it fast.
+"""A training step of brivl_b5_base (4 pairs, fp32, 2 cores) against the release written plainly.
 
     default_speedup      both as they come; ours sets its own allocator
     same_allocator       both with our allocator setting
@@ -6,10 +6,9 @@
     memory_above         peak of ours / of the release, each less its parameters and optimiser state
     memory_total         peak of ours with gradient checkpointing / of the release
     bf16_speedup         ours under bf16 against ours in fp32; no bar: it depends on the processor
-    ladder_NAME          the step with nothing of ours / the step with this change and all before it; no bar
 
 Two sides at a time step in turn, each in a process of its own, so that other load hits both. `--quick`: one timed step
-a side. `--gpu`: samples a second and MFU by batch for b5_base and b7_large on this machine's GPU, with the ladder.
+a side. `--gpu`: samples a second and MFU by batch for b5_base and b7_large on this machine's GPU.
 """
 
 from __future__ import annotations
@@ -33,16 +32,9 @@ GPU_BATCHES = {"brivl_b5_base": (16, 32, 64, 128, 256), "brivl_b7_large": (8, 16
 class Side:
     """A process that steps on command."""
 
-    def __init__(self, name: str, rounds: int = 1) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("step_sides.py")),
-            name,
-            RECIPE,
-            str(PAIRS),
-            str(rounds),
-        ]
+        command = [sys.executable, str(Path(__file__).with_name("step_sides.py")), name, RECIPE, str(PAIRS)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def step(self) -> float:
@@ -94,7 +86,7 @@ def on_cpu(rounds: int) -> dict[str, Figure]:
     for name, held in (("released", their_memory), ("ours", memory), ("ours_blocks", blocks_memory)):
         parts = ", ".join(f"{part} {held[part] / 2**30:.2f}" for part in ("peak", "parameters", "optimizer"))
         told(f"{name}: {parts}, above {above(held) / 2**30:.2f} GiB")
-    figures = {
+    return {
         "default_speedup": at_least(released / ours, 2.0),
         "same_allocator": at_least(released_keep / ours_again, 1.9),
         "loss_difference": exact(abs(loss["ours"] - loss["released"]) / abs(loss["released"]), 1e-5),
@@ -102,23 +94,12 @@ def on_cpu(rounds: int) -> dict[str, Figure]:
         "memory_total": at_most(blocks_memory["peak"] / their_memory["peak"], 0.8),
         "bf16_speedup": at_least(statistics.median([ours, ours_again]) / bf16, 0.0),
     }
-    return figures | climbed(rounds)
-
-
-def climbed(rounds: int) -> dict[str, Figure]:
-    """The ladder: what each change brings on top of those before it."""
-    side, rungs = Side("ladder", rounds), []
-    while not rungs or rungs[-1]["rung"] != "allocator":
-        rungs.append(side.next())
-        before = rungs[-2]["seconds"] if len(rungs) > 1 else math.nan
-        told(f"{rungs[-1]['rung']:22} {rungs[-1]['seconds']:6.2f} s, x {before / rungs[-1]['seconds']:.3f}")
-    return {f"ladder_{r['rung']}": at_least(rungs[0]["seconds"] / r["seconds"], 0.0) for r in rungs[1:]}
 
 
 def on_gpu() -> dict[str, Figure]:
     """bf16, random weights, full queues. A batch that does not fit is said and skipped."""
     import torch
-    from step_sides import OurStep, config_of, ladder
+    from step_sides import OurStep, config_of
 
     from training.device import exact_float32
     from training.run.flops import Meter
@@ -146,7 +127,6 @@ def on_gpu() -> dict[str, Figure]:
         told(f"{name:48} {step.pairs / seconds:8.1f} pairs/s, MFU {found.get('mfu', math.nan):.3f}, {peak:.1f} GiB")
 
     for recipe, batches in GPU_BATCHES.items():
-        fits = 0
         for recompute in ("nothing", "pointwise", "blocks"):
             config = config_of(recipe, "run.precision=bf16", f"run.recompute={recompute}")
             for pairs in batches:
@@ -157,14 +137,6 @@ def on_gpu() -> dict[str, Figure]:
                 except torch.cuda.OutOfMemoryError:
                     told(f"{recipe}_{recompute}_{pairs}: does not fit")
                     break
-                if recompute == "nothing":
-                    fits = pairs
-        step = OurStep(config_of(recipe, "run.precision=bf16"), max(fits // 2, 1), "cuda")
-        for rung in ladder(step):
-            measure(step, f"{recipe}_ladder_{rung}", rounds=5)
-        step.model.compile_towers()
-        measure(step, f"{recipe}_ladder_compile", rounds=5)
-        del step
     return figures
 
 

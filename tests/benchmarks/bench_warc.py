@@ -2,25 +2,20 @@
 
 Synthetic captures, gzip members, pages of 36 kB median (log-normal): 5% Chinese with pictures, the rest English
 documentation with curly quotes, character references and pictures. Timed is the stage's own reading of one file, from
-gzip to candidates, on one core, in turns with
+gzip to candidates, on one core, in turns with fastwarc and lexbor alone: every record unpacked, every page parsed,
+nothing looked up.
 
-    before    the code of commit BEFORE, from this repository's history: every page got a walk over the nodes of its DOM
-    parsing   fastwarc and lexbor: every record unpacked, every page parsed, nothing looked up
-
-None of the candidates of `before` may be missing, nor of today's walk without the first look
-(`pipeline.pages.first_look`). The cost per byte of Chinese pages from 3 kB to 2 MB, and the memory of a process that
-reads the file, are figures of their own.
+None of the candidates of a walk without the first look (`pipeline.pages.first_look`) may be missing. The cost per byte
+of Chinese pages from 3 kB to 2 MB, and the memory of a process that reads the file, are figures of their own.
 
 The process for pages that may take long is started once a file. Common Crawl's files have tens of thousands of pages
-and these have hundreds, so what its start costs is taken off, of `before` too; it is told.
+and these have hundreds, so what its start costs is taken off; it is told.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
-import json
 import random
 import re
 import resource
@@ -34,10 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from harness import Figure, at_least, at_most, quick, report
-
-BEFORE = "a77f5fc^"
-"""The last commit that built a DOM of every page."""
+from harness import Figure, at_most, quick, report
 
 MEDIAN, SPREAD = 36_000, 0.7
 """Bytes of a page: median, and standard deviation of their logarithm."""
@@ -55,19 +47,10 @@ def main() -> int:
         mixed = written(Path(folder) / "mixed.warc.gz", pages, CHINESE)
         chinese = written(Path(folder) / "chinese.warc.gz", pages // 10, 1.0)
         print(f"the process for pages that may take long starts in {start_of_reader():.2f} s", file=sys.stderr)
-        old = earlier_code(Path(folder) / "before")
-        times: list[tuple[float, float]] = []
-        for _ in range(2 if small else rounds):
-            was, by_old = extracted_before(old, mixed, written(Path(folder) / "warm.warc.gz", 30, CHINESE))
-            times.append((cpu_seconds(lambda: extracted(mixed)), was))
-        ours, was = (statistics.median(side) for side in zip(*times, strict=True))
-        print(f"{pages / ours:.0f} pages a second, {pages / was:.0f} before", file=sys.stderr)
-        looked = extracted(mixed)
-        missing = (set(extracted_by_walk(mixed)) | set(by_old)) - set(looked)
-        print(f"{len(looked)} candidates, {len(by_old)} before", file=sys.stderr)
+        missing = set(extracted_by_walk(mixed)) - set(extracted(mixed))
         figures["candidates_lost"] = at_most(len(missing), 0, "candidates")
-        figures["rate_to_before"] = at_least(was / ours, 6)
         ours, least = in_turns(lambda: extracted(mixed), lambda: parsed(mixed), rounds)
+        print(f"{pages / ours:.0f} pages a second", file=sys.stderr)
         figures["time_to_parsing_mixed"] = at_most(ours / least, 1.5)
         ours, least = in_turns(lambda: extracted(chinese), lambda: parsed(chinese), rounds)
         figures["time_to_parsing_chinese"] = at_most(ours / least, 5)
@@ -114,42 +97,16 @@ def start_of_reader() -> float:
     return min(_spent(start) for _ in range(3))
 
 
-def earlier_code(folder: Path) -> Path:
-    """The code of BEFORE, in a folder."""
-    folder.mkdir()
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root), "archive", BEFORE, "pipeline", "data_specs", "wenlan.py"]
-    packed = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
-    subprocess.run(["tar", "x", "-C", str(folder)], input=packed, check=True)
-    return folder
-
-
-def extracted_before(code: Path, path: Path, warm: Path) -> tuple[float, list[str]]:
-    """(CPU seconds, ids of the candidates) of `extracted` by earlier code, in a process of its own."""
-    program = (
-        "import sys, json; sys.path[:0] = sys.argv[3:]\n"
-        "import bench_warc as b; from pathlib import Path\n"
-        "ids = []; b.extracted(Path(sys.argv[2])); b.start_of_reader()\n"
-        "seconds = b.cpu_seconds(lambda: ids.extend(b.extracted(Path(sys.argv[1]))))\n"
-        "print(json.dumps([seconds, ids]))"
-    )
-    command = [sys.executable, "-c", program, str(path), str(warm), str(code), str(Path(__file__).resolve().parent)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=code)
-    seconds, ids = json.loads(done.stdout.splitlines()[-1])
-    return seconds, ids
-
-
 def extracted(path: Path) -> list[str]:
     """Ids of the candidates of a WARC file, by the stage's own code."""
+    from pipeline.account import Account
     from pipeline.records import Candidate
     from pipeline.sources.warc import Warc
     from pipeline.stages.extract import _extract
     from pipeline.web.warc import read_captures
 
     source = Warc(name="bench", source_kind="news", path=(str(path),))  # type: ignore[call-arg]
-    has_accounts = importlib.util.find_spec("pipeline.account") is not None  # earlier code lacks them
-    account = [importlib.import_module("pipeline.account").Account()] if has_accounts else []
-    entries = _extract(read_captures(str(path), 1 << 23, {}), source, Counter(), {}, *account)
+    entries = _extract(read_captures(str(path), 1 << 23, {}), source, Counter(), {}, Account())
     return [entry.candidate_id for entry in entries if isinstance(entry, Candidate)]
 
 

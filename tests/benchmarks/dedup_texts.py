@@ -31,11 +31,12 @@ def main(source: Path, out: Path) -> None:
 
     texts, threshold = _texts(source), Dedup().text_similarity
     number: dict[str, int] = {}
-    of = np.array([number.setdefault(text, len(number)) for text in normals(texts)])
+    of = np.array([number.setdefault(text, len(number)) for text in normals(texts)], np.int64)
     distinct = list(number)
-    parts = [text_rows.made(distinct[at : at + BATCH], threshold) for at in range(0, len(distinct), BATCH)]
+    batches = range(0, max(1, len(distinct)), BATCH)  # one batch, an empty one, of no texts
+    parts = [text_rows.made(distinct[at : at + BATCH], threshold) for at in batches]
     first = np.unique(of, return_index=True)[1]
-    leaders = first[np.array(leaders_among(TextRows.joined(parts), threshold))][of]
+    leaders = first[np.array(leaders_among(TextRows.joined(parts), threshold), np.int64)][of]
     with out.open("w", encoding="utf-8") as kept:
         for row in np.unique(leaders).tolist():
             kept.write(json.dumps({"text": texts[row]}, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""The sides of the training-step benchmark, each stepped on command in a process of its own, and the ladder's rungs.
+"""The sides of the training-step benchmark, each stepped on command in a process of its own.
 
     released            tests/benchmarks/released.py under torch's Adam, with the C library's allocator as it comes
     released_keep       the same with our allocator setting
@@ -7,17 +7,14 @@
     ours_bf16           the same under bf16 autocast
 
 Why processes of their own: the peak of a process's memory never falls, and an allocator setting is for a whole process.
-The ladder undoes in our own model what the release does another way, and puts back one change after the other.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,17 +24,13 @@ import torch.nn.functional as F
 from released import ReleasedBriVL
 from torch import Tensor, nn
 
-from training import moco
 from training.config import Config
 from training.device import keep_memory
-from training.encoders.cnn_regions import Trunk
-from training.method.key_towers import update_average
 from training.moco import BriVL
 from training.records import Batch
 from training.resolve import resolve
-from training.run.accumulate import backward
 from training.run.optimizer import build_optimizer
-from training.towers.region_pooling import pool_regions
+from training.run.step import backward
 
 THREADS = 2
 SIDES = {"released": "", "released_keep": "", "ours": "", "ours_blocks": "run.recompute=blocks"}
@@ -121,112 +114,6 @@ class OurStep:
         self.steps += 1
 
 
-Change = tuple[str, Callable[[], object]]
-
-
-def ladder(step: OurStep) -> Iterator[str]:
-    """Undo every change of ours, then put them back one by one; before each step of the caller, what is in force."""
-    model = step.model
-    trunks = [t for t in (model.image_query.trunk, model.image_key) if isinstance(t, Trunk)]
-    fused, keys, recompute = step.optimizer, model._keys, trunks[0].recompute
-    for trunk in trunks:
-        trunk.regions = _released_regions(trunk)  # type: ignore[method-assign]
-        trunk.recompute = "nothing"
-    model._keys = lambda _image, _text, batch: keys(  # type: ignore[method-assign]
-        model.image_query.prefix(batch), model.text_query.prefix(batch), batch
-    )
-    moco.update_average = _loop_average
-    model.image_key.train()
-    model.text_key.train()
-    _lay_out(model, torch.contiguous_format)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    step.optimizer = torch.optim.Adam(parameters, lr=1e-4, foreach=False, fused=False)
-
-    def matmul() -> None:
-        for trunk in trunks:
-            trunk.regions = _convolved_first(trunk)  # type: ignore[method-assign]
-
-    def mean_first() -> None:
-        for trunk in trunks:
-            del trunk.regions
-
-    def share() -> None:
-        model._keys = keys  # type: ignore[method-assign]
-
-    def foreach() -> None:
-        moco.update_average = update_average
-
-    def eval_keys() -> None:
-        model.image_key.eval()
-        model.text_key.eval()
-
-    def fused_adamw() -> None:
-        step.optimizer = fused
-
-    def pointwise() -> None:
-        for trunk in trunks:
-            trunk.recompute = recompute
-
-    yield "nothing"
-    changes: list[Change] = [("matmul_pooling", matmul), ("conv_after_mean", mean_first), ("shared_prefix", share)]
-    changes += [("foreach_ema", foreach), ("key_towers_in_eval", eval_keys)]
-    changes += [("channels_last", lambda: _lay_out(model, torch.channels_last)), ("fused_adamw", fused_adamw)]
-    changes += [("recompute_pointwise", pointwise)]
-    if step.device.type == "cpu":
-        changes.append(("allocator", keep_memory))
-    for name, change in changes:
-        change()
-        gc.collect()
-        yield name
-
-
-def _released_regions(trunk: Trunk) -> Callable[[Tensor, Batch], Tensor]:
-    """Image by image, box by box: 16 samples, the 1x1 convolution on each, their mean."""
-
-    def regions(map_BCHW: Tensor, batch: Batch) -> Tensor:
-        weight, bias = trunk.project.weight[..., None, None], trunk.project.bias
-        side, found = batch.images_B3HW.shape[-1], []
-        for map_CHW, boxes_R4 in zip(map_BCHW, batch.boxes_BR4, strict=True):
-            x1, y1, x2, y2 = (2 * boxes_R4 / side - 1).unbind(1)
-            nothing = torch.zeros_like(x1)
-            across = torch.stack([(x2 - x1) / 2, nothing, (x1 + x2) / 2], dim=1)
-            down = torch.stack([nothing, (y2 - y1) / 2, (y1 + y2) / 2], dim=1)
-            shape = [len(boxes_R4), len(map_CHW), trunk.grid, trunk.grid]
-            where = F.affine_grid(torch.stack([across, down], dim=1), shape, align_corners=False)
-            with torch.backends.cudnn.flags(enabled=False):
-                points = F.grid_sample(
-                    map_CHW.expand(len(boxes_R4), -1, -1, -1), where.to(map_CHW), align_corners=False
-                )
-                found.append(F.avg_pool2d(F.conv2d(points, weight, bias), trunk.grid, stride=1).flatten(1))
-        return torch.stack(found)
-
-    return regions
-
-
-def _convolved_first(trunk: Trunk) -> Callable[[Tensor, Batch], Tensor]:
-    """One matrix product for all boxes, on a map to which the 1x1 convolution was applied before."""
-
-    def regions(map_BCHW: Tensor, batch: Batch) -> Tensor:
-        convolved_BDHW = F.conv2d(map_BCHW, trunk.project.weight[..., None, None], trunk.project.bias)
-        side = batch.images_B3HW.shape[-1]
-        return pool_regions(convolved_BDHW.float(), batch.boxes_BR4, (side, side), grid=trunk.grid)
-
-    return regions
-
-
-def _loop_average(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    for k, q in zip(key.parameters(), query.parameters(), strict=True):
-        if k is not q:
-            k.data = k.data * momentum + q.data * (1 - momentum)
-
-
-def _lay_out(model: BriVL, layout: torch.memory_format) -> None:
-    """The image tower's weights and maps in a memory format; an optimiser's moments follow at its next use."""
-    model.image_query.prefix.layout = layout
-    model.image_query.to(memory_format=layout)  # type: ignore[call-overload]
-    model.image_key.to(memory_format=layout)  # type: ignore[call-overload]
-
-
 def memory(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Bytes: the most that this process ever held, its parameters with buffers, and the optimiser's state."""
     tensors = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
@@ -251,20 +138,6 @@ def serve(side: str, recipe: str, pairs: int) -> None:
         step()
         answer({"seconds": time.perf_counter() - start})
     answer(memory(step.model, step.optimizer))
-
-
-def serve_ladder(recipe: str, pairs: int, rounds: int) -> None:
-    """Answer, for each rung, its name and the seconds of the quickest of `rounds` steps after one that warms it up."""
-    torch.set_num_threads(THREADS)
-    step = OurStep(config_of(recipe), pairs)
-    for rung in ladder(step):
-        seconds = []
-        for turn in range(rounds + 1):
-            start = time.perf_counter()
-            step()
-            if turn:
-                seconds.append(time.perf_counter() - start)
-        answer({"rung": rung, "seconds": min(seconds)})
 
 
 def serve_loss(recipe: str, pairs: int) -> None:
@@ -313,10 +186,8 @@ def answer(values: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    name, recipe, pairs, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    if name == "ladder":
-        serve_ladder(recipe, pairs, rounds)
-    elif name == "loss":
+    name, recipe, pairs = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    if name == "loss":
         serve_loss(recipe, pairs)
     else:
         serve(name, recipe, pairs)

@@ -336,6 +336,7 @@ print(json.dumps({"runs": runs, "tasks": tasks, "events": events}))
 
 @needs_airflow
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_airflow_dags_test_of_each(tmp_path: Path, fake: Any) -> None:
     fake.outcome = fake.good_day
     env = {"RAY_API_SERVER_ADDRESS": fake.url, "RAY_AUTH_MODE": "disabled", "WENLAN_POLL_S": "1"}

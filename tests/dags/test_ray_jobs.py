@@ -415,6 +415,7 @@ def asked_metrics() -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_build_as_a_ray_job_is_logged_counted_and_costed(small: tuple[Path, list[Any]]) -> None:
     """The command of the runbook, on a cluster that has a token; then what Prometheus sees, by METRICS' own names."""
     folder, [(refused, why, _), (job, logs, _)] = small

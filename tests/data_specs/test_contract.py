@@ -215,7 +215,7 @@ def answer(*urls):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill(12)
 @pytest.mark.parametrize("place", ["release"], indirect=True)
 def test_ray_data_reads_every_sample(place: Place, reader: Reader) -> None:
     assert _as_truth(reader(RAY_DATA)(*_every(place))) == place.truth

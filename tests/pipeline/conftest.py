@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,13 +30,17 @@ Change = Callable[[list[dict[str, Any]]], None]
 
 @dataclass
 class Web:
-    """A server. `pages` maps a path to bytes of HTML, to (status, headers, body), or to a function of the handler."""
+    """A server. `pages` maps a path to bytes of HTML, to (status, headers, body), or to a function of the handler.
+
+    holds(path): whether an answer waits.
+    """
 
     port: int
     pages: dict[str, Any] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     asked_tdm: list[str] = field(default_factory=list)
     agents: set[str] = field(default_factory=set)
+    holds: Callable[[str], bool] = lambda _: False
 
     @property
     def host(self) -> str:
@@ -55,6 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
         # every host is asked for this file; a test that is not about it need not say so
         (self.web.asked if self.path != "/.well-known/tdmrep.json" else self.web.asked_tdm).append(self.path)
         self.web.agents.add(self.headers.get("User-Agent", ""))
+        while self.web.holds(self.path):
+            time.sleep(0.02)
         page = self.web.pages.get(self.path, (404, {}, b"not here"))
         if callable(page):
             page(self)

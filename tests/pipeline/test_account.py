@@ -133,7 +133,7 @@ def json_lines(draw: st.DrawFn, root: Path) -> Made:
 
 
 def parquet(draw: st.DrawFn, root: Path) -> Made:
-    """Rows in groups, read in parts that cut them anywhere."""
+    """Rows in groups, read in parts that cut them anywhere; some groups are damaged, their rows are in the footer."""
     rows = draw(
         st.lists(
             st.tuples(st.sampled_from(["http://i/1.jpg", "", None, "x"]), st.sampled_from(["云", "", None])),
@@ -142,6 +142,14 @@ def parquet(draw: st.DrawFn, root: Path) -> Made:
     )
     columns = {"url": pa.array([u for u, _ in rows], pa.string()), "zh": pa.array([t for _, t in rows], pa.string())}
     pq.write_table(pa.table(columns), root / "t.parquet", row_group_size=draw(st.integers(1, 20)))
+    groups = pq.read_metadata(root / "t.parquet")
+    data = bytearray((root / "t.parquet").read_bytes())
+    for number in draw(st.sets(st.integers(0, max(0, groups.num_row_groups - 1)), max_size=groups.num_row_groups)):
+        column = groups.row_group(number).column(draw(st.integers(0, 1)))
+        at = draw(st.integers(0, column.total_compressed_size - 1)) + column.dictionary_page_offset
+        junk = draw(st.binary(min_size=1, max_size=9))
+        data[at : at + len(junk)] = junk
+    (root / "t.parquet").write_bytes(data)
     return _table(root, draw(st.integers(1, 25)), "t.parquet"), {"rows": len(rows)}, 0
 
 
@@ -216,9 +224,46 @@ def test_every_image_of_a_page_is_a_candidate_a_decision_or_has_a_name(markup: s
     page = Capture("http://a.cn/", 200, "", "text/html", html.encode())
     entries, _, own = extract_page(page, "s", "news", most)
     images = own or Units()
-    assert images.met == len(LexborHTMLParser(html).css("img"))
+    assert images.met - images.named[Named.EMBEDDED] == len(LexborHTMLParser(html).css("img"))
     assert images.unaccounted == 0
     assert images.candidates + images.decisions == len(entries)
+
+
+ODD = {
+    "<amp-img src=a.jpg alt=雪后的山></amp-img>": "candidate",
+    "<amp-img src=a.jpg alt=山><noscript><img src=a.jpg></noscript></amp-img>": f"candidate, {Named.FALLBACK}",
+    "<picture><source srcset=a.webp><img src=a.jpg alt=山></picture>": "candidate",
+    "<image src=a.jpg alt=山>": "candidate",
+    "<img srcset='a.jpg 1x, b.jpg 2x' alt=山>": "candidate",
+    "<img src=data:image/png;base64,iVBO alt=山>": "decision",
+    "<img alt=山>": "decision",
+    "<div style='color: red; BACKGROUND-image: URL(a.jpg)'>山</div>": Named.BACKGROUND,
+    "<div style='background: url(data:image/png;base64,iVBO)'>山</div>": Named.BACKGROUND,
+    "<table background=a.jpg><tr><td style='background:url(b)'></table>": f"{Named.BACKGROUND}, {Named.BACKGROUND}",
+    "<object data=a type=image/jpeg></object>": Named.EMBEDDED,
+    "<object data=a.png><img src=b.jpg></object>": f"{Named.EMBEDDED}, {Named.UNSHOWN}",
+    "<embed src=a.svg>": Named.EMBEDDED,
+    "<iframe src=/a.jpg></iframe>": Named.EMBEDDED,
+    "<picture><source srcset=a.webp></picture>": Named.EMBEDDED,
+    "<svg><image href=a.jpg /></svg>": Named.EMBEDDED,
+    "<svg><image xlink:href=a.jpg /></svg>": Named.EMBEDDED,
+    "<input type=image src=a.jpg>": Named.EMBEDDED,
+    "<video poster=a.jpg></video>": Named.EMBEDDED,
+    "<video src=a.mp4></video><object data=a.swf></object><iframe src=/a></iframe><svg><image /></svg>": "",
+    "<p style='cursor: url(a.cur)'>山</p>": "",
+}
+
+
+@pytest.mark.parametrize("markup", ODD)
+@pytest.mark.parametrize("beside", ["", "<img src=z.jpg alt=海>"])
+def test_a_picture_in_any_element_is_a_candidate_a_decision_or_counted(markup: str, beside: str) -> None:
+    """Alone on a page too, which then is not read further."""
+    html = f"<!doctype html><meta charset=utf-8><h1>雪后的黄山</h1><p>一段中文的话</p>{markup}<p>云</p>{beside}"
+    page = Capture("http://a.cn/", 200, "", "text/html", html.encode())
+    images = extract_page(page, "s", "news").images or Units()
+    became = ["candidate"] * images.candidates + ["decision"] * images.decisions + [*images.named.elements()]
+    assert sorted(became) == sorted(filter(None, [*ODD[markup].split(", "), beside and "candidate"]))
+    assert (images.met, images.unaccounted) == (len(became), 0)
 
 
 RECORDS: dict[str, Callable[[str], bytes]] = {

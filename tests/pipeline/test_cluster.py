@@ -145,7 +145,7 @@ def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeyp
         monkeypatch.setattr(cluster, "HEAD_LOOK_S", 1e-9)
         build = replace(opening.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
         names = [f"{n:05d}" for n in range(60)]
-        done = list(cluster.Cluster().each(build, "measure", lambda *_: None, {"num_cpus": 1}, names))
+        done = list(cluster.Cluster().each(build, [("measure", lambda *_: None)], {"num_cpus": 1}, names))
     assert sorted(done) == names
     assert most[0] == 16
 
@@ -174,7 +174,7 @@ def test_a_partition_is_done_again_when_an_actor_that_it_used_is_gone(ray, tmp_p
             attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
 
     build = replace(opening.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
-    each = cluster.Cluster().each(build, "measure", holding, {"num_cpus": 1}, ["00000"])
+    each = cluster.Cluster().each(build, [("measure", holding)], {"num_cpus": 1}, ["00000"])
     if losses == 1:
         assert list(each) == ["00000"]
         assert build.stage("measure").partitions() == ["00000"]
@@ -197,10 +197,10 @@ def test_a_build_needs_the_object_store_only_if_it_is_large_and_a_full_one_is_on
 
     build = replace(opening.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
     monkeypatch.setattr(ray, "put", full)
-    assert list(cluster.Cluster().each(build, "measure", nothing, {"num_cpus": 1}, ["00000"])) == ["00000"]
+    assert list(cluster.Cluster().each(build, [("measure", nothing)], {"num_cpus": 1}, ["00000"])) == ["00000"]
     large = replace(build, identities=tuple(str(i) for i in range(20_000)))
     with pytest.raises(StageError, match=r"^ray: the object store of Ray is full .*run the same command again$"):
-        list(cluster.Cluster().each(large, "measure", nothing, {"num_cpus": 1}, ["00001"]))
+        list(cluster.Cluster().each(large, [("measure", nothing)], {"num_cpus": 1}, ["00001"]))
 
 
 def test_a_crawl_state_that_finds_no_room_is_told_like_any_full_disk(tmp_path, spec):
@@ -392,6 +392,7 @@ with contextlib.ExitStack() as stack:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("half", ["pipeline", "training"])
 def test_an_embedded_ray_listens_to_this_machine_alone(half: str) -> None:
     """Whoever reaches Ray's GCS, raylet or dashboard can run commands as its user."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_specs.build import BuildSpec, load
-from pipeline import opening, run
+from pipeline import cluster, opening, run
 from pipeline.errors import StageError, StoreError
 from pipeline.publish import release
 from pipeline.stages import crawl
@@ -197,3 +197,28 @@ def test_what_working_passes_wrote_goes_with_a_publish_and_is_made_again_where_i
     one, other = (stage.table(stage.records()[0])["candidate_id"].to_pylist() for stage in stages)
     assert one == other
     assert len(one) < first.stage("dedup").records()[0].counts["kept"]
+
+
+def test_a_partition_goes_through_fetch_measure_and_filter_before_the_next_one(tmp_path, monkeypatch):
+    plan = spec(tmp_path)
+    with (tmp_path / "t.csv").open("a", encoding="utf-8") as table:
+        table.writelines(f"http://127.0.0.1:1/{number}.jpg,第{number}张图片\n" for number in range(5))
+    plan.write_text(plan.read_text("utf-8") + "fetch: {images_per_partition: 2}\n", encoding="utf-8")
+    ran, run_task = list[tuple[str, str]](), cluster.run_task
+
+    def noted(build: Build, stage: str, own: cluster.RunPartition, partition: str, form: str) -> None:
+        ran.append((partition, stage))
+        run_task(build, stage, own, partition, form)
+
+    monkeypatch.setattr(cluster, "run_task", noted)
+    build = opening.open_build(load(plan), str(tmp_path / "out"), str(tmp_path / "store"))
+    chained = ("fetch", "measure", "filter")
+    results = {result.name: result for result in run.run(build, until="filter", here=True)}
+    partitions = build.stage("fetch").partitions()
+    assert len(partitions) > 1
+    assert [own for own in ran if own[1] in chained] == [(name, stage) for name in partitions for stage in chained]
+    assert {results[stage].ran for stage in chained} == {len(partitions)}
+    build.stage("measure").uncommit(partitions[0])
+    ran.clear()
+    list(run.run(build, until="filter", here=True))
+    assert ran == [(partitions[0], "measure"), (partitions[0], "filter")]

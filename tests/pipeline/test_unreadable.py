@@ -38,7 +38,7 @@ from pipeline.store import measured
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
-from pipeline.web import client, crawler, frontier, links, policy, sitemaps
+from pipeline.web import client, crawler, frontier, policy, readers, sitemaps
 from pipeline.web import warc as warcs
 from pipeline.web._warc_sound import SoundRun
 from tests import archived
@@ -76,7 +76,7 @@ def site_of(web: Any) -> list[dict[str, Any]]:
 
 
 CRAWL_PARSERS = [
-    (links, "read_markup", lambda body, *_: b"odd page" in body),
+    (readers, "read_markup", lambda body, *_: b"odd page" in body),
     (policy, "opt_outs", lambda headers, *_: ("X-Odd", "1") in list(headers)),
     (policy, "follows_links", lambda headers, *_: ("X-Odd", "1") in list(headers)),
     (client, "unpacked", lambda body, *_: True),

@@ -72,7 +72,6 @@ def test_five_weeks_of_a_dataset_on_one_worker_and_on_two(tmp_path: Path) -> Non
         assert ledger.faults == []
         assert site.asked == asked, "a rollback asks nobody"
         taken = (tmp_path / "two/store", f"http://{host}/i{weekly.TAKEN_DOWN}.jpg")
-        data("forget", "--store", str(taken[0]), "--url", taken[1])  # of pages that were captured since
         [proof] = data("forget", "--store", str(taken[0]), "--prove", taken[1])["proved"].values()
         assert (proof["findings"], proof["faults"]) == (0, [])
         assert [release.release for release in releases.values()] == _numbers(releases)

@@ -40,6 +40,16 @@ if TYPE_CHECKING:
     from training.moco import BriVL
     from training.records import Batch
 
+BERT = (
+    "text.encoder=bert_text",
+    "text.backbone_layers=3",
+    "text.frozen_layers=2",
+    "text.backbone_heads=4",
+    "text.backbone_ffn=48",
+    "text.vocab_size=60",
+)
+"""A small BERT in place of recipe `tiny`'s text tower."""
+
 _WORDS = "红橙黄绿青蓝紫黑白灰大小高低远近山水云雨风雪花鸟鱼虫猫狗牛羊马车船桥"
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.training.conftest import BERT
 from training.data.tokenizer import load_tokenizer
 from training.data.transforms import input_boxes
 from training.encoders import build_tower, cnn_regions
@@ -35,14 +36,6 @@ from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 from training.towers.region_pooling import pool_regions
 from training.use.embed import embed_files
-
-BERT = (
-    "text.encoder=bert_text",
-    "text.backbone_layers=3",
-    "text.frozen_layers=2",
-    "text.backbone_heads=4",
-    "text.backbone_ffn=48",
-)
 
 MakeBatch = Callable[..., Batch]
 MakeModel = Callable[..., BriVL]
@@ -289,7 +282,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 
 def test_fault_10_a_checkpoint_needs_no_backbone_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint whose recipe names weights that are gone, or are on the hub, is used without looking for them."""
-    config = resolve("tiny", ["image.weights=hub", *BERT, "text.weights=somebody/some-bert"])
+    config = resolve("tiny", ["image.weights=hub", *BERT, "text.vocab_size=7000", "text.weights=somebody/some-bert"])
     with no_network(monkeypatch) as asked:
         model = BriVL(config, load_weights=False)
         state = RunState(1, 8, 0, (), (), "grid")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.training.conftest import BERT
 from training.moco import KEY_PREFIXES, QUERY_PREFIXES, QUEUE_PREFIXES, BriVL
 from training.records import Batch
 from training.resolve import resolve
@@ -17,16 +18,6 @@ from training.towers.tower import Tower
 
 FROZEN_CNN = ("image.frozen_stages=7", "image.dropout=0", "text.dropout=0")
 """No batch norm and no dropout in what is trained: sums over samples are then exact."""
-
-
-BERT = (
-    "text.encoder=bert_text",
-    "text.backbone_layers=3",
-    "text.frozen_layers=2",
-    "text.backbone_heads=4",
-    "text.backbone_ffn=48",
-    "text.vocab_size=60",
-)
 
 
 MOBILENET = ("image.backbone=torchvision/mobilenet_v2", "image.frozen_stages=10")

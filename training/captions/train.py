@@ -16,9 +16,8 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -64,10 +63,6 @@ class CaptionerResult:
     best_step: int
     stopped_early: bool
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON object of the same names."""
-        return asdict(self)
 
 
 def fit_captioner(
@@ -180,7 +175,6 @@ class _Training:
         return journal
 
     def step(self, journal: Journal) -> None:
-        """One step of the optimiser."""
         begun, config, step = time.monotonic(), self.config, self.state.step
         rows, captions = self._batch(step)
         regions_BRW, present_BR = (tensor.to(self.device) for tensor in self.train.regions(rows))
@@ -242,12 +236,10 @@ class _Training:
         return done == self.steps or self.patience_ended() or (every > 0 and done % every == 0)
 
     def save(self, *, best: bool) -> None:
-        """Write a checkpoint of the training as it is."""
         towers = self.loaded.checkpoint.folder
         checkpoint.write(self.out, self.captioner, self.optimizer, self.state, towers, best=best)
 
     def result(self, seconds: float) -> CaptionerResult:
-        """Result of the training."""
         newest, best = latest(self.out), self.out / "checkpoints" / BEST
         return CaptionerResult(
             out=str(self.out),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from training.commands.options import add_beams, add_data, add_detector, add_json, add_regions, add_shared, beams, path
@@ -54,12 +55,13 @@ def _fit_captioner(arguments: argparse.Namespace) -> dict[str, Any]:
         detector=arguments.detector,
         device=arguments.device,
         cache=arguments.cache,
-    ).to_json()
+    )
+    values = asdict(result)
     LOG.info(
         "%s steps, loss %s, CIDEr on dev %s, best checkpoint %s",
-        *(result[name] for name in ("steps", "loss", "dev_cider", "best")),
+        *(values[name] for name in ("steps", "loss", "dev_cider", "best")),
     )
-    return result
+    return values
 
 
 def add_caption(commands: Any) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def _train(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         from training.run.train import fit
 
-        result = fit(config, arguments.data, arguments.out, init=arguments.init, cache=arguments.cache).to_json()
+        result = asdict(fit(config, arguments.data, arguments.out, init=arguments.init, cache=arguments.cache))
         if config.run.background and first_rank():
             _add_backgrounds(config, arguments, Path(result["checkpoint"]))
     loss = "" if result["loss"] is None else f"loss {result['loss']:.4f}, "

@@ -4,6 +4,12 @@
 
 Text and colour follow from (seed, epoch, sample), so a batch is a function of (dataset, config, span of the stream).
 
+The text of an epoch is drawn by the probabilities of the sample's source kind. Beside the kinds that are stored there
+are two that BriVL trained on and that are made of the surrounding text: `easy`, its first 128 characters, and `first`,
+its first sentence without the closing mark (training/data/released_rows.py). What a page says under any picture
+(查看源网页, 图片来自网络, IMG_1234.jpg) describes none, and is left out with `data.boilerplate_dropout`, unless the
+sample has nothing else; a few well-known phrases, not a classifier.
+
 A sample that cannot be decoded keeps its slot with `valid_B` False: nothing after it shifts. A tar that ends early,
 regions or an index that do not match end the run. Both travel as values of a `Made`, because torch's DataLoader would
 wrap a raised error in a traceback.
@@ -13,19 +19,19 @@ Limits: errors of other kinds (a bug) are raised, and torch reports them its way
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from data_specs.shard import SOURCE_KINDS, ContractError
-from training.config import DataConfig
-from training.data.colour import recolour
+from training.config import DERIVED_KINDS, DataConfig
 from training.data.index import Dataset, Row, RowText
-from training.data.order import Mixture, Order, seed_of
+from training.data.order import Mixture, Order, fraction, seed_of
+from training.data.released_rows import derived
 from training.data.slots import Piece, Slots, room
-from training.data.text_choice import choose_text
 from training.data.tokenizer import Tokenizer
-from training.data.transforms import UnreadableImage, input_boxes, picture
+from training.data.transforms import UnreadableImage, input_boxes, picture, recolour
 from training.records import Batch
 
 if TYPE_CHECKING:
@@ -219,3 +225,61 @@ def _collate(samples: Sequence[_Sample], length: int = 0) -> Batch:
 def short_id(digest: str) -> int:
     """The first 64 bits of a sha256 in hex, as a signed integer (what a Batch and the queues carry)."""
     return int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)
+
+
+_PHRASES = (
+    "查看源网页|查看原图|点击查看大图|点击查看|点击图片|展开全文|阅读全文|图片来自网络|图片来源网络|图片来源于网络|"
+    "网络图片|资料图片?|图片加载中|暂无图片|分享图片|untitled|no image|image|图片|图"
+)
+# No two neighbouring parts take the same characters: else a line of dashes is tried in all ways to share it out.
+_BOILERPLATE = re.compile(
+    rf"\W*(?:{_PHRASES})\W*"
+    r"|(?:\W*(?:img|dsc|image|pic|photo|微信图片|截图))?[\d_\W]*(?:\.(?:jpe?g|png|gif|webp|bmp)\W*)?",
+    re.IGNORECASE,
+)
+
+
+def choose_text(row: Row, config: DataConfig, seed: int, epoch: int) -> RowText:
+    """The text of a row for one epoch, by the probabilities of its source kind.
+
+    Probabilities are rescaled to the kinds the row has; several texts of one kind share its probability. The first text
+    is taken for "primary", for a source kind without probabilities and where none of the kinds is there.
+    """
+    texts = _informative(row, config.boilerplate_dropout, seed, epoch)
+    kinds = config.text_kinds
+    weights: Mapping[str, float] = {} if isinstance(kinds, str) else kinds.get(row.source_kind, {})
+    offered = [*texts, *_derived(texts, weights)]
+    counts = {kind: sum(text.kind == kind for text in offered) for kind in weights}
+    shares = [weights.get(text.kind, 0.0) / max(counts.get(text.kind, 1), 1) for text in offered]
+    rest = fraction("text", seed, epoch, row.key) * sum(shares)
+    for text, share in zip(offered, shares, strict=True):
+        rest -= share
+        if share and rest < 0:
+            return text
+    return texts[0]
+
+
+def is_boilerplate(text: str) -> bool:
+    """True if a text is only a boilerplate phrase, a number or a file name."""
+    return _BOILERPLATE.fullmatch(text) is not None
+
+
+def _informative(row: Row, dropout: float, seed: int, epoch: int) -> Sequence[RowText]:
+    """The row's texts without boilerplate; all of them where no other remains."""
+    if not dropout or len(row.texts) == 1:
+        return row.texts
+    informative = [
+        text
+        for number, text in enumerate(row.texts)
+        if not is_boilerplate(text.text) or fraction("boilerplate", seed, epoch, row.key, number) >= dropout
+    ]
+    return informative or row.texts
+
+
+def _derived(texts: Sequence[RowText], weights: Mapping[str, float]) -> list[RowText]:
+    """`easy` and `first` of every surrounding text, where they are asked for, with its leader."""
+    wanted = [kind for kind in DERIVED_KINDS if kind in weights]
+    surrounding = [text for text in texts if text.kind == "surrounding"]
+    return [
+        RowText(kind, derived(kind, text.text) or text.text, text.leader) for text in surrounding for kind in wanted
+    ]

@@ -149,11 +149,6 @@ class Dataset:
         return tuple(shard.tar for shard in self._shards)
 
     @property
-    def marks(self) -> tuple[str, ...]:
-        """For each shard, in order, a name that changes with its samples and with their boxes."""
-        return tuple(f"{s.index.name} {s.regions.name if s.regions else GRID}" for s in self._shards)
-
-    @property
     def has_regions(self) -> bool:
         """True if boxes were joined from files; if not, they are the grid."""
         return any(shard.regions is not None for shard in self._shards)

@@ -21,6 +21,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from data_specs.shard import ContractError
@@ -65,7 +66,6 @@ class Share:
 
     @property
     def micro(self) -> int:
-        """Samples of one micro-batch."""
         return self.batch_size // (self.world_size * self.accumulate)
 
     def spans(self, position: int) -> list[tuple[int, int]]:
@@ -80,13 +80,23 @@ class Share:
 def _begin(worker: int, *, nice: int) -> None:
     """First call in a new worker process: keep memory, as a step on the CPU does, and lower the worker's priority.
 
-    A step of several threads stands still while one of them waits for a core: a worker that takes one costs all. A
-    terminal sends Ctrl-C to workers too: the process that reads their batches decides what it means.
+    A step of several threads stands still while one of them waits for a core: a worker that takes one costs all.
+    Terminals and schedulers signal a whole process group: the process that reads the batches decides what it means, and
+    needs those under way for its checkpoint.
     """
     keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Thread(target=_end_with_reader, daemon=True).start()
     with suppress(OSError):
         os.nice(nice)
+
+
+def _end_with_reader() -> None:
+    """Ends a worker at a SIGTERM from the process that reads, which ends its workers so at its own exit."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _identity(value: Any) -> Any:

@@ -8,7 +8,7 @@ in blocks, for their digest alone.
 
 Texts come from KEY.txt, or from "caption" of KEY.json (a text, or a list of them), or from a wenlan sample. A KEY.txt
 of several lines holds several captions, one per line. Which of them is trained on in an epoch is the choice of
-training/data/text_choice.py, as for every sample with several texts: the first one by default ("primary"), one drawn
+training/data/batch_maker.py, as for every sample with several texts: the first one by default ("primary"), one drawn
 again in each epoch with `data.text_kinds={"library": {"caption": 1}}`. Evaluation takes the first.
 
 Limits: compressed tars are refused, since an image is read by its offset; width and height are left 0 (unknown); image

@@ -2,7 +2,8 @@
 
 The square resize (no crop, no flip) is the released model's: the aspect is lost, but every box moves by two factors
 and nothing of an image is lost. Pixels stay uint8 until the device: handing float tensors between processes was the
-loader's largest cost. Colour changes come after the resize, on few pixels, and touch no box.
+loader's largest cost. Colour changes are torchvision's on Pillow's pictures; they come after the resize, on few pixels,
+and touch no box.
 
 Sound JPEG is decoded by simplejpeg (libjpeg-turbo) with the pixels of torchvision, a third faster; what it refuses
 (another colour model, damage) is left to torchvision. Pixels lie in memory as a decoder writes them, channel last.
@@ -270,6 +271,41 @@ def square(image: Tensor, size: int) -> Tensor:
 
     resized: Tensor = functional.resize(image, [size, size], antialias=True)
     return resized
+
+
+def recolour(
+    image: Tensor,
+    strength: tuple[float, float, float, float],
+    p_jitter: float,
+    p_gray: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """torchvision's ColorJitter of `strength` with p_jitter, then RandomGrayscale with p_gray, of uint8 [3, H, W].
+
+    All randomness is the generator's, so that it is the same in any process.
+    """
+    import torch
+    from PIL import Image
+    from torchvision.transforms.v2 import functional
+
+    jitter, *amounts, gray = torch.rand(6, generator=generator).tolist()
+    changes = []
+    for which in torch.randperm(4, generator=generator).tolist() if jitter < p_jitter else ():
+        middle = 0.0 if _COLOURS[which] == "hue" else 1.0
+        low, high = max(middle - strength[which], middle - 1), middle + strength[which]
+        if strength[which]:
+            changes.append((f"adjust_{_COLOURS[which]}", low + (high - low) * amounts[which]))
+    if not changes and gray >= p_gray:
+        return image
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    for name, amount in changes:
+        picture = getattr(functional, name)(picture, amount)
+    if gray < p_gray:
+        picture = functional.rgb_to_grayscale(picture, num_output_channels=3)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # channel last, as it came
+
+
+_COLOURS = ("brightness", "contrast", "saturation", "hue")
 
 
 def grid_boxes(width: int, height: int, max_boxes: int) -> npt.NDArray[np.float32]:

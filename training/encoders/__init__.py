@@ -1,16 +1,15 @@
 """Encoders, one file each: file name = `image.encoder` or `text.encoder` in the config.
 
 `image.encoder="cnn_regions"` is training/encoders/cnn_regions.py, which defines `build(config, load_weights) -> Tower`.
-A new encoder is a new file, without a registry. A file `_*.py` is a helper, not an encoder.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import sys
 
 from training.config import Config
 from training.errors import ConfigError
+from training.plug_ins import module_of
 from training.towers.tower import Modality, Tower
 
 
@@ -20,10 +19,7 @@ def build_tower(modality: Modality, config: Config, *, load_weights: bool) -> To
     Raises ConfigError on an encoder that does not exist or is of the other modality, and on weights that do not fit.
     """
     name = config.image.encoder if modality == "image" else config.text.encoder
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    if name not in known:
-        raise ConfigError(f"{modality}.encoder", f"unknown encoder {name!r}; available: {', '.join(known)}")
-    tower: Tower = importlib.import_module(f"{__name__}.{name}").build(config, load_weights)
+    tower: Tower = module_of(sys.modules[__name__], name, f"{modality}.encoder").build(config, load_weights)
     if tower.modality != modality:
         raise ConfigError(f"{modality}.encoder", f"{name} is an encoder of {tower.modality}s")
     if config.image.frozen if modality == "image" else config.text.frozen:

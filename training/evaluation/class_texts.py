@@ -65,7 +65,6 @@ def digest(templates: Sequence[str]) -> str:
 
 
 def fill(template: str, name: str) -> str:
-    """The text of a class's name in a template."""
     return template.replace("{c}", "{}").replace("{}", name)
 
 

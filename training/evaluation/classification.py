@@ -50,7 +50,6 @@ class Classified:
 
     @property
     def classes(self) -> int:
-        """C."""
         return int(self.scores_NC.shape[1])
 
     def best(self, item: int, count: int) -> list[tuple[int, float]]:

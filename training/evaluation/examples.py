@@ -48,7 +48,6 @@ def choose(rank_N: Ids, asks_N: Any = None) -> list[int]:
 
 
 def example(group: str, rank: int, query: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """One query, as the page shows it."""
     return {"group": group, "right": bool(rank == 1), "rank": int(rank), "query": query, "answers": answers}
 
 

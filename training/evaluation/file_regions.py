@@ -14,7 +14,6 @@ Limits: what is read stays in memory, 16 bytes per box.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +48,6 @@ class RegionTable:
     row_of: dict[str, int]
     raw: bool
     """True if they are a detector's own, as STORE caches them."""
-    digest: str
-    """Changes with the bytes of the files."""
 
     @staticmethod
     def open(place: Path) -> RegionTable:
@@ -64,17 +61,12 @@ class RegionTable:
                 str(place), "contains no regions (.parquet); give the regions/DETECTOR of a dataset or of STORE"
             )
         try:
-            tables, digests = list[pa.Table](), list[bytes]()
-            for file in files:
-                content = file.read_bytes()
-                digests.append(hashlib.sha256(content).digest())
-                tables.append(pq.read_table(io.BytesIO(content), columns=["sha256", "boxes", "scores"]))
+            table = pa.concat_tables(pq.read_table(file, columns=["sha256", "boxes", "scores"]) for file in files)
             raw = "key" not in pq.read_schema(files[0]).names
-            table = pa.concat_tables(tables)
             row_of = {str(sha256): row for row, sha256 in enumerate(table["sha256"].to_pylist())}
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as e:
             raise InputError(str(place), f"not regions of the contract ({first_line(e)})") from None
-        return RegionTable(place, table, row_of, raw, hashlib.sha256(b"".join(digests)).hexdigest())
+        return RegionTable(place, table, row_of, raw)
 
     def has(self, content: bytes) -> bool:
         """True if the boxes of an image, even an empty list, are known by the bytes of its file."""

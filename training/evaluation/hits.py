@@ -48,12 +48,10 @@ class Clusters:
 
     @property
     def images(self) -> int:
-        """N."""
         return len(self.image_ids_N)
 
     @property
     def texts(self) -> int:
-        """N."""
         return len(self.text_ids_N)
 
     def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
@@ -119,12 +117,10 @@ class Peers:
 
     @property
     def images(self) -> int:
-        """N."""
         return len(self.group_N)
 
     @property
     def texts(self) -> int:
-        """N."""
         return len(self.group_N)
 
     def of(self, start: int, stop: int) -> tuple[Ids, Ids]:

@@ -243,7 +243,6 @@ def chinese(text: str) -> str:
 
 
 def _section(number: int, result: Mapping[str, Any]) -> Values:
-    """All that the template draws of one result."""
     parts = [(name.partition(" ")[0], part) for name, part in parts_of(result)]
     main_name, main = parts[0]
     task = str(result["task"])

@@ -102,7 +102,6 @@ class Retrieval:
 
     @property
     def mean_recall(self) -> float:
-        """Mean of the six recalls."""
         directions = (self.image_to_text, self.text_to_image)
         return float(np.mean([value for d in directions for value in d.recall.values()]))
 
@@ -316,7 +315,6 @@ def _all_finite(features: Features) -> bool:
 
 
 def _count_true(mask: Tensor, axis: int) -> Ids:
-    """Number of true values along an axis."""
     if mask.device.type == "cpu":  # NumPy's takes a tenth of the time of torch's, a third of all otherwise
         counts: Ids = np.asarray(np.count_nonzero(mask.numpy(), axis=axis))
         return counts

@@ -31,7 +31,6 @@ class SampleIds:
 
     @staticmethod
     def of(batch: Batch) -> SampleIds:
-        """Ids of a batch of this rank."""
         return SampleIds(batch.sample_ids_B, batch.image_ids_B, batch.text_ids_B, batch.valid_B)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Losses of queries against their candidates: InfoNCE, soft targets, the sigmoid loss, each with formula and source.
+"""Parts of objectives (`training.objectives`): queries, their candidates, logits, InfoNCE with its source.
 
 Shapes: B queries of one rank, N candidates that all of them share, M = 1 + N: column 0 is a query's own key, the other
 half of its pair. Not every candidate counts for every query (`counted_BM`): some slots are empty, some candidates are
@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.config import MocoConfig
+from training.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,21 @@ class Candidates:
 
 
 class Logits(nn.Module):
-    """Cosine -> logit: cosine / T, or cosine / T + bias for siglip; T fixed or learned as log(1/T) (CLIP, 2103.00020).
+    """Cosine -> logit: cosine / T, or cosine / T + bias; T fixed or learned as log(1/T) (CLIP, 2103.00020).
 
     A learned T is a parameter without dimensions, so that no weight decay falls on it.
     """
 
-    def __init__(self, moco: MocoConfig) -> None:
+    def __init__(self, moco: MocoConfig, learned: bool, biased: bool) -> None:
+        """Raises ConfigError for a learned temperature that begins outside of its range."""
         super().__init__()
+        low, high = moco.temperature_range
+        if learned and not low <= moco.temperature <= high:
+            raise ConfigError("moco.temperature", f"{moco.temperature} is outside moco.temperature_range")
         self.scale = 1 / moco.temperature
         self.limits = tuple(math.log(1 / t) for t in reversed(moco.temperature_range))
-        learned = moco.learn_temperature or moco.objective == "siglip"
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.scale))) if learned else None
-        self.bias = nn.Parameter(torch.tensor(moco.bias)) if moco.objective == "siglip" else None
+        self.bias = nn.Parameter(torch.tensor(moco.bias)) if biased else None
 
     def forward(self, similar: Tensor) -> Tensor:
         logits = similar * (self.scale if self.log_scale is None else self.log_scale.exp())
@@ -81,16 +84,11 @@ def even_targets(positive_BM: Tensor, like: Tensor) -> Tensor:
     return shares_BM / shares_BM.sum(1, keepdim=True)
 
 
-def soft_targets(targets_BM: Tensor, teacher_BM: Tensor, counted_BM: Tensor, share: float) -> Tensor:
-    """(1 - a) t + a softmax(teacher logits over what counts): momentum distillation (ALBEF, arXiv 2107.07651)."""
-    taught_BM = torch.where(counted_BM, teacher_BM, -torch.inf).softmax(1)
-    return (1 - share) * targets_BM + share * taught_BM
-
-
-def sigmoid_loss(logits_BM: Tensor, counted_BM: Tensor, positive_BM: Tensor) -> Tensor:
-    """- sum over counted j of log sigmoid(z_j l_j), z = 1 for positives, else -1: [B] (SigLIP, arXiv 2303.15343)."""
-    signed_BM = torch.where(positive_BM, logits_BM, -logits_BM)
-    return -torch.where(counted_BM, F.logsigmoid(signed_BM), 0.0).sum(1)
+def contrast(logits: Logits, queries_BD: Tensor, keys_BD: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+    """InfoNCE of each query [B], with an even target over its positives, and its cosines [B, M]."""
+    similar_BM = candidates.similar(queries_BD)
+    targets_BM = even_targets(candidates.positive_BM, similar_BM)
+    return info_nce(logits(similar_BM), candidates.counted_BM, targets_BM), similar_BM
 
 
 @torch.no_grad()

@@ -69,7 +69,6 @@ class Background:
         return shares.astype(np.float32)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The content of BACKGROUND_FILE."""
         import torch
 
         counts = torch.tensor([self.images, self.texts, self.pairs])

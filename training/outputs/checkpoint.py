@@ -107,7 +107,6 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """Folder of the checkpoint."""
         return self.sealed.folder
 
     @property
@@ -196,7 +195,6 @@ class Checkpoint:
             raise CheckpointError(name, f"{wrong}: {str(getattr(state, wrong))[:80]!r} is not a valid value") from None
 
     def _queues(self, model: BriVL) -> dict[str, Tensor]:
-        """The saved queues in the model's size."""
         tensors = self.tensors(QUEUES_FILE)
         for name in ("image_queue", "text_queue") if model.has_keys else ():
             saved = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}

@@ -246,7 +246,6 @@ def _from_first(call: Callable[[], Result]) -> Result:
 
 
 def _of_rank(error: Error, where: str) -> Error:
-    """The same error with the rank that it comes from."""
     if isinstance(error, TrainingError):
         return type(error)(f"{where}: {error.subject}", error.problem)
     if isinstance(error, OSError):

@@ -80,7 +80,6 @@ def _shortened(config: Config, samples: int) -> Config:
 
 
 def _lines(config: Config, result: Mapping[str, Any]) -> list[str]:
-    """The result in words."""
     parameters, memory, flops = result["parameters"], result["memory"], result["flops_per_sample"]
     batch, rate, waiting = config.run.batch_size, result["samples_per_second"], result["waiting_for_data"]
     return [

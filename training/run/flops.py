@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.config import Config, DataConfig, MocoConfig, OptimConfig, RunConfig, from_dict, to_dict
 from training.encoders import build_tower
+from training.objectives import objective_of
 from training.records import Batch
 from training.towers.tower import Modality, Tower
 
@@ -85,7 +86,7 @@ class Meter:
     def __init__(self, config: Config, device: torch.device) -> None:
         self._data = config.data
         self._model = _model_of(config)
-        self._has_keys = config.moco.objective in ("moco", "albef")
+        self._has_keys = objective_of(config.moco).has_keys
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         self._peak = peak_flops(name, config.run.precision)
 
@@ -147,7 +148,6 @@ def _count(tower: Tower, sample: Batch) -> tuple[int, int]:
 
 
 def _tower(config: Config, modality: Modality) -> Tower:
-    """The tower without memory."""
     config = replace(config, run=replace(config.run, recompute="nothing"))
     with torch.device("meta"):
         return build_tower(modality, config, load_weights=False).train()

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -46,10 +45,6 @@ class Footprint:
     def floor_bytes(self) -> int:
         """Bytes that the device must hold before the first activation."""
         return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.queues_bytes
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON object of the same names."""
-        return {**asdict(self), "floor_bytes": self.floor_bytes}
 
 
 def footprint(config: Config) -> Footprint:

@@ -86,7 +86,6 @@ class Health:
             self._probe = _Probe(step - ago, rows, image_BD, text_BD)
 
     def saw(self, step: int, micros: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
-        """Record a finished step."""
         self._by_source(micros, outputs)
         if not self._model.has_keys:
             return

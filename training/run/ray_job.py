@@ -23,6 +23,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def fit_on_ray(
     cache: Path | None = None,
     max_failures: int = 10,
 ) -> dict[str, Any]:
-    """`training.run.train.fit` on Ray workers: `FitResult.to_json` of rank 0. Raises what `fit` raises.
+    """`training.run.train.fit` on Ray workers: the `FitResult` of rank 0 as JSON values. Raises what `fit` raises.
 
     `workers`: the fewest and the most. `max_failures`: lost workers after which the run ends; nodes that a cloud
     takes back are not counted.
@@ -220,7 +221,7 @@ def _work(task: dict[str, Any]) -> None:
         note(out, e)
         raise
     if distributed.rank() == 0:
-        (out / _RESULT).write_text(json.dumps(result.to_json()), encoding="utf-8")
+        (out / _RESULT).write_text(json.dumps(asdict(result)), encoding="utf-8")
 
 
 METRICS: dict[str, str] = {

@@ -27,6 +27,7 @@ from training.errors import ConfigError, RunError
 from training.evaluation.packed import packed
 from training.method import distributed
 from training.moco import BriVL
+from training.objectives import objective_of
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
 from training.run.footprint import check_fits
@@ -172,7 +173,7 @@ def _build(
     config: Config, device: torch.device, start: Path | None, init: Path | None, dataset: Dataset
 ) -> tuple[BriVL, torch.optim.AdamW, RunState]:
     """Model and optimiser: from the run's own checkpoint, from `init`, or from the recipe; and where the run stands."""
-    if config.moco.init_queues and config.moco.objective not in ("moco", "albef"):
+    if config.moco.init_queues and not objective_of(config.moco).has_keys:
         raise ConfigError("moco.init_queues", f"objective {config.moco.objective} does not use queues")
     if config.moco.init_queues and start is None and init is None:
         raise ConfigError("moco.init_queues", "needs a checkpoint with queues; give it with --init")

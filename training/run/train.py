@@ -20,7 +20,7 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,6 @@ class FitResult:
     dev: dict[str, Any] | None = field(default=None)
     best_step: int = -1
     stopped_early: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON object of the same names."""
-        return asdict(self)
 
 
 def fit(

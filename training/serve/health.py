@@ -63,7 +63,6 @@ class HealthCheck:
             self._running = None
 
     async def _reason(self) -> str:
-        """The problem, or ""."""
         service, limit = self._service, self._service.options.health_s
         if not (state := service.model.state()).alive:
             return f"the model thread has stopped ({state.why or 'it never started'}); restart the server"

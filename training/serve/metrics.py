@@ -26,8 +26,6 @@ _SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one server."""
-
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -48,7 +46,6 @@ class Metrics:
         return Histogram(name, text, (label,), registry=self._registry, buckets=buckets)
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
@@ -57,7 +54,6 @@ class Metrics:
         self._refused.labels(reason).inc()
 
     def batch(self, modality: str, size: int, seconds: float) -> None:
-        """Count a batch of a tower."""
         self._size.labels(modality).observe(size)
         self._batch_s.labels(modality).observe(seconds)
 

@@ -114,7 +114,6 @@ class Model:
         ]
 
     def start(self) -> None:
-        """Start computing."""
         for thread in self._threads:
             thread.start()
 
@@ -160,7 +159,6 @@ class Model:
         return [item.future for item in items]
 
     def state(self) -> State:
-        """State of the thread now."""
         with self._lock:
             now, waiting = time.monotonic(), sum(len(line.waiting) for line in self._lines.values())
             since, kind, size = min(self._busy.values(), default=(now, "", 0))

@@ -22,7 +22,6 @@ class Refused(Exception):
         self.retry_after = retry_after
 
     def body(self) -> dict[str, Any]:
-        """The answer's JSON."""
         return error_body(self.status, self.message, param=self.param, code=self.code)
 
     def headers(self) -> dict[str, str]:

@@ -136,7 +136,6 @@ class _Protocol(H11Protocol):
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
         self._disarm()
         self.resume_writing()
         super().connection_lost(exc)

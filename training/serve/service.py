@@ -90,11 +90,9 @@ class Service:
 
     @property
     def width(self) -> int:
-        """D, the length of a feature."""
         return int(self.checkpoint.config.moco.feature_dim)
 
     def start(self) -> None:
-        """Start computing."""
         self.model.start()
 
     def close(self) -> None:

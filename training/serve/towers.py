@@ -155,20 +155,16 @@ def boxes_by(detector: InEachProcess) -> Callable[[bytes], Boxes]:
 
 
 class TorchTowers:
-    """The towers of a loaded checkpoint on its device."""
-
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
 
     def encode_images(self, pictures: Sequence[Picture]) -> Features:
-        """Unit rows [N, D]."""
         import torch
 
         images = [torch.from_numpy(picture.pixels_3SS) for picture in pictures]
         return self._encoded("image", self._loaded.image_batch(images, [picture.boxes_R4 for picture in pictures]))
 
     def encode_texts(self, texts: Sequence[Tokens]) -> Features:
-        """Unit rows [N, D]."""
         return self._encoded("text", self._loaded.token_batch(texts))
 
     def _encoded(self, modality: Modality, batch: Batch) -> Features:
@@ -177,8 +173,6 @@ class TorchTowers:
 
 
 class OnnxTowers:
-    """The towers of two ONNX files on the CPU."""
-
     def __init__(self, files: dict[str, Path], config: Config, threads: int | None = None) -> None:
         self._image, self._text = (_session(files[name], threads) for name in ("image", "text"))
         about: dict[str, str] = self._image.get_modelmeta().custom_metadata_map
@@ -187,7 +181,6 @@ class OnnxTowers:
         self._tokens = config.data.max_tokens if config.compat else 0
 
     def encode_images(self, pictures: Sequence[Picture]) -> Features:
-        """Unit rows [N, D]."""
         images = np.stack([picture.pixels_3SS for picture in pictures]).astype(np.float32)
         images *= self._scale
         images -= self._shift
@@ -198,7 +191,6 @@ class OnnxTowers:
         return _only(self._image.run(None, {"images": images, "boxes": boxes, "n_boxes": counts}))
 
     def encode_texts(self, texts: Sequence[Tokens]) -> Features:
-        """Unit rows [N, D]."""
         counts = np.asarray([len(ids) for ids in texts], np.int64)
         ids_BL = np.zeros((len(texts), max(self._tokens, counts.max())), np.int64)
         for row, ids in enumerate(texts):

@@ -112,7 +112,6 @@ class Head(nn.Module):
 
     @staticmethod
     def of(config: Config, part: ImageTowerConfig | TextTowerConfig, positions: int = 0) -> Head:
-        """The head of a tower that the config describes."""
         width = part.width if isinstance(part, ImageTowerConfig) else part.backbone_width
         feature_dim, recompute = config.moco.feature_dim, config.run.recompute
         sizes = width, part.heads, part.ffn, part.layers, part.dropout, part.hidden, feature_dim

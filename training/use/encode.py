@@ -66,7 +66,6 @@ class Encoder:
 
     @property
     def width(self) -> int:
-        """D, the length of a feature."""
         return int(self.loaded.config.moco.feature_dim)
 
     def encode_image(

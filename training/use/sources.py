@@ -214,9 +214,6 @@ class _Lines(Source):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _line(self, row: int) -> bytes:
-        return self._read([row])[0]
-
     def _read(self, rows: Sequence[int]) -> list[bytes]:
         """The lines of some rows, without their ends."""
         lines = []
@@ -392,7 +389,6 @@ def _real(folder: str) -> str:
 
 
 def _changed(file: str) -> str:
-    """Size and time of change of a file."""
     try:
         about = Path(file).stat()
     except (OSError, ValueError):

@@ -76,7 +76,6 @@ class Loaded:
 
     @property
     def config(self) -> Config:
-        """The checkpoint's config."""
         return self.checkpoint.config
 
     def background(self) -> Background | None:
@@ -111,11 +110,9 @@ class Loaded:
         return Loader(dataset, config.data, self.checkpoint.tokenizer, share, seed=0, train=False, as_released=compat)
 
     def open_image(self, file: Path | bytes, boxes: Boxes | None) -> Opened:
-        """`open_image` by this checkpoint's config."""
         return open_image(self.config, file, boxes)
 
     def opened_batch(self, opened: Sequence[Opened]) -> Batch:
-        """`image_batch` of opened pictures."""
         return self.image_batch([one.image_3SS for one in opened], [one.boxes_R4 for one in opened])
 
     def image_batch(self, images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]]) -> Batch:

@@ -170,7 +170,6 @@ def features(cache: Cache, tables: Tables) -> npt.NDArray[np.float32]:
 
 
 def _assigned(vectors_ND: npt.NDArray[np.float32], clusters: int) -> npt.NDArray[np.int64]:
-    """The cluster of each row."""
     import faiss
 
     points = np.ascontiguousarray(vectors_ND)

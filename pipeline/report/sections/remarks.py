@@ -27,7 +27,6 @@ def figures(material: Material, inputs: Values) -> Values:
 
 
 def _said(material: Material, inputs: Values) -> Iterator[tuple[str, str]]:
-    """Sentences in English and in Chinese."""
     totals, kept = inputs["totals"], inputs["totals"]["kept"]
     first = sorted((kind for kind in inputs["kinds"] if kind["primary"] >= LEAST * kept), key=lambda k: -k["primary"])
     shares = {kind["name"]: f"{kind['primary'] / kept:.0%}" for kind in first}

@@ -37,9 +37,9 @@ from training.evaluation.hits import Captions, Features
 from training.evaluation.retrieval import figures, rank
 from training.moco import BriVL
 from training.records import Batch
-from training.run.accumulate import backward
 from training.run.flops import Meter, forward_flops
 from training.run.optimizer import batch_factor, build_optimizer, schedule
+from training.run.step import backward
 
 POINTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Shares of N at which a run is measured, beside where equal compute ends: a measurement takes as long as 100 steps."""

@@ -57,7 +57,7 @@ def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
         True,
         1,
     )
-    assert (second["candidates"]["number"], second["busiest_host"]) == (30, 1.0)
+    assert (second["candidates"]["number"], second["hosts"]) == (30, [[web.host, 1.0]])
     assert second["tried"][0]["said"] == f"{len(picture(7)):,} bytes, image/jpeg"
     assert set(said["stages"]) >= {"crawl", "shard"}
     assert {stage["state"] for stage in said["stages"].values()} == {"to run"}
@@ -67,6 +67,18 @@ def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
     assert "at most 600 pages\n" in shown, "of max_pages"
     assert "warning" not in shown
     assert "run a small one to estimate" in shown
+
+
+def test_the_slowest_host_is_not_the_busiest_one_where_that_allows_more(plan, tmp_path):
+    urls = [*("http://img.fast.test/a.jpg",) * 300, *("http://slow.test/a.jpg",) * 200]
+    (tmp_path / "t.csv").write_text(
+        "url,zh\n" + "".join(f"{url}?{n},一张照片\n" for n, url in enumerate(urls)), "utf-8"
+    )
+    egress = {"delay_s": 30, "hosts": {"fast.test": {"delay_s": 0.01}}}
+    code, said, shown = plan(TABLE, words=("--offline",), egress=egress)
+    assert (code, said["forecast"]["slowest_host"], said["forecast"]["fetch_seconds"]) == (0, "slow.test", 6000.0)
+    assert "slowest host slow.test" in shown
+    assert "if the owner of slow.test allows it" in shown
 
 
 def test_offline_asks_nobody(plan, serve, tmp_path):

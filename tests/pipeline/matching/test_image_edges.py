@@ -32,6 +32,7 @@ from pipeline.pictures.signatures import (
     is_plain,
     of_one_colour,
     of_one_tone,
+    one_has_seal,
     tones,
     within,
 )
@@ -59,7 +60,7 @@ def test_a_picture_without_structure_has_no_hashes() -> None:
 def looks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     """phash [N, HASHES] and signature [N, GRIDS, SIZE] with many near ones."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    size = draw(st.integers(0, 40))
+    size = draw(st.integers(0, 24))
     bases = rng.integers(0, 2**63, 3, dtype=np.uint64)
     phash = rng.choice(bases, (size, HASHES))
     for _ in range(draw(st.integers(0, 8))):
@@ -70,8 +71,8 @@ def looks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
-@given(looks(), st.integers(0, 40))
+@settings(max_examples=20, deadline=None)
+@given(looks(), st.integers(0, 24))
 def test_images_agree_with_comparing_one_by_one(made: tuple[np.ndarray, np.ndarray], cut: int) -> None:
     phash, signature = made
 
@@ -104,7 +105,7 @@ def _compared(radius: int, fine: bool) -> list[tuple[Family, int, int]]:
 
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(0, 3), st.integers(0, 12))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 9), st.integers(0, 3), st.integers(0, 9))
 def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: int, flips: int, cut: int) -> None:
     """By the definition: grids unless maps differ, or maps and colours, of parts whose hashes are near."""
     rng = np.random.default_rng(seed)
@@ -116,10 +117,9 @@ def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: in
     row_of = {image: row for row, image in enumerate(own.of.tolist())}
     maps, hashes, fine_tones = (of(own.stored) for of in (details.maps_in, details.hashes_in, details.tones_in))
 
-    def judged(i: int, j: int, places: tuple[Any, Any]) -> tuple[bool, bool]:
+    def judged(i: int, j: int, places: tuple[Any, Any]) -> list[bool]:
         starts = alignment.starts_of(*(np.array([place], np.float64) for place in places))
-        same, other = alignment.judged(maps[[row_of[i]]], maps[[row_of[j]]], starts, THRESHOLD)
-        return bool(same[0]), bool(other[0])
+        return [bool(of[0]) for of in alignment.judged(maps[[row_of[i]]], maps[[row_of[j]]], starts, THRESHOLD)]
 
     def is_alike(i: int, j: int) -> bool:
         both = i in row_of and j in row_of
@@ -130,7 +130,7 @@ def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: in
                 grids = family.toned(np.array([a, b]))
                 if distance(one[:, grids[0]], two[:, grids[1]], family.blocks)[0] <= THRESHOLD:
                     places = tuple(BOXES[part] if part < CONTENT else BOXES[0] for part in (a, b))
-                    if not (both and plain and judged(i, j, places)[1]):
+                    if not (both and plain and judged(i, j, places)[2]):
                         return True
         for family, a, b in _compared(4, fine=True) if both else ():
             rows = row_of[i], row_of[j]
@@ -138,8 +138,9 @@ def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: in
                 toned = of_one_tone(fine_tones[rows[0], [a]], fine_tones[rows[1], [b]])[0]
                 crops = [details.CROPS[part] for part in (a, b)]
                 coloured = any(of_one_colour(one[:, i], two[:, j])[0] for i, j in ((0, 0), crops))
-                possible = toned and coloured
-                if possible and judged(i, j, (details.PARTS[a], details.PARTS[b]))[0]:
+                red = bool(one_has_seal(one[:, 0], two[:, 0])[0])
+                same, sealed, _ = judged(i, j, (details.PARTS[a], details.PARTS[b]))
+                if toned and ((coloured and same) or (red and sealed)):
                     return True
         return False
 
@@ -205,7 +206,7 @@ def joined(
 @settings(max_examples=10, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
-    st.integers(0, 24),
+    st.integers(0, 16),
     st.integers(1, 6),
     st.integers(0, 5),
     st.sampled_from([0, 3, 30]),
@@ -631,7 +632,7 @@ def test_of_all_stamps_only_those_that_show_one_picture_are_merged() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not PHOTOS.exists(), reason="needs shared/corpus beside the repository")
 def test_real_photographs_are_found_again_and_not_mistaken() -> None:
-    files = [file.read_bytes() for file in sorted(PHOTOS.glob("*.jpg"))[::28]]
+    files = [file.read_bytes() for file in sorted(PHOTOS.glob("*.jpg"))[::56]]
     leaders = _look(*files)
     assert [_found(data, leaders) for data in files] == list(range(len(files)))
     asked = [

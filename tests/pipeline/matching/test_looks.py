@@ -22,7 +22,7 @@ from pipeline.store.takedowns import looks_of
 from tests.dedup_oracle import alike
 from tests.detailed import drawn_details
 from tests.drawn import encoded
-from tests.windows import WORDS, bordered, cropped, dialog, stamped
+from tests.windows import WORDS, bordered, cropped, dialog, sealed, stamped
 
 THRESHOLD = 0.07
 
@@ -123,6 +123,15 @@ def test_joins_find_copies_of_pictures_with_maps() -> None:
     phash, signature, own = measured(*images)
     first = first_alike(Rule(4, THRESHOLD), (phash, signature, own), (phash[:1], signature[:1], own.take(np.arange(1))))
     assert first.tolist() == [0, 0, 0, 0, 0, -1]
+
+
+def test_a_red_seal_on_a_picture_without_texture_makes_no_other_picture_and_other_squares_do() -> None:
+    corners = ((30, 280), (190, 290))
+    one = [sealed(ONE, corner) for corner in corners]
+    other = [sealed(ONE, corners[0], colour="#1818c0"), sealed(ONE, *corners), dialog(*WORDS, seed=2)]
+    phash, signature, own = measured(bordered(ONE), *one, *other)
+    kept = phash[:1], signature[:1], own.take(np.arange(1))
+    assert first_alike(Rule(4, THRESHOLD), (phash, signature, own), kept).tolist() == [0, 0, 0, -1, -1, -1]
 
 
 def test_families_hold_every_hash_and_ask_by_the_first() -> None:

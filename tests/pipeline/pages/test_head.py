@@ -57,14 +57,15 @@ def test_head_gives_abstract_robots_base_and_the_page_image():
 def test_elements_of_the_head_are_found_anywhere_but_in_templates():
     html = (
         "<title>a</title><body><svg><title>b</title></svg><template><meta name=x><img></template>"
-        "<p><meta name=y><a rel=z>"
+        "<p><meta name=y><a rel='z tag'>"
     )
-    found = elements_of(LexborHTMLParser(html + "<a>c</a><script>1</script><base href=d><img src=e>"))
+    found = elements_of(LexborHTMLParser(html + "<a rel=tags>c</a><script>1</script><base href=d><img src=e>"))
     assert {tag: [node.html for node in nodes] for tag, nodes in found.items()} == {
         "meta": ['<meta name="y">'],
         "base": ['<base href="d">'],
         "img": ['<img src="e">'],
         "title": ["<title>a</title>", "<title>b</title>"],
         "script": ["<script>1</script>"],
-        "a": ['<a rel="z"></a>'],
+        "a": ['<a rel="z tag"></a>'],
+        "": [],
     }

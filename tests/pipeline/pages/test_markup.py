@@ -46,6 +46,7 @@ _PAGES = st.lists(st.sampled_from(_PIECES), max_size=16).map(lambda pieces: "".j
 @example("<nav class=share><div class=figure><p class=caption>图</p><img src=a.jpg></div><header>文</header></nav>")
 @example("<article><image src=q.png>图<svg><article>")
 @example("<article><img src=a.jpg>图<svg></article></svg>文<img src=b.jpg></article>")
+@example("<p><b>雪景</b> <i>图</i><div class=caption><b>图</b> <p> 文<img src=a.jpg></div>")
 @example("<p>图<div title='x role=' role=navigation>文<img src=a.jpg></div>")
 def test_the_walk_over_what_is_written_finds_what_the_walk_over_nodes_finds(html: str) -> None:
     assert parse(html) == parse_by_nodes(html)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.shard import read_manifest
-from pipeline.publish.croissant import croissant
+from pipeline.publish.card import croissant
 from pipeline.store.build import Build
 
 

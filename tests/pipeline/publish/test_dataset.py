@@ -243,7 +243,9 @@ LOST = {
 
 
 @pytest.mark.drill(2)
-def test_a_build_that_is_not_whole_is_named_before_a_release_lists_it(week: Week, tmp_path: Path) -> None:
+def test_a_build_that_is_not_whole_is_named_before_a_release_lists_it(
+    week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
     release.publish(week("2026-11-08", 14))
@@ -259,7 +261,10 @@ def test_a_build_that_is_not_whole_is_named_before_a_release_lists_it(week: Week
             dataset.copy(store, "photos", str(tmp_path / "copy"))
         assert any(why in fault for fault in verify(releases_of(first).folder.url)), why
         (tmp_path / "lost").rename(lost)
+    looked_at, look = list[str](), dataset._absence
+    monkeypatch.setattr(dataset, "_absence", lambda store, out: (looked_at.append(out), look(store, out))[1])
     release.publish(third)
+    assert [Path(out).name for out in looked_at] == ["2026-11-01", "2026-11-08"], "each once"
     assert verify(releases_of(first).folder.url) == []
 
 

@@ -68,8 +68,8 @@ def test_the_newest_build_of_the_same_name_is_the_measure_and_else_the_newest(pu
 def test_politeness_follows_from_the_spec_and_candidates_of_pages_from_the_reference(
     published: Callable[..., Build],
 ) -> None:
-    site = Pace(None, pages=600, hosts=2, busiest_host=1.0, delay_s=2.0, host="s.test")
-    table = Pace(90, 0, 3, 0.5, 1.0, "t.test")
+    site = Pace(None, pages=600, share=0.5, delay_s=2.0, host="s.test", crawls=True)
+    table = Pace(90, 0, 0.5, 1.0, "t.test")
     assert forecast([site, table], None) == {
         "candidates": None, "pages": 600, "crawl_seconds": 600.0, "fetch_seconds": 45.0, "slowest_host": "s.test",
     }  # fmt: skip

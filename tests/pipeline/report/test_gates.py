@@ -213,13 +213,25 @@ def test_every_sentence_is_there_in_chinese() -> None:
 
 def test_input_that_nothing_accounts_for_is_held_by_a_gate_with_its_place() -> None:
     lines = Units(4_000, 3_000, 900, Counter({"blank lines": 95}), ["t.csv, row 17: 5 lines in one cell"])
-    accounts = {"a": Account({"lines": lines, "files": Units(10, 5)}), "b": Account({"lines": Units(5_000, 4_999)})}
+    accounts = {"a": Account({"lines": lines, "files": Units(10, 9)}), "b": Account({"lines": Units(5_000, 4_999)})}
     gate = named(gates.judge(spec(), STAGES, NONE, NONE, of_sources=accounts))["max_unaccounted"]
-    said = "5 of 4,000 lines of a are unaccounted for (0.12%), the spec allows 0.10%"
-    assert gate.faults == (f"{said}; for example t.csv, row 17: 5 lines in one cell",), "ten files say little"
+    said = "5 of 4,000 lines of a are unaccounted for (0.12%), the spec allows 4 (0.10%)"
+    assert gate.faults == (f"{said}; for example t.csv, row 17: 5 lines in one cell",)
     allowed = spec({"max_unaccounted": 0.002})
     assert named(gates.judge(allowed, STAGES, NONE, NONE, of_sources=accounts))["max_unaccounted"].holds
     assert "max_unaccounted" not in named(gates.judge(spec(), STAGES, NONE, NONE, of_sources={"a": Account()}))
+
+
+@pytest.mark.parametrize(
+    ("met", "lost", "limit", "holds"),
+    [(90, 40, 0.001, False), (20, 1, 0.001, True), (20, 2, 0.001, False), (99, 2, 0.001, False), (999, 1, 0.001, True),
+     (20, 1, 0.0, False), (100, 7, 0.07, True), (100, 8, 0.07, False), (10**7, 10**4, 0.001, True),
+     (10**7, 10**4 + 1, 0.001, False)],
+)  # fmt: skip
+def test_what_is_unaccounted_for_is_judged_in_inputs_of_any_size_by_whole_units(met, lost, limit, holds):
+    accounts = {"a": Account({"files": Units(met, met - lost)})}
+    gate = named(gates.judge(spec({"max_unaccounted": limit}), STAGES, NONE, NONE, of_sources=accounts))
+    assert gate["max_unaccounted"].holds == holds
 
 
 def test_an_unknown_gate_is_refused() -> None:

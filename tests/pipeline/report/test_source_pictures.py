@@ -15,8 +15,7 @@ from data_specs.build import BuildSpec
 from pipeline import opening
 from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
-from pipeline.report.pictures import add_pictures
-from pipeline.report.source_pictures import in_sources
+from pipeline.report.pictures import add_pictures, in_sources
 from pipeline.sources import folder
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames

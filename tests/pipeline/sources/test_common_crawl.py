@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from pipeline.account import Account
+from pipeline.account import Account, Named
 from pipeline.errors import SourceError
 from pipeline.records import Capture, Decision
+from pipeline.report.unreadable import read_damage
 from pipeline.sources import PageRange
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.common_crawl import CommonCrawl
-from pipeline.stages.extract import STAGE
+from pipeline.stages.extract import STAGE, reduce
 from pipeline.web import _warc_ranges
 from pipeline.web.frontier import record_of
 from pipeline.web.warc import read_ranges
@@ -97,7 +98,7 @@ def expected(first: bool = False, languages: tuple[str, ...] = ("zho",)) -> set[
 
 
 def taken(made: CommonCrawl) -> list[PageRange | Decision]:
-    return [place for part in range(made.parts()) for place in made.ranges(part, Account())]
+    return [place for part in range(made.parts()) for place in made.opened(part, Account())[1]]
 
 
 @pytest.mark.slow
@@ -350,7 +351,47 @@ def test_row_groups_that_can_hold_no_page_are_not_read(tmp_path):
     assert source(tmp_path).parts() == 1
     assert source(tmp_path, first_language=True).parts() == 1, "zho lies between eng and zul"
     write(tmp_path, mixed[:2], "part-00000.parquet", group=3)
-    assert source(tmp_path, first_language=True).parts() == 0
+    assert taken(source(tmp_path, first_language=True)) == []
+    account = Account()
+    assert list(source(tmp_path, first_language=True).opened(0, account)[1]) == []
+    records = account["records"]
+    assert (records.met, records.named) == (2, {Named.OTHER_PAGE: 2}), "their rows are counted"
+
+
+@pytest.mark.parametrize("rows_per_part", [7, 10_000])
+def test_a_damaged_row_group_costs_its_own_rows_and_a_broken_file_nothing_else(crawl, rows_per_part, make_build):
+    """What the other row groups and files name is read, and the account adds up to all rows of the footers."""
+    first, second = sorted((crawl / INDEX.partition("*")[0]).glob("*/subset=warc/*"))
+    group = pq.read_metadata(first).row_group(1)
+    column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "content_languages")
+    start = column.dictionary_page_offset
+    data = bytearray(first.read_bytes())
+    data[start : start + 40] = b"\xff" * 40
+    first.write_bytes(data)
+    (second.parent / "part-00002.parquet").write_bytes(second.read_bytes()[:-9])
+    (second.parent / "part-00003.parquet").write_bytes(b"")
+    (second.parent / "part-00004.parquet").symlink_to(crawl / "gone")
+    lost = set(pq.read_table(second.parent / first.name, columns=["url"])["url"].to_pylist()[15:30])
+    spec = {"kind": "common_crawl", "name": "cc", "source_kind": "news", "rows_per_part": rows_per_part}
+    build = make_build(sources=[{**spec, "path": f"{crawl}/{INDEX}", "prefix": f"{crawl}/"}])
+    partitions = run_stage(build, "extract")
+    stage = build.stage("extract")
+    pages = {row["page_url"] for name in partitions for row in stage.table(stage.record(name)).to_pylist()}
+    assert pages == expected() - lost
+    account = reduce(build)["cc"]
+    assert (account["records"]["met"], account["records"]["unaccounted"]) == (120, 0)
+    assert account["records"]["decisions"] >= 15
+    assert (account["broken files"]["met"], account["broken files"]["decisions"]) == (3, 3)
+    damage = read_damage(build)["cc"]
+    assert (damage.input_files, damage.lost_files) == (5, 3)
+    assert damage.lost_parts == (3 if rows_per_part == 7 else 1)
+    size = sum(group.column(n).total_compressed_size for n in range(group.num_columns))
+    assert damage.lost_bytes == pytest.approx(size + second.stat().st_size - 9, abs=2)
+    assert damage.input_bytes == first.stat().st_size + 2 * second.stat().st_size - 9
+    warnings = "; ".join(source(crawl).look(Budget(seconds=60)).warnings)
+    assert "cannot read 3 of 5 files: part-00002.parquet (not a readable" in warnings
+    assert "part-00003.parquet (an empty file), part-00004.parquet (a link to a file that does not exist)" in warnings
+    assert re.search(r"part-00000\.gz\.parquet: [^;]* with 15 rows cannot be read \(rows 16 to 30: ", warnings)
 
 
 def test_its_look_counts_pages_and_bytes_and_estimates_a_large_index(crawl):

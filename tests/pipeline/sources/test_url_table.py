@@ -83,7 +83,7 @@ def test_every_row_is_in_a_part_whatever_ends_a_line(tmp_path, end, charset, kin
 
 def test_several_texts_of_a_row_keep_their_kinds_and_equal_ones_count_once(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text("image_url,zh_cn,zh_tw,tags\nhttp://i.test/a.png,青蛙。,青蛙,青蛙\nhttp://i.test/b.png,,蝌蚪,\n")
+    path.write_text("image_url,zh_cn,zh_tw,tags\nhttp://i.test/a.png,青蛙。,青蛙,青蛙。\nhttp://i.test/b.png,,蝌蚪,\n")
     columns = {"texts": {"caption": ["zh_cn", "zh_tw"], "tag": "tags"}}
     one, two = read(table(path, columns=columns))
     assert [(t.kind, t.text) for t in one.texts] == [("caption", "青蛙。"), ("caption", "青蛙")]
@@ -421,6 +421,32 @@ def test_a_damaged_row_group_of_a_parquet_file_costs_its_own_rows(tmp_path, rows
     size = sum(group.column(number).total_compressed_size for number in range(group.num_columns))
     assert sum(weight.bytes for weight in weights) == pytest.approx(size, abs=1)
     assert re.search(r"t\.parquet: [\d,]+ bytes from byte [\d,]+ on with \d+ rows .*\(rows 11 to ", lost[0].evidence)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_file_of_which_no_row_is_in_the_encoding_of_the_spec_is_broken_however_short(tmp_path, kind):
+    path = write(tmp_path, kind, [{"url": "http://i.test/1.jpg", "zh": zh, "page": ""} for zh in ("peak", "黄山云海")])
+    path.write_bytes(path.read_bytes().decode().encode("gb18030"))
+    assert [row.texts[0].text for row in read(table(path, encoding="gb18030"))] == ["peak", "黄山云海"]
+    with pytest.raises(SourceError, match="none of the first 1 non-ASCII rows can be decoded"):
+        read(table(path, encoding="utf-8"))
+
+
+def test_rows_that_a_footer_states_and_a_row_group_lacks_are_lost_rows(tmp_path):
+    """No reader complains about them."""
+    path = tmp_path / "t.parquet"
+    pq.write_table(
+        pa.table({"url": [f"http://i.test/{i}.jpg" for i in range(37)], "zh": ["图"] * 37, "page": ["h"] * 37}), path
+    )
+    whole = path.read_bytes()
+    states = (whole[:at] + b"\x50" + whole[at + 1 :] for at, byte in enumerate(whole) if byte == 0x4A)  # 40 for 37
+    data = next(own for own in states if pq.ParquetFile(io.BytesIO(own)).metadata.row_group(0).num_rows == 40)
+    path.write_bytes(data)
+    account = Account()
+    entries = list(table(path).entries_of(0, str(path), account))
+    assert [entry.lost.rows for entry in entries if isinstance(entry, Decision) and entry.lost] == [3]
+    rows = account["rows"]
+    assert (rows.met, rows.candidates, rows.decisions) == (40, 37, 3)
 
 
 def test_a_disk_that_fails_under_a_parquet_file_is_no_damage_of_the_file(tmp_path, monkeypatch):

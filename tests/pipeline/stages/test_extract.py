@@ -8,6 +8,7 @@ import http.server
 import io
 import json
 import random
+import re
 import threading
 import uuid
 import zipfile
@@ -311,12 +312,23 @@ def page(name: str) -> bytes:
 
 
 TABLE_OF = {"kind": "url_table", "columns": {"image_url": "url", "texts": {"alt": "zh"}}}
+
+
+def index(name: str) -> bytes:
+    """A file of Common Crawl's index, with a page of no place."""
+    file, row = io.BytesIO(), {"url": f"http://a.test/{name}", "fetch_status": 200, "content_languages": "zho"}
+    row |= {"content_mime_detected": "text/html", "warc_filename": "../x", "warc_record_offset": 0}
+    pq.write_table(pa.Table.from_pylist([row | {"warc_record_length": 1}]), file)
+    return file.getvalue()
+
+
 BROKEN = b"\x1f\x8b of no kind \xff\xfe" * 90
 FILES = {
     "warc": ({"kind": "warc"}, ".warc.gz", page),
     "csv": (TABLE_OF, ".csv.gz", lambda name: gzip.compress(f"url,zh\nhttp://a.test/{name}.jpg,图\n".encode())),
     "jsonl": (TABLE_OF, ".jsonl.gz", lambda name: gzip.compress(jsonl(name))),
     "parquet": (TABLE_OF, ".parquet", parquet),
+    "index": ({"kind": "common_crawl"}, ".parquet", index),
     "posts": ({"kind": "microblog"}, ".jsonl.gz", lambda name: gzip.compress(jsonl(name))),
     "tar": ({"kind": "webdataset"}, ".tar", lambda name: archived.tar({f"{name}.jpg": "图", f"{name}.txt": "图"})),
 }
@@ -445,6 +457,33 @@ def test_a_line_that_holds_many_rows_weighs_as_many(tmp_path, kind, pack):
         BrokenFile, match=rf"^[^\n]*b{suffix}: source s: none of its 1 rows can be read; row 1: [^\n]+$"
     ):
         extract.run_partition(replace(build, out=str(tmp_path / "single")), "s-00000")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_the_captions_file_of_a_folder_is_weighed_as_other_tables_are(tmp_path, suffix):
+    """Half of its lines lost their ends, which is one bad row among 150."""
+    for n in range(300):
+        (tmp_path / f"{n}.jpg").write_bytes(b"J")
+    rows = [
+        f"{n}.jpg,第{n}张图{'雪' * 50}"
+        if suffix == "csv"
+        else json.dumps({"file": f"{n}.jpg", "caption": f"第{n}张图{'雪' * 50}"})
+        for n in range(300)
+    ]
+    head = ["file,caption"] if suffix == "csv" else []
+    table = "\n".join([*head, *rows[:150], "".join(rows[150:]), ""])
+    (tmp_path / f"t.{suffix}").write_text(table)
+    options = {"kind": "folder", "path": str(tmp_path), "captions": f"t.{suffix}", "images_per_part": 200}
+    build = build_of(tmp_path / "out", {"name": "s", "source_kind": "library", **options})
+    for partition in extract.partitions(build):
+        extract.run_partition(build, partition)
+    first, second = build.stage("extract").records()
+    assert (first.counts["input_files"], second.counts["input_files"]) == (1, 0)
+    assert first.counts["input_bytes"] == len(table.encode())
+    assert first.counts["lost_bytes"] / first.counts["input_bytes"] == pytest.approx(0.5, abs=0.02)
+    assert first.info["file"].endswith(f"t.{suffix}")
+    lines = "\n".join(gates.in_words(build, gates.verdict(build, *read_funnels(build))))
+    assert re.search(r"gate max_unreadable: [\d,]+ of [\d,]+ bytes of s are unreadable \((49|50)\.", lines)
 
 
 def test_a_broken_wacz_of_several_is_a_decision_and_a_single_one_is_an_error(tmp_path):

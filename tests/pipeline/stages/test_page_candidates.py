@@ -12,7 +12,7 @@ from pipeline.records import Candidate, Capture, Decision
 from pipeline.sources.site import Site
 from pipeline.stages import _page_candidates as page_candidates
 from pipeline.stages._page_candidates import extract_page, wording_of
-from pipeline.web import links
+from pipeline.web import readers
 from tests.captured import URL, capture
 
 
@@ -134,7 +134,7 @@ def test_crawl_and_extract_agree_on_what_opts_out(metas):
     page = capture(f"{metas}<p>中文<img src=a.jpg alt=云海>")
     site = Site(name="s", source_kind="news", start=("http://a.test/",))
     [decision] = extract_page(page, "s", "news").entries
-    assert (decision.reason, decision.evidence) == ("opt_out", links.read_page(page, (), site).opt_outs)
+    assert (decision.reason, decision.evidence) == ("opt_out", readers.read_page(page, (), site).opt_outs)
 
 
 def test_a_page_for_other_robots_is_used():

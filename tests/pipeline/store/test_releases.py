@@ -48,7 +48,7 @@ def releases(tmp_path: Path) -> Releases:
 
 def test_a_prepared_release_is_seen_when_its_commit_is_written(releases: Releases, tmp_path: Path) -> None:
     assert (releases.newest(), releases.numbers(), datasets(Folder(str(tmp_path)))) == (None, [], [])
-    name = releases.prepare(manifest(1), {"README.md": b"card"})
+    name = releases.prepare(manifest(1), lambda _: {"README.md": b"card"})
     releases.await_commit(name, str(tmp_path / "commit"), b"data")
     assert (releases.newest(), releases.numbers()) == (None, [])
     with pytest.raises(StoreError, match="no release 1 of dataset d; releases: none"):
@@ -67,7 +67,7 @@ def test_a_store_leads_wherever_its_own_builds_lie(releases: Releases) -> None:
     out = Folder("memory://elsewhere/build")
     own = manifest(1).builds[0].model_copy(update={"folder": f"{out.url}/shards", "out": out.url})
     release = manifest(1).model_copy(update={"builds": (own,)})
-    releases.await_commit(releases.prepare(release, {}), out.at("commit"), b"data")
+    releases.await_commit(releases.prepare(release, lambda _: {}), out.at("commit"), b"data")
     assert releases.newest() is None
     out.write("commit", b"data")
     releases.settle()
@@ -76,27 +76,27 @@ def test_a_store_leads_wherever_its_own_builds_lie(releases: Releases) -> None:
 
 
 def test_a_release_that_never_came_is_written_over_by_the_next(releases: Releases, tmp_path: Path) -> None:
-    releases.make_newest(releases.prepare(manifest(1), {}))
-    releases.await_commit(releases.prepare(manifest(2), {}), str(tmp_path / "commit"), b"data")
+    releases.make_newest(releases.prepare(manifest(1), lambda _: {}))
+    releases.await_commit(releases.prepare(manifest(2), lambda _: {}), str(tmp_path / "commit"), b"data")
     assert releases.numbers() == [1]
-    releases.make_newest(releases.prepare(manifest(2, builds=2), {}))
+    releases.make_newest(releases.prepare(manifest(2, builds=2), lambda _: {}))
     assert releases.read() == manifest(2, builds=2)
 
 
 def test_a_withdrawal_ends_with_the_next_release(releases: Releases) -> None:
     releases.withdraw("before there is one")
     assert not releases.latest().withdrawn
-    releases.make_newest(releases.prepare(manifest(1), {}))
+    releases.make_newest(releases.prepare(manifest(1), lambda _: {}))
     releases.withdraw("a takedown")
     releases.settle()
     assert releases.latest().withdrawn == "a takedown"
     assert releases.read() == manifest(1), "those who rewrite it read it"
-    releases.make_newest(releases.prepare(manifest(2), {}))
+    releases.make_newest(releases.prepare(manifest(2), lambda _: {}))
     assert not releases.latest().withdrawn
 
 
 def test_what_a_dataset_holds_beside_a_build(releases: Releases) -> None:
-    releases.make_newest(releases.prepare(manifest(1, builds=3), {}))
+    releases.make_newest(releases.prepare(manifest(1, builds=3), lambda _: {}))
     known = {"d-1", "d-2", "d-3"}
     assert releases.held(1, "2026-02-01", known) == 60
     assert releases.held(1, "2026-01-02", known) == 40, "a build takes the place of one of its snapshot"

@@ -600,6 +600,24 @@ def test_builds_of_a_store_are_found_through_links_each_once(published_builds: A
     assert [place_of(one.out) for one in known_builds.opened(store, STAGES)[0]] == [place_of(build.out)]
 
 
+def test_a_takedown_goes_through_links_to_a_build_and_in_it(published_builds: Any, tmp_path: Path) -> None:
+    published = published_builds(1)
+    [out] = published.outs
+    for folder in ("images", "shards"):
+        (out / folder).rename(tmp_path / folder)
+        (out / folder).symlink_to(tmp_path / folder)
+    out.rename(tmp_path / "build")
+    out.symlink_to(tmp_path / "build")
+    code, said, answer = published.forget()
+    assert (code, len(answer["builds"])) == (0, 1), said
+    assert out.is_symlink()
+    assert (out / "shards").is_symlink()
+    assert [own["candidates"] for own in published.forget()[2]["builds"]] == [0], "once"
+    assert published.run("forget", "--prove", "folder:///album/001.jpg")[0] == 0
+    assert published.run("forget", "--prove", "folder:///album/002.jpg")[0] == 1, "the others are there"
+    assert verify(f"{published.store.url}/datasets/a") == []
+
+
 def test_a_build_that_was_never_published_loses_what_is_taken_down_without_being_named(
     weeks: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -741,7 +759,7 @@ def test_exports_in_the_folder_of_a_build_go_with_the_samples_that_they_hold(pub
     published = published_builds(2)
     for out in published.outs:
         assert cli.main(["export", str(out), "--to", "csv"]) == 0
-    shutil.rmtree(published.outs[1] / "csv")
+    (published.outs[1] / "csv").rename(published.outs[1] / "mine")
     code, said, answer = published.forget("--dry-run")
     assert (published.outs[0] / "csv/train.csv").exists()
     assert f"{published.outs[0]}/csv: would delete this export; export again" in said
@@ -749,6 +767,10 @@ def test_exports_in_the_folder_of_a_build_go_with_the_samples_that_they_hold(pub
     assert code == 0
     assert not (published.outs[0] / "csv").exists()
     assert [own["exports"] for own in answer["builds"]] == [["csv"], []]
+    assert [own["foreign"] for own in answer["builds"]] == [[], ["mine"]], "a renamed one"
+    line = f"{published.outs[1]}/mine: not part of the build, and not searched; delete it if it holds a copy"
+    assert [own for own in said if "not part of the build" in own] == [line]
+    assert any("exports and copies elsewhere are not known; forget --store" in own for own in said)
     assert cli.main(["export", str(published.outs[0]), "--to", "csv"]) == 0
     published.run("forget", "--missing-ok", "--url", "http://a.cn/of-nobody.jpg")
     assert (published.outs[0] / "csv/train.csv").exists(), "it holds nothing of that"

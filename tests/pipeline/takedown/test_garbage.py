@@ -411,7 +411,9 @@ def test_old_releases_go_and_shards_that_none_needs(builds: list[Build]) -> None
     assert releases.numbers() == [2]
     assert not releases.folder.exists("000001")
     assert len(releases.read().builds) == 2, "nothing that the newest release lists has gone"
-    releases.make_newest(releases.prepare(releases.read().model_copy(update={"release": 3, "builds": ()}), {}))
+    releases.make_newest(
+        releases.prepare(releases.read().model_copy(update={"release": 3, "builds": ()}), lambda _: {})
+    )
     dry = collect(builds, keep_releases=1, dry_run=True)
     assert {one["what"] for one in dry["deleted"]} == {"old release", "of no release"}
     assert older.shards.exists("manifest.json")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from data_specs.release import open_manifest
+from data_specs.shard import SPLITS
 from pipeline import cli, opening
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -37,6 +38,10 @@ def run(weeks: Weeks, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[
     """Exit code and stderr of a command with --store."""
     capsys.readouterr()
     return cli.main([*words, "--store", weeks.store]), capsys.readouterr().err
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt  # not by a signal, which tests in the background ignore
 
 
 def samples(weeks: Weeks) -> int:
@@ -94,6 +99,11 @@ def test_store_and_builds_that_are_moved_together_need_no_command(two: Weeks, tm
     two.folder.mkdir()  # where they were is another dataset now
     now = Weeks(moved, two.encode)
     assert samples(now) == 6
+    beside = moved / "store/datasets/weekly/000002"
+    lists = [json.loads((beside / f"{split}.json").read_bytes())["shardlist"] for split in SPLITS]
+    named = {os.path.normpath(beside / shard["url"]) for own in lists for shard in own}
+    assert named == {str(tar) for tar in moved.glob("2026-01-0*/shards/*.tar")}
+    assert not [path for path in beside.iterdir() if str(two.folder).encode() in path.read_bytes()]
     builds, faults = known_builds.opened(Store(now.store), STAGES)
     assert ([build.out for build in builds], faults) == ([f"{moved}/2026-01-01", f"{moved}/2026-01-08"], [])
     assert {build.store.url for build in builds} == {now.store}
@@ -145,8 +155,12 @@ def test_what_store_notes_of_pictures_and_crawls_moves_with_their_build(two: Wee
     store.fetched().put(pa.Table.from_pylist(rows))
     crawl = {"snapshot": "2026-01-01", "warc": f"{first}/captures/a.warc.gz", "table": f"{first}/captures/a.parquet"}
     store.folder.write_json("crawled/site.json", crawl)
+    record = two.folder / "2026-01-08/build.json"
+    made_from = [{"build_id": "weekly-1", "snapshot": "2026-01-01", "out": str(first), "identities": ""}]
+    record.write_text(json.dumps({**json.loads(record.read_bytes()), "made_from": made_from}))
     first.rename(away)
     places.move(store, str(first), str(away))
+    assert json.loads(record.read_bytes())["made_from"] == [{**made_from[0], "out": str(away)}]
     now = store.fetched().get([row["fetch_id"] for row in rows])
     assert now is not None
     assert [store.place(tar) for tar in now.sort_by("fetch_id")["tar"].to_pylist()] == [
@@ -154,6 +168,29 @@ def test_what_store_notes_of_pictures_and_crawls_moves_with_their_build(two: Wee
         f"{two.folder}/2026-01-08/images/a.tar",
     ]
     assert store.folder.read_json("crawled/site.json")["warc"] == f"{away}/captures/a.warc.gz"
+
+
+def test_a_build_is_moved_after_its_store_and_by_the_path_to_which_a_link_leads(
+    two: Weeks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, link = tmp_path.with_name(f"{tmp_path.name}-real"), tmp_path.with_name(f"{tmp_path.name}-link")
+    two.folder.rename(real)
+    link.symlink_to(real)
+    two = Weeks(link, two.encode)
+    third = two.build("2026-01-15", range(8))
+    releases = Store(two.store).releases("weekly")
+    with pytest.MonkeyPatch.context() as patch:  # killed: it is the newest, and not settled
+        patch.setattr(Releases, "settle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            release.publish(third)
+    for day in ("2026-01-15", "2026-01-01"):
+        (real / day).rename(tmp_path / day)
+        code, said = run(two, capsys, "store", "move", str(real / day), str(tmp_path / day))
+        assert code == 0, said
+    assert releases.newest().release == 3
+    assert samples(two) == 8
+    builds, faults = known_builds.opened(Store(two.store), STAGES)
+    assert ([Path(build.out).parent for build in builds], faults) == ([tmp_path, link, tmp_path], [])
 
 
 def test_a_copy_that_stays_where_it_was_is_no_move(two: Weeks, tmp_path: Path) -> None:

@@ -9,19 +9,21 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import cli
+from pipeline import cli, run
 from pipeline.errors import NothingNew
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
-from pipeline.takedown import garbage, prove
+from pipeline.takedown import garbage, prove, rewrite_partitions
+from tests import archived
 from tests.parks import page, picture
 
 pytestmark = pytest.mark.slow
@@ -114,6 +116,53 @@ def test_nothing_of_what_is_taken_down_is_left_in_any_state_of_a_build(
         assert verify(f"{store}/datasets/parks") == []
 
 
+@pytest.mark.parametrize(("by", "until"), [("url", "report"), ("like", "report"), ("url", "crawl"), ("url", "extract")])
+def test_what_was_taken_down_is_not_in_what_a_later_build_brings_back(
+    week: Week,
+    site: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    by: str,
+    until: str,
+) -> None:
+    """The page that shows it was captured again, and its words stayed there until the next takedown."""
+    first, file = week("2026-11-01", until="report"), tmp_path.with_name(f"{tmp_path.name}-taken.jpg")
+    release.publish(first)
+    file.write_bytes(picture(1))
+    named = {"url": site.url("/1.jpg"), "like": str(file)}[by]
+    assert cli.main(["forget", "--store", first.store.url, f"--{by}", named]) == 0
+    far = "".join(f"<p>公园的第{n}条路旁边种着{'桃李杏梅松柏竹柳'[n]}树，春天来的人很多</p>" for n in range(8))
+    shown = "/moved.jpg" if by == "like" else "/1.jpg"
+    images = [f"<img src='{path}' alt='{text}'>" for path, text in ((shown, TEXT), ("/6.jpg", "另一张公园的新照片"))]
+    site.pages["/1.html"] = f"<html><body>{far}{far.join(images)}{far}</body></html>".encode()
+    site.pages |= {shown: site.pages["/1.jpg"], "/6.jpg": (200, {"Content-Type": "image/jpeg"}, picture(6))}
+    needles = [picture(1), TEXT.encode(), site.url("/1.jpg").encode(), site.url("/moved.jpg").encode()]
+    second = week("2026-11-08", until="")
+    if until == "extract":  # killed between captures and candidates
+        remove = rewrite_partitions.remove
+        with monkeypatch.context() as patch:
+
+            def killed(*words: Any) -> None:
+                remove(*words)
+                raise KeyboardInterrupt
+
+            patch.setattr(rewrite_partitions, "remove", killed)
+            with pytest.raises(KeyboardInterrupt):
+                list(run.run(second, until=until, here=True))
+        assert grep(Path(first.out).parent, needles)
+    list(run.run(second, until=until, here=True))
+    assert grep(Path(first.out).parent, needles) == []
+    sought = ["--prove", str(file), "--prove", site.url("/1.jpg"), "--prove", TEXT]
+    assert proved(first.store.url, *sought, capsys=capsys)[:2] == (0, [])
+    if until == "report":
+        assert sum(release.publish(second).samples.values()) == 1, "the other picture of the page"
+        assert {stage.name for stage in run.run(replace(second), here=True) if stage.ran} <= {"report"}
+        assert second.fingerprints == week("2026-11-08", until="").fingerprints, "what it found leaves it as it is"
+        list(run.run(week("2026-11-15", until=""), until="extract", here=True))  # knows the address without a request
+        assert grep(Path(first.out).parent, needles) == []
+
+
 def test_every_kind_of_trace_is_found(
     week: Week, site: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,8 +191,18 @@ def test_every_kind_of_trace_is_found(
     assert any("warc.gz !@" in line for line in found)
     _, found, _ = proved(build.store.url, "--prove", site.url("/1.jpg"), capsys=capsys)
     assert any(line.endswith("/1.html: a page that shows the picture") for line in found), "as /1.jpg"
-    code, found, answer = proved(build.store.url, "--prove", "nowhere to be found", capsys=capsys)
-    assert (code, found) == (0, [])
+    names = f"{'a' * 95}名字/里的秘密.txt", f"mirror/{site.url('/1.jpg').partition('://')[2]}"
+    (folder / "_index/names.tar").write_bytes(archived.tar(dict.fromkeys(names, b"x"), tarfile.USTAR_FORMAT))
+    (folder / "_index/里的秘密").mkdir()
+    (folder / "_index/里的秘密/empty").touch()
+    _, found, _ = proved(build.store.url, "--prove", "名字/里的秘密", capsys=capsys)
+    assert found == [f"{folder}/_index/names.tar !{names[0]}: its name"], "the header splits it"
+    _, found, _ = proved(build.store.url, "--prove", "里的秘密/em", capsys=capsys)
+    assert found == [f"{folder}/_index/里的秘密/empty: its name"]
+    _, found, _ = proved(build.store.url, "--prove", site.url("/1.jpg"), capsys=capsys)
+    assert f"{folder}/_index/names.tar !{names[1]}: its name" in found
+    code, found, answer = proved(build.store.url, "--prove", " rows 0-", capsys=capsys)
+    assert (code, found) == (0, []), "what it calls pieces itself is no name"
     (folder / "captures").rename(tmp_path / "captures")
     (folder / "captures").symlink_to(tmp_path / "captures")
     (tmp_path / "captures/loop").symlink_to(folder)

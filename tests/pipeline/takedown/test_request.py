@@ -74,5 +74,9 @@ def test_a_picture_that_is_taken_down_again_within_more_bits_is_refused_within_t
 
 
 def test_what_was_taken_down_before_stays_taken_down(synthetic_build: Build) -> None:
-    synthetic_build.store.folder.write_json("forgotten/one.json", {"hashes": ["a" * 64]})
-    assert resolve(Request(), synthetic_build.store, []).hashes >= {"a" * 64}
+    store = synthetic_build.store
+    store.folder.write_json("forgotten/one.json", {"hashes": ["a" * 64]})
+    store.folder.write_json("forgotten/two.json", {"hashes": [], "found": ["b" * 64, "a" * 64]})
+    takedowns = resolve(Request(), store, [])
+    assert takedowns.hashes >= {"a" * 64, "b" * 64}
+    assert takedowns.revision == store.forgotten_revision() == Takedowns(frozenset({"a" * 64})).revision

@@ -8,6 +8,7 @@ STORE/forgotten keep ids and hashes.
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import html
 import io
@@ -104,6 +105,15 @@ def files(*folders: str) -> Iterator[tuple[Path, bytes]]:
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 yield path, path.read_bytes()
+
+
+@functools.cache
+def _measured(picture: bytes) -> dict[str, Any] | None:
+    """Features of a picture, which lies in many files; None if it has none."""
+    try:
+        return measure_image(picture, MAX_PIXELS)
+    except PictureError:
+        return None
 
 
 def _pictures(data: bytes) -> Iterator[bytes]:
@@ -216,12 +226,8 @@ class Gone:
                 found.append((str(path), self.host))
             if table is not None and "_decisions" not in str(path) and _named(table, self.ids).any():
                 found.append((str(path), "a row"))
-            rows = list[dict[str, Any]]()
-            for number, picture in enumerate(_pictures(data)):
-                try:
-                    rows.append({**measure_image(picture, MAX_PIXELS), "sha256": f"picture {number}"})
-                except PictureError:
-                    continue
+            measured = filter(None, map(_measured, _pictures(data)))
+            rows = [{**features, "sha256": f"picture {number}"} for number, features in enumerate(measured)]
             if rows:
                 shown = pa.Table.from_pylist(rows, FEATURE_SCHEMA).select(LOOKED_AT)
                 found += [(str(path), name) for name in self.looks.alike(shown, feature_id())]
@@ -307,6 +313,7 @@ def committed(build: Build) -> dict[tuple[str, str], bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,22 +165,26 @@ def test_robots_rules_that_ask_for_long_pauses_are_no_opt_out() -> None:
     assert {words: _recheck._is_answer(failure) for words, failure in failures.items()} == said
 
 
-@pytest.mark.parametrize("reason", ["opt_out", "robots_disallowed"])
-def test_a_picture_that_was_opted_out_later_stays_out_though_its_page_still_shows_it(
+@pytest.mark.parametrize("reason", ["opt_out", "robots_disallowed", "http_status"])
+def test_a_picture_that_was_refused_later_stays_out_though_its_page_still_shows_it(
     week: Any, site: Any, reason: str
 ) -> None:
     """Of the build that finds it, too: what robots.txt disallows stayed in its images and its report."""
-    release.publish(week("2026-11-01"))
+    release.publish(week("2026-11-01", vanished="drop"))
     if reason == "opt_out":
         site.pages["/1.jpg"] = (200, {**PICTURE, "X-Robots-Tag": "noai"}, picture(1))
-    else:
+    elif reason == "robots_disallowed":
         site.pages["/robots.txt"] = (200, {}, b"User-agent: wenlan\nDisallow: /1.jpg\n")
-    second = week("2026-11-08", recheck_every=1)
+    else:
+        site.pages["/1.jpg"] = (410, {}, b"")
+        assert _decisions(week("2026-11-05", recheck_every=1), site.url("/1.jpg")) == [], "vanished: keep"
+    second = week("2026-11-08", recheck_every=1, vanished="drop")
     assert {d["reason"] for d in _decisions(second, site.url("/1.jpg"))} == {reason}
     fetched = [row for rows in second.tables("fetch", "parquet") for row in rows.to_pylist() if row["ok"]]
     assert {row["image_url"] for row in fetched} == {site.url(f"/{n}.jpg") for n in range(PAGES) if n != 1}
-    assert vanished.leave_out(second) == {"opted_out": 1, "vanished": 0, "samples": 1}
-    third = week("2026-11-15", recheck_every=1)
+    gone = reason == "http_status"
+    assert vanished.leave_out(second) == {"opted_out": int(not gone), "vanished": int(gone), "samples": 1}
+    third = week("2026-11-15", recheck_every=1, vanished="drop")
     assert {d["reason"] for d in _decisions(third, site.url("/1.jpg"))} == {reason}
     assert "parks-2026-11-15" not in str(third.store.releases("parks").read().builds)
     assert released(third) == PAGES - 1

@@ -278,6 +278,39 @@ def test_a_host_is_not_asked_faster_than_spec_and_robots_txt_say(
     assert when[-1] - start >= seconds - 0.05
 
 
+def test_a_host_of_its_own_pace_is_asked_at_it(serve: Any) -> None:
+    web = serve({"/0": (200, {}, b""), "/1": (200, {}, b"")})
+    start = time.monotonic()
+    assert told(
+        ask(spec_of(web.host, delay_s=60, hosts={"127.0.0.1": {"delay_s": 0}}), web.url("/0"), web.url("/1"))
+    ) == [200, 200]
+    assert time.monotonic() - start < 30
+
+
+def test_a_host_takes_as_many_connections_as_its_pace_names(serve: Any) -> None:
+    open_now, most = [0], [0]
+
+    def page(handler: Any) -> None:
+        open_now[0] += 1
+        most[0] = max(most[0], open_now[0])
+        time.sleep(0.1)
+        open_now[0] -= 1
+        handler.send_response(200)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web = serve(dict.fromkeys(map("/{}".format, range(6)), page))
+    spec = spec_of(web.host, obey_robots=False, hosts={"127.0.0.1": {"connections": 3}})
+
+    async def all_at_once() -> None:
+        asking = Client(spec)
+        await asyncio.gather(*(asking.get(web.url(f"/{number}"), image_kind(spec.egress)) for number in range(6)))
+        await asking.close()
+
+    asyncio.run(all_at_once())
+    assert most == [3]
+
+
 @pytest.mark.parametrize("target", ["http://10.0.0.1/robots.txt", "ftp://a.test/", "http://[::1", "http://a:b/"])
 @pytest.mark.parametrize("kind", [image_kind, page_kind])
 def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve: Any, target: str, kind: Any) -> None:

@@ -21,7 +21,7 @@ def test_an_img2dataset_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(gateway, "_PROGRAM", program)
     urls = [f"http://a.cn/{n}" for n in range(3)]
     with pytest.raises(StageError, match=says):
-        asyncio.run(gateway.download(Fetcher(), urls, lambda *_: None, Fetch()))
+        asyncio.run(gateway.download(Fetcher(16), urls, lambda *_: None, Fetch()))
 
 
 ASKS = """
@@ -49,5 +49,5 @@ def test_a_fault_of_ours_ends_img2dataset_at_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", noted)
     with pytest.raises(OSError, match="No space left"):
-        asyncio.run(gateway.download(Fetcher(), [f"http://a.cn/{n}" for n in range(8)], full, Fetch()))
+        asyncio.run(gateway.download(Fetcher(16), [f"http://a.cn/{n}" for n in range(8)], full, Fetch()))
     assert started[0].returncode == -9

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import struct
 import sys
+import threading
 import time
 import zlib
+from collections import Counter
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -147,25 +151,66 @@ def test_a_transient_failure_is_retried_and_a_lasting_one_is_not(serve, make_bui
 class Fetcher:
     """Stands for the network: the body of a URL is the URL; one that ends with 7 fails. Counts what is under way."""
 
-    def __init__(self) -> None:
-        self.now = self.most = 0
+    def __init__(self, connections: int) -> None:
+        self.now, self.most, self.hosts = 0, 0, Counter[str]()
+        self.connections = connections
+
+    def connections_of(self, host: str) -> int:
+        return self.connections
 
     async def fetch(self, url: str) -> Image | RequestFailed:
-        self.now += 1
+        host = urlsplit(url).netloc
+        self.now, self.hosts[host] = self.now + 1, self.hosts[host] + 1
         self.most = max(self.most, self.now)
+        assert self.hosts[host] <= self.connections
         await asyncio.sleep(0.001)
-        self.now -= 1
+        self.now, self.hosts[host] = self.now - 1, self.hosts[host] - 1
         failed = RequestFailed(DropReason.CONNECTION, "it ends with 7")
         return failed if url.endswith("7") else Image(url.encode(), "", "")
 
 
-@pytest.mark.parametrize(("count", "at_once"), [(0, 3), (1, 16), (300, 1), (300, 5)])
-def test_every_url_has_one_outcome_and_few_are_under_way(count: int, at_once: int) -> None:
-    urls, outcomes, fetcher = [f"http://a.cn/{n}" for n in range(count)], [], Fetcher()
+@pytest.mark.parametrize(("count", "hosts", "at_once", "connections"), [
+    (0, 1, 3, 1), (1, 1, 16, 8), (300, 1, 1, 5), (300, 1, 5, 9), (300, 7, 5, 1), (300, 3, 16, 2),
+])  # fmt: skip
+def test_every_url_has_one_outcome_and_few_are_under_way(
+    count: int, hosts: int, at_once: int, connections: int
+) -> None:
+    urls, outcomes, fetcher = [f"http://{n % hosts}.cn/{n}" for n in range(count)], [], Fetcher(connections)
     asyncio.run(images.download(fetcher, urls, lambda *pair: outcomes.append(pair), at_once))
     assert sorted(url for url, _ in outcomes) == sorted(urls)
     assert all(isinstance(image, RequestFailed) == url.endswith("7") for url, image in outcomes)
-    assert fetcher.most == min(count, at_once)
+    assert fetcher.most == min(count, at_once, hosts * connections)
+
+
+def test_hosts_without_an_address_hold_up_no_other_and_are_looked_up_once(serve, make_build, monkeypatch) -> None:
+    web = serve({f"/{n}.png": picture(1) for n in range(30)})
+    lookups, fetched, real = Counter[str](), threading.Event(), socket.getaddrinfo
+
+    def resolve(host, *rest, **options):
+        if not str(host).endswith(".test"):
+            return real(host, *rest, **options)
+        lookups[host] += 1
+        assert fetched.wait(20), "images of other hosts wait for a lookup that nobody answers"
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    urls = [f"http://{n % 12}.test/{n}.png" for n in range(60)] + [web.url(f"/{n}.png") for n in range(30)]
+    spec, outcomes = make_build(web, sources=SITE).spec, dict[str, Image | RequestFailed]()
+
+    def accept(url: str, outcome: Image | RequestFailed) -> None:
+        outcomes[url] = outcome
+        if sum(isinstance(own, Image) for own in outcomes.values()) == 30:
+            fetched.set()
+
+    async def fetch_all() -> None:
+        async with ImageFetcher(spec) as fetcher:
+            await images.download(fetcher, urls, accept, 16)
+
+    asyncio.run(fetch_all())
+    failed = [own for own in outcomes.values() if isinstance(own, RequestFailed)]
+    assert {(own.reason.value, own.evidence[-25:]) for own in failed} == {("dns", "Name or service not known")}
+    assert (len(failed), len(lookups)) == (60, 12)
+    assert set(lookups.values()) == {1}
 
 
 def test_failures_hold_no_body(serve, make_build):

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.pages.bounds import PageRefused
 from pipeline.sources.site import Site
-from pipeline.web import links
-from pipeline.web.links import links_of, read_markup
+from pipeline.web import readers
+from pipeline.web.readers import links_of, read_markup
 
 URL = "http://a.cn/d/page.html"
 
@@ -65,11 +65,11 @@ def test_only_addresses_that_may_be_pages_of_the_site_are_followed_each_once():
 
 
 def test_the_first_addresses_of_a_page_are_looked_at_and_no_more(monkeypatch):
-    monkeypatch.setattr(links, "MAX_LINKS", 3)
+    monkeypatch.setattr(readers, "MAX_LINKS", 3)
     site = Site(name="s", source_kind="news", start=["http://a.cn/"])
     written = ["http://a.cn/1", "ftp://a.cn/", "http://a.cn/1", "http://a.cn/3", "http://a.cn/4", "http://a.cn/1"]
     assert links_of(written, site) == (["http://a.cn/1", "http://a.cn/3"], 0)
-    long = "x" * (links.MAX_HREF + 1)
+    long = "x" * (readers.MAX_HREF + 1)
     assert hrefs(f"<base href='/{long}'><a href=/{long}><a href=b>") == ["http://a.cn/d/b"]
 
 

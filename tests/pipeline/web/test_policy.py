@@ -172,11 +172,13 @@ def test_every_rule_of_a_host_has_its_reason_and_its_time():
     assert "status 503" in refused["down"].evidence
 
 
-def test_the_longer_pause_of_spec_and_robots_txt_holds():
+def test_the_longer_pause_of_spec_and_robots_txt_holds_and_a_host_may_have_its_own():
     asks = HostRules(policy.robots_of(200, b"User-agent: *\nCrawl-delay: 3\n"))
-    assert policy_of(delay_s=1).delay_s(asks) == 3
-    assert policy_of(delay_s=5).delay_s(asks) == 5
-    assert policy_of(delay_s=5).delay_s(HostRules()) == 5
+    hosts = {"b.test": {"delay_s": 0.1}, "a.b.test": {"delay_s": 0.2}, "c.test": {"connections": 8}}
+    paces = policy_of(delay_s=5, hosts=hosts)
+    seconds = {"b.test:80": 0.1, "c.B.test": 0.1, "x.a.b.test": 0.2, "ab.test": 5, "test": 5, "c.test": 5}
+    assert {host: paces.delay_s(HostRules(), host) for host in seconds} == seconds
+    assert [paces.delay_s(asks, host) for host in ("b.test", "test")] == [3, 5]
 
 
 def test_rules_of_a_host_hold_for_a_day():

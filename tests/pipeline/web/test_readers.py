@@ -13,7 +13,7 @@ from pipeline.confined import OverLimit
 from pipeline.records import Capture
 from pipeline.sources.site import Site
 from pipeline.stages import crawl
-from pipeline.web import links, sitemaps
+from pipeline.web import readers, sitemaps
 from pipeline.web.crawler import ADDED_AT_ONCE
 from pipeline.web.frontier import Frontier
 from pipeline.web.readers import Readers, _Pool
@@ -31,10 +31,10 @@ def site() -> Site:
     return Site(name="s", source_kind="news", start=("http://a.cn/",))
 
 
-def read(*bodies: bytes, content_type: str = "text/html; charset=utf-8") -> list[links.Reading | BaseException]:
+def read(*bodies: bytes, content_type: str = "text/html; charset=utf-8") -> list[readers.Reading | BaseException]:
     """What readers return or raise of some pages that are read at the same time."""
 
-    async def run() -> list[links.Reading | BaseException]:
+    async def run() -> list[readers.Reading | BaseException]:
         readers = Readers(site())
         pages = [Capture(URL, 200, "", content_type, body) for body in bodies]
         try:
@@ -48,7 +48,7 @@ def read(*bodies: bytes, content_type: str = "text/html; charset=utf-8") -> list
 @pytest.mark.parametrize("charset", ["utf-8", "gb18030"])
 def test_a_page_says_the_same_wherever_it_is_read(charset, monkeypatch):
     body = "<meta name=robots content=noai><p>文字<a href=x.html>下一页</a><img src=a.jpg>".encode(charset)
-    here = links.read_page(Capture(URL, 200, "", f"text/html; charset={charset}", body), (), site())
+    here = readers.read_page(Capture(URL, 200, "", f"text/html; charset={charset}", body), (), site())
     assert (here.opt_outs, here.links) == ("noai", ("http://a.cn/d/x.html",))
     assert read(body, content_type=f"text/html; charset={charset}") == [here]
     monkeypatch.setattr("pipeline.web.readers.is_tiny", lambda html: False)
@@ -60,7 +60,7 @@ def test_a_page_over_the_limits_is_ended_and_others_are_read():
     readings = read(SLOW, long, b"<a href=y.html>", SLOW, long)
     assert isinstance(readings[0], OverLimit)
     assert isinstance(readings[3], OverLimit)
-    links_of = [reading.links for reading in readings if isinstance(reading, links.Reading)]
+    links_of = [reading.links for reading in readings if isinstance(reading, readers.Reading)]
     assert links_of == [("http://a.cn/d/x.html",), ("http://a.cn/d/y.html",), ("http://a.cn/d/x.html",)]
 
 

@@ -264,6 +264,7 @@ def test_a_record_that_ends_within_the_last_line_of_another_one_is_a_hole(tmp_pa
         ("request", "http://a.test/", Named.OTHER_RECORD),
         ("metadata", "http://a.test/", Named.OTHER_RECORD),
         ("warcinfo", "", Named.OTHER_RECORD),
+        ("arc_header", "filedesc://a.arc", Named.OTHER_RECORD),
         ("conversion", "http://a.test/", Named.CONVERSION),
         ("resource", "urn:pageinfo:1", Named.OFF_WEB),
         ("resource", "file:///srv/1.html", ""),

@@ -1,11 +1,11 @@
-"""Colour changes, against torchvision on floats."""
+"""Colour changes, against torchvision's on floats."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from training.data.colour import recolour
+from training.data.transforms import recolour
 
 
 def test_colours_follow_from_the_generator_alone() -> None:
@@ -23,7 +23,7 @@ def test_colours_follow_from_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_colours_are_those_of_torchvision_on_floats(seed: int) -> None:
-    """Its functions by the same draws; on uint8 it would round after each."""
+    """Its functions by the same draws; on a picture each of them rounds, and the hue is one of 256."""
     from torchvision.transforms.v2 import functional  # here: it takes two seconds
 
     noise = torch.randint(0, 256, (3, 9, 11), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
@@ -38,7 +38,8 @@ def test_colours_are_those_of_torchvision_on_floats(seed: int) -> None:
         factor = middle + strength[which] * (2 * draws[1 + which] - 1)
         expected = getattr(functional, f"adjust_{name}")(expected, factor)
     found = recolour(image, strength, 1.0, 0.0, torch.Generator().manual_seed(seed))
-    assert (found - 255 * expected).abs().max() < 0.51
+    apart = (found - 255 * expected).abs()
+    assert (bool(apart.mean() < 2), bool(apart.max() < 15)) == (True, True)
 
 
 def test_a_picture_whose_colours_stay_is_the_same() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,13 +55,25 @@ def test_the_order_is_the_same_at_every_world_size_and_number_of_workers(
     assert Counter(expected[:21]).most_common(1)[0][1] == 1
 
 
-def test_an_interrupt_is_left_to_the_process_that_reads(make_shards: MakeShards) -> None:
-    """A terminal sends Ctrl-C to worker processes too, and the checkpoint needs the batches that are under way."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group_is_left_to_the_process_that_reads(
+    number: signal.Signals, make_shards: MakeShards
+) -> None:
     batches = loader(make_shards(), Share(6), config=replace(CONFIG, num_workers=1)).batches(0, 60)
     count = len([next(batches)])
     [worker] = multiprocessing.active_children()
-    os.kill(worker.pid, signal.SIGINT)  # type: ignore[arg-type]
+    subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)  # as others send it: not the parent
     assert count + len(list(batches)) == 10
+
+
+def test_workers_end_at_once_with_the_process_that_reads(make_shards: MakeShards) -> None:
+    batches = loader(make_shards(), Share(6), config=replace(CONFIG, num_workers=1)).batches(0, 60)
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
+    batches.close()  # type: ignore[attr-defined]
 
 
 def test_resume_gives_exactly_what_would_have_come(make_shards: MakeShards) -> None:

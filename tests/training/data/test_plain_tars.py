@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from data_specs.shard import ContractError
+from training.data.batch_maker import choose_text
 from training.data.index import open_dataset
-from training.data.text_choice import choose_text
 from training.data.transforms import decode
 from training.resolve import resolve
 

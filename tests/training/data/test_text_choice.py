@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from training.data.batch_maker import choose_text, is_boilerplate
 from training.data.index import Row, RowText
-from training.data.text_choice import choose_text, is_boilerplate
 from training.errors import ConfigError
 from training.resolve import resolve
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.training.conftest import BERT
 from training.config import Config
 from training.encoders import build_tower
 from training.errors import ConfigError
@@ -16,15 +17,6 @@ from training.records import Batch
 from training.resolve import resolve
 from training.towers.backbones import load_backbone
 from training.towers.tower import Tower
-
-BERT = (
-    "text.encoder=bert_text",
-    "text.backbone_layers=3",
-    "text.frozen_layers=2",
-    "text.backbone_heads=4",
-    "text.backbone_ffn=48",
-    "text.vocab_size=60",
-)
 
 
 def batch_of(images: Tensor, boxes: Tensor, n_boxes: list[int], tokens: list[list[int]]) -> Batch:
@@ -77,7 +69,7 @@ def test_weights_are_not_wanted_where_a_checkpoint_follows() -> None:
         (
             "image.encoder=cnn_region",
             "image.encoder: unknown encoder 'cnn_region'; "
-            "available: bert_text, char_text, clip_image, clip_text, cnn_regions",
+            "available: bert_text, char_text, clip_image, clip_text, cnn_regions, or a module of another package",
         ),
         ("image.encoder=char_text", "image.encoder: char_text is an encoder of texts"),
         (

@@ -18,7 +18,7 @@ from training.method import distributed
 from training.moco import BriVL
 from training.records import Batch
 from training.resolve import resolve
-from training.run.accumulate import backward
+from training.run.step import backward
 
 GLOBAL_BATCH = 8
 STEPS = 3

@@ -31,6 +31,7 @@ def run(folder: Path, most: int) -> dict[int, list[dict[str, Tensor]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("most", [2, pytest.param(4, marks=pytest.mark.drill(30))])
 def test_one_two_and_four_processes_have_one_loss_and_end_equal(tmp_path: Path, most: int) -> None:
     """Of every objective, whole and in micro-batches: the trace of the loss, weights, key towers and queues."""

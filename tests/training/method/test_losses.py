@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from training.config import MocoConfig
 from training.method.key_towers import key_trunk
-from training.method.losses import even_targets, info_nce, sigmoid_loss, soft_targets
+from training.method.losses import even_targets, info_nce
 from training.moco import BriVL, StepOutput
+from training.objectives.albef import soft_targets
+from training.objectives.siglip import sigmoid_loss
 from training.records import Batch
 from training.resolve import resolve
 from training.towers.layers import unit

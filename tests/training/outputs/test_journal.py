@@ -13,8 +13,7 @@ import pytest
 from tests.browser import CHROMIUM, Page, visit
 from training.config import to_dict
 from training.errors import ConfigError
-from training.outputs.curves import write_curves
-from training.outputs.journal import Journal, _log_file, read_metrics
+from training.outputs.journal import Journal, _log_file, read_metrics, write_curves
 from training.outputs.trackers import open_tracker
 from training.resolve import resolve
 

@@ -13,7 +13,7 @@ from training.errors import ConfigError
 from training.method.key_queue import SampleIds
 from training.moco import BriVL, Features
 from training.records import Batch
-from training.run.accumulate import backward
+from training.run.step import backward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

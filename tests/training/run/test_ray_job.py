@@ -172,6 +172,7 @@ FIT = ("fit", "--recipe", "tiny", "--set", "run.epochs=1")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_training_on_ray_workers_is_the_same_loop(
     raylets: Raylets, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from data_specs.shard import ContractError
-from training import cli, moco
+from training import cli
 from training.config import Config
 from training.errors import RunError
+from training.method.losses import Candidates, Logits
+from training.objectives import moco
 from training.outputs import checkpoint
 from training.outputs.journal import Journal, read_metrics
 from training.resolve import resolve
@@ -151,7 +154,12 @@ def test_init_takes_the_towers_and_begins_at_step_0(make_shards: MakeShards, tmp
 def test_a_run_whose_every_gradient_is_not_finite_stops(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moco, "info_nce", lambda *args: args[0].sum(1) * math.nan)
+    def not_finite(
+        logits: Logits, queries_BD: Tensor, keys_BD: Tensor, candidates: Candidates
+    ) -> tuple[Tensor, Tensor]:
+        return queries_BD.sum(1) * math.nan, candidates.similar(queries_BD)
+
+    monkeypatch.setattr(moco, "contrast", not_finite)
     with pytest.raises(RunError, match="step 10: 11 steps in a row"):
         fit(config(40, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 

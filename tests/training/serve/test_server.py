@@ -294,22 +294,24 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
 
 @pytest.mark.slow
 def test_a_dataset_is_embedded_before_it_is_served_and_only_once(
-    tiny: Path, make_shards: Callable[..., Path], tmp_path: Path
+    tiny: Path, make_shards: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = make_shards(train=(9,), val=(3,))
     manifest.write_text(manifest.read_text().replace('"test"', '"my-pets-2026-12-01-130717-13a3960e"'))
     run, data = tmp_path / "run", str(manifest)
     shutil.copytree(tiny, run / "checkpoints" / "step-00000001")
-    made = []
-    for _ in range(2):
-        with command(run, "--data", data) as server:
-            assert server.get("/indices-list").json() == ["my-pets"]
-            found = server.post("/knn-service", json={"text": "红船", "num_images": 5, "modality": "image"})
-            assert len(found.json()) > 0
-        [index] = run.glob("index-*")
-        made.append(read_index(index))
-    assert made[0] == made[1]
-    assert made[0].rows == 12
+    with command(run, "--data", data) as server:
+        assert server.get("/indices-list").json() == ["my-pets"]
+        found = server.post("/knn-service", json={"text": "红船", "num_images": 5, "modality": "image"})
+        assert len(found.json()) > 0
+    [index] = run.glob("index-*")
+    made = read_index(index)
+    assert made.rows == 12
+    again = ["serve", str(run), "--data", data, "--index", "other=/nowhere"]  # the same beside one that is not there
+    assert cli.main([*again, "--engine", "torch", "--port", "0"]) == 1
+    assert "/nowhere/index.json: cannot be read" in capsys.readouterr().err
+    assert [*run.glob("index-*")] == [index]
+    assert read_index(index) == made
 
 
 @pytest.mark.parametrize(

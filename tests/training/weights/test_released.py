@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.training.conftest import BERT
 from training import cli
 from training.config import Config
 from training.errors import CheckpointError
@@ -38,17 +39,7 @@ from training.weights.released import import_brivl, recognise, slots_of
 State = dict[str, Tensor]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-SMALL = (
-    "text.encoder=bert_text",
-    "text.backbone_layers=3",
-    "text.frozen_layers=2",
-    "text.backbone_heads=4",
-    "text.backbone_ffn=48",
-    "text.vocab_size=60",
-    "image.frozen_stages=4",
-    "image.layers=2",
-    "data.image_size=96",
-)
+SMALL = (*BERT, "image.frozen_stages=4", "image.layers=2", "data.image_size=96")
 
 
 def small(*overrides: str) -> Config:

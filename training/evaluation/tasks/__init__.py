@@ -61,6 +61,5 @@ class Task:
 
 
 def task(name: str) -> Task:
-    """The task with a name of TASKS."""
     found: Task = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").TASK
     return found

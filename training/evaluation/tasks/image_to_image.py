@@ -25,8 +25,16 @@ from training.evaluation.labelled import classes_digest, open_labelled
 from training.evaluation.results import Result
 from training.evaluation.retrieval import rank
 from training.evaluation.tasks import Request, Task
-from training.evaluation.tasks._peers import examples_of, figures_by_seen, peer_lines
-from training.evaluation.tasks._shared import embed_labelled, held_out, pictures_of, result_of, seen_of
+from training.evaluation.tasks._shared import (
+    embed_labelled,
+    examples_of,
+    figures_by_seen,
+    held_out,
+    peer_lines,
+    pictures_of,
+    result_of,
+    seen_of,
+)
 from training.weights.load import load
 
 NAME = "image-to-image"

@@ -51,8 +51,6 @@ FIFTH = 5
 
 @dataclass(frozen=True)
 class _Set:
-    """Features and labels of one part."""
-
     features_ND: Features
     label_N: Ids
 

@@ -24,8 +24,7 @@ from training.evaluation.hits import Captions, Clusters, Features, Hits, Ids, Ma
 from training.evaluation.results import Result, by_seen, first_lines, head, parts, recalls, share, shown_items
 from training.evaluation.retrieval import KS, Ranks, figures, rank
 from training.evaluation.tasks import Request, Task
-from training.evaluation.tasks._peers import answers_of, similarities
-from training.evaluation.tasks._shared import seen_of
+from training.evaluation.tasks._shared import answers_of, seen_of, similarities
 from training.evaluation.tasks.image_to_image import dataset_pictures
 from training.weights.load import Loaded, load
 

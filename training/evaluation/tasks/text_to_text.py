@@ -26,8 +26,7 @@ from training.evaluation.labelled import KINDS
 from training.evaluation.results import Result
 from training.evaluation.retrieval import rank
 from training.evaluation.tasks import Request, Task
-from training.evaluation.tasks._peers import examples_of, figures_by_seen, peer_lines
-from training.evaluation.tasks._shared import result_of, seen_of
+from training.evaluation.tasks._shared import examples_of, figures_by_seen, peer_lines, result_of, seen_of
 from training.weights.load import load
 
 NAME = "text-to-text"

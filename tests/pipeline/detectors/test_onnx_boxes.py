@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.detectors._yolox import letterbox, nms
+from pipeline.detectors.onnx import letterbox, nms
 
 
 @pytest.mark.slow

@@ -1,0 +1,86 @@
+"""Encoders and objectives of other packages: those of the guide train, are evaluated and exported as written there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.places import ROOT
+from tests.training.conftest import MakeShards
+from training import cli
+from training.encoders import build_tower
+from training.errors import ConfigError
+from training.objectives import objective_of
+from training.resolve import resolve
+
+BLOCKS = re.compile(r"in `(acme/\w+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the package of the guide, which this process can import."""
+    files = dict(BLOCKS.findall((ROOT / "training" / "README.md").read_text("utf-8")))
+    assert sorted(files) == ["acme/bag.py", "acme/margin.py"]
+    for name, code in files.items():
+        path = tmp_path / "site" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code, encoding="utf-8")
+    about = tmp_path / "site" / "acme-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n", encoding="utf-8")
+    (about / "top_level.txt").write_text("acme\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return tmp_path / "site"
+
+
+@pytest.mark.slow
+def test_the_loss_and_the_encoder_of_the_guide_train_and_are_exported(
+    acme: Path, make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = str(make_shards(train=(20, 12), val=(8,))), str(tmp_path / "run")
+    own = ["moco.objective=acme.margin", "text.encoder=acme.bag", "run.epochs=8", "run.batch_size=8", "optim.lr=0.003"]
+    settings = [word for setting in own for word in ("--set", setting)]
+    assert cli.main(["fit", "--recipe", "tiny", "--data", data, "--out", run, "--json", *settings]) == 0
+    losses = [json.loads(line)["loss"] for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    export = ["export", run, "--to", "safetensors", "--out", str(tmp_path / "brivl.safetensors")]
+    assert cli.main(export) == 0
+    capsys.readouterr()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, "-m", "training", "eval", run, "--data", data, "--task", "retrieval"]
+    done = subprocess.run(
+        words, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (2, (
+        "wenlan-train: text.encoder: 'acme.bag' is in no installed package; install the one that has it"
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "name", "said"), [
+    ("moco.objective", "mocow", "unknown objective 'mocow'; available: albef, clip, moco, siglip, or a module of"),
+    ("moco.objective", "acme.gone", "'acme.gone' cannot be imported"),
+    ("moco.objective", "numpy.linalg", "numpy.linalg has no function build"),
+    ("moco.objective", "os.path", "'os.path' is in no installed package"),
+    ("text.encoder", "char", "unknown encoder 'char'; available: bert_text, char_text"),
+    ("text.encoder", "a..b", "'a..b' is in no installed package"),
+    ("text.encoder", "", "'' is in no installed package"),
+])  # fmt: skip
+def test_a_name_that_leads_nowhere_is_one_line(acme: Path, key: str, name: str, said: str) -> None:
+    config = resolve("tiny", [f"{key}={name}"])
+    with pytest.raises(ConfigError) as failed:
+        objective_of(config.moco) if key == "moco.objective" else build_tower("text", config, load_weights=False)
+    assert str(failed.value).startswith(f"{key}: {said}")
+
+
+def test_a_file_in_the_working_folder_is_no_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of a stranger may come with it."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"'evil\.x' is in no installed package"):
+        build_tower("text", resolve("tiny", ["text.encoder=evil.x"]), load_weights=False)
