@@ -8,7 +8,8 @@ This module knows a stage by its name, its function and what its tasks ask of th
 (`pipeline.run`) hands these in. Objects that live on a cluster beside the tasks are `pipeline.actors`.
 
 Limits: at most twice as many tasks as run at a time are in flight, so the driver holds that many references and the
-names that wait. A task whose worker dies is tried twice more; what is committed stays whatever happens.
+names that wait. A task whose worker dies, mostly killed for memory, is tried twice more: with twice the memory, so that
+fewer run beside it, then alone on a node. What is committed stays whatever happens.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ Runs = tuple[str, RunPartition]
 """A pass by its name, and its function."""
 
 Resources = dict[str, float]
-"""Resources of a task, as options of a Ray task: num_cpus, and num_gpus where it wants one."""
+"""Resources of a task, as options of a Ray task: num_cpus, memory in bytes, and num_gpus where it wants one."""
 
 TASK_RETRIES = 2
-"""Number of retries of a task whose worker died."""
+"""Number of retries of a task whose worker, node or actor died."""
 
 
 class Cluster:
@@ -85,17 +86,21 @@ class Cluster:
         observe.show("wenlan_building", 1)
         options = granted(resources, _nodes(ray))
         stage = "+".join(name for name, _ in passes)
-        task = ray.remote(run_passes).options(max_retries=TASK_RETRIES, name=f"wenlan:{passes[0][0]}", **options)
+        task = _task(ray, passes, options)
         passed = _passed(ray, build)
         limit = _most_in_flight(ray, options)
         waiting, log_form = list(reversed(partitions)), observe.form()
         in_flight: dict[Any, str] = {}
         head = _Head(ray.get_runtime_context().gcs_address)
-        lost = Counter[str]()  # by partition: how often an actor that its task used was lost
+        lost = Counter[str]()  # by partition: how often its task died
         while waiting or in_flight:
             while waiting and len(in_flight) < limit:
                 partition = waiting.pop()
-                in_flight[task.remote(passed, passes, partition, log_form)] = partition
+                own = task
+                if deaths := lost[partition]:
+                    nodes = _nodes(ray)
+                    own = _task(ray, passes, granted(_after(deaths, resources, nodes), nodes))
+                in_flight[own.remote(passed, passes, partition, log_form)] = partition
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
             looked, lost_head = head.looked, head.is_lost()
             if not ready and lost_head:
@@ -105,10 +110,11 @@ class Cluster:
                 limit = _most_in_flight(ray, options)
             for ref in ready:
                 partition = in_flight.pop(ref)
-                if lost[partition] < TASK_RETRIES and _lost_an_actor(ray, ref):
+                if lost[partition] < TASK_RETRIES and (why := _death(ray, ref)):
                     lost[partition] += 1
                     waiting.append(partition)
-                    log.warning("%s/%s: retrying, since an actor that it used was lost with its node", stage, partition)
+                    how = "twice the memory" if lost[partition] < TASK_RETRIES else "all memory of a node"
+                    log.warning("%s/%s: %s; retrying with %s", stage, partition, why, how)
                     continue
                 _wait_for(ray, ref, f"{stage}/{partition}")
                 yield partition
@@ -146,6 +152,11 @@ class Cluster:
             self._ours = True
         self.started = True
         return ray
+
+
+def _task(ray: Any, passes: Sequence[Runs], options: Resources) -> Any:
+    """Returns the remote function of a pass. Ray does not repeat it: its driver does, with more memory."""
+    return ray.remote(run_passes).options(max_retries=0, name=f"wenlan:{passes[0][0]}", **options)
 
 
 def _passed(ray: Any, build: Build) -> Any:
@@ -262,14 +273,26 @@ def _nodes(ray: Any) -> list[Resources]:
 def granted(asked: Resources, nodes: Sequence[Resources]) -> Resources:
     """Returns the requested resources, capped to what a node has: a task that needs more would wait for ever.
 
-    A node runs it whole, so where one has the GPUs it is cut to the CPUs of these, whatever others have.
+    A node runs it whole, so where one has the GPUs it is cut to the CPUs of these, whatever others have. Memory is cut
+    to that of the nodes which have its CPUs: one that needs all of it runs alone.
     """
     gpus = asked.get("num_gpus", 0.0)
     able = [node for node in nodes if 0 < gpus <= node.get("GPU", 0.0)]
-    cpus = max((node.get("CPU", 0.0) for node in able or nodes), default=0.0)
+    most = max((node.get("CPU", 0.0) for node in able or nodes), default=0.0)
+    options = {"num_cpus": min(asked["num_cpus"], most if able else most or 1.0)}  # 1: it waits for an autoscaler
     if able:
-        return {"num_cpus": min(asked["num_cpus"], cpus), "num_gpus": gpus}
-    return {"num_cpus": min(asked["num_cpus"], cpus or 1.0)}  # without a CPU it waits for an autoscaler
+        options["num_gpus"] = gpus
+    if memory := asked.get("memory"):
+        fitting = [node for node in able or nodes if node.get("CPU", 0.0) >= options["num_cpus"]]
+        options["memory"] = min(memory, max((node.get("memory", 0.0) for node in fitting), default=memory))
+    return options
+
+
+def _after(deaths: int, asked: Resources, nodes: Sequence[Resources]) -> Resources:
+    """Returns the resources to request for a task that died: twice the memory, at its last try all that a node has."""
+    twice = 2 * asked.get("memory", 0.0)
+    most = max((node.get("memory", 0.0) for node in nodes), default=twice)
+    return {**asked, "memory": twice if deaths < TASK_RETRIES else most}
 
 
 OPEN_FILES = 65_536
@@ -357,15 +380,21 @@ def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
         raise StageError(address, f"cannot connect to a Ray cluster ({_first_line(e)}){hint}") from None
 
 
-def _lost_an_actor(ray: Any, ref: Any) -> bool:
-    """True if a task that has ended failed since an actor on another node died: Ray repeats no such task."""
+def _death(ray: Any, ref: Any) -> str:
+    """Why a task that has ended did not come to its own end; "" for one that did, with a result or an error."""
     try:
         ray.get(ref)
     except ray.exceptions.RayTaskError as e:
-        return isinstance(e.cause, ray.exceptions.RayActorError)
+        return "an actor that it used was lost" if isinstance(e.cause, ray.exceptions.RayActorError) else ""
+    except ray.exceptions.OutOfMemoryError:
+        return "its worker was killed, since the node ran out of memory"
+    except ray.exceptions.WorkerCrashedError:
+        return "its worker died, perhaps killed for memory"
+    except ray.exceptions.NodeDiedError:
+        return "its node was lost"
     except ray.exceptions.RayError:
-        return False
-    return False
+        return ""
+    return ""
 
 
 def _wait_for(ray: Any, ref: Any, name: str) -> None:

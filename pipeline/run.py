@@ -17,11 +17,13 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from pipeline import observe
 from pipeline.cluster import Cluster, Here
 from pipeline.errors import StageError
+from pipeline.memory import memory_for
+from pipeline.report.estimate import Reference
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import PassResult, Running, StageResult
@@ -57,6 +59,8 @@ def run(
             build.store.begin(build)
         try:
             stages = _stages(build, until)
+            reference = None if here else Reference.newest(build.store, build.spec.name)
+            peaks = reference.peaks if reference else {}
             wanted, filled = _wanted(build, stages), _filled(build, stages)
             ahead: dict[str, tuple[int, float]] = {}
             for stage in stages:
@@ -65,7 +69,7 @@ def run(
                     if own.name in wanted:
                         chain = _chain(build, own, wanted)
                         with observe.about(stage=own.name), reading(own.name, build.reads(own.name)):
-                            results.append(_run_pass(build, chain, cluster, progress, crawls, ahead))
+                            results.append(_run_pass(build, chain, cluster, progress, crawls, ahead, peaks))
                     else:
                         results.append(PassResult.of(own, build, []))
                     if own.name == filled and not build_json.is_noted(build, own.name):
@@ -125,11 +129,13 @@ def _run_pass(
     progress: Progress,
     crawls: bool,
     ahead: dict[str, tuple[int, float]],
+    peaks: Mapping[str, int],
 ) -> PassResult:
     """Runs the partitions of a pass that lack a record, reduces them, and notes that all are committed.
 
     chain: the pass, and those that its tasks go on with; what is left of these is done when they are run themselves.
     ahead: partitions of each that tasks of an earlier pass have done, and their share of its seconds; added to.
+    peaks: the most memory of a worker in an earlier build, by pass.
     """
     own = chain[0]
     directory, started = build.stage(own.name), time.monotonic()
@@ -153,7 +159,8 @@ def _run_pass(
     before = directory.records_of([partition for partition in partitions if partition in committed])
     with Watch(build, own.name, len(partitions), before, progress) as watch:
         passes, spent = [(each.name, each.run) for each in chain], dict.fromkeys((each.name for each in chain), 0.0)
-        for partition in cluster.each(build, passes, own.resources(build.spec), missing):
+        memory = max(memory_for(peaks.get(each.name, 0)) for each in chain)
+        for partition in cluster.each(build, passes, {**own.resources(build.spec), "memory": memory}, missing):
             watch.commit(directory.record(partition))
             for each in chain:
                 with observe.about(stage=each.name), reading(each.name, build.reads(each.name)):

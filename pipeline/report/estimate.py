@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store import build_json
 from pipeline.store.build_json import Cost
@@ -28,7 +29,10 @@ UNIT = "admit"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A published build to measure by. name: of its dataset. per_page: candidates of a page, 0 if it read no pages."""
+    """A published build to measure by. name: of its dataset. per_page: candidates of a page, 0 if it read no pages.
+
+    costs: by stage. peaks: the most memory of a worker, by pass.
+    """
 
     name: str
     build_id: str
@@ -37,20 +41,25 @@ class Reference:
     pairs: int
     per_page: float
     costs: Mapping[str, Cost]
+    peaks: Mapping[str, int]
 
     @staticmethod
     def newest(store: Store, name: str) -> Reference | None:
         """The newest published build of this name that STORE knows, else the newest of any; None without one."""
         builds = sorted(store.registered(), key=lambda entry: entry["name"] == name)  # stable: the newest is last
         for entry in reversed(builds):
-            build = build_json.read(Folder(entry["out"]))
+            try:
+                build = build_json.read(Folder(entry["out"]))
+            except StoreError:  # of another version, or damaged: another one will do
+                continue
             funnels = {stage: noted["funnel"] for stage, noted in build.get("stages", {}).items()}
             if candidates := funnels.get(UNIT, {}).get("seen"):
                 extracted, pairs = funnels.get("extract", {}), funnels.get("shard", {}).get("kept", 0)
                 per_page = extracted["kept"] / extracted["pages"] if extracted.get("pages") else 0.0
                 costs = {stage: Cost(**noted["cost"]) for stage, noted in build["stages"].items()}
+                peaks = {name: noted["cost"]["peak_bytes"] for name, noted in build["passes"].items()}
                 known = entry["name"], build["build_id"], build["snapshot"]
-                return Reference(*known, candidates, pairs, per_page, costs)
+                return Reference(*known, candidates, pairs, per_page, costs, peaks)
         return None
 
     def estimate(self, candidates: int) -> dict[str, Any]:

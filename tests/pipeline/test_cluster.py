@@ -115,6 +115,73 @@ def test_a_task_asks_for_no_more_than_one_node_has() -> None:
     assert cluster.granted({"num_cpus": 3, "num_gpus": 4}, alive) == {"num_cpus": 2}
 
 
+def test_memory_is_cut_to_that_of_the_nodes_that_have_the_cpus() -> None:
+    """What asks for all of a node runs alone there."""
+    nodes = [{"CPU": 2.0, "memory": 5e9}, {"CPU": 8.0, "memory": 3e9}, {"CPU": 1.0, "GPU": 1.0, "memory": 1e9}]
+    assert cluster.granted({"num_cpus": 2, "memory": 4e9}, nodes) == {"num_cpus": 2, "memory": 4e9}
+    assert cluster.granted({"num_cpus": 3, "memory": 4e9}, nodes) == {"num_cpus": 3, "memory": 3e9}
+    assert cluster.granted({"num_cpus": 1, "num_gpus": 1, "memory": 4e9}, nodes)["memory"] == 1e9
+    assert cluster.granted({"num_cpus": 1, "memory": 4e9}, [{"GPU": 1.0}]) == {"num_cpus": 1, "memory": 4e9}
+
+
+_CROWDED = """
+import json, os, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+import ray
+from data_specs.build import load
+from data_specs.command.loopback import start_ray
+from pipeline import cluster, observe, opening
+folder, log = Path(sys.argv[1]), Path(sys.argv[1]) / "log"
+def writing(build, partition):
+    with log.open("a") as lines:
+        print(partition, os.getpid(), "begins", file=lines, flush=True)
+        if partition == "00001" and log.read_text().count("00001") == 1 and build.out.endswith("crowded"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.5)
+        with build.stage("measure").attempt(partition) as attempt:
+            attempt.path("bin").write_bytes(partition.encode() * 1000)
+            attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
+        print(partition, os.getpid(), "ends", file=lines, flush=True)
+observe.log_as("text")
+start_ray(ray, num_cpus=4, include_dashboard=False, _memory=1e9, object_store_memory=100_000_000)
+said = {}
+for name, own in (("crowded", cluster.Cluster()), ("here", cluster.Here())):
+    out = opening.open_build(load(folder / "spec.yaml"), str(folder / name))
+    build = replace(out, fingerprints={"measure": "f" * 64})
+    asked = {"num_cpus": 1, "memory": 400e6}
+    list(own.each(build, [("measure", writing)], asked, [f"{n:05d}" for n in range(8)]))
+    said[name] = [[r.partition, r.files["bin"].sha256] for r in build.stage("measure").records()]
+    said[name + " log"] = log.read_text().splitlines()
+    log.unlink()
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_node_runs_what_fits_its_memory_and_a_killed_partition_alone(tmp_path, spec) -> None:
+    """400 MB each on a node of 1 GB and four CPUs: two at a time. What was killed asks for 800 MB."""
+    words = [sys.executable, "-c", _CROWDED, str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert "measure/00001: its worker died, perhaps killed for memory; retrying with twice the memory" in done.stderr
+    running, beside, tries = dict[str, str](), list[set[str]](), 0
+    for line in said["crowded log"]:
+        partition, pid, event = line.split()
+        tries += partition == "00001" and event == "begins"
+        if event == "ends":
+            del running[pid]
+        elif partition != "00001" or tries > 1:  # its first try is killed, and does not end
+            running[pid] = partition
+            beside.append(set(running.values()))
+    assert max(map(len, beside)) == 2
+    assert [own for own in beside if "00001" in own] == [{"00001"}]
+    assert len(said["here"]) == 8
+    assert said["crowded"] == said["here"]
+
+
 def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeypatch) -> None:
     """An autoscaler makes them of what waits: two tasks per CPU, of the CPUs that there are now."""
     in_flight: list[int] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_specs.build import load
-from pipeline import cli
+from data_specs.build import BuildSpec, load
+from pipeline import cli, memory, opening, run
+from pipeline.cluster import Here, Resources, Runs
 from pipeline.report.estimate import Pace, Reference, forecast
 from pipeline.sources import sources_of
 from pipeline.stages import crawl
@@ -54,6 +55,32 @@ def test_all_but_memory_grows_with_the_candidates(published: Callable[..., Build
     assert told["total"] == asdict(Cost(900.0, 450.0, 75.0, 600_000, 700_000_000))
     assert (told["candidates"], told["pairs"]) == (50_000, 20_000)
     assert told["by"] == {"build_id": "a-2026-01-01", "snapshot": "2026-01-01", "candidates": 1_000}
+
+
+def test_a_build_asks_for_the_memory_that_the_last_one_needed(
+    published: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a margin; for passes that the last one did not have, for a default."""
+    asked = dict[str, float]()
+
+    class Noting(Here):
+        def each(
+            self, build: Build, passes: Sequence[Runs], resources: Resources, partitions: list[str]
+        ) -> Iterator[str]:
+            asked[passes[0][0]] = resources["memory"]
+            return super().each(build, passes, resources, partitions)
+
+    earlier = published("a", "2026-01-01", cpu=3.0)
+    path = Path(published("a", "2026-01-02", cpu=3.0).out) / build_json.NAME
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "version": 1}), encoding="utf-8")
+    (tmp_path / "t.csv").write_text("image_url,zh\nhttp://127.0.0.1:1/a.jpg,一张图片\n", encoding="utf-8")
+    table = {"kind": "url_table", "name": "t", "source_kind": "news", "path": str(tmp_path / "t.csv")}
+    raw = {"name": "a", "contact": "mailto:x@example.org", "sources": [{**table, "columns": {"texts": {"alt": "zh"}}}]}
+    build = opening.open_build(BuildSpec.model_validate(raw), str(tmp_path / "out"), earlier.store.url)
+    monkeypatch.setattr(run, "Cluster", lambda *_: Noting())
+    list(run.run(build, until="admit"))
+    assert (asked["extract"], asked["admit"]) == (1_000 * memory.MARGIN, 700_000_000 * memory.MARGIN)
+    assert asked["admit.sort"] == memory.UNKNOWN
 
 
 def test_the_newest_build_of_the_same_name_is_the_measure_and_else_the_newest(published: Callable[..., Build]) -> None:
