@@ -24,10 +24,11 @@ from pydantic import (
     model_validator,
 )
 
-from data_specs.shard import SourceKind, canonical_json
-from data_specs.spec_file import NAME as NAME
+from data_specs.errors import SpecError as SpecError
+from data_specs.names import NAME as NAME
+from data_specs.names import SourceKind
+from data_specs.shard import canonical_json
 from data_specs.spec_file import Lines, describe, one_line, read
-from data_specs.spec_file import SpecError as SpecError
 
 
 class Spec(BaseModel):

@@ -21,9 +21,9 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_specs.names import LATEST as LATEST
 from data_specs.shard import MANIFEST, SCHEMA_VERSION, ContractError, Manifest, Split, misleads, parse_manifest
 
-LATEST = "latest.json"
 SHARDS = "shards"
 """Folder of a build in which its dataset lies, with the manifest."""
 

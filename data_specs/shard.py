@@ -28,46 +28,30 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_specs.errors import WenlanError
-from data_specs.storage.object_store import OBJECT_STORES
+from data_specs.errors import ContractError as ContractError
+from data_specs.names import FEWEST_MEASURED as FEWEST_MEASURED
+from data_specs.names import MANIFEST as MANIFEST
+from data_specs.names import SOURCE_KINDS as SOURCE_KINDS
+from data_specs.names import SPLITS as SPLITS
+from data_specs.names import TEXT_KINDS as TEXT_KINDS
+from data_specs.names import SourceKind as SourceKind
+from data_specs.names import Split as Split
+from data_specs.names import TextKind as TextKind
+from data_specs.storage.credentials import OBJECT_STORES
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning; new optional fields keep it. Readers refuse a higher version."""
-
-FEWEST_MEASURED = 30
-"""Samples of a split below which a figure measured by it is mostly chance."""
-
-MANIFEST = "manifest.json"
-"""Name of the manifest in a dataset's folder; a folder without it is not a dataset."""
 
 KEY_LENGTH = 32
 """`KEY` is the first 32 hex digits of candidate_id: unique across builds, unchanged by a takedown or a repacking."""
 
 MEMBERS = {"jpg": "image", "txt": "text", "json": "json"}
 """Suffixes of a sample's members in the order of the tar, and the names of their columns: `image_offset` and so on."""
-
-Split = Literal["train", "dev", "val"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-
-TextKind = Literal["alt", "caption", "title", "surrounding", "abstract", "content", "tag"]
-TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
-
-SourceKind = Literal["news", "encyclopedia", "microblog", "wechat", "image_search", "library", "blog", "forum", "web"]
-SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
-"""`library` is everything that is not on a web page: own photos, an archive, a catalogue, a dataset. `web` is pages of
-any kind, as of an open crawl.
-
-Readers refuse a kind that they do not know. Another one is added at the end: training numbers them.
-"""
-
-
-class ContractError(WenlanError, ValueError):
-    """A shard folder, manifest or member violates the contract. The message names the file or the key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,29 +16,16 @@ import fsspec
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from data_specs.errors import WenlanError
+from data_specs.errors import SpecError
 from data_specs.storage import object_store
-
-NAME = r"^[a-z0-9][a-z0-9_-]*$"
-"""Names of datasets and sources: they become parts of paths and ids."""
+from data_specs.storage.credentials import credentials_in
 
 _SAID = {
-    # NAME is the only pattern
+    # data_specs.names.NAME is the only pattern
     "string_pattern_mismatch": "only lower-case letters, digits, - and _, starting with a letter or digit",
     "too_short": "needs at least {min_length} items, has {actual_length}",
 }
 """Faults that pydantic says in terms of its own, by their type: a regular expression, a tuple after its validation."""
-
-
-class SpecError(WenlanError, ValueError):
-    """A spec cannot be used. `problems`: one line per fault, `demo.yaml: filters[0].min_char: unknown option ...`."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
-
-    def __reduce__(self) -> tuple[type[SpecError], tuple[tuple[str, ...]]]:
-        return type(self), (self.problems,)  # an exception crosses processes by pickle
 
 
 def read(path: Path | str) -> Any:
@@ -52,7 +39,7 @@ def read(path: Path | str) -> Any:
             raise SpecError(
                 [f"{path}: is larger than {MAX_CHARACTERS:,} characters; name the inputs by a glob or a list file"]
             )
-        if why := object_store.credentials_in(text):
+        if why := credentials_in(text):
             raise SpecError([f"{path}: {why}"])
         return yaml.load(text, _Loader)  # derives from SafeLoader
     except OSError as e:

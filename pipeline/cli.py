@@ -14,14 +14,13 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from data_specs.build import SpecError
 from data_specs.command import answers
 from data_specs.command.command_line import Parser, UsageError, VersionAction, complete
 from data_specs.command.extras import missing_line
 from data_specs.command.ownership import check_ownership
 from data_specs.command.printable import printable, printable_line
-from data_specs.errors import WenlanError
-from data_specs.storage import object_store
+from data_specs.errors import SpecError, WenlanError
+from data_specs.storage.credentials import credentials_in
 from pipeline import observe
 from pipeline.commands import (
     builds,
@@ -35,7 +34,6 @@ from pipeline.commands import (
     studio,
     trials,
 )
-from pipeline.files.parquet import arrow_without_pandas
 from pipeline.urls import shown
 
 COMMANDS = (
@@ -73,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     as_json = answers.wants_json(words)
-    if keyed := object_store.credentials_in(" ".join(words)):  # before anything repeats it
+    if keyed := credentials_in(" ".join(words)):  # before anything repeats it
         return _fail(keyed, 2, as_json)
     try:
         parser = _parser()
@@ -82,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as e:
         print(printable(str(e)), file=sys.stderr)
         return _failed(str(e), 2, as_json)
+    from data_specs.storage import object_store
+    from pipeline.files.parquet import arrow_without_pandas
+
     observe.log_as(observe.form())
     if problem := check_ownership():
         return _fail(problem, 2, as_json)

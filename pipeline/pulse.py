@@ -23,10 +23,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+
+if TYPE_CHECKING:
+    from pipeline.files.folder import Folder
 
 PULSE, PULSE_S, LOST_S = "_pulse", 2.0, 30.0
 """The folder of pulses; seconds between two writes of one; and age in seconds at which its worker counts as dead."""

@@ -14,10 +14,9 @@ import logging
 import sqlite3
 import traceback
 
-from data_specs.build import SpecError
 from data_specs.errors import WenlanError
 
-OURS = (WenlanError, SpecError, OSError, sqlite3.Error)
+OURS = (WenlanError, OSError, sqlite3.Error)
 """Errors that no page or row causes: those of the work itself, a full disk, damaged state on disk."""
 
 MAX_EVIDENCE = 300

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
-from data_specs.build import SpecError
+from data_specs.errors import SpecError
 
 MAX_URL = 2048
 """Characters of the longest address that is accepted: beyond it servers and proxies disagree."""

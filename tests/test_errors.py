@@ -11,9 +11,8 @@ import pytest
 import pipeline.errors
 import training.errors
 from data_specs import errors
-from data_specs.errors import WenlanError
+from data_specs.errors import SpecError, WenlanError
 from data_specs.shard import ContractError
-from data_specs.spec_file import SpecError
 from data_specs.storage.object_store import StorageError
 from pipeline.errors import PipelineError
 from training.errors import TrainingError

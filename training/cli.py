@@ -23,7 +23,7 @@ from data_specs.command.extras import missing_line
 from data_specs.command.ownership import check_ownership
 from data_specs.command.printable import printable, printable_line
 from data_specs.errors import WenlanError
-from data_specs.storage import object_store
+from data_specs.storage.credentials import credentials_in
 from training.commands.captions import add_caption, add_fit_captioner
 from training.commands.embed import add_embed
 from training.commands.evaluate import add_calibrate, add_eval
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     as_json = answers.wants_json(words) and first_rank()
-    if problem := object_store.credentials_in(" ".join(words)):  # before anything repeats it
+    if problem := credentials_in(" ".join(words)):  # before anything repeats it
         _log_to_stderr()
         return _fail(problem, 2, as_json)
     try:
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as e:
         print(printable(str(e)), file=sys.stderr)
         return _failed(str(e), 2, as_json)
+    from data_specs.storage import object_store
+
     _log_to_stderr()
     foreign = check_ownership()
     if foreign is not None:

@@ -27,11 +27,8 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, GetCoreSchemaHa
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from data_specs.shard import SOURCE_KINDS, TEXT_KINDS
+from data_specs.names import DERIVED_KINDS, SOURCE_KINDS, TEXT_KINDS
 from training.errors import ConfigError
-
-DERIVED_KINDS = ("easy", "first")
-"""Text kinds that are made of the surrounding text and not stored (training/data/batch_maker.py)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,12 @@ Limits: names of packages are derived from those of their distributions, but for
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import json
 import re
 import shlex
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from data_specs.command.ownership import DISTRIBUTION, PACKAGES
 
@@ -36,6 +34,8 @@ _FOR_PEOPLE = ("all", "dev")
 @functools.cache
 def extras() -> dict[str, frozenset[str]]:
     """The import names of the packages of each extra; empty where wenlan runs without being installed."""
+    import importlib.metadata
+
     try:
         requirements = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -68,6 +68,8 @@ def missing_line(error: ImportError, command: str, own: str) -> str | None:
     own: the extra of its half, preferred where several extras have the package; one that is called like the command
     comes before it.
     """
+    import importlib.metadata
+
     cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
     if not isinstance(cause, ModuleNotFoundError) or isinstance(cause, importlib.metadata.PackageNotFoundError):
         return None
@@ -89,6 +91,8 @@ def install(extra: str) -> str:
 
     From an index it is asked for by its name alone. Source: PEP 610, direct_url.json.
     """
+    import importlib.metadata
+
     named, root = f"{DISTRIBUTION}[{extra}]", Path(__file__).parents[2]
     installed = importlib.metadata.distributions(name=DISTRIBUTION)
     written = (distribution.read_text("direct_url.json") for distribution in installed)
@@ -99,7 +103,7 @@ def install(extra: str) -> str:
     if repository:
         named += f" @ {repository['vcs']}+{url}@{repository['commit_id']}"
     elif url.startswith("file:"):
-        named = f"{url2pathname(urlsplit(url).path)}[{extra}]"
+        named = f"{unquote(urlsplit(url).path)}[{extra}]"
     elif url:
         named += f" @ {url}"
     return f"pip install {'-e ' * origin.get('dir_info', {}).get('editable', False)}{shlex.quote(named)}"

@@ -12,7 +12,6 @@ Limits: it reads the metadata of installed distributions only; a stray folder on
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 
@@ -42,6 +41,8 @@ def installed_owners(names: Sequence[str] = PACKAGES) -> dict[str, list[str]]:
 
     By what they declare (top_level.txt), else by their list of files, as `packages_distributions` does it.
     """
+    import importlib.metadata
+
     owners: dict[str, list[str]] = {}
     for distribution in importlib.metadata.distributions():
         declared = (distribution.read_text("top_level.txt") or "").split()

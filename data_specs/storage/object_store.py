@@ -1,7 +1,7 @@
 """Object stores, for both halves: retries, one-line errors, no credentials in URLs, conditional writes.
 
 Whatever opens a URL goes through fsspec, and finds its credentials where the store's own tools do: environment
-variables, profiles, the machine's role. A URL with a key in it is refused (`credentials_in`), since URLs are written
+variables, profiles, the machine's role. A URL with a key in it is refused (`credentials`), since URLs are written
 into records, manifests and reports.
 
 A store that is busy (503 SlowDown), breaks a connection or fails (500) is asked ATTEMPTS times, with growing pauses:
@@ -38,9 +38,7 @@ import fsspec.config
 from fsspec.implementations.local import LocalFileSystem
 
 from data_specs.errors import WenlanError
-
-OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"})
-"""Schemes of stores that take their credentials from the environment."""
+from data_specs.storage.credentials import OBJECT_STORES
 
 ATTEMPTS = 12
 """Requests until a busy store is given up. The pauses between them are random, below 1, 2, 4, 8, 16, 20, 20 ... s."""
@@ -102,29 +100,6 @@ def is_object_store(url: str) -> bool:
     scheme, separator, _ = url.partition("://")
     return bool(separator) and scheme.rpartition("::")[2].lower() in OBJECT_STORES
 
-
-def credentials_in(text: str) -> str:
-    """Reason to refuse a text, such as a spec or a command line, with credentials in an object store's URL; else "".
-
-    No bucket has a colon in its name; in `abfs://container@account.host/` the part before the @ is the container.
-    """
-    found = _KEY.search(text)
-    if found is None:
-        return ""
-    scheme = (found[1] or found[2]).lower()
-    variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if scheme.startswith("s3") else "the store's variables"
-    return (
-        f"a URL {scheme}://... contains credentials; remove them, and set {variables} or a profile in the environment"
-    )
-
-
-_KEY = re.compile(
-    r"(?<![\w+.-])(s3a?|gs|gcs|r2|oss|adl)://[^/\s\"'<>]*:(?=\S)"
-    r"|(?<![\w+.-])(abfss?|az)://[^/\s\"'<>@]*:[^/\s\"'<>]*@",
-    re.I,
-)
-"""A URL with something before its bucket. What follows the colon may hold slashes: AWS's secrets do. A colon that ends
-the word is one of a sentence, or of YAML."""
 
 _USERINFO = re.compile(r"//[^/\s\"']*@")
 

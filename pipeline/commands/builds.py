@@ -9,18 +9,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from data_specs.build import SpecError
 from data_specs.command.command_line import completed_by, plugin_files
 from data_specs.command.extras import require
-from data_specs.release import LATEST
-from data_specs.shard import FEWEST_MEASURED, MANIFEST
+from data_specs.errors import SpecError
+from data_specs.names import FEWEST_MEASURED, LATEST, MANIFEST
 from pipeline.commands import generations
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, console, say, show, table_of
 from pipeline.errors import ApprovalError, GateError, NothingNew, PipelineError, StoreError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from data_specs.shard import Manifest
     from pipeline.store.build import Build
     from pipeline.store.build_json import StageResult

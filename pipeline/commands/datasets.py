@@ -6,14 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from data_specs.build import SpecError
-from data_specs.shard import MANIFEST, SPLITS
+from data_specs.errors import SpecError
+from data_specs.names import MANIFEST, SPLITS
 from pipeline import exports
 from pipeline.commands import builds
 from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, console, say
 from pipeline.errors import GateError, NothingNew
-from pipeline.files.folder import Folder
 
 
 def add_publish(commands: Commands) -> None:
@@ -152,6 +151,8 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 def _default_out(place: str, to: str) -> Path:
     """Returns the default folder of an export, in the build's or the dataset's. Raises SpecError if that is remote or a
     file."""
+    from pipeline.files.folder import Folder
+
     folder = Folder(place)
     if not folder.is_local or folder.url.endswith(".json"):
         raise SpecError([f"export {place}: --out DIR is required"])

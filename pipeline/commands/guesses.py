@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from data_specs.build import SpecError
+from data_specs.errors import SpecError
 from data_specs.shard import TEXT_KINDS, SourceKind, Text
 from data_specs.storage.object_store import StorageError
 from pipeline.account import Account

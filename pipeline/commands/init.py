@@ -12,12 +12,10 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from rich.prompt import Prompt
-
-from data_specs.build import NAME, SpecError
-from data_specs.shard import SourceKind
+from data_specs.errors import SpecError
+from data_specs.names import NAME, SOURCE_KINDS
 from pipeline.commands.terminal import Commands, command, console, say
 
 UNKNOWN = "not stated"
@@ -48,7 +46,7 @@ def add_init(commands: Commands) -> None:
     init.add_argument("--contact", default="", help="URL or e-mail address for site owners, needed to use the web")
     init.add_argument("--licence", default="", metavar="TEXT", help="terms of use of the dataset, for its card")
     init.add_argument("--description", default="", metavar="TEXT", help="description of the dataset, for its card")
-    init.add_argument("--source-kind", choices=get_args(SourceKind), help="kind of source (default: guessed)")
+    init.add_argument("--source-kind", choices=SOURCE_KINDS, help="kind of source (default: guessed)")
     init.add_argument("--out", default="", metavar="FILE", help="spec to write (default: NAME.yaml)")
     init.add_argument("--force", action="store_true", help="overwrite an existing file")
 
@@ -99,6 +97,8 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
 
 def _asked(question: str, default: str | None = None) -> str:
     """The answer to a question on the terminal, asked again while it is empty, without a default."""
+    from rich.prompt import Prompt
+
     try:
         while True:
             answer = Prompt.ask(question, console=console, default=default, show_default=bool(default)) or ""

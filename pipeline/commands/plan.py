@@ -14,15 +14,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_specs.build import BuildSpec, SourceRef, SpecError
-from data_specs.shard import FEWEST_MEASURED
-from data_specs.spec_file import Lines
+from data_specs.errors import SpecError
+from data_specs.names import FEWEST_MEASURED
 from pipeline.commands import generations
 from pipeline.commands.builds import add_build_arguments, opened, say_if_new
 from pipeline.commands.terminal import Commands, command, console, say, show, table_of
 from pipeline.errors import SourceError
 
 if TYPE_CHECKING:
+    from data_specs.build import BuildSpec, SourceRef
     from pipeline.plugins import Plugin
     from pipeline.report.estimate import Pace
     from pipeline.sources import Source
@@ -63,6 +63,7 @@ def add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    from data_specs.spec_file import Lines
     from pipeline import plugins
     from pipeline.sources import sources_of
 
@@ -104,6 +105,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
 
 def _looks(spec: str, sources: list[Source]) -> list[Look]:
     """Returns a look at each source. Raises SpecError with a line for each whose input is missing or cannot be read."""
+    from data_specs.spec_file import Lines
     from pipeline.sources._look import Budget
 
     looks, problems = [], []

@@ -8,18 +8,17 @@ from __future__ import annotations
 import argparse
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
-
-from data_specs.build import BuildSpec, SpecError
 from data_specs.command.command_line import completed_by, plugin_files
 from data_specs.command.extras import install
+from data_specs.errors import SpecError
 from pipeline.commands.terminal import Commands, command, console, say
-from pipeline.plugins import Family
+
+if TYPE_CHECKING:
+    from pipeline.plugins import Family
 
 FAMILIES: tuple[Family, ...] = ("sources", "filters", "features", "detectors")
-assert set(FAMILIES) == set(get_args(Family))
 
 
 def add_plugins(commands: Commands) -> None:
@@ -83,6 +82,8 @@ def describe(family: Family, name: str) -> dict[str, Any]:
 
 def example(family: Family, name: str) -> str:
     """A piece of a spec that names the plug-in; "" for a feature, which no spec names."""
+    import yaml
+
     from pipeline.commands.options import example_of
 
     options = example_of(family, name)
@@ -101,6 +102,7 @@ def example(family: Family, name: str) -> str:
 
 def _section_of(family: Family, name: str) -> dict[str, Any]:
     """The section of a spec that a plug-in needs, by its name, with the example of the section's model; {} for none."""
+    from data_specs.build import BuildSpec
     from pipeline.plugins import find
 
     section = find(family, name).NEEDS_SECTION

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from data_specs.build import SpecError
 from data_specs.command.extras import require
+from data_specs.errors import SpecError
 from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, say, show, table_of
 

@@ -15,14 +15,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data_specs.build import NAME, BuildSpec, SpecError
 from data_specs.command import answers
 from data_specs.command.command_line import completed_by
-from pipeline.commands.options import NO_OPTIONS
+from data_specs.errors import SpecError
+from data_specs.names import NAME
 from pipeline.commands.terminal import Commands, command
-from pipeline.plugins import Family, find, names
+
+if TYPE_CHECKING:
+    from pipeline.plugins import Family
 
 PATH = Path(__file__).parents[2] / "data_specs" / "schemas" / "build.schema.json"
 
@@ -58,6 +60,9 @@ def _names() -> list[str]:
 
 def schema() -> dict[str, Any]:
     """The schema of a spec, in JSON Schema 2020-12."""
+    from data_specs.build import BuildSpec
+    from pipeline.plugins import names
+
     spec = BuildSpec.model_json_schema()
     definitions: dict[str, Any] = spec["$defs"]
     definitions["Filter"] = {"oneOf": [_plugin(definitions, "filters", n) for n in names("filters")]}
@@ -85,6 +90,9 @@ def _plugin(
 
     shared: required properties beside the options; optional: further properties.
     """
+    from pipeline.commands.options import NO_OPTIONS
+    from pipeline.plugins import find
+
     model = find(family, name).model_json_schema()
     definitions.update(model.pop("$defs", {}))
     own = {k: v for k, v in model["properties"].items() if k not in (*NO_OPTIONS, *(optional or {}))}

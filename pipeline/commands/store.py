@@ -7,9 +7,8 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_specs.build import SpecError
 from data_specs.command.extras import require
-from data_specs.errors import WenlanError
+from data_specs.errors import SpecError, WenlanError
 from pipeline.commands.terminal import Commands, command, say, show, table_of
 
 if TYPE_CHECKING:

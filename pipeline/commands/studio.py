@@ -10,7 +10,7 @@ import threading
 import webbrowser
 from typing import Any
 
-from data_specs.build import SpecError
+from data_specs.errors import SpecError
 from pipeline.commands.terminal import Commands, command, say
 
 PORT = 8765

@@ -7,7 +7,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from data_specs.build import SpecError
+from data_specs.errors import SpecError
 from pipeline.commands.builds import check_workers
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, say, show, table_of
 

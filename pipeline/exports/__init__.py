@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_specs.build import SpecError
-from data_specs.shard import SPLITS, Split
+from data_specs.errors import SpecError
+from data_specs.names import SPLITS, Split
 from pipeline.errors import StoreError
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 
-from data_specs.build import SpecError
+from data_specs.errors import SpecError
 from data_specs.storage import object_store
+from data_specs.storage.credentials import credentials_in
 from data_specs.storage.object_store import StorageError, told
 from data_specs.storage.store_lock import check_locks
 from data_specs.storage.whole_files import umask
@@ -45,7 +46,7 @@ class Folder:
     """
 
     def __init__(self, url: str) -> None:
-        if why := object_store.credentials_in(url):
+        if why := credentials_in(url):
             raise SpecError([why])
         url = url.removeprefix("file://")
         self.url = url.rstrip("/") if "://" in url else _absolute(url)

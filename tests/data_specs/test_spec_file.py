@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_specs.spec_file import SpecError, read
+from data_specs.errors import SpecError
+from data_specs.spec_file import read
 
 
 def _write(folder: Path, text: str) -> Path:

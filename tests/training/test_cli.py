@@ -3,8 +3,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -239,21 +237,6 @@ def test_a_foreign_package_of_our_name_stops_the_command(
     code, _, stderr = run(capsys, "eval", "x", "--data", "x", "--task", "retrieval")
     assert code == 2
     assert "also provided by x" in stderr
-
-
-@pytest.mark.slow
-def test_help_needs_neither_torch_nor_ray() -> None:
-    program = """
-import sys
-from training import cli
-try:
-    cli.main(["fit", "--help"])
-except SystemExit as e:
-    print(e.code, {"torch", "ray"} & set(sys.modules))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "--recipe" in done.stdout
-    assert done.stdout.splitlines()[-1] == "0 set()"
 
 
 def test_an_error_is_one_line_whatever_a_file_is_called(capsys: pytest.CaptureFixture[str]) -> None:

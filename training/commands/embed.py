@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data_specs.shard import SPLITS
+from data_specs.names import SPLITS
 from training.commands.options import add_detector, add_regions, add_shared, path
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
 from training.errors import ConfigError

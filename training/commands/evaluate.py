@@ -6,7 +6,7 @@ import argparse
 import logging
 from typing import Any
 
-from data_specs.shard import SPLITS
+from data_specs.names import SPLITS
 from training.commands.captions import CAPTIONING, eval_captioning
 from training.commands.options import add_beams, add_data, add_detector, add_shared, path
 from training.errors import ConfigError

@@ -11,14 +11,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_specs.command.command_line import completed_by
 from data_specs.errors import WenlanError
 from training.commands.options import add_data, add_shared, first_rank, path, recipes, settings
-from training.config import Config
 from training.errors import ConfigError
 from training.evaluation.benchmarks import BENCHMARKS
+
+if TYPE_CHECKING:
+    from training.config import Config
 
 LOG = logging.getLogger("training")
 

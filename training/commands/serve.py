@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_specs.storage.object_store import answer_soon
-from data_specs.web.http_app import LOOPBACK, is_loopback
 from training.commands.options import add_json, path
 from training.errors import ConfigError
 
@@ -98,6 +96,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     hosts = _hosts(arguments, token)
     import fastapi  # noqa: F401  which is missing where the extra is
 
+    from data_specs.storage.object_store import answer_soon
     from training.outputs.checkpoint import TOWERS, open_checkpoint
     from training.serve.app import application, protected
     from training.serve.galleries import Galleries, open_given
@@ -181,6 +180,8 @@ def _token(file: Path | None) -> str | None:
 
 def _hosts(arguments: argparse.Namespace, token: str | None) -> tuple[str, ...]:
     """Names that the Host header may have. Raises ConfigError for a network without a token."""
+    from data_specs.web.http_app import LOOPBACK, is_loopback
+
     named: tuple[str, ...] = tuple(arguments.allow_host)
     if is_loopback(arguments.host):
         return (*LOOPBACK, *named)

@@ -24,8 +24,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from data_specs.shard import SOURCE_KINDS, ContractError
-from training.config import DERIVED_KINDS, DataConfig
+from data_specs.errors import ContractError
+from data_specs.names import DERIVED_KINDS, SOURCE_KINDS
+from training.config import DataConfig
 from training.data.index import Dataset, Row, RowText
 from training.data.order import Mixture, Order, fraction, seed_of
 from training.data.released_rows import derived

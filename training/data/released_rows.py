@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_specs.shard import TEXT_KINDS
-from training.config import DERIVED_KINDS
+from data_specs.names import DERIVED_KINDS, TEXT_KINDS
 from training.errors import InputError, first_line
 
 Box = tuple[float, float, float, float]

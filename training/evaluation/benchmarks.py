@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_specs.shard import ContractError
+from data_specs.errors import ContractError
 from training.data.released_rows import PRIMARY, Box, Broken, is_text, json_lines, read_rows
 from training.errors import ConfigError, InputError, first_line
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_specs.shard import SPLITS
+from data_specs.names import SPLITS
 from training.data.released_rows import json_lines
 from training.errors import ConfigError, InputError, first_line
 from training.evaluation.benchmarks import (

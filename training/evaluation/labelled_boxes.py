@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_specs.shard import Split
+from data_specs.names import Split
 from training.data.released_rows import Box, boxes_of, json_lines
 from training.errors import ConfigError, InputError, first_line
 from training.evaluation.benchmarks import Picture, images_below, is_benchmark
@@ -165,6 +163,8 @@ def _of_rows(
 
 
 def _of_dataset(source: Source, split: str, detector: str, min_score: float) -> Boxed:
+    import numpy as np
+
     from training.data.index import open_dataset, split_of_dataset  # as in labelled.py
 
     known = split_of_dataset(split)

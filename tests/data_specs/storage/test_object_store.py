@@ -16,7 +16,8 @@ import fsspec
 import pytest
 
 from data_specs.storage import object_store
-from data_specs.storage.object_store import StorageError, credentials_in, told
+from data_specs.storage.credentials import credentials_in
+from data_specs.storage.object_store import StorageError, told
 from tests import s3_server
 from tests.places import ROOT
 from tests.s3_server import Remote

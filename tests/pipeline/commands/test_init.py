@@ -98,7 +98,7 @@ def test_on_a_terminal_it_asks_for_what_it_cannot_see(photos, capsys, monkeypatc
         asked.append(question)
         return next(answers)
 
-    monkeypatch.setattr("pipeline.commands.init.Prompt.ask", answer)
+    monkeypatch.setattr("rich.prompt.Prompt.ask", answer)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("pipeline.commands.terminal.console._force_terminal", True)
     init(capsys)
@@ -163,7 +163,7 @@ def test_a_spec_behind_a_link_finds_its_input(photos, here, capsys):
 
 
 def test_an_answer_with_an_open_quote_is_one_line(here, capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.commands.init.Prompt.ask", lambda *_, **__: "Li's photos")
+    monkeypatch.setattr("rich.prompt.Prompt.ask", lambda *_, **__: "Li's photos")
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("pipeline.commands.terminal.console._force_terminal", True)
     assert cli.main(["init"]) == 2
