@@ -123,16 +123,26 @@ class _Protocol(H11Protocol):
 
     header_s = 10.0
     most = 512
+    _since = 0.0
     _waiting: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, or refuse it where there are too many."""
+        """Take a connection. Where there are too many, the one that has asked for nothing for longest makes room; if
+        all are at work, the new one is refused."""
         super().connection_made(transport)
+        self._since = self.loop.time()
         if len(self.connections) > self.most:
-            transport.write(_FULL)
-            transport.close()
-            return
+            idle = [
+                one for one in self.connections if isinstance(one, _Protocol) and one is not self and one._is_idle()
+            ]
+            if not idle:
+                transport.write(_FULL)
+                transport.close()
+                return
+            oldest = min(idle, key=lambda one: one._since)
+            self.connections.discard(oldest)  # now: its `connection_lost` is called later
+            oldest.transport.abort()
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -136,6 +136,11 @@ def test_uploads_share_one_room_in_memory(tiny: Path) -> None:
 def test_more_connections_than_allowed_are_refused(narrow: Server) -> None:
     taken = [connect(narrow) for _ in range(8)]
     try:
+        for connection in taken:  # at work: its headers are complete
+            connection.sendall(
+                b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 100")
         received = talk(narrow)
         assert received.startswith(b"HTTP/1.1 503")
         assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "connections"
@@ -143,6 +148,17 @@ def test_more_connections_than_allowed_are_refused(narrow: Server) -> None:
         for connection in taken:
             connection.close()
     wait_until(lambda: narrow.get("/health").status_code == 200, "connections are free again")
+
+
+def test_half_requests_make_room_for_whole_ones(narrow: Server) -> None:
+    """600 clients that send half a request line and stay, in a server of 8 connections with a minute for headers."""
+    with contextlib.ExitStack() as held:
+        for _ in range(600):
+            half = held.enter_context(connect(narrow))
+            with contextlib.suppress(ConnectionError):
+                half.sendall(b"GET /health HTT")
+        for _ in range(5):
+            assert httpx.get(f"{narrow.url}/health", timeout=PATIENCE_S).status_code == 200
 
 
 def test_what_is_no_http_is_refused_in_the_one_form(narrow: Server) -> None:
