@@ -113,10 +113,18 @@ def load_wenlan(
 def register(boxes_of: Callable[[bytes], Boxes] | None = None) -> None:
     """Add the model type `wenlan`; to be called before `clip_benchmark.cli` is imported, which copies the list."""
     from clip_benchmark import models
+    from clip_benchmark.metrics import zeroshot_classification
 
+    zeroshot_classification.accuracy = _accuracy  # 1.6.2's own raises TypeError under NumPy 2.4: float() of an array
     models.TYPE2FUNC[MODEL_TYPE] = functools.partial(load_wenlan, boxes_of=boxes_of)
     if MODEL_TYPE not in models.MODEL_TYPES:
         models.MODEL_TYPES.append(MODEL_TYPE)
+
+
+def _accuracy(logits_NC: Tensor, label_N: Tensor, topk: Sequence[int] = (1,)) -> list[float]:
+    """Shares of images whose class is among the first k of their ranking."""
+    right_NK = logits_NC.topk(max(topk), 1).indices == label_N[:, None]
+    return [float(right_NK[:, :k].sum()) / len(label_N) for k in topk]
 
 
 def main(boxes_of: Callable[[bytes], Boxes] | None = None) -> None:
