@@ -22,7 +22,7 @@ from training.errors import InputError
 from training.evaluation.benchmarks import Picture
 from training.evaluation.file_regions import RegionTable
 from training.evaluation.hits import Features, Ids
-from training.weights.load import BATCH, Loaded
+from training.weights.load import BATCH, Loaded, distinct
 
 if TYPE_CHECKING:
     import torch
@@ -119,10 +119,17 @@ def picture_features(
 
 
 def text_rows(loaded: Loaded, texts: Sequence[str]) -> Features:
-    """Features [M, D] of texts, written into one array: of a benchmark they are the most of what is in memory."""
+    """Features [M, D] of texts, written into one array: of a benchmark they are the most of what is in memory.
+
+    Equal texts are embedded once.
+    """
     text_MD = np.empty((len(texts), loaded.config.moco.feature_dim), np.float32)
-    for start in range(0, len(texts), BATCH):
-        text_MD[start : start + BATCH] = encoded(loaded, "text", loaded.text_batch(texts[start : start + BATCH]))
+    different, places = distinct(texts)
+    for start in range(0, len(different), BATCH):
+        some = different[start : start + BATCH]
+        text_MD[start : start + len(some)] = encoded(loaded, "text", loaded.text_batch(some))
+    for row in reversed(range(len(texts))):  # backwards: a row's text stands in front of it, or in it
+        text_MD[row] = text_MD[places[row]]
     return text_MD
 
 

@@ -28,7 +28,7 @@ from training.evaluation.features import embed
 from training.evaluation.file_regions import read_regions
 from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
-from training.weights.load import BATCH, Boxes, Loaded, load
+from training.weights.load import BATCH, Boxes, Loaded, distinct, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,8 +139,11 @@ def image_features(
 
 
 def text_features(loaded: Loaded, texts: Sequence[str], batch: int = BATCH) -> Tensor:
-    """Features [M, D] of texts, in batches."""
-    return _features((loaded.text_batch(texts[i : i + batch]) for i in range(0, len(texts), batch)), loaded, "text")
+    """Features [M, D] of texts, in batches; equal texts are embedded once."""
+    some, places = distinct(texts)
+    return _features((loaded.text_batch(some[i : i + batch]) for i in range(0, len(some), batch)), loaded, "text")[
+        places
+    ]
 
 
 def image_batch(loaded: Loaded, images: Sequence[Image], boxes: Sequence[Boxes | None]) -> Batch:

@@ -22,7 +22,7 @@ from training.data.transforms import UnreadableImage
 from training.errors import InputError
 from training.outputs.progress import Progress
 from training.use.embed import Image, image_features, text_features
-from training.weights.load import BATCH, Boxes, Loaded, load
+from training.weights.load import BATCH, Boxes, Loaded, distinct, load
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -97,13 +97,13 @@ class Encoder:
         return self._by_batches(len(listed), of_batch, batch_size, "pictures" if progress else "")
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = BATCH, progress: bool = False) -> Features:
-        """Unit rows [M, D], float32, one per text."""
-        listed = [texts] if isinstance(texts, str) else list(texts)
+        """Unit rows [M, D], float32, one per text; equal texts are embedded once."""
+        listed, places = distinct([texts] if isinstance(texts, str) else texts)
 
         def of_batch(batch: range) -> Tensor:
             return text_features(self.loaded, listed[batch.start : batch.stop], batch_size)
 
-        return self._by_batches(len(listed), of_batch, batch_size, "texts" if progress else "")
+        return self._by_batches(len(listed), of_batch, batch_size, "texts" if progress else "")[places]
 
     def similarity(
         self,

@@ -145,6 +145,16 @@ class Loaded:
         return Batch.of(token_ids_BL=ids_BL, n_tokens_B=torch.tensor([len(ids) for ids in tokens]))
 
 
+def distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The different texts in order, and the place of each text among them.
+
+    For the towers: one text in two batches has features that differ by rounding, and a tie would have a winner.
+    """
+    place_of = dict[str, int]()
+    places = [place_of.setdefault(text, len(place_of)) for text in texts]
+    return list(place_of), places
+
+
 def open_image(config: Config, file: Path | bytes, boxes: Boxes | None) -> Opened:
     """Prepares an image file for the towers.
 

@@ -13,7 +13,11 @@ from tests.synthetic import encode
 from training.errors import InputError
 from training.evaluation.benchmarks import Picture
 from training.evaluation.features import embed, embed_batches, picture_features, text_rows
-from training.weights.load import load
+from training.records import Batch
+from training.towers.tower import Modality
+from training.use.embed import text_features
+from training.use.encode import open_encoder
+from training.weights.load import Loaded, load
 
 MakeShards = Callable[..., Path]
 
@@ -33,6 +37,24 @@ def test_texts_have_a_row_each_in_their_order(checkpoint: Path) -> None:
     text_MD = text_rows(loaded, texts)
     assert np.allclose(np.linalg.norm(text_MD, axis=1), 1, atol=1e-5)
     assert np.allclose(text_MD[[3, 69]], np.concatenate([text_rows(loaded, [texts[n]]) for n in (3, 69)]), atol=1e-5)
+
+
+def test_equal_texts_are_embedded_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two batches one text has features that differ by rounding, so that a tie would have a winner."""
+    embedded = list[int]()
+
+    def encode(self: Loaded, modality: Modality, batch: Batch, **more: bool) -> torch.Tensor:
+        embedded.append(len(batch))
+        return own(self, modality, batch, **more)
+
+    own = Loaded.encode
+    monkeypatch.setattr(Loaded, "encode", encode)
+    loaded, encoder = load(checkpoint, "cpu"), open_encoder(checkpoint, "cpu")
+    texts = ["红船", "山水" * 20, *(f"第{n}幅画" for n in range(40)), "红船", "山水" * 20, "红船"]
+    for text_MD in (text_rows(loaded, texts), text_features(loaded, texts).numpy(), encoder.encode_text(texts)):
+        assert np.array_equal(text_MD[42:], text_MD[[0, 1, 0]])
+        assert not np.allclose(text_MD[:42], text_MD[0], atol=0.01)
+    assert sum(embedded) == 3 * 42
 
 
 def test_a_picture_that_stands_twice_in_a_benchmark_moves_no_other(checkpoint: Path) -> None:
