@@ -48,13 +48,17 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def exact_float32(device: torch.device) -> None:
-    """Compute float32 on a GPU in full: no TF32 in matrix products and convolutions.
+def prepared(name: str) -> torch.device:
+    """`device_of`, ready to compute on: a CPU keeps freed memory, a GPU computes float32 in full, without TF32.
 
-    `run.precision=fp32` means it, and under bf16 what stays in float32 (region pooling, similarities with the queue,
-    whose differences are divided by the temperature) stays there for its digits. torch's default for convolutions is
-    TF32.
+    `fp32` means it, and under bf16 what stays in float32 (region pooling, similarities with the queue, whose
+    differences are divided by the temperature) stays there for its digits. torch's default for convolutions is TF32.
     """
+    device = device_of(name)
+    if device.type == "cpu":
+        keep_memory()
     if device.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        # Not by `fp32_precision`: after it torch refuses to read the old flags, as inductor's max-autotune does.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    return device

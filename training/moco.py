@@ -38,6 +38,7 @@ from training.method.key_towers import key_trunk, shuffled, statistics, update_a
 from training.method.losses import Candidates, Logits, describe
 from training.objectives import objective_of
 from training.records import Batch
+from training.towers.layers import full_precision
 from training.towers.tower import Modality
 
 QUERY_PREFIXES = ("image_query.", "text_query.")
@@ -132,7 +133,7 @@ class BriVL(nn.Module):
         }
         each_B = torch.zeros_like(ids.valid_B, dtype=features.image_BD.dtype)
         metrics: dict[str, Tensor] = {}
-        with torch.autocast(each_B.device.type, enabled=False):
+        with full_precision(each_B.device):
             for other in self.objective.towards:
                 direction, queries_BD, their_keys_BD, keys_BD = sides[other]
                 candidates = self._candidates(keys_BD, other, ids, everyone)

@@ -101,13 +101,12 @@ def on_gpu() -> dict[str, Figure]:
     import torch
     from step_sides import OurStep, config_of
 
-    from training.device import exact_float32
+    from training.device import prepared
     from training.run.flops import Meter
 
     if not torch.cuda.is_available():
         raise SystemExit("--gpu: torch sees no GPU here")
-    device = torch.device("cuda")
-    exact_float32(device)
+    device = prepared("cuda")
     figures: dict[str, Figure] = {}
     told(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}")
 

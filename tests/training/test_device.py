@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from training.device import device_of
+from training.device import device_of, prepared
 from training.errors import ConfigError
 
 FAULTS_OF_A_LARGE_BLOCK = """
@@ -40,6 +40,24 @@ def test_freed_memory_is_kept_unless_the_environment_says_what_to_do(setting: di
     said, faults = done.stdout.split()
     assert said == str(told)
     assert (int(faults) < 8) == told  # 64 MiB mapped anew take at least 32 faults, even in pages of 2 MiB
+
+
+def test_a_gpu_computes_float32_in_full_and_torch_can_still_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr("training.device.device_of", torch.device)
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [of.allow_tf32 for of in flags]
+    try:
+        for of in flags:
+            of.allow_tf32 = True
+        assert prepared("cuda").type == "cuda"
+        # Both raise after a setting by torch's newer `fp32_precision`; inductor's max-autotune reads them.
+        assert [of.allow_tf32 for of in flags] == [False, False]
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        for of, allowed in zip(flags, before, strict=True):
+            of.allow_tf32 = allowed
 
 
 def test_the_device_is_this_processs_or_is_named_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,8 +161,7 @@ class Agreement:
         every = self._setup.config.run.compare_every
         due = every > 0 and state.step % every == 0 and state.step > self._setup.state.step
         numbers_M = self._numbers(state, _MOVING if due else ())
-        asked_2 = torch.tensor([valid, leave], device=numbers_M.device)
-        of_ranks = distributed.gather(torch.cat([asked_2, numbers_M])[None]).tolist()
+        of_ranks = distributed.gather(torch.cat([torch.tensor([valid, leave]), numbers_M])[None]).tolist()
         self._look([row[2:] for row in of_ranks], state)
         return sum(row[0] for row in of_ranks), Leave(max(row[1] for row in of_ranks))
 
@@ -172,14 +171,13 @@ class Agreement:
             self._look(distributed.gather(self._numbers(state, _PARTS)[None]).tolist(), state)
 
     def _numbers(self, state: RunState, parts: Sequence[str]) -> Tensor:
-        """Values of _NUMBERS as int64; 0 for a part that is not asked for."""
-        setup = self._setup
-        place_2 = torch.tensor([state.step, state.position], device=setup.device)
-        if not parts:
-            return torch.cat([place_2, place_2.new_zeros(len(_PARTS))])
-        tensors = checkpoint.parts_of(setup.model, setup.optimizer)
-        digests = [digest(tensors[part] if part in parts else {}, setup.device) for part in _PARTS]
-        return torch.cat([place_2, torch.stack(digests)])
+        """Values of _NUMBERS as int64 on the CPU; 0 for a part that is not asked for, and a GPU is not waited for."""
+        setup, digests_P = self._setup, torch.zeros(len(_PARTS), dtype=torch.int64)
+        if parts:
+            tensors = checkpoint.parts_of(setup.model, setup.optimizer)
+            digests = [digest(tensors[part] if part in parts else {}, setup.device) for part in _PARTS]
+            digests_P = torch.stack(digests).cpu()
+        return torch.cat([torch.tensor([state.step, state.position]), digests_P])
 
     def _look(self, rows: Sequence[Sequence[int]], state: RunState) -> None:
         """Raise RunError on every rank unless all rows are the same."""

@@ -6,8 +6,8 @@ save, beside those that the next start of the same command begins.
 The same loop runs under plain `python`, under `torchrun -m training` (the group is made here from torchrun's
 environment) and under Ray Train (which has made the group before the loop begins).
 
-Limits: one device a process; NCCL on CUDA, Gloo otherwise. A launcher that is gone before its rank has imported torch
-is not missed: that rank waits for a process group that never forms.
+Limits: one device a process; NCCL for tensors on CUDA, Gloo for all others. A launcher that is gone before its rank has
+imported torch is not missed: that rank waits for a process group that never forms.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
 
@@ -34,6 +35,10 @@ LOG = logging.getLogger(__name__)
 
 _LOOKS_S = 0.5
 """Seconds between two looks for the process that started this one."""
+
+
+_TIMEOUT = timedelta(minutes=30)
+"""Longest wait for another rank: one that reads cold remote data, or copies its last checkpoint to a slow mirror."""
 
 
 def under_torchrun() -> bool:
@@ -68,15 +73,21 @@ def ending_with_parent(watch: bool = True) -> Iterator[None]:
         done.set()
 
 
+def backends(gpu: bool) -> str:
+    """Backend by device: objects, counts and all else that lies in the CPU's memory never wait for a GPU."""
+    return "cpu:gloo,cuda:nccl" if gpu else "gloo"
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the group that torchrun's environment describes, and leave it at the end; does nothing without it."""
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # NCCL's exchanges of objects and barriers use the current device
+        torch.cuda.set_device(device)
     if distributed.active() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    gpu = device.type == "cuda"
+    dist.init_process_group(backends(gpu), timeout=_TIMEOUT, device_id=device if gpu else None)
     try:
         yield
     finally:

@@ -32,9 +32,8 @@ from data_specs.command.loopback import start_ray
 from data_specs.errors import WenlanError
 from data_specs.search.folder import About
 from training.config import Config, from_dict, to_dict
-from training.device import device_of
 from training.errors import ConfigError, FirstRankError, RunError
-from training.run.launch import Leave, ending_with_parent
+from training.run.launch import Leave, backends, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
 from training.use.indexing import Job, Made, Run, Task, made_parts
 from training.use.sources import Source
@@ -79,7 +78,7 @@ def fit_on_ray(
     """
     try:
         from ray.train import FailureConfig, RunConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError:
         raise ConfigError("--workers", f"needs Ray Train: {install('ray')}") from None
     _check_shares(config, workers)
@@ -88,10 +87,12 @@ def fit_on_ray(
     for name in (_RESULT, NOTE):
         (out / name).unlink(missing_ok=True)
     with cluster(cpus=workers[1] + 1):
+        scaling = _scaling(config, workers)
         trainer = TorchTrainer(
             _work,
             train_loop_config=_task(config, data, out, init, cache),
-            scaling_config=_scaling(config, workers),
+            torch_config=TorchConfig(backend=backends(scaling.use_gpu)),
+            scaling_config=scaling,
             run_config=RunConfig(
                 storage_path=config.run.mirror or str(out / "ray"),
                 name="ray" if config.run.mirror else "fit",
@@ -202,7 +203,7 @@ def _work(task: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = Path(task["out"])
     config = from_dict(task["config"])
-    if _anyone(noted(out) is not None, config.run.device):
+    if any(distributed.gather_objects(noted(out) is not None)):
         return
     try:
         with ending_with_parent():  # the raylet of this node
@@ -383,12 +384,3 @@ class _Embedding:
             self._opened = self._job.open()
         folder, detector = Path(self._folder), self._job.detector
         yield from made_parts(*self._opened, folder, self._about, tasks, detector, lambda rows: None)
-
-
-def _anyone(yes: bool, device: str) -> bool:
-    """True if it is so on any rank."""
-    import torch
-
-    from training.method import distributed
-
-    return bool(distributed.gather(torch.tensor([yes], device=device_of(device))).any())

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from training.config import Config
-from training.device import device_of, exact_float32, keep_memory
+from training.device import prepared
 from training.errors import RunError
 from training.evaluation.evaluate import retrieval
 from training.evaluation.features import embed
@@ -97,10 +97,7 @@ def fit(
 
     Raises ConfigError (bad usage), ContractError (bad data), CheckpointError, RunError (the run failed). One line each.
     """
-    device = device_of(config.run.device)
-    if device.type == "cpu":
-        keep_memory()
-    exact_float32(device)
+    device = prepared(config.run.device)
     with (
         ending_with_parent(under_torchrun()),
         writing_to(out),

@@ -179,12 +179,10 @@ def load(path: Path, device: str, towers: Towers = "query") -> Loaded:
 
     Raises CheckpointError, and ConfigError on a device, or key towers, that are not there.
     """
-    from training.device import device_of, keep_memory
+    from training.device import prepared
     from training.moco import BriVL
 
-    where = device_of(device)
-    if where.type == "cpu":
-        keep_memory()
+    where = prepared(device)
     with naming_older(path):
         checkpoint = open_checkpoint(path, (*TOWERS, KEY_FILE) if towers == "key" else TOWERS)
         # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
