@@ -201,6 +201,12 @@ class Admit(Spec):
     max_candidates_per_image: int = Field(
         8, gt=0, description="candidates kept per image URL: texts from different pages"
     )
+    max_share_per_host: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="largest share of all images that one host may have; fetching takes as long as the largest host",
+    )
     max_text_rank: int | None = Field(
         None, ge=0, description="most better texts that may have been removed before the remaining one; 0 = none"
     )

@@ -59,6 +59,7 @@ class DropReason(enum.StrEnum):
     FORGOTTEN = "forgotten"
     SAME_CANDIDATE = "same_candidate"
     CAP_PER_IMAGE_URL = "cap_per_image_url"
+    CAP_PER_IMAGE_HOST = "cap_per_image_host"
     TEXT_TOO_SHORT = "text_too_short"
     TEXT_TOO_LONG = "text_too_long"
     LOW_HAN_SHARE = "low_han_share"

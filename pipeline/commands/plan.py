@@ -193,8 +193,10 @@ def _pace(build: Build, source: Source, look: Look, probes: list[Probe]) -> Pace
     egress, told = build.spec.egress, max((probe.delay_s for probe in probes), default=0.0)
     # hosts of images on archived pages are unknown
     hosts = (("", 1.0),) if look.pages and not look.start_urls else look.hosts or (("", 0.0),)
+    most = 1.0 if look.start_urls else build.spec.admit.max_share_per_host  # of images, not of pages
     delay_s, share, host = max(
-        ((max(egress.delay_of(host), told), share, host) for host, share in hosts), key=lambda own: own[0] * own[1]
+        ((max(egress.delay_of(host), told), min(share, most), host) for host, share in hosts),
+        key=lambda own: own[0] * own[1],
     )
     candidates = None if look.candidates is None else look.candidates.number
     known = pages_at_last(build, source) if isinstance(source, Site) else None
@@ -252,7 +254,8 @@ def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | Non
         say(f"  at least {' and '.join(parts)}: {_pauses(paces)}{host}")
         if host and sum(waits.values()) >= LONG_S:
             owner = expected["slowest_host"]
-            say(f"  to shorten it: a faster pace in `egress.hosts`, if the owner of {owner} allows it")
+            fewer = ", or fewer of its images by `admit.max_share_per_host`" if waits["fetch"] >= LONG_S else ""
+            say(f"  to shorten it: a faster pace in `egress.hosts`, if the owner of {owner} allows it{fewer}")
     free = _free_bytes(build.out)
     room = "" if free is None else f"{size_of(free)} free"
     if estimate is None or reference is None:

@@ -44,6 +44,7 @@ REASONS = {
     "forgotten": ("taken down", "已下架"),
     "same_candidate": ("same candidate again", "同一候选"),
     "cap_per_image_url": ("over the cap per image URL", "同图址上限"),
+    "cap_per_image_host": ("over the share of an image host", "超出图片主机占比上限"),
     "text_too_short": ("text too short", "文本过短"),
     "text_too_long": ("text too long", "文本过长"),
     "low_han_share": ("few Chinese characters", "汉字过少"),

@@ -3,7 +3,8 @@
 A partition is a range of `order_key`, so all candidates of one image URL meet in one partition. In this order:
 texts are normalised, templates of their host are cut off (`_templates`), text filters rewrite them, and those that one
 rejects are removed; a candidate is dropped that was taken down (`forgotten`), that stands on so many pages of the whole
-crawl that it is furniture, that is there twice, that is left without a text, or that is one too many for its image URL.
+crawl that it is furniture, that is there twice, that is left without a text, that is one too many for its image URL, or
+whose image is one too many of its host.
 
 What remains has its primary text first, by the spec's `text_kinds`. A text that was removed is a fact: the candidate's
 row has it with the reason (`records.REMOVED`), and `text_rank` counts those that would have come before the primary
@@ -14,7 +15,8 @@ The result does not depend on the order of files, rows or partitions before: tie
 A small build is cut finer than `fetch.images_per_partition`, so that all cores have work (`ranges_for`).
 
 Limits: a partition is held in memory (`fetch.images_per_partition` candidates, more where URLs repeat). Of two
-captures of one page the one with the smaller row and texts wins, not the newer.
+captures of one page the one with the smaller row and texts wins, not the newer. A host's share is rounded down to whole
+images of each partition, at least one.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from dataclasses import dataclass, replace
 from itertools import compress, count
 from types import MappingProxyType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -180,6 +183,8 @@ def admit(
         kept += chosen
         count = f"{len(same)} candidates for one image URL"
         decisions += [drop(c, "admit", DropReason.CAP_PER_IMAGE_URL, count) for c in rest]
+    kept, beyond = _within_share(kept, spec.admit.max_share_per_host)
+    decisions += beyond
     decisions.sort(key=lambda d: (d.id, d.reason, d.text))
     return sorted(kept, key=lambda c: c.candidate_id), decisions
 
@@ -460,6 +465,31 @@ def _capped(
     return ordered[:most], ordered[most:]
 
 
+def _within_share(candidates: list[Candidate], most: float) -> tuple[list[Candidate], list[Decision]]:
+    """Candidates with those images of each host that its share of all images allows; Decisions about the others.
+
+    A partition has images by their hashes, so a host's share in it is about that in the build. The images kept are
+    those with the smallest ids: the same ones in a later build of the same images. Files have no host, and no cap.
+    """
+    if most == 1:
+        return candidates, []
+    images: dict[str, set[str]] = {}
+    for candidate in candidates:
+        images.setdefault(urlsplit(candidate.image_url).netloc, set()).add(candidate.fetch_id)
+    total = sum(map(len, images.values()))
+    allowed = max(1, int(most * total))
+    within = set[str]().union(*(sorted(own)[: allowed if host else None] for host, own in images.items()))
+    kept, decisions = list[Candidate](), list[Decision]()
+    for candidate in candidates:
+        if candidate.fetch_id in within:
+            kept.append(candidate)
+        else:
+            host = urlsplit(candidate.image_url).netloc
+            why = f"{host} has {len(images[host])} of {total} images; {allowed} are allowed"
+            decisions.append(drop(candidate, "admit", DropReason.CAP_PER_IMAGE_HOST, why))
+    return kept, decisions
+
+
 STAGE = Stage(
     name="admit",
     zh="准入",
@@ -472,7 +502,7 @@ STAGE = Stage(
             reads=("extract", _sorted.NAME),
             run=run_partition,
             token=token,
-            version=8,
+            version=9,
             files=(PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),),
         ),
     ),

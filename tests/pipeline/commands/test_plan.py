@@ -78,7 +78,9 @@ def test_the_slowest_host_is_not_the_busiest_one_where_that_allows_more(plan, tm
     code, said, shown = plan(TABLE, words=("--offline",), egress=egress)
     assert (code, said["forecast"]["slowest_host"], said["forecast"]["fetch_seconds"]) == (0, "slow.test", 6000.0)
     assert "slowest host slow.test" in shown
-    assert "if the owner of slow.test allows it" in shown
+    assert "if the owner of slow.test allows it, or fewer of its images by `admit.max_share_per_host`" in shown
+    _, said, _ = plan(TABLE, words=("--offline",), egress=egress, admit={"max_share_per_host": 0.1})
+    assert (said["forecast"]["slowest_host"], said["forecast"]["fetch_seconds"]) == ("slow.test", 1500.0)
 
 
 def test_offline_asks_nobody(plan, serve, tmp_path):

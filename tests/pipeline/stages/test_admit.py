@@ -270,6 +270,21 @@ def test_the_cap_per_image_url_prefers_texts_that_are_not_there_yet():
     assert [d.reason for d in decisions] == ["cap_per_image_url"] * 4
 
 
+def test_a_host_has_at_most_its_share_of_the_images_and_which_does_not_depend_on_the_order():
+    large = [candidate(f"http://large.test/{i}.jpg", origin=origin) for i in range(6) for origin in "ab"]
+    small = [candidate(f"http://small.test/{i}.jpg") for i in range(3)]
+    files = [candidate(f"folder:///t/{i}.jpg") for i in range(11)]
+    limited = spec(admit={"max_share_per_host": 0.2})
+    kept, decisions = admit([*large, *small, *files], limited)
+    assert Counter(c.image_url.split("/")[2] for c in kept) == {"large.test": 8, "small.test": 3, "": 11}
+    images = sorted((sha256_hex(c.image_url), c.image_url) for c in large[::2])
+    assert {c.image_url for c in kept} >= {url for _, url in images[:4]}, "with all candidates of each"
+    assert [d.reason for d in decisions] == ["cap_per_image_host"] * 4
+    assert {d.evidence for d in decisions} == {"large.test has 6 of 20 images; 4 are allowed"}
+    assert admit([*files[::-1], *small, *large[::-1]], limited) == (kept, decisions)
+    assert len(admit(small, limited)[0]) == 1, "never none"
+
+
 def test_kinds_that_a_spec_does_not_list_are_left_out_and_the_others_keep_their_order():
     beside = candidate(
         "http://i.test/b.jpg", ("surrounding", "北京城门漫步"), ("alt", "步骤三的图"), ("title", "北京的城门楼")
