@@ -6,6 +6,10 @@ worker books a slot in the schedule and sleeps until it comes. For a host that m
 several at once (a lease, of at most LEASE_S of the host's time): a call to the schedule per request would cost more
 than the request. What is wanted while a call is under way goes into the next one.
 
+A host that asks for a pause (429, Retry-After) has been asked too often: from then on its requests are twice as far
+apart, and come closer again with each that is booked. A host that answers slowly needs no such rule, since the
+connections to it are bounded: 50 requests a second over 8 connections become 2.7 where it takes 3 s for an answer.
+
 The schedule speaks in seconds from now, never in clock times: clocks of two machines differ.
 
 Limits: slots of a lease may be used up to LEASE_S late, so in a short while a fast host may see as many requests as in
@@ -28,13 +32,31 @@ LEASE_S = 0.25
 MANY = 1_000_000
 """Slots of a lease where no pause is wanted: Retry-After holds there too."""
 
+SLOWER, FASTER, LEAST_S, SLOWEST_S = 2.0, 0.99, 0.05, 8.0
+"""After a pause: the factor of a host's delay; its factor with each slot booked since; the delay from which it is
+doubled at least, and to which at most."""
+
 _FORGET_AT = 100_000
 """Hosts a schedule or a limiter remembers before it forgets those that need no memory."""
 
 _NAME = "wenlan-host-schedule"
 
 Booking = tuple[str, float, int]
-"""(host, delay_s, slots): so many slots of a host, `delay_s` apart."""
+"""(host, delay_s, slots): at most so many slots of a host, `delay_s` apart or more."""
+
+Booked = tuple[float, float, int]
+"""(seconds from now to the first slot, delay_s, slots), as a host has them."""
+
+
+@dataclass(slots=True)
+class _Host:
+    """A host in the schedule. free_at: when its next slot is. delay_s: between its last ones. least_s: between its next
+    ones, since it asked for a pause. paused_until: the end of that."""
+
+    free_at: float = 0.0
+    delay_s: float = 0.0
+    least_s: float = 0.0
+    paused_until: float = 0.0
 
 
 class HostSchedule:
@@ -42,32 +64,42 @@ class HostSchedule:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._free_at: dict[str, float] = {}
+        self._hosts: dict[str, _Host] = {}
 
-    def book(self, bookings: Sequence[Booking]) -> list[float]:
-        """Book slots of hosts; returns for each booking the seconds from now until its first slot."""
+    def book(self, bookings: Sequence[Booking]) -> list[Booked]:
+        """Book slots of hosts."""
         return [self._book(*booking) for booking in bookings]
 
-    def _book(self, host: str, delay_s: float, slots: int) -> float:
+    def _book(self, host: str, delay_s: float, slots: int) -> Booked:
         now = self._clock()
-        if len(self._free_at) >= _FORGET_AT:
-            self._free_at = {h: at for h, at in self._free_at.items() if at > now}
-        start = max(now, self._free_at.get(host, 0.0))
-        self._free_at[host] = start + delay_s * slots
-        return start - now
+        if len(self._hosts) >= _FORGET_AT:
+            self._hosts = {name: own for name, own in self._hosts.items() if own.free_at > now}
+        own = self._hosts.setdefault(host, _Host())
+        if own.least_s > delay_s:
+            delay_s, slots = own.least_s, min(slots, max(1, int(LEASE_S / own.least_s)))
+            own.least_s *= FASTER**slots
+        start, own.delay_s = max(now, own.free_at), delay_s
+        own.free_at = start + delay_s * slots
+        return start - now, delay_s, slots
 
     def pause(self, host: str, seconds: float) -> None:
-        """The host asked for a pause: no slot before it is over."""
-        self._free_at[host] = max(self._free_at.get(host, 0.0), self._clock() + seconds)
+        """The host asked for a pause: no slot before it is over, and slower ones then. Requests that were under way
+        when it began ask for the same one."""
+        own, now = self._hosts.setdefault(host, _Host()), self._clock()
+        if now >= own.paused_until:
+            own.least_s = min(SLOWER * max(own.delay_s, LEAST_S), SLOWEST_S)
+        own.paused_until = max(own.paused_until, now + seconds)
+        own.free_at = max(own.free_at, own.paused_until)
 
 
 @dataclass(slots=True)
 class _Lease:
-    """Slots of one host that were booked together: slot i is at `start + i * delay_s`."""
+    """Slots of one host that were booked together: slot i is at `start + i * delay_s`. asked_s: the delay asked for."""
 
     start: float
     delay_s: float
     slots: int
+    asked_s: float
     used: int = 0
 
     def over(self, now: float) -> bool:
@@ -92,7 +124,7 @@ class RateLimiter:
         while True:
             now = self._clock()
             lease = self._leases.get(host)
-            if lease is not None and lease.delay_s == delay_s and not lease.over(now):
+            if lease is not None and lease.asked_s == delay_s and not lease.over(now):
                 at = lease.start + lease.used * lease.delay_s
                 lease.used += 1
                 return max(0.0, at - now)
@@ -108,13 +140,13 @@ class RateLimiter:
             self._booked, self._wanted = self._wanted, {}
             bookings = list(self._booked.values())
             try:
-                waits = await asyncio.to_thread(self._schedule.book, bookings)
+                booked = await asyncio.to_thread(self._schedule.book, bookings)
                 now = self._clock()  # booking may have taken a while
                 if len(self._leases) >= _FORGET_AT:
                     self._leases.clear()
-                for (host, delay_s, slots), wait in zip(bookings, waits, strict=True):
+                for (host, asked_s, _), (wait, delay_s, slots) in zip(bookings, booked, strict=True):
                     if host in self._booked:
-                        self._leases[host] = _Lease(now + wait, delay_s, slots)
+                        self._leases[host] = _Lease(now + wait, delay_s, slots, asked_s)
             finally:
                 self._booked = {}
 

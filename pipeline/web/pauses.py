@@ -8,7 +8,8 @@ pauses nothing. A host refuses to answer if it takes no connection, says nothing
     every other refusal     from the third in a row it is asked for a file that any host answers; it is paused by the
                             backoff if it refuses that too
 
-The backoff doubles with each further refusal in a row. Any answer ends the row.
+The backoff doubles with each further refusal in a row. Any answer ends the row. Refusals of requests that were under
+way when a pause began are not counted.
 
 Limits: rows are counted per client; two partitions that ask one host each count their own.
 """
@@ -81,7 +82,10 @@ class Pauses:
         self._last.pop(host, None)
 
     async def refused(self, host: str, url: str, refusal: Refusal) -> Pause | None:
-        """Note that a host refused to answer for a URL; returns the pause that begins, if one does."""
+        """Note that a host refused to answer for a URL; returns the pause that begins, if one does: not for a request
+        that was under way when the last one began."""
+        if self.of(host) is not None:
+            return None
         row = self._rows[host] = self._rows.get(host, 0) + 1
         backoff_s = policy.backoff_s(row)
         if refusal.status != 429 and not refusal.pause_s:

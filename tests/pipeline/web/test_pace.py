@@ -69,7 +69,32 @@ def test_a_pause_that_the_host_asks_for_holds_for_every_worker():
         await one.pause("a.cn", 30.0)
         return [first, await one.next_slot("a.cn", 0.0), await two.next_slot("a.cn", 0.0), await two.next_slot("b", 1)]
 
-    assert asyncio.run(paused()) == pytest.approx([0.0, 30.0, 30.0, 0.0])
+    assert asyncio.run(paused()) == pytest.approx([0.0, 30.0, 30.0, 0.0], abs=1.0)
+
+
+def test_a_host_that_asked_for_a_pause_is_asked_half_as_often_until_it_has_answered_for_a_while():
+    async def starts(delay_s: float, pauses: int, slots: int) -> list[float]:
+        clock = Clock()
+        schedule = HostSchedule(clock)
+        one, two = RateLimiter(schedule, clock), RateLimiter(schedule, clock)
+        await one.next_slot("a.cn", delay_s)
+        for _ in range(pauses):  # of one burst: they count once
+            await one.pause("a.cn", 3.0)
+            await two.pause("a.cn", 3.0)
+        times = []
+        for _ in range(slots):
+            clock.now += await two.next_slot("a.cn", delay_s)
+            times.append(clock.now)
+        return times
+
+    for delay_s in (0.02, 1.0):
+        paused = asyncio.run(starts(delay_s, 2, 300))
+        gaps = [later - earlier for earlier, later in itertools.pairwise(paused)]
+        least = max(2 * delay_s, 2 * pace.LEAST_S)
+        assert paused[0] == pytest.approx(1003.0)
+        assert gaps[:5] == pytest.approx([least] * 5, rel=0.1)
+        assert gaps[-5:] == pytest.approx([delay_s] * 5, rel=0.1)
+    assert asyncio.run(starts(0.02, 0, 50))[-1] < 1002
 
 
 def test_a_schedule_forgets_hosts_that_are_free(monkeypatch):
@@ -79,7 +104,7 @@ def test_a_schedule_forgets_hosts_that_are_free(monkeypatch):
     for number in range(100):
         schedule.book([(f"{number}.cn", 0.5, 1)])
         clock.now += 0.2
-    assert len(schedule._free_at) <= 10
+    assert len(schedule._hosts) <= 10
 
 
 class SlowSchedule(HostSchedule):

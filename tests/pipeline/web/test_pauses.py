@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records import DropReason
-from pipeline.web import policy
+from pipeline.web import pauses, policy
 from pipeline.web.client import Client, HostPaused, RequestFailed, page_kind
 from pipeline.web.pauses import IN_A_ROW, Pause, Pauses, Refusal
 from tests.crawled import html
@@ -28,14 +30,16 @@ REFUSALS = {
 
 
 def paused_after(outcomes: list[str], down: bool) -> list[Pause | None]:
-    """The pause after each outcome of requests to one host: "ok", or a name of REFUSALS."""
+    """The pause after each outcome of requests to one host, each sent when the last pause was over: "ok", or a name of
+    REFUSALS."""
 
     async def run() -> list[Pause | None]:
         async def outage(url: str) -> str:
             return "status 503" if down else ""
 
         hosts, after = Pauses(outage), list[Pause | None]()
-        for outcome in outcomes:
+        for hours, outcome in enumerate(outcomes):
+            clock.now = 3600.0 * hours
             if outcome == "ok":
                 hosts.answered("a")
                 after.append(None)
@@ -43,7 +47,19 @@ def paused_after(outcomes: list[str], down: bool) -> list[Pause | None]:
                 after.append(await hosts.refused("a", "http://a/", REFUSALS[outcome]))
         return after
 
-    return asyncio.run(run())
+    clock = SimpleNamespace(now=0.0)
+    with mock.patch.object(pauses, "time", SimpleNamespace(time=lambda: clock.now)):
+        return asyncio.run(run())
+
+
+def test_requests_under_way_when_a_host_asks_for_a_pause_begin_no_further_one() -> None:
+    async def run() -> list[Pause | None]:
+        hosts = Pauses(lambda url: asyncio.sleep(0, ""))
+        return [await hosts.refused("a", "http://a/", REFUSALS[name]) for name in ("named", "429", "429", "timeout")]
+
+    first, *others = asyncio.run(run())
+    assert first is not None
+    assert (first.seconds, first.down, others) == (7.0, False, [None] * 3)
 
 
 @given(st.lists(st.sampled_from(["ok", "ok", *REFUSALS]), max_size=40), st.booleans())
@@ -63,9 +79,9 @@ def test_a_host_is_paused_when_it_asks_for_it_or_is_down_and_for_no_other_reason
 
 
 def test_the_pause_of_a_host_that_stays_down_doubles() -> None:
-    pauses = [pause for pause in paused_after(["connection"] * 12, down=True) if pause]
-    assert [pause.seconds for pause in pauses] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
-    assert {str(pause.refusal) for pause in pauses} == {"connection"}
+    begun = [pause for pause in paused_after(["connection"] * 12, down=True) if pause]
+    assert [pause.seconds for pause in begun] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    assert {str(pause.refusal) for pause in begun} == {"connection"}
 
 
 def crawled(web: Any, *paths: str, waits: bool = True) -> tuple[list[Any], list[Pause]]:
