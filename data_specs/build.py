@@ -305,7 +305,7 @@ class PairScore(Spec):
         (0.26862954, 0.26130258, 0.27577711), description="deviation of R, G and B to divide by; default: CLIP's"
     )
     threads: int = Field(1, ge=1, description="threads of a session, and CPUs per worker")
-    num_gpus: float = Field(0, ge=0, description="GPUs per worker, or a fraction of one; CPUs if there are none")
+    num_gpus: float = Field(0, ge=0, description="GPUs per process that runs models, or a fraction of one; 0: CPUs")
 
     @model_validator(mode="after")
     def _only_of_others(self) -> PairScore:
@@ -355,7 +355,7 @@ class Regions(Spec):
         (PluginRef(name="grid"),), description="detectors by name, with their options; `wenlan-data plugins` lists them"
     )
     max_boxes: int = Field(36, gt=0, description="most boxes per image, the best are kept")
-    num_gpus: float = Field(0, ge=0, description="GPUs per worker, or a fraction of one; CPUs if there are none")
+    num_gpus: float = Field(0, ge=0, description="GPUs per process that runs models, or a fraction of one; 0: CPUs")
 
 
 class Shards(Spec):

@@ -1,8 +1,9 @@
 """Actors: objects that live in processes of their own on a Ray cluster, or plainly in this process without one.
 
-Three parts of the pipeline need this: the visitors of a crawl and the holders of semantic dedup (a group of one kind,
-`Actors`), and the rate limit of hosts (one object for all workers of the cluster, `shared`). Each is written as a plain
-class that knows nothing of Ray; its users call it through this module and read the same with a cluster as without.
+Four parts of the pipeline need this: the visitors of a crawl, the holders of semantic dedup and those of models on GPUs
+(a group of one kind, `Actors`), and the rate limit of hosts (one object for all workers of the cluster, `shared`). Each
+is written as a plain class that knows nothing of Ray; its users call it through this module and read the same with a
+cluster as without.
 
 This is a module below `pipeline.web` and `pipeline.matching`, which use it, and not part of the executor
 (`pipeline.cluster`), which is above them.
@@ -13,6 +14,7 @@ third. What an actor has learned is lost when its process dies, whether it is st
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import sys
 from collections.abc import Sequence
@@ -37,17 +39,25 @@ def on_cluster() -> bool:
 class Actors(Generic[T]):
     """Creates one object of `kind` per entry of `arguments`, the arguments of its constructor.
 
-    On a cluster each is an actor, spread over the nodes; a single one, or any number without a cluster, are objects of
-    this process. Use as a context manager, or call `close`: actors end with the group.
+    On a cluster each is an actor, spread over the nodes; a single one that owns no GPU, or any number without a
+    cluster, are objects of this process. Use as a context manager, or call `close`: actors end with the group. Tasks
+    may be given the group.
 
-    restarts: how often an actor whose process dies is constructed again, and lost calls to it are repeated.
+    restarts: how often a call is repeated that was lost with its actor's process, which is constructed again.
     concurrency: calls that one actor runs at a time, for a class with async methods.
+    num_gpus: GPUs that each actor owns, or a fraction of one.
     """
 
     def __init__(
-        self, kind: type[T], arguments: Sequence[tuple[Any, ...]], *, restarts: int = 0, concurrency: int = 1
+        self,
+        kind: type[T],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        restarts: int = 0,
+        concurrency: int = 1,
+        num_gpus: float = 0.0,
     ) -> None:
-        self._ray: Any = _ray() if len(arguments) > 1 else None
+        self._ray: Any = _ray() if len(arguments) > 1 or num_gpus else None
         # Ray constructs an actor again from the arguments that it was first given. Small ones lie in the actor's own
         # description. Large ones lie in the object store, where nothing keeps them alive for that: without references
         # the restart fails with a ReferenceCountingAssertionError (https://github.com/ray-project/ray/issues/53727).
@@ -58,8 +68,9 @@ class Actors(Generic[T]):
             return
         actor = self._ray.remote(kind).options(
             num_cpus=0,
+            num_gpus=num_gpus,
             scheduling_strategy="SPREAD",
-            max_restarts=restarts,
+            max_restarts=-1 if restarts else 0,
             max_task_retries=restarts,
             max_concurrency=concurrency,
         )
@@ -94,6 +105,18 @@ class Actors(Generic[T]):
         results: list[Any] = self._ray.get([getattr(member, method).remote(*own) for member, own in pairs])
         return results
 
+    def begin(self, number: int, method: str, *arguments: Any) -> Call:
+        """Calls a method of one member, and does not wait for its result."""
+        member = self._members[number]
+        if self._ray is None:
+            made: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            try:
+                made.set_result(getattr(member, method)(*arguments))
+            except Exception as e:
+                made.set_exception(e)
+            return Call(None, made)
+        return Call(self._ray, getattr(member, method).remote(*arguments))
+
     def awaited(self, number: int) -> T:
         """One member, for a class with async methods: they are awaited here wherever the member lives."""
         member = self._members[number]
@@ -105,6 +128,36 @@ class Actors(Generic[T]):
             for member in self._members:
                 self._ray.kill(member)
         self._passed.clear()
+
+
+class Call:
+    """A call that `Actors.begin` has begun; to a member in this process it has been made already."""
+
+    def __init__(self, ray: Any, result: Any) -> None:
+        self._ray, self.ref = ray, result
+
+    def done(self) -> bool:
+        """True if `result` does not have to wait."""
+        return first_done([self]) is not None
+
+    def result(self) -> Any:
+        """Waits for the result. Raises what the method raised, or RayActorError if its process died too often."""
+        if self._ray is None:
+            return self.ref.result()
+        try:
+            return self._ray.get(self.ref)
+        except self._ray.exceptions.RayTaskError as e:
+            raise e.cause from None
+
+
+def first_done(calls: Sequence[Call], wait: bool = False) -> int | None:
+    """Returns the index of a call that is done, maybe after waiting for one; None if none is. All are of one group."""
+    ray = calls[0]._ray
+    if ray is None:
+        return 0
+    refs = [call.ref for call in calls]
+    done, _ = ray.wait(refs, num_returns=1, timeout=None if wait else 0)
+    return refs.index(done[0]) if done else None
 
 
 class _Awaited:

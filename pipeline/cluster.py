@@ -36,11 +36,12 @@ from urllib.parse import urlsplit
 from data_specs.command.loopback import start_ray
 from data_specs.errors import WenlanError
 from pipeline import observe
-from pipeline.actors import LARGE
+from pipeline.actors import LARGE, Actors
 from pipeline.errors import StageError
 from pipeline.files.folder import DISK_FULL, MAKE_ROOM
 from pipeline.files.parquet import arrow_without_pandas
 from pipeline.pulse import pulse
+from pipeline.sessions import Sessions, lent
 from pipeline.store.build import Build
 from pipeline.store.partitions import reading, timed
 from pipeline.watchdog import Watchdog
@@ -57,10 +58,11 @@ Runs = tuple[str, RunPartition]
 """A pass by its name, and its function."""
 
 Resources = dict[str, float]
-"""Resources of a task, as options of a Ray task: num_cpus, memory in bytes, and num_gpus where it wants one."""
+"""Resources of a pass, as options of Ray: of each task `num_cpus` and `memory` in bytes; `num_gpus` of each holder of
+sessions."""
 
 TASK_RETRIES = 2
-"""Number of retries of a task whose worker, node or actor died."""
+"""Number of retries of a task whose worker, node or actor died, and of a batch whose holder died."""
 
 
 class Cluster:
@@ -84,6 +86,18 @@ class Cluster:
             return
         ray = self.start()
         observe.show("wenlan_building", 1)
+        with _holders(resources.get("num_gpus", 0.0), _nodes(ray)) as holders:
+            yield from self._each(ray, build, passes, resources, partitions, holders)
+
+    def _each(
+        self,
+        ray: Any,
+        build: Build,
+        passes: Sequence[Runs],
+        resources: Resources,
+        partitions: list[str],
+        holders: Actors[Sessions] | None,
+    ) -> Iterator[str]:
         options = granted(resources, _nodes(ray))
         stage = "+".join(name for name, _ in passes)
         task = _task(ray, passes, options)
@@ -100,7 +114,7 @@ class Cluster:
                 if deaths := lost[partition]:
                     nodes = _nodes(ray)
                     own = _task(ray, passes, granted(_after(deaths, resources, nodes), nodes))
-                in_flight[own.remote(passed, passes, partition, log_form)] = partition
+                in_flight[own.remote(passed, passes, partition, log_form, holders)] = partition
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
             looked, lost_head = head.looked, head.is_lost()
             if not ready and lost_head:
@@ -271,19 +285,14 @@ def _nodes(ray: Any) -> list[Resources]:
 
 
 def granted(asked: Resources, nodes: Sequence[Resources]) -> Resources:
-    """Returns the requested resources, capped to what a node has: a task that needs more would wait for ever.
+    """Returns the resources of a task, capped to what a node has: a task that needs more would wait for ever.
 
-    A node runs it whole, so where one has the GPUs it is cut to the CPUs of these, whatever others have. Memory is cut
-    to that of the nodes which have its CPUs: one that needs all of it runs alone.
+    Memory is cut to that of the nodes which have its CPUs: one that needs all of it runs alone.
     """
-    gpus = asked.get("num_gpus", 0.0)
-    able = [node for node in nodes if 0 < gpus <= node.get("GPU", 0.0)]
-    most = max((node.get("CPU", 0.0) for node in able or nodes), default=0.0)
-    options = {"num_cpus": min(asked["num_cpus"], most if able else most or 1.0)}  # 1: it waits for an autoscaler
-    if able:
-        options["num_gpus"] = gpus
+    most = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    options = {"num_cpus": min(asked["num_cpus"], most or 1.0)}  # 1: it waits for an autoscaler
     if memory := asked.get("memory"):
-        fitting = [node for node in able or nodes if node.get("CPU", 0.0) >= options["num_cpus"]]
+        fitting = [node for node in nodes if node.get("CPU", 0.0) >= options["num_cpus"]]
         options["memory"] = min(memory, max((node.get("memory", 0.0) for node in fitting), default=memory))
     return options
 
@@ -293,6 +302,28 @@ def _after(deaths: int, asked: Resources, nodes: Sequence[Resources]) -> Resourc
     twice = 2 * asked.get("memory", 0.0)
     most = max((node.get("memory", 0.0) for node in nodes), default=twice)
     return {**asked, "memory": twice if deaths < TASK_RETRIES else most}
+
+
+def holders_of(num_gpus: float, nodes: Sequence[Resources]) -> int:
+    """Number of holders of sessions that the GPUs of the nodes have room for, each with so many of them.
+
+    Raises StageError if there is room for none.
+    """
+    gpus = [node.get("GPU", 0.0) for node in nodes]
+    number = sum(int(own) * int(1 / num_gpus) if num_gpus < 1 else int(own / num_gpus) for own in gpus)
+    if not number:
+        most = max(gpus, default=0.0)
+        hint = "add a node that has them, or set num_gpus: 0"
+        raise StageError("ray", f"num_gpus asks for {num_gpus:g} GPUs, but no node has more than {most:g}; {hint}")
+    return number
+
+
+def _holders(num_gpus: float, nodes: Sequence[Resources]) -> contextlib.AbstractContextManager[Actors[Sessions] | None]:
+    """Starts holders of sessions on all GPUs that the cluster has now, for the block; none without `num_gpus`."""
+    if not num_gpus:
+        return contextlib.nullcontext()
+    arguments = [(observe.form(),)] * holders_of(num_gpus, nodes)
+    return Actors(Sessions, arguments, restarts=TASK_RETRIES, num_gpus=num_gpus)
 
 
 OPEN_FILES = 65_536
@@ -311,10 +342,20 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a file or folder that this user may not write (or read)."""
 
 
-def run_passes(build: Build, passes: Sequence[Runs], partition: str, log_form: str) -> None:
-    """The body of a Ray task: one partition, through one pass after the other. Raises WenlanError."""
-    for stage, run in passes:
-        run_task(build, stage, run, partition, log_form)
+def run_passes(
+    build: Build,
+    passes: Sequence[Runs],
+    partition: str,
+    log_form: str,
+    holders: Actors[Sessions] | None = None,
+) -> None:
+    """The body of a Ray task: one partition, through one pass after the other. Raises WenlanError.
+
+    holders: of the sessions of models on GPUs.
+    """
+    with lent(holders):
+        for stage, run in passes:
+            run_task(build, stage, run, partition, log_form)
 
 
 def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_form: str) -> None:

@@ -3,8 +3,8 @@
 What a model says of an image depends on the image's bytes and the model's id alone, so its values are cached in STORE
 under the image's sha256 and shared by all builds. `model_values` takes from the caches what is there, claims what is
 missing (`pipeline.store.claims`), decodes each claimed image once for all models that lack it, hands the pictures over
-in batches, and puts the values into the caches. What a worker of another build is computing is waited for.
-`text_values` does the same for texts, under the sha256 of each.
+in batches to the process that holds the model (`pipeline.sessions`), and puts the values into the caches. What a worker
+of another build is computing is waited for. `text_values` does the same for texts, under the sha256 of each.
 
 Limits: an image that cannot be decoded gets no values and is tried again by each build. Between two flushes of a cache
 up to SAVE values of a model are in memory; a kill loses them.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import functools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,15 +23,17 @@ import pyarrow as pa
 
 from pipeline import pulse
 from pipeline.pictures.decode import PictureError, Pixels, decode
+from pipeline.sessions import Answer, Queue
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.claims import claim
 from pipeline.store.images import partition_images
+from pipeline.store.partitions import on_gpu
 from pipeline.store.store import Store
 from pipeline.unreadable import OURS, evidence
 
-BATCH, BATCH_PIXELS = 16, 32_000_000
-"""A batch is handed to the models when it holds so many pictures, or so many pixels."""
+BATCH, GPU_BATCH, BATCH_PIXELS = 16, 128, 32_000_000
+"""A batch is handed to the models when it holds so many pictures, more of them for a GPU, or so many pixels."""
 
 TEXT_BATCH = 512
 """Texts that are handed to a model together: enough that many have one length."""
@@ -49,10 +50,17 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class AnyModel(abc.ABC, Generic[Item, Value]):
-    """A model of pictures or texts. Models that are equal share what `load` returned, within a worker process."""
+    """A model of pictures or texts. Models that are equal share what `load` returned, within a process."""
 
     id: str
     """Names all that a value depends on beside the image."""
+    gpus: float = field(default=0.0, kw_only=True)
+    """GPUs that a process which runs it owns, or a fraction of one; 0: it runs where pictures are decoded."""
+
+    @property
+    def reduce_to(self) -> int:
+        """Shorter side in pixels that a decode has to keep; 0: the whole picture. Asked where the model is loaded."""
+        return 0
 
     @abc.abstractmethod
     def cache(self, store: Store) -> Cache:
@@ -60,7 +68,7 @@ class AnyModel(abc.ABC, Generic[Item, Value]):
 
     @abc.abstractmethod
     def load(self) -> Any:
-        """Loads what `run` needs and a worker process keeps, e.g. a session. Raises ModelError or DetectorError."""
+        """Loads what `run` needs and a process keeps, e.g. a session. Raises ModelError or DetectorError."""
 
     @abc.abstractmethod
     def run(self, state: Any, items: Sequence[Item], /) -> Sequence[Value]:
@@ -79,10 +87,9 @@ class AnyModel(abc.ABC, Generic[Item, Value]):
 class Model(AnyModel[Pixels, Value]):
     """A model of pictures."""
 
-    @property
-    def reduce_to(self) -> int:
-        """Shorter side in pixels that a decode has to keep; 0: the whole picture."""
-        return 0
+    def prepare(self, picture: Pixels, reduce_to: int) -> Pixels:
+        """The picture as `run` gets it. Runs where pictures are decoded, so that a GPU does not wait for it."""
+        return picture
 
 
 @dataclass(frozen=True)
@@ -157,39 +164,36 @@ class _Runner(abc.ABC, Generic[Item, Value]):
             yield free - added.keys()
 
     def _compute(self, claimed: Mapping[str, set[str]]) -> None:
-        """Run each model over the images claimed for it."""
+        """Run each model over the images claimed for it. Those on a GPU come first: they compute meanwhile."""
         lacking = {name: images for name, images in claimed.items() if images}
-        states = {name: _loaded(self._models[name]) for name in lacking}
-        new: dict[str, dict[str, Value]] = {name: {} for name in lacking}
-        for batch in self._batches(lacking):
-            for name, state in states.items():
-                shown = [sha256 for sha256 in batch if sha256 in lacking[name]]
-                if shown:
-                    new[name].update(self._run(self._models[name], state, {sha256: batch[sha256] for sha256 in shown}))
-                if len(new[name]) >= SAVE:
-                    self._save(name, new[name])
-        for name, values_of_images in new.items():
-            self._save(name, values_of_images)
+        first = sorted(lacking, key=lambda name: -self._models[name].gpus)
+        queues = {name: Queue(self._models[name], self.WHAT) for name in first}
+        new: dict[str, dict[str, Value]] = {name: {} for name in queues}
+        for batch in self._batches(lacking, queues) if queues else ():
+            for name, queue in queues.items():
+                shown = {sha256: batch[sha256] for sha256 in batch if sha256 in lacking[name]}
+                if items := self._prepared(name, shown, queue.reduce_to):
+                    self._take(name, queue.put(items), new[name])
+        for name, queue in queues.items():
+            self._take(name, queue.rest(), new[name])
+            self._save(name, new[name])
 
-    def _run(self, model: AnyModel[Item, Value], state: Any, items: dict[str, Item]) -> dict[str, Value]:
-        """Values of a model by sha256. A batch on which it fails is run one by one."""
-        try:
-            return dict(zip(items, model.run(state, list(items.values())), strict=True))
-        except OURS:
-            raise
-        except Exception as e:
-            if len(items) == 1:
-                (sha256,) = items
-                self.result.undecodable[sha256] = f"{model.id}: {evidence(e, f'{self.WHAT} {sha256}')}"
-                return {}
-        values: dict[str, Value] = {}
-        for sha256, item in items.items():
-            values |= self._run(model, state, {sha256: item})
-        return values
+    def _take(self, name: str, answers: Sequence[Answer], new: dict[str, Value]) -> None:
+        """Note what a model said of some batches."""
+        for answer in answers:
+            new.update(answer.values)
+            self.result.undecodable.update(answer.faults)
+            on_gpu(answer.seconds * self._models[name].gpus)
+            if len(new) >= SAVE:
+                self._save(name, new)
+
+    def _prepared(self, name: str, items: dict[str, Item], reduce_to: int) -> dict[str, Item]:
+        """The items as a model gets them, without those that cannot be prepared."""
+        return items
 
     @abc.abstractmethod
-    def _batches(self, lacking: Mapping[str, set[str]]) -> Iterator[dict[str, Item]]:
-        """Batches of what some model lacks, by sha256."""
+    def _batches(self, lacking: Mapping[str, set[str]], queues: Mapping[str, Queue]) -> Iterator[dict[str, Item]]:
+        """Batches of what some model lacks, by sha256. queues: of the models."""
 
     def _cached(self, name: str, images: Collection[str]) -> dict[str, Value]:
         rows = self._caches[name].get(images)
@@ -212,13 +216,23 @@ class _OfPictures(_Runner[Pixels, Value]):
         self._of_pictures = {model.id: model for model in models}
         super().__init__(build.store, models, images)
 
-    def _batches(self, lacking: Mapping[str, set[str]]) -> Iterator[dict[str, Pixels]]:
+    def _prepared(self, name: str, items: dict[str, Pixels], reduce_to: int) -> dict[str, Pixels]:
+        prepared = {}
+        for sha256, picture in items.items():
+            try:
+                prepared[sha256] = self._of_pictures[name].prepare(picture, reduce_to)
+            except OURS:
+                raise
+            except Exception as e:
+                self.result.undecodable[sha256] = f"{name}: {evidence(e, f'image {sha256}')}"
+        return prepared
+
+    def _batches(self, lacking: Mapping[str, set[str]], queues: Mapping[str, Queue]) -> Iterator[dict[str, Pixels]]:
         """Batches of the images that some model lacks, each read and decoded once."""
         images = set[str]().union(*lacking.values())
-        if not images:
-            return
-        sides = [self._of_pictures[name].reduce_to for name in lacking]
+        sides = [queue.reduce_to for queue in queues.values()]
         reduce_to = max(sides) if all(sides) else 0
+        most = GPU_BATCH if any(self._models[name].gpus for name in queues) else BATCH
         self.result.images |= images
         pulse.expect(len(images))
         batch, pixels = dict[str, Pixels](), 0
@@ -236,7 +250,7 @@ class _OfPictures(_Runner[Pixels, Value]):
                 continue
             batch[image.sha256] = picture
             pixels += picture.size // 3
-            if len(batch) >= BATCH or pixels >= BATCH_PIXELS:
+            if len(batch) >= most or pixels >= BATCH_PIXELS:
                 yield batch
                 batch, pixels = {}, 0
         if batch:
@@ -250,7 +264,7 @@ class _OfTexts(_Runner[str, Value]):
         self._texts = texts
         super().__init__(store, [model], texts)
 
-    def _batches(self, lacking: Mapping[str, set[str]]) -> Iterator[dict[str, str]]:
+    def _batches(self, lacking: Mapping[str, set[str]], queues: Mapping[str, Queue]) -> Iterator[dict[str, str]]:
         """Batches of texts of like length."""
         texts = sorted((len(self._texts[name]), name) for name in set[str]().union(*lacking.values()))
         self.result.images |= {name for _, name in texts}
@@ -259,9 +273,3 @@ class _OfTexts(_Runner[str, Value]):
             batch = {name: self._texts[name] for _, name in texts[low : low + TEXT_BATCH]}
             yield batch
             pulse.advance(len(batch))
-
-
-@functools.lru_cache(16)  # more than a stage asks for: it goes through them in turn, in each partition
-def _loaded(model: AnyModel[Any, Any]) -> Any:
-    """Returns a model's state, loaded once in a worker process for many partitions. The id tells other weights."""
-    return model.load()

@@ -121,7 +121,7 @@ FLOORS = {
         ("account",),
         ("advice", "memory", "pulse"),
         ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
-        ("detectors", "features", "filters", "matching", "pages", "sources"),
+        ("detectors", "features", "filters", "matching", "pages", "sessions", "sources"),
         ("store",),
         ("cluster", "dedup", "model_runner", "report", "web"),
         ("curate", "exports", "publish"),

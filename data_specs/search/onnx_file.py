@@ -35,6 +35,18 @@ _LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 127 bytes at most, or what is read is not one of the names that are let through."""
 
 
+CUDA = "CUDAExecutionProvider"
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+"""Sizes of batches and pictures change: no search for the fastest convolution of each, no doubling of the arena."""
+
+INSTALL = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+"""Both packages hold the same modules, so an extra cannot bring the second beside the first."""
+
+
+class NoCuda(Exception):
+    """A session on a GPU was asked for and cannot be had. The message says what to install."""
+
+
 class TowerFault(IndexFault):
     """A file is not a usable encoder. The message names it."""
 
@@ -85,25 +97,42 @@ def checked(path: Path) -> OnnxFile:
 
 
 def opened(file: OnnxFile, threads: int = 0, gpu: bool = False) -> Opened:
-    """A session on `threads` of the CPU (0: as onnxruntime takes them), or on CUDA if it has it. Raises TowerFault."""
+    """A session on `threads` of the CPU (0: as onnxruntime takes them), or on CUDA. Raises TowerFault."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    providers = ["CPUExecutionProvider"]
-    if gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
     try:
         # of bytes no path is resolved: what lies elsewhere would not be found
         graph: str | bytes = str(file.path) if file.has_beside else file.path.read_bytes()
-        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        session = started(graph, options, gpu)
         about: dict[str, str] = session.get_modelmeta().custom_metadata_map
         inputs = {given.name: (str(given.type), _shape(given.shape)) for given in session.get_inputs()}
+    except NoCuda as e:
+        raise TowerFault(f"{file.path}: {e}") from None
     except Exception as e:  # onnxruntime raises types of its own, below Exception alone
         raise TowerFault(f"{file.path}: cannot be read ({(str(e).splitlines() or [''])[0][:200]})") from None
     return Opened(session, about, inputs)
+
+
+def started(graph: str | bytes, options: Any, gpu: bool) -> Any:
+    """An onnxruntime session on the CPU or, without falling back, on CUDA. Raises NoCuda, and onnxruntime's own."""
+    import onnxruntime
+
+    on_cpu = "CPUExecutionProvider"
+    if not gpu:
+        return onnxruntime.InferenceSession(graph, options, providers=[on_cpu])
+    if CUDA not in onnxruntime.get_available_providers():
+        raise NoCuda(f"num_gpus asks for a GPU, but the onnxruntime here has no CUDA: {INSTALL}, or set num_gpus: 0")
+    if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on: CUDA's libraries out of pip's packages
+        onnxruntime.preload_dlls()
+    session = onnxruntime.InferenceSession(graph, options, providers=[(CUDA, CUDA_OPTIONS), on_cpu])
+    if CUDA not in session.get_providers():
+        missing = "its GPU or one of CUDA's libraries is missing (above, onnxruntime says which)"
+        raise NoCuda(f"num_gpus asks for a GPU, but onnxruntime cannot start CUDA: {missing}: {INSTALL}")
+    return session
 
 
 def width_of(encode: Callable[[], npt.NDArray[Any]], subject: str, what: str) -> int:

@@ -28,6 +28,7 @@ from data_specs.search.onnx_file import Opened, TowerFault, checked, opened, wid
 from data_specs.search.queries import Vectors, unit_rows
 
 Resize = Literal["bilinear", "bicubic"]
+OUR_RESIZE: Resize = "bilinear"
 Colour = tuple[float, float, float]
 """R, G, B in [0, 1]."""
 
@@ -86,7 +87,7 @@ class PictureTower:
                 raise ValueError(f"image_size {side}, max_boxes {most}, pixel_std {std}")
         except (KeyError, RecursionError, TypeError, ValueError) as e:
             raise TowerFault(f"{path}: its metadata cannot be used ({type(e).__name__}: {e})") from None
-        inputs = PictureInputs("images", side, mean, std, "bilinear", names, grid_boxes(side, most))
+        inputs = PictureInputs("images", side, mean, std, OUR_RESIZE, names, grid_boxes(side, most))
         return PictureTower(model.session, inputs, towers, str(path))
 
     @staticmethod
@@ -115,15 +116,13 @@ class PictureTower:
 
     def prepared(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
         """[n, 3, S, S] inputs of the tower."""
-        from PIL import Image
-
         side = self.side
-        how = Image.Resampling.BICUBIC if self._inputs.resize == "bicubic" else Image.Resampling.BILINEAR
         images = np.empty((len(pictures), 3, side, side), np.float32)
         for row, picture in enumerate(pictures):
-            pixels = np.asarray(Image.fromarray(picture).resize((side, side), how))
-            np.multiply(pixels.transpose(2, 0, 1), self._scale, out=images[row])
-        np.subtract(images, self._shift, out=images)
+            pixels = squared(picture, side, self._inputs.resize)
+            np.copyto(images[row], pixels.transpose(2, 0, 1))
+            images[row] *= self._scale
+            images[row] -= self._shift
         return images
 
     def _features(self, images: npt.NDArray[np.float32]) -> Vectors:
@@ -143,6 +142,16 @@ class PictureTower:
         """D, by a first picture. Raises TowerFault that names the file, where the tower cannot encode it."""
         grey = np.full((self.side, self.side, 3), 128, np.uint8)
         return width_of(lambda: self._features(self.prepared([grey])), subject, "a picture")
+
+
+def squared(picture: Picture, side: int, resize: Resize) -> Picture:
+    """[S, S, 3] of a picture, by Pillow; the picture itself where it has that shape."""
+    if picture.shape[:2] == (side, side):
+        return picture
+    from PIL import Image
+
+    how = Image.Resampling.BICUBIC if resize == "bicubic" else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(picture).resize((side, side), how))
 
 
 def grid_boxes(side: int, most: int) -> npt.NDArray[np.float32]:

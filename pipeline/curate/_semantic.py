@@ -37,6 +37,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import PAIR_SCORE
 from pipeline import pulse
 from pipeline.actors import Actors
+from pipeline.curate import _towers
 from pipeline.curate._towers import models_of
 from pipeline.curate.judging import pair_partitions
 from pipeline.dedup.runs import kept_by
@@ -185,6 +186,7 @@ VECTORS = Pass(
     run=_vectors_of,
     token=_vectors_token,
     when=when,
+    resources=_towers.resources,
     version=2,
     files=(PassFile("parquet", VECTOR_SCHEMA),),
     unit="pairs",

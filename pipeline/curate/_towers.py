@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec, PairScore, SpecError, within
 from data_specs.search.onnx_file import checked
-from data_specs.search.picture_tower import PictureTower
+from data_specs.search.picture_tower import OUR_RESIZE, PictureTower, squared
 from data_specs.search.queries import TextQuery
 from data_specs.shard import ContractError, canonical_json
 from pipeline.errors import ModelError
@@ -124,7 +124,6 @@ def _check(towers: Towers) -> None:
 @dataclass(frozen=True)
 class ImageFeatures(Model[Row]):
     towers: Towers
-    gpu: bool
 
     @property
     def reduce_to(self) -> int:
@@ -134,7 +133,11 @@ class ImageFeatures(Model[Row]):
         return store.features(self.id)
 
     def load(self) -> PictureTower:
-        return _open_image(self.towers, self.gpu)
+        return _open_image(self.towers, self.gpus > 0)
+
+    def prepare(self, picture: Pixels, reduce_to: int) -> Pixels:
+        own = self.towers
+        return squared(picture, reduce_to // SPARE, OUR_RESIZE if own.vocabulary is None else own.options.resize)
 
     def run(self, state: PictureTower, items: Sequence[Pixels], /) -> list[Row]:
         return list(state.encode(items).astype(np.float16))
@@ -149,14 +152,13 @@ class ImageFeatures(Model[Row]):
 @dataclass(frozen=True)
 class TextFeatures(TextModel[Row]):
     towers: Towers
-    gpu: bool
 
     def cache(self, store: Store) -> Cache:
         return store.features(self.id)
 
     def load(self) -> TextQuery:
         try:
-            return self.towers.open_text(self.gpu)
+            return self.towers.open_text(self.gpus > 0)
         except ContractError as e:
             raise _model_error(e) from None
 
@@ -170,11 +172,17 @@ class TextFeatures(TextModel[Row]):
         return _values_of(rows)
 
 
+def resources(spec: BuildSpec) -> dict[str, float]:
+    """A CPU of a task for each thread of a session, and the spec's GPUs of a process that holds sessions."""
+    own = spec.pair_score
+    return {"num_cpus": 1.0} if own is None else {"num_cpus": float(own.threads), "num_gpus": own.num_gpus}
+
+
 def models_of(spec: BuildSpec) -> tuple[ImageFeatures, TextFeatures]:
     """The models of a spec that asks for scores."""
     towers = towers_of(spec)
-    gpu = towers.options.num_gpus > 0
-    return ImageFeatures(towers.image_id, towers, gpu), TextFeatures(towers.text_id, towers, gpu)
+    gpus = towers.options.num_gpus
+    return ImageFeatures(towers.image_id, towers, gpus=gpus), TextFeatures(towers.text_id, towers, gpus=gpus)
 
 
 @functools.lru_cache(1)

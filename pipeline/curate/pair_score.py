@@ -33,7 +33,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import PAIR_SCORE, nfc
 from pipeline import pulse
 from pipeline.curate import _words
-from pipeline.curate._towers import Row, checked_towers, models_of
+from pipeline.curate._towers import Row, checked_towers, models_of, resources
 from pipeline.curate.judging import KEEP, ROW_GROUP, Judge, Judged, Verdict, pair_partitions, spread
 from pipeline.filters import Drop, PairFilter, names_filter, pair_filters
 from pipeline.model_runner import model_values, text_values
@@ -64,14 +64,6 @@ def _score_token(build: Build) -> Any:
 
 def _by_words(build: Build) -> bool:
     return build.spec.pair_score is not None and build.spec.pair_score.by_words
-
-
-def resources(spec: BuildSpec) -> dict[str, float]:
-    """Resources of a worker: a CPU for each thread of a session, and the spec's share of a GPU."""
-    own = spec.pair_score
-    if own is None:
-        return {"num_cpus": 1.0}
-    return {"num_cpus": float(own.threads), **({"num_gpus": own.num_gpus} if own.num_gpus else {})}
 
 
 def _score(build: Build, partition: str) -> None:

@@ -36,6 +36,8 @@ class Detector(Plugin):
     """False for a detector that looks at a picture's shape only: it gets blank pictures, and nothing is decoded."""
     EVERY: ClassVar[bool] = False
     """True for a detector of whose boxes all are kept, however many `regions.max_boxes` allows."""
+    ON_GPU: ClassVar[bool] = True
+    """False for a detector that runs on the CPU whatever `load` is told: it runs where pictures are decoded."""
     OF_SOURCES: ClassVar[bool] = False
     """True for boxes that came with the source: they are read from extract's files."""
 
@@ -60,7 +62,7 @@ class Detector(Plugin):
     def load(self, gpu: bool = False) -> Any:
         """The state that a worker process keeps and passes to `detect`: a session, a model. Raises DetectorError.
 
-        gpu: the spec assigns each worker a GPU, or a part of one; used if the machine has it.
+        gpu: the process owns a GPU, or a part of one, to be used; DetectorError where that cannot be done.
         """
         return None
 

@@ -28,6 +28,7 @@ class Faces(Detector):
     """Detects faces."""
 
     EVERY: ClassVar[bool] = True
+    ON_GPU: ClassVar[bool] = False
 
     weights: str = Field(
         "", description="a YuNet .onnx file, relative to the spec file; default: OpenCV's own detector"

@@ -58,6 +58,8 @@ class TorchVision(Detector):
             hint = f"not installed: {install('training')}"
             raise DetectorError("torchvision", hint) from None
         name = HUB if self.weights == "hub" else str(self._path)
+        if gpu and not torch.cuda.is_available():
+            raise DetectorError(name, "regions.num_gpus asks for a GPU, but torch sees none here; or set num_gpus: 0")
         try:
             state = self._state()
             model = fasterrcnn_resnet50_fpn_v2(
@@ -72,8 +74,7 @@ class TorchVision(Detector):
             model.load_state_dict(state)
         except Exception as e:  # pickle, safetensors, urllib and torch each raise their own
             raise DetectorError(name, f"contains no weights of this model ({' '.join(str(e).split())[:200]})") from None
-        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-        return model.eval().to(device)
+        return model.eval().to("cuda" if gpu else "cpu")
 
     def _state(self) -> Any:
         import torch

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.command.extras import install
+from data_specs.search.onnx_file import NoCuda, started
 from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import ModelError
 
@@ -40,20 +41,17 @@ def digest(path: Path) -> str:
 def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = False) -> Any:
     """An onnxruntime session over a file or its bytes, on `threads` of the CPU.
 
-    gpu: on CUDA, if onnxruntime has it. Raises ModelError that names the file: `name`, or the path.
+    gpu: on CUDA. Raises ModelError that names the file (`name`, or the path), or says what CUDA needs.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
-    if gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
     try:
-        return onnxruntime.InferenceSession(
-            data if isinstance(data, bytes) else str(data), options, providers=providers
-        )
+        return started(data if isinstance(data, bytes) else str(data), options, gpu)
+    except NoCuda as e:
+        raise ModelError(name or str(data), str(e)) from None
     except Exception as e:  # onnxruntime's own exceptions lack a common base
         message = " ".join(str(e).split())[:200]
         raise ModelError(name or str(data), f"not an ONNX model ({message})") from None

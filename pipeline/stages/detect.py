@@ -53,9 +53,14 @@ def partitions(build: Build) -> list[str]:
 
 
 def resources(spec: BuildSpec) -> dict[str, float]:
-    """Resources of a worker: a CPU for each thread of the greediest detector, and the spec's share of a GPU."""
-    threads = max((getattr(detector, "threads", 1) for detector in detectors_of(spec)), default=1)
-    return {"num_cpus": threads, **({"num_gpus": spec.regions.num_gpus} if spec.regions.num_gpus else {})}
+    """A CPU of a task for each thread of the greediest detector, and GPUs of a process with detectors on a GPU."""
+    detectors = detectors_of(spec)
+    threads = max((getattr(detector, "threads", 1) for detector in detectors), default=1)
+    return {"num_cpus": threads, "num_gpus": max((_gpus(spec, detector) for detector in detectors), default=0.0)}
+
+
+def _gpus(spec: BuildSpec, detector: Detector) -> float:
+    return spec.regions.num_gpus if detector.NEEDS_PIXELS and detector.ON_GPU else 0.0
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -65,8 +70,11 @@ def run_partition(build: Build, partition: str) -> None:
         s: (w, h) for s, w, h in zip(*(kept[c].to_pylist() for c in ("sha256", "width", "height")), strict=True)
     }
     detectors = {d.detector_id: d for d in detectors_of(build.spec)}
-    gpu = build.spec.regions.num_gpus > 0
-    models = [_BoxModel(name, detector, gpu) for name, detector in detectors.items() if detector.NEEDS_PIXELS]
+    models = [
+        _BoxModel(name, detector, gpus=_gpus(build.spec, detector))
+        for name, detector in detectors.items()
+        if detector.NEEDS_PIXELS
+    ]
     detected = model_values(build, partition, sides, models)
     for sha256, why in detected.undecodable.items():
         log.warning("detect: image %s gets no regions: %s", sha256, why)
@@ -129,7 +137,7 @@ def _from_sides(build: Build, detector: Detector, sides: Sides) -> tuple[dict[st
     raw = {} if rows is None else boxes_of(rows)
     missing = [sha256 for sha256 in sides if sha256 not in raw]
     if missing:
-        state = detector.load(build.spec.regions.num_gpus > 0)
+        state = detector.load()
         new = dict(zip(missing, look(detector, state, [blank(*sides[s]) for s in missing]), strict=True))
         cache.put(rows_of(new))
         raw |= new
@@ -141,13 +149,12 @@ class _BoxModel(Model[Boxes]):
     """A detector that looks at pixels, at full size."""
 
     detector: Detector
-    gpu: bool
 
     def cache(self, store: Store) -> Cache:
         return store.regions(self.id)
 
     def load(self) -> Any:
-        return self.detector.load(self.gpu)
+        return self.detector.load(self.gpus > 0)
 
     def run(self, state: Any, pictures: Sequence[Picture]) -> Sequence[Boxes]:
         return look(self.detector, state, pictures)

@@ -47,7 +47,7 @@ class Cost:
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    gpu_seconds: float = 0.0  # seconds times the GPUs in use
+    gpu_seconds: float = 0.0  # of models, times the share of a GPU that each had
     bytes: int = 0  # of the files that were written
     peak_bytes: int = 0
 
@@ -61,10 +61,10 @@ class Cost:
         )
 
     @staticmethod
-    def of(records: list[Record], gpus: float) -> Cost:
-        """The cost of committed partitions, each of which used that many GPUs."""
+    def of(records: list[Record]) -> Cost:
+        """The cost of committed partitions."""
         each = (
-            Cost(r.seconds, r.cpu_seconds, gpus * r.seconds, sum(f.bytes for f in r.files.values()), r.peak_bytes)
+            Cost(r.seconds, r.cpu_seconds, r.gpu_seconds, sum(f.bytes for f in r.files.values()), r.peak_bytes)
             for r in records
         )
         return sum(each, Cost())
@@ -90,8 +90,7 @@ class PassResult(Result):
     @staticmethod
     def of(own: Pass, build: Build, records: list[Record], ran: int = -1, seconds: float = 0.0) -> PassResult:
         """The result of a pass from its records. ran: partitions that this run has done; -1 for a finished pass."""
-        cost = Cost.of(records, own.resources(build.spec).get("num_gpus", 0.0))
-        counts = dict(counts_of(records))
+        counts, cost = dict(counts_of(records)), Cost.of(records)
         return PassResult(own.name, ran < 0, len(records), max(ran, 0), round(seconds, 2), counts, cost)
 
 

@@ -55,7 +55,8 @@ class FileRef(BaseModel):
 
 class Record(BaseModel):
     """The commit of one partition. `files` maps a suffix to the file; `counts` is what the pass counted; `decided` is
-    counted of its decisions; `peak_bytes` is the most memory of its worker, 0 where that is unknown."""
+    counted of its decisions; `peak_bytes` is the most memory of its worker, 0 where that is unknown; `gpu_seconds` are
+    seconds of models on GPUs times the share of a GPU that each had."""
 
     model_config = ConfigDict(frozen=True)
     stage: str
@@ -67,6 +68,7 @@ class Record(BaseModel):
     info: dict[str, Any] = {}
     seconds: float
     cpu_seconds: float
+    gpu_seconds: float = 0.0
     peak_bytes: int = 0
     decided: Decided | None = None
 
@@ -112,18 +114,34 @@ def _file_name(partition: str, attempt: str, suffix: str) -> str:
     return f"_{kind}/{name}" if kind in APART else name
 
 
-_BEGAN: ContextVar[tuple[float, float] | None] = ContextVar("began", default=None)
+@dataclass
+class _Clock:
+    """What a running partition has cost. began, cpu: the clocks when it began."""
+
+    began: float = field(default_factory=time.monotonic)
+    cpu: float = field(default_factory=time.process_time)
+    gpu: float = 0.0
+
+
+_CLOCK: ContextVar[_Clock | None] = ContextVar("clock", default=None)
 
 
 @contextlib.contextmanager
 def timed() -> Iterator[None]:
     """Start the clock of a partition: an attempt that is opened within the block counts time and memory from here."""
     begin_peak()
-    token = _BEGAN.set((time.monotonic(), time.process_time()))
+    token = _CLOCK.set(_Clock())
     try:
         yield
     finally:
-        _BEGAN.reset(token)
+        _CLOCK.reset(token)
+
+
+def on_gpu(seconds: float) -> None:
+    """Count GPU seconds of the running partition."""
+    clock = _CLOCK.get()
+    if clock is not None:
+        clock.gpu += seconds
 
 
 def rows_digest(ids: Iterable[str]) -> str:
@@ -142,7 +160,7 @@ class Attempt:
         self._folder, self._stage, self._partition, self._fingerprint = folder, stage, partition, fingerprint
         self.attempt = uuid.uuid4().hex[:8]
         self._final: dict[str, str] = {}
-        self._started, self._cpu = _BEGAN.get() or (time.monotonic(), time.process_time())
+        self._clock = _CLOCK.get() or _Clock()
         self._decisions: list[pa.Table] = []
         self._hashed: dict[str, str] = {}
 
@@ -204,8 +222,9 @@ class Attempt:
             files=files,
             counts=counts,
             info=info or {},
-            seconds=round(time.monotonic() - self._started, 3),
-            cpu_seconds=round(time.process_time() - self._cpu, 3),
+            seconds=round(time.monotonic() - self._clock.began, 3),
+            cpu_seconds=round(time.process_time() - self._clock.cpu, 3),
+            gpu_seconds=round(self._clock.gpu, 3),
             peak_bytes=peak_bytes(),
             decided=own,
         )

@@ -73,7 +73,7 @@ class PassFile:
 
 
 def one_cpu(spec: BuildSpec) -> dict[str, float]:
-    """Default resources of a partition, as options of a Ray task."""
+    """Default of `Pass.resources`."""
     return {"num_cpus": 1.0}
 
 
@@ -114,7 +114,7 @@ class Pass:
     reduce(build): JSON value that the driver makes of the committed partitions, read as `StageDir.reduced`; small.
     when(spec): whether a build of the spec has this pass.
     begin(build): called by the driver before partitions of an unfinished pass run.
-    resources(spec): what a partition asks of the cluster, as options of a Ray task.
+    resources(spec): `num_cpus` of a partition's task, and `num_gpus` of each process that runs models for the tasks.
     files: what it commits for a partition, beside its decisions, and what a takedown does with each.
     unit, done: for people, what progress is counted in, and the counts of a record whose sum that is.
     follows: its partitions are those of the pass before it, and the task that does one of these goes on with its own.

@@ -91,36 +91,34 @@ def test_a_cluster_that_is_gone_holds_no_publish_up(caplog: pytest.LogCaptureFix
 def test_nothing_is_asked_of_a_cluster_that_it_has_not() -> None:
     small = {"CPU": 2.0, "memory": 1e9}
     assert cluster.granted({"num_cpus": 4, "num_gpus": 0.5}, [small]) == {"num_cpus": 2}
-    assert cluster.granted({"num_cpus": 1, "num_gpus": 0.5}, [{"CPU": 8.0, "GPU": 1.0}]) == {
-        "num_cpus": 1,
-        "num_gpus": 0.5,
-    }
     assert cluster.granted({"num_cpus": 0.5}, [small]) == {"num_cpus": 0.5}
     assert cluster.granted({"num_cpus": 2}, [{"memory": 1e9}]) == {"num_cpus": 1}, "a head that is to run nothing"
 
 
-def test_a_task_asks_for_no_more_than_one_node_has() -> None:
-    """Two nodes of two CPUs have four, and none can run a task of three: it would wait without end.
+def test_each_share_of_a_gpu_has_a_holder_of_sessions() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0}, {"GPU": 1.0}]
+    shares = (1.0, 0.5, 0.4, 2.0)
+    assert [cluster.holders_of(share, nodes) for share in shares] == [3, 6, 6, 1]
+    with pytest.raises(StageError, match=r"asks for 4 GPUs, but no node has more than 2; add .*, or set num_gpus: 0"):
+        cluster.holders_of(4, nodes)
 
-    So would one that asks for the CPUs of one node and the GPU of another.
-    """
+
+def test_a_task_asks_for_no_more_than_one_node_has() -> None:
+    """Two nodes of two CPUs have four, and none can run a task of three: it would wait without end."""
     nodes = [
         {"Alive": True, "Resources": {"CPU": 2.0, "memory": 5e9}},
-        {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}},
-        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0}},
     ]
     alive = cluster._nodes(SimpleNamespace(nodes=lambda: nodes))
     assert cluster.granted({"num_cpus": 3}, alive) == {"num_cpus": 2}
-    assert cluster.granted({"num_cpus": 3, "num_gpus": 0.5}, alive) == {"num_cpus": 1, "num_gpus": 0.5}
-    assert cluster.granted({"num_cpus": 3, "num_gpus": 4}, alive) == {"num_cpus": 2}
 
 
 def test_memory_is_cut_to_that_of_the_nodes_that_have_the_cpus() -> None:
     """What asks for all of a node runs alone there."""
-    nodes = [{"CPU": 2.0, "memory": 5e9}, {"CPU": 8.0, "memory": 3e9}, {"CPU": 1.0, "GPU": 1.0, "memory": 1e9}]
+    nodes = [{"CPU": 2.0, "memory": 5e9}, {"CPU": 8.0, "memory": 3e9}, {"CPU": 1.0, "memory": 1e9}]
     assert cluster.granted({"num_cpus": 2, "memory": 4e9}, nodes) == {"num_cpus": 2, "memory": 4e9}
     assert cluster.granted({"num_cpus": 3, "memory": 4e9}, nodes) == {"num_cpus": 3, "memory": 3e9}
-    assert cluster.granted({"num_cpus": 1, "num_gpus": 1, "memory": 4e9}, nodes)["memory"] == 1e9
     assert cluster.granted({"num_cpus": 1, "memory": 4e9}, [{"GPU": 1.0}]) == {"num_cpus": 1, "memory": 4e9}
 
 

@@ -15,11 +15,10 @@ def figures(material: Material, inputs: Values) -> Values:
 
 
 def stage_costs(build: Build) -> list[Values]:
-    """The `Cost` of each stage, all its passes together, with partitions, cached items, and wall and GPU seconds where
-    known.
+    """The `Cost` of each stage, all its passes together, with partitions, cached items, and wall seconds where known.
 
-    From the records; of working passes, whose records are deleted, from build.json. How many GPUs a partition held, and
-    how long a pass took, is known only to the run, which noted it there.
+    From the records; of working passes, whose records are deleted, from build.json. How long a pass took is known only
+    to the run, which noted it there.
     """
     of_run = build_json.read(build.folder).get("passes", {})
     of_run = {own: noted for own, noted in of_run.items() if noted["fingerprint"] == build.fingerprints.get(own)}
@@ -33,11 +32,9 @@ def stage_costs(build: Build) -> list[Values]:
         }
         deleted = [noted[own] for own, records in passes.items() if not records and own in noted]
         records = [record for of_pass in passes.values() for record in of_pass]
-        cost = sum((Cost(**own["cost"]) for own in deleted), Cost.of(records, gpus=0))
+        cost = sum((Cost(**own["cost"]) for own in deleted), Cost.of(records))
         total = {key: round(value, 2) for key, value in dataclasses.asdict(cost).items()}
-        known = name in noted
-        total["gpu_seconds"] = sum(own["cost"]["gpu_seconds"] for own in noted.values()) if known else None
-        wall = round(sum(own["seconds"] for own in noted.values()), 2) if known else None
+        wall = round(sum(own["seconds"] for own in noted.values()), 2) if name in noted else None
         partitions = len(records) + sum(own["partitions"] for own in deleted)
         cached = sum(record.counts.get("cached", 0) for record in records)
         rows.append({"stage": name, "partitions": partitions, **total, "wall_seconds": wall, "cached": cached})

@@ -187,7 +187,7 @@ def test_options_follow_and_a_spec_is_read_back_as_it_was_written(tmp_path: Path
         opened(tmp_path, filters=[{"name": "pair_score"}])
     resources = [score.resources(BuildSpec.model_validate({**MINIMAL, "pair_score": {**ours, **more}})) for more in (
         {"threads": 2}, {"num_gpus": 0.5})]  # fmt: skip
-    assert resources == [{"num_cpus": 2.0}, {"num_cpus": 1.0, "num_gpus": 0.5}]
+    assert resources == [{"num_cpus": 2.0, "num_gpus": 0.0}, {"num_cpus": 1.0, "num_gpus": 0.5}]
 
 
 def test_rows_of_the_cache_come_back_as_they_were() -> None:

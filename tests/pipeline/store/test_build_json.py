@@ -20,6 +20,7 @@ from pipeline.stages import fetch
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, PassResult, Running
+from pipeline.store.partitions import on_gpu, timed
 
 
 def _begin(build: Build, partitions: int, ago_s: float = 0.0) -> None:
@@ -75,12 +76,14 @@ def test_asking_for_the_status_keeps_nobody_from_building(build):
 
 def test_costs_are_those_of_all_partitions_and_add_up(build):
     for partition in ("0", "1"):
-        _commit(build, partition)
+        with timed():
+            on_gpu(1.25)
+            _commit(build, partition)
     records = build.stage("fetch").records()
-    cost = Cost.of(records, gpus=0.5)
+    cost = Cost.of(records)
     assert cost.bytes == 200
     assert cost.seconds == pytest.approx(sum(r.seconds for r in records), abs=0.002)
-    assert cost.gpu_seconds == pytest.approx(cost.seconds / 2, abs=0.002)
+    assert cost.gpu_seconds == 2.5
     build_json.note(build, PassResult("fetch.recheck", False, 0, 0, 0.0, {}, Cost()))
     for name in ("crawl", "fetch"):
         build_json.note(build, PassResult(name, False, 2, 2, 1.0, {"kept": 4}, Cost(2.0, 1.5, 1.0, 200, 9)))

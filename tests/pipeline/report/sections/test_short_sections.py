@@ -179,10 +179,10 @@ def test_what_a_run_noted_counts_only_for_the_results_that_it_made(synthetic_bui
     run_stage(synthetic_build, "shard")
     rows = {row["stage"]: row for row in stage_costs(synthetic_build)}
     assert rows["shard"]["partitions"] == len(synthetic_build.stage("shard").records())
-    assert (rows["shard"]["wall_seconds"], rows["shard"]["gpu_seconds"]) == (None, None)
+    assert rows["shard"]["wall_seconds"] is None
     assert "report" not in rows, "it has no record yet"
 
-    noted = {"seconds": 12.5, "partitions": 2, "cost": asdict(Cost(gpu_seconds=3.0))}
+    noted = {"seconds": 12.5, "partitions": 2, "cost": asdict(Cost())}
     passes = {
         "shard": {**noted, "fingerprint": synthetic_build.fingerprints["shard"]},
         "filter": {**noted, "fingerprint": "of another run"},
@@ -191,8 +191,7 @@ def test_what_a_run_noted_counts_only_for_the_results_that_it_made(synthetic_bui
         json.dumps({"version": build_json.VERSION, "stages": {}, "passes": passes}), encoding="utf-8"
     )
     rows = {row["stage"]: row for row in stage_costs(synthetic_build)}
-    assert (rows["shard"]["wall_seconds"], rows["shard"]["gpu_seconds"]) == (12.5, 3.0)
-    assert (rows["filter"]["wall_seconds"], rows["filter"]["gpu_seconds"]) == (None, None)
+    assert (rows["shard"]["wall_seconds"], rows["filter"]["wall_seconds"]) == (12.5, None)
 
 
 def test_a_stage_costs_what_its_passes_cost_also_when_their_records_are_deleted(tmp_path: Path) -> None:
@@ -204,7 +203,7 @@ def test_a_stage_costs_what_its_passes_cost_also_when_their_records_are_deleted(
             attempt.path("bin").write_bytes(bytes(1_000))
             attempt.commit({})
         records = build.stage(name).records()
-        build_json.note(build, PassResult(name, False, 1, 1, 1.5, {}, Cost.of(records, gpus=0)))
+        build_json.note(build, PassResult(name, False, 1, 1, 1.5, {}, Cost.of(records)))
     [before] = stage_costs(build)
     found = before["partitions"], before["bytes"], before["wall_seconds"]
     assert found == (len(names), 1_000 * len(names), 1.5 * len(names))
