@@ -1,8 +1,8 @@
 """The Ray executor: runs the partitions of a stage as tasks, on a cluster or on an embedded Ray on this machine.
 
-Ray starts when the first partition is to run, so that a build in which everything is done never waits for it. Without
-an address (or RAY_ADDRESS) an embedded Ray starts on this machine, bound to loopback, and ends with the build, also
-where the build is killed (`pipeline.watchdog`).
+Without an address (or RAY_ADDRESS) an embedded Ray starts on this machine, bound to loopback, and ends with the build,
+also where the build is killed (`pipeline.watchdog`). It starts when the first pass has more than one partition to run:
+a single one before that runs in this process, since Ray and its workers take longer to start than a small build.
 
 This module knows a stage by its name, its function and what its tasks ask of the cluster, never by import: the page
 (`pipeline.run`) hands these in. Objects that live on a cluster beside the tasks are `pipeline.actors`.
@@ -28,6 +28,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ from urllib.parse import urlsplit
 from data_specs.command.loopback import start_ray
 from data_specs.errors import WenlanError
 from pipeline import observe
-from pipeline.actors import LARGE, Actors
+from pipeline.actors import LARGE, Actors, on_cluster
 from pipeline.errors import StageError
 from pipeline.files.folder import DISK_FULL, MAKE_ROOM
 from pipeline.files.parquet import arrow_without_pandas
@@ -68,13 +69,13 @@ TASK_RETRIES = 2
 class Cluster:
     """Ray, started when first needed: the cluster at `address` or RAY_ADDRESS, else one on this machine.
 
-    workers: CPUs of the embedded Ray, 0 for those of the machine.
+    workers: CPUs of the embedded Ray, 0 for those of the machine. here: run everything in this process, without Ray.
     """
 
-    def __init__(self, address: str = "", workers: int = 0) -> None:
+    def __init__(self, address: str = "", workers: int = 0, here: bool = False) -> None:
         self._address, self._workers, self._ours = address or os.environ.get("RAY_ADDRESS", ""), workers, False
         self._watchdog: Watchdog | None = None
-        self._lost = False
+        self._lost, self._here = False, here
         self.started = False
 
     def each(self, build: Build, passes: Sequence[Runs], resources: Resources, partitions: list[str]) -> Iterator[str]:
@@ -82,7 +83,8 @@ class Cluster:
 
         Raises WenlanError.
         """
-        if not partitions:
+        if not self.is_needed(resources, partitions):
+            yield from _each_here(build, passes, partitions)
             return
         ray = self.start()
         observe.show("wenlan_building", 1)
@@ -132,6 +134,15 @@ class Cluster:
                     continue
                 _wait_for(ray, ref, f"{stage}/{partition}")
                 yield partition
+
+    def is_needed(self, resources: Resources, partitions: Sequence[str]) -> bool:
+        """True if Ray runs some partitions: more than one, or one that asks for something else than one CPU.
+
+        A crawl asks for less, since its visitors are spread over the CPUs. A Ray that is there runs all.
+        """
+        alone = len(partitions) == 1 and resources["num_cpus"] == 1 and not resources.get("num_gpus")
+        needed = not alone or bool(self._address) or on_cluster()
+        return bool(partitions) and not self._here and needed
 
     def close(self) -> None:
         """Leave the cluster, or end the embedded Ray; a Ray that was already running stays up."""
@@ -256,22 +267,17 @@ def joined(address: str = "") -> Iterator[None]:
             ray.shutdown()
 
 
-class Here:
-    """This process in place of a cluster: runs partitions one by one, for work that ends before Ray has started."""
-
-    started = True
-
-    def start(self) -> None:
-        """Nothing has to start."""
-
-    def each(self, build: Build, passes: Sequence[Runs], resources: Resources, partitions: list[str]) -> Iterator[str]:
-        """Implements `Cluster.each`."""
-        for partition in partitions:
+def _each_here(build: Build, passes: Sequence[Runs], partitions: Sequence[str]) -> Iterator[str]:
+    """`Cluster.each` in this process, one partition after the other."""
+    stage = "+".join(name for name, _ in passes)
+    for partition in partitions:
+        try:
             run_passes(build, passes, partition, observe.form())
-            yield partition
-
-    def close(self) -> None:
-        """Nothing was started."""
+        except WenlanError:
+            raise
+        except Exception as e:
+            raise _fault(f"{stage}/{partition}", e, traceback.format_exc()) from None
+        yield partition
 
 
 def _most_in_flight(ray: Any, options: Resources) -> int:
@@ -448,12 +454,17 @@ def _wait_for(ray: Any, ref: Any, name: str) -> None:
             raise cause from None
         if isinstance(cause, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
             raise StageError(name, _no_room(cause)) from None
-        log.error("%s", _COLOURS.sub("", str(e)))  # the remote traceback: it is a fault of ours, not of the input
-        raise StageError(name, f"failed: {type(cause).__name__}: {_first_line(cause)}") from None
+        raise _fault(name, cause, _COLOURS.sub("", str(e))) from None
     except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as e:
         raise StageError(name, _no_room(e)) from None
     except ray.exceptions.RayError as e:
         raise StageError(name, f"its worker died again and again: {type(e).__name__}: {_first_line(e)}") from None
+
+
+def _fault(name: str, e: BaseException, trace: str) -> StageError:
+    """Returns the error to show for a fault of ours, not of the input; logs its traceback."""
+    log.error("%s", trace)
+    return StageError(name, f"failed: {type(e).__name__}: {_first_line(e)}")
 
 
 def _first_line(e: BaseException) -> str:

@@ -3,10 +3,10 @@
     crawl -> extract -> admit -> fetch -> measure -> filter -> dedup -> curate -> detect -> shard -> report -> (publish)
 
 A stage is one object (`pipeline.store.stage.Stage`), `STAGES` is their order, and each has its passes. A pass is cut
-into partitions; each runs as one Ray task, which commits its own record (`pipeline.store.partitions`). A pass's
+into partitions; each runs as one task, which commits its own record (`pipeline.store.partitions`). A pass's
 fingerprint is made of its version, its token (its part of the spec and what it reads outside the build) and the
 fingerprints of the passes that it reads: same fingerprint, same result, so a finished pass is skipped and a killed one
-goes on with the partitions without a record. Ray starts only if there is something to run.
+goes on with the partitions without a record. Ray starts for the first pass that has several.
 
 Which build a folder is: `pipeline.opening`. The driver holds partition names and counts, nothing that grows with the
 rows of a dataset.
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 
 from pipeline import observe
-from pipeline.cluster import Cluster, Here
+from pipeline.cluster import Cluster
 from pipeline.errors import StageError
 from pipeline.memory import memory_for
 from pipeline.report.estimate import Reference
@@ -53,7 +53,7 @@ def run(
     """
     with build_json.sole_owner(build), observe.about(build_id=build.build_id):
         build.store.check()
-        cluster = Here() if here else Cluster(address, workers)
+        cluster = Cluster(address, workers, here)
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         if build.on is None:
             build.store.begin(build)
@@ -125,7 +125,7 @@ def _chain(build: Build, own: Pass, wanted: Set[str]) -> list[Pass]:
 def _run_pass(
     build: Build,
     chain: Sequence[Pass],
-    cluster: Cluster | Here,
+    cluster: Cluster,
     progress: Progress,
     crawls: bool,
     ahead: dict[str, tuple[int, float]],
@@ -151,7 +151,7 @@ def _run_pass(
         build_json.note(build, running=running)
     own.begin(build)
     log.info("pass begins", extra={"partitions": len(partitions), "committed": len(committed)})
-    if missing and not cluster.started:
+    if not cluster.started and cluster.is_needed(own.resources(build.spec), missing):
         asked = time.monotonic()
         with progress.starting("Ray"):
             cluster.start()

@@ -144,7 +144,7 @@ def writing(build, partition):
 observe.log_as("text")
 start_ray(ray, num_cpus=4, include_dashboard=False, _memory=1e9, object_store_memory=100_000_000)
 said = {}
-for name, own in (("crowded", cluster.Cluster()), ("here", cluster.Here())):
+for name, own in (("crowded", cluster.Cluster()), ("here", cluster.Cluster(here=True))):
     out = opening.open_build(load(folder / "spec.yaml"), str(folder / name))
     build = replace(out, fingerprints={"measure": "f" * 64})
     asked = {"num_cpus": 1, "memory": 400e6}
@@ -178,6 +178,45 @@ def test_a_node_runs_what_fits_its_memory_and_a_killed_partition_alone(tmp_path,
     assert [own for own in beside if "00001" in own] == [{"00001"}]
     assert len(said["here"]) == 8
     assert said["crowded"] == said["here"]
+
+
+_SMALL = """
+import sys
+from pipeline import cli
+from pipeline.stages import extract
+if "failing" in sys.argv:
+    sys.argv.remove("failing")
+    extract.STAGE.passes[0].__dict__["run"] = lambda build, partition: 1 / 0
+code = cli.main()
+print(code, "ray" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_build_whose_passes_have_one_partition_each_starts_no_ray(tmp_path, spec, failing) -> None:
+    build = ["build", str(spec), "--out", "out", "--until", "fetch"]
+    words = [sys.executable, "-c", _SMALL, *["failing"] * failing, *build]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ("1 False" if failing else "0 False"), done.stderr
+    if failing:
+        assert "Traceback" in done.stderr
+        assert done.stderr.endswith("extract/t-00000: failed: ZeroDivisionError: division by zero\n"), done.stderr
+
+
+def test_several_partitions_gpus_sites_and_clusters_need_ray(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "on_cluster", lambda: False)  # another test of this process may have started one
+    own, one = cluster.Cluster(), {"num_cpus": 1.0, "memory": 1e9}
+    assert not own.is_needed(one, ["00000"])
+    assert not own.is_needed(one, [])
+    assert own.is_needed(one, ["00000", "00001"])
+    assert own.is_needed({"num_cpus": 0.5}, ["site"]), "a crawl spreads its visitors over all CPUs"
+    assert own.is_needed({**one, "num_gpus": 1.0}, ["00000"])
+    assert cluster.Cluster("127.0.0.1:1").is_needed(one, ["00000"])
+    assert not cluster.Cluster(here=True).is_needed(one, ["00000", "00001"])
 
 
 def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeypatch) -> None:

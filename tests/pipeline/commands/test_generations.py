@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_specs.shard import SPLITS
 from pipeline import opening, run
-from pipeline.cluster import Here
+from pipeline.cluster import Cluster
 from pipeline.records import split_of
 from tests.growing_site import Weeks, jpeg, picture, three_weeks
 
@@ -26,7 +26,7 @@ def built(serve_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("weeks")
     (folder / "now").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
+        patch.setattr(run, "Cluster", lambda *_: Cluster(here=True))  # the stages in this process: no Ray is started
         own = three_weeks(serve_for_module({}), folder / "now")
         own.keep()
         yield own

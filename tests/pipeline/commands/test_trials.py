@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import run
-from pipeline.cluster import Here
+from pipeline.cluster import Cluster
 from pipeline.report import trial
 from pipeline.stages import STAGES
 from tests.browser import CHROMIUM, Page, visit
@@ -30,7 +30,7 @@ def built(serve_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("weeks")
     (folder / "now").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
+        patch.setattr(run, "Cluster", lambda *_: Cluster(here=True))  # the stages in this process: no Ray is started
         own = Weeks(serve_for_module({}), folder / "now")
         own.show("/a.html", {f"{n}withalongname": picture(n, 100 + 50 * n) for n in range(5)})
         own.show("/b.html", {"5": picture(5), "6": picture(6)})

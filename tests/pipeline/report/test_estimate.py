@@ -13,7 +13,7 @@ import pytest
 
 from data_specs.build import BuildSpec, load
 from pipeline import cli, memory, opening, run
-from pipeline.cluster import Here, Resources, Runs
+from pipeline.cluster import Cluster, Resources, Runs
 from pipeline.report.estimate import Pace, Reference, forecast
 from pipeline.sources import sources_of
 from pipeline.stages import crawl
@@ -63,7 +63,7 @@ def test_a_build_asks_for_the_memory_that_the_last_one_needed(
     """With a margin; for passes that the last one did not have, for a default."""
     asked = dict[str, float]()
 
-    class Noting(Here):
+    class Noting(Cluster):
         def each(
             self, build: Build, passes: Sequence[Runs], resources: Resources, partitions: list[str]
         ) -> Iterator[str]:
@@ -77,7 +77,7 @@ def test_a_build_asks_for_the_memory_that_the_last_one_needed(
     table = {"kind": "url_table", "name": "t", "source_kind": "news", "path": str(tmp_path / "t.csv")}
     raw = {"name": "a", "contact": "mailto:x@example.org", "sources": [{**table, "columns": {"texts": {"alt": "zh"}}}]}
     build = opening.open_build(BuildSpec.model_validate(raw), str(tmp_path / "out"), earlier.store.url)
-    monkeypatch.setattr(run, "Cluster", lambda *_: Noting())
+    monkeypatch.setattr(run, "Cluster", lambda *_: Noting(here=True))
     list(run.run(build, until="admit"))
     assert (asked["extract"], asked["admit"]) == (1_000 * memory.MARGIN, 700_000_000 * memory.MARGIN)
     assert asked["admit.sort"] == memory.UNKNOWN
