@@ -8,6 +8,10 @@ hit our side alone.
 
 `fetch.engine: img2dataset`, which passes every picture through a gateway, is timed beside the default engine.
 
+Troubled hosts: the same list with 20 pictures each of a host that never finishes, one that refuses connections and one
+that has no address, beside the list without them, and without `fetch.max_wait_s`: each worker waits for as long as that
+once, 60 s by default, on top.
+
 Growth is ours alone: seconds a URL, beyond Ray's start, of runs that follow each other in one Ray. Memory is the
 largest of any worker, with photos and with bombs (PNG headers of 32,000 x 32,000, gzip, endless bodies).
 """
@@ -26,7 +30,7 @@ from typing import Any
 
 from harness import Figure, at_least, at_most, interleaved, quick, report
 from hostile import hostile
-from loopback import PEER, ROOT, missing, nginx, photo_urls
+from loopback import PEER, ROOT, free_port, missing, nginx, photo_urls
 
 PER_PARTITION, THREADS = 2_500, 32
 
@@ -57,6 +61,9 @@ def main() -> int:
         by_peer, seconds = interleaved(lambda: ours(folder, **engine), mine, 1, warm=False)
         figures["engine_img2dataset_to_wenlan"] = at_least(seconds / by_peer, 0.2)
         figures["worker_memory_photos"] = at_most(found["worker_mb"], 800, "MB")
+        figures["troubled_hosts_to_none"] = at_most(
+            troubled(folder, photo_urls(port, count), job["allow"], rounds), 1.2
+        )
         urls.write_text("\n".join(photo_urls(port, sum(sizes), start=count)))
         grown = ours(folder, **{**job, "sizes": [sizes[0], *sizes]})["runs"][1:]  # the first one imports
         each = [run["seconds"] / run["size"] for run in grown]
@@ -95,6 +102,24 @@ def peer(folder: Path, urls: Path, count: int) -> None:
     stats = [json.loads(file.read_text()) for file in out.glob("*_stats.json")]
     assert sum(stat["successes"] for stat in stats) == count, stats
     shutil.rmtree(out)
+
+
+def troubled(folder: Path, photos: list[str], allow: list[str], rounds: int) -> float:
+    """Seconds of a list with three hosts in trouble, relative to the list without them."""
+    plain, with_them, refusing = folder / "plain.txt", folder / "troubled.txt", f"127.0.0.1:{free_port()}"
+    with hostile() as server:
+        hosts = (f"{server.url}/slow?", f"http://{refusing}/", "http://no-such-host.invalid/")
+        plain.write_text("\n".join(photos))
+        with_them.write_text("\n".join([*photos, *(f"{host}{n}" for n in range(20) for host in hosts)]))
+        job = {"allow": [*allow, server.host, refusing], "limits": {"delay_s": 0.0002, "timeout_s": 4}}
+        runs: dict[Path, list[float]] = {plain: [], with_them: []}
+        for _ in range(rounds):
+            for urls, seconds in runs.items():
+                found = ours(folder, urls=str(urls), **job)["runs"][0]
+                assert found["reasons"][""] == len(photos), found
+                seconds.append(found["seconds"])
+    print(f"troubled hosts: {runs[with_them]} s, without them {runs[plain]} s", file=sys.stderr)
+    return min(runs[with_them]) / min(runs[plain])
 
 
 def bombs(count: int) -> float:

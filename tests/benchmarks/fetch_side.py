@@ -101,7 +101,7 @@ def main() -> None:
             build = begun(f"{number}", urls[at : at + size], job)
             at += size
             start = time.perf_counter()
-            result = run._run_pass(build, build.passes["fetch"], cluster, memory, True)
+            result = run._run_pass(build, [build.passes["fetch"]], cluster, memory, True, {}, {})
             seconds = time.perf_counter() - start
             memory.look()
             reasons: dict[str, int] = {}
