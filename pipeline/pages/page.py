@@ -150,7 +150,7 @@ class Page:
     base: str
     language: str
     robots: tuple[str, ...]  # contents of meta robots tags, "name: content" for those of a named agent
-    text: str  # all running text, for a look at its language; "" for a page without images
+    text: str  # all running text as written, for a look at its language; "" for a page without images
     images: tuple[PageImage, ...]
     elements: int = 0  # <img> elements of its DOM, shown or not
     hidden: int = 0  # those of them in elements of which nothing is shown, such as <object>
@@ -194,7 +194,7 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
         outside = met - shown
     elif met != shown:
         hidden = len({node.mem_id for node in tree.css(_UNSHOWN)})
-    about = meta.base, meta.language, meta.robots, walk.text(), tuple(images)
+    about = meta.base, meta.language, meta.robots, "".join(walk.texts), tuple(images)
     return Page(*about, met, hidden, outside, *unread, meta.reserved)
 
 
@@ -205,11 +205,9 @@ def _written(element: Any) -> str:
 
 def _first_paragraph(walk: Walk, scopes: list[Scope]) -> str:
     """The first block of running text that is long enough and stands in no card, "" if there is none."""
-    cards = {(scope.before, scope.behind) for scope in scopes if scope.listed}
+    cards = set[int]().union(*(range(before, min(behind, 200)) for before, behind, listed, _ in set(scopes) if listed))
     for at, block in enumerate(walk.blocks[:200]):
-        if any(before <= at < behind for before, behind in cards):
-            continue
-        if not block.furniture and not block.is_caption and len(block.joined()) >= MIN_ABSTRACT:
+        if not (block.furniture or block.is_caption or at in cards) and len(block.joined()) >= MIN_ABSTRACT:
             text = block.text()
             if _PARAGRAPH.match(text, 0, 200) and text[:MAX_SURROUNDING] not in walk.headlines:
                 return text[:MAX_SURROUNDING]

@@ -68,27 +68,25 @@ _MARKED = frozenset(mark[0] for mark in MARKS)
 _NEVER_FURNITURE = frozenset(("html", "body", "article", "main", "h1"))
 _FURNITURE_TAGS = frozenset(("nav", "footer", "aside", "form", "button", "menu"))
 _FURNITURE = re.compile(
-    r"(?:^|\s|(?<!\bwith)(?<!\bhas)(?<!\bno)(?<!quote)[-_])(?:nav|navbar|navigation|menu|breadcrumbs?|"
-    r"crumbs?|footer|foot|copyright|sidebar|side-bar|category-chain|docnav|toc|share|sharing|related|recommend|reward|donate|"
-    r"tabbed-labels|tablist|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search)"
-    r"(?:$|[-_\s])|crumb",
-    re.I,
+    r"[\s_-](?<!\bwith[_-])(?<!\bhas[_-])(?<!\bno[_-])(?<!quote[_-])(?:nav|navbar|navigation|menu|breadcrumbs?|crumbs?|"
+    r"footer|foot|copyright|sidebar|side-bar|category-chain|docnav|toc|share|sharing|related|recommend|reward|donate|"
+    r"tabbed-labels|tablist|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search)[\s_-]"
 )
+"""These are searched in class and id in lower case, with spaces around: what begins with a set of characters is found
+fast."""
 _FIGURE = re.compile(
-    r"(?:^|\s)(?:figure|informalfigure|mediaobject|imageblock|wp-caption|thumb(?:inner)?|media|"
+    r"\s(?:figure|informalfigure|mediaobject|imageblock|wp-caption|thumb(?:inner)?|media|"
     r"(?:image|img|pic|photo|picture|figure)[-_]?(?:box|wrap|wrapper|container|block|package|item|area)|pgc-img|"
-    r"lemma-picture|gallery-?item|illustration)(?:$|\s)",
-    re.I,
+    r"lemma-picture|gallery-?item|illustration)\s"
 )
 _CAPTION = re.compile(
-    r"caption|(?:^|[-_\s])(?:img|image|pic|photo|picture|figure|fig)[-_]?(?:desc|description|title|text|note|info|"
-    r"intro|txt|words|legend)(?:$|[-_\s])",
-    re.I,
+    r"[\s_-](?:img|image|pic|photo|picture|figure|fig)[-_]?(?:desc|description|title|text|note|info|"
+    r"intro|txt|words|legend)[\s_-]"
 )
 _BOLD = frozenset(("b", "strong"))
 _CENTRED = re.compile(r'^center\b|align\W{1,4}center|class="[^"]*center')
 _ARTICLES = frozenset(("article", "main", "h1"))
-_TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
+_TITLE_IN_FIGURE = re.compile(r"\s(?:title|description|desc|legend|note)\s")
 
 
 class Block:
@@ -157,11 +155,15 @@ class _Kind(NamedTuple):
     counted: str  # its tag, if it matters for the elements inside it
     heading: bool  # of a section, h1 to h6
     silent: bool  # nothing of it is shown
-    void: bool  # without content and end tag
-    plain: bool  # none of the above but `block` and `void`
-    quiet: bool  # within furniture it changes nothing, but that it may be a block
     counts: bool  # how many of its sort are open matters for the elements inside it
+    does: int  # effect of its tag on the walk
 
+
+(
+    _INLINE_TAG, _BLOCK_TAG, _END, _IMAGE, _BREAK, _NOTHING, _SOURCE, _QUIET_INLINE, _QUIET_BLOCK, _ARTICLE, _OTHER
+) = range(11)  # fmt: skip
+"""Effects of tags. Most begin an element that changes nothing but that it may be a block, or end one, show an image,
+end a block (`<br>`), or do nothing (a comment). Some matter outside furniture only. Its `_Kind` says the rest."""
 
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 _COUNTED = frozenset(("h1", "picture", "noscript"))
@@ -171,38 +173,41 @@ _ROLES = frozenset(("navigation", "contentinfo", "complementary", "search"))
 @functools.lru_cache(maxsize=8192)
 def _kind(tag: str, style: str, role: str) -> _Kind:
     """The kind of an element, cached: a site's pages consist of few combinations, and patterns are slow."""
-    figure = tag == "figure" or (style != "" and _FIGURE.search(style) is not None)
-    by_style = tag == "figcaption" or (style != "" and not figure and _CAPTION.search(style) is not None)
-    kind = _Kind(
+    style = f" {style.lower()} "
+    figure = tag == "figure" or _FIGURE.search(style) is not None
+    by_style = tag == "figcaption" or (not figure and ("caption" in style or _CAPTION.search(style) is not None))
+    article, caption, counted = tag in ("article", "main"), by_style or tag == "caption", tag in _COUNTED
+    furniture = tag in _FURNITURE_TAGS or role in _ROLES
+    suspect = tag not in _NEVER_FURNITURE and ("crumb" in style or _FURNITURE.search(style) is not None)
+    titles = _TITLE_IN_FIGURE.search(style) is not None
+    block, heading, silent = tag in _BLOCKS or by_style, tag in _HEADINGS, tag in SILENT
+    if tag in _VOID or tag[:1] in ("!", "?"):  # it holds nothing that its class could be about
+        does = _SOURCE if tag == "source" else _BREAK if block else _NOTHING
+    elif tag in _ARTICLES:
+        does = _ARTICLE
+    elif figure or caption or titles or silent or tag in ("picture", "noscript"):  # within furniture too
+        does = _OTHER
+    elif furniture or suspect or heading or tag == "header":
+        does = _QUIET_BLOCK if block else _QUIET_INLINE
+    else:
+        does = _BLOCK_TAG if block else _INLINE_TAG
+    return _Kind(
         tag=tag,
-        article=tag in ("article", "main"),
-        furniture=tag in _FURNITURE_TAGS or role in _ROLES,
-        suspect=style != "" and tag not in _NEVER_FURNITURE and _FURNITURE.search(style) is not None,
+        article=article,
+        furniture=furniture,
+        suspect=suspect,
         header=tag == "header",
         figure=figure,
-        caption=by_style or tag == "caption",  # a table's
-        titles=style != "" and _TITLE_IN_FIGURE.search(style) is not None,
-        block=tag in _BLOCKS or by_style,
-        counted=tag if tag in _COUNTED else "",
-        heading=tag in _HEADINGS,
-        silent=tag in SILENT,
-        void=tag in _VOID or tag[:1] in ("!", "?"),
-        plain=False,
-        quiet=False,
-        counts=False,
+        caption=caption,
+        titles=titles,
+        block=block,
+        counted=tag if counted else "",
+        heading=heading,
+        silent=silent,
+        counts=article or caption or titles or counted,
+        does=does,
     )
-    matters = kind.figure or kind.caption or kind.titles or kind.silent  # within furniture too
-    plain = not (matters or kind.counted or any(kind[1:5]) or kind.heading)
-    quiet = not (matters or kind.void or kind.counted in ("picture", "noscript"))
-    counts = kind.article or kind.caption or kind.titles or kind.counted != ""
-    return kind._replace(plain=plain, quiet=quiet, counts=counts)
 
-
-(
-    _INLINE_TAG, _BLOCK_TAG, _END, _IMAGE, _BREAK, _NOTHING, _SOURCE, _QUIET_INLINE, _QUIET_BLOCK, _ARTICLE, _OTHER
-) = range(11)  # fmt: skip
-"""Effects of tags. Most begin an element that changes nothing but that it may be a block, or end one, show an image,
-end a block (`<br>`), or do nothing (a comment). Some matter outside furniture only. Its `_Kind` says the rest."""
 
 _OPENS = frozenset((_INLINE_TAG, _BLOCK_TAG, _QUIET_INLINE, _QUIET_BLOCK, _ARTICLE, _OTHER))
 
@@ -221,25 +226,12 @@ class _Effects(dict[str, int]):
             tag = name  # nearly every link has another address: its kind is by name
             if name in self:
                 return self[name]
-        does = self._of(name, tag)
+        does = _END if name[:1] == "/" else _kind_of.__wrapped__(tag).does
         if len(tag) <= _LONG:
             if len(self) >= _MOST_KINDS:
                 self.clear()
             self[tag] = does
         return does
-
-    def _of(self, name: str, tag: str) -> int:
-        if name[:1] == "/":
-            return _END
-        kind = _kind_of.__wrapped__(tag)
-        if kind.void:  # it holds nothing that its class could be about
-            return _SOURCE if name == "source" else _BREAK if kind.block and name[:1] not in ("!", "?") else _NOTHING
-        if kind.plain:
-            return _BLOCK_TAG if kind.block else _INLINE_TAG
-        if name in _ARTICLES:
-            return _ARTICLE
-        quiet = _QUIET_BLOCK if kind.block else _QUIET_INLINE
-        return quiet if kind.quiet else _OTHER
 
 
 _EFFECTS = _Effects()
@@ -249,7 +241,7 @@ _EFFECTS = _Effects()
 def _kind_of(tag: str) -> _Kind:
     """The kind of the element that a tag with its attributes begins."""
     name = tag.partition(" ")[0]
-    style = " ".join(v for k in ("class", "id") if (v := value_of(tag, k)))[:_LONG]
+    style = f"{value_of(tag, 'class')} {value_of(tag, 'id')}"[:_LONG]
     return (_kind if len(name) <= _LONG else _kind.__wrapped__)(name, style, value_of(tag, "role")[:_LONG])
 
 
@@ -414,10 +406,6 @@ class Walk:
             elif tag and tag.partition(" ")[0] not in _VOID:
                 around.append(tag)
         return any("center" in tag and _CENTRED.search(tag) for tag in around)
-
-    def text(self) -> str:
-        """All running text of the page, cleaned."""
-        return clean("".join(self.texts))
 
     def _enter(self, at: int, kind: _Kind) -> _Opened:
         """Note that the walk is inside an element, that of a piece; returns what `_leave` needs."""

@@ -81,7 +81,8 @@ _HAN, _KANA, _HANGUL = (
     re.compile(p) for p in ("[\u3400-\u9fff\U00020000-\U0003ffff]+", "[\u3041-\u30fa]+", "[\uac00-\ud7a3]+")
 )
 _HIGH_OF_HAN, _HIGH_OF_HANGUL = bytes(range(0x34, 0xA0)), bytes(range(0xAC, 0xD8))
-_NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
+_NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十\x00-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]+")
+"""These and what nobody sees are no part of a page's wording."""
 _LETTERS = re.compile(r"[^\W\d_]+")
 MIN_HAN = 0.1
 """Share of Han characters among a page's letters, menus and code included, from which on it counts as Chinese."""
