@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 LOG = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ START_TRIES = 3
 
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _CONSTANTS, _NAME = "ray._private.ray_constants", "ENABLE_RAY_CLUSTER"
-_NODE = "ray._private.node"
+_NODE, _DASHBOARD_PACKAGES = "ray._private.node", "ray.dashboard.optional_deps"
 
 
 @contextmanager
@@ -57,16 +58,21 @@ def without_servers() -> Iterator[None]:
     """Within the block a Ray that starts here starts neither its autoscaler nor the server of its dashboard.
 
     One machine does not scale, and with `include_dashboard=False` that server does nothing but report usage: two
-    processes of Python, 2 of the 5 s of CPU that Ray takes to start. `ray.init` lacks an option for either. A later Ray
-    without these methods starts as it likes.
+    processes of Python, 2 of the 5 s of CPU that Ray takes to start. `ray.init` lacks an option for either. Neither
+    does this process import what that server would need, 230 modules, only to see that it could. A later Ray without
+    these names starts as it likes.
     """
     node = getattr(sys.modules.get(_NODE), "Node", None)
     before = {name: getattr(node, name) for name in ("start_monitor", "start_api_server") if hasattr(node, name)}
     for name in before:
         setattr(node, name, lambda *_, **__: None)
+    stub = ModuleType(_DASHBOARD_PACKAGES)
+    sys.modules.setdefault(_DASHBOARD_PACKAGES, stub)
     try:
         yield
     finally:
+        if sys.modules.get(_DASHBOARD_PACKAGES) is stub:
+            del sys.modules[_DASHBOARD_PACKAGES]
         for name, method in before.items():
             setattr(node, name, method)
 

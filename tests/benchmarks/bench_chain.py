@@ -12,6 +12,9 @@ Each side is timed as whole commands, starts and imports included, in turns. CPU
 a command leads to, also of those that it leaves behind: the machine may be shared. Pictures are cut from the photos of
 the corpus by a seed, 400 pixels wide. The chain does less: it asks no robots.txt, keeps no reason of what it drops,
 finds equal hashes only, and cannot go on where it was killed.
+
+Starts and ends, in CPU seconds of whole commands (user and system), in turns with a bare import of the terminal's
+packages: --help, an error of usage, `plan` and a published `build` of 20 pictures, of which what its stages used.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ from pathlib import Path
 from statistics import median
 
 from captions import captions
-from harness import Figure, at_least, quick, report
+from harness import Figure, at_least, at_most, quick, report
 from loopback import PEER, PHOTOS, ROOT, missing, nginx
 
 HERE = Path(__file__).parent
-WORKERS, THREADS = 2, 32
+WORKERS, THREADS, SMALL = 2, 32, 20
 SIDE, QUALITY = 400, 82
 COPIES = 20  # one in so many is a copy of an earlier one
 LEFT_BEHIND_S = 30
@@ -74,12 +77,14 @@ def main() -> int:
         with nginx(folder / "web") as port:
             table(folder / "table.csv", port, made, count)
             sides = [both(folder, port, count) for _ in range(rounds)]
+        short = starts(folder, made[:SMALL], 1 if small else 5)
     wall, cpu = ((median(side[0][i] for side in sides), median(side[1][i] for side in sides)) for i in (0, 1))
     print(f"wall: ours {wall[0]:.1f} s, chain {wall[1]:.1f} s; CPU: {cpu[0]:.1f}, {cpu[1]:.1f} s", file=sys.stderr)
     figures = {
         "chain_to_ours": at_least(wall[1] / wall[0], 6.0),
         "chain_to_ours_cpu": Figure(round(cpu[1] / cpu[0], 3), "x", 0.0, True),
         "pairs_per_second": Figure(round(count / wall[0]), "1/s", 0.0, True),
+        **short,
     }
     return report(figures)
 
@@ -125,6 +130,53 @@ def both(folder: Path, port: int, count: int) -> tuple[tuple[float, float], tupl
     for used in (mine, theirs):
         shutil.rmtree(used)
     return ours, (sum(wall for wall, _ in costs), sum(cpu for _, cpu in costs))
+
+
+def starts(folder: Path, names: Sequence[str], rounds: int) -> dict[str, Figure]:
+    """What commands cost beside work."""
+    pairs, out = folder / "small", folder / "started"
+    pairs.mkdir()
+    for name, text in zip(names, captions(len(names), 5), strict=True):
+        copy = shutil.copy(folder / "web" / name, pairs / name.replace("/", "-"))
+        Path(copy).with_suffix(".txt").write_text(text, encoding="utf-8")
+    source = {"kind": "folder", "name": "small", "source_kind": "library", "path": str(pairs)}
+    spec = folder / "small.json"
+    said = {"name": "small", "contact": "https://example.org/bench", "sources": [source], "regions": {"detectors": []}}
+    spec.write_text(json.dumps(said), encoding="utf-8")
+    ours = [sys.executable, "-m", "pipeline"]
+    commands = {
+        "bare": [sys.executable, "-c", "import rich.console, rich.progress, rich_argparse"],
+        "help": [*ours, "--help"],
+        "usage": [*ours, "build"],
+        "train_help": [sys.executable, "-m", "training", "--help"],
+        "plan_20": [*ours, "plan", str(spec), "--json"],
+        "build_20": [*ours, "build", str(spec), "--out", f"{out}/build", "--store", f"{out}/store", "--json"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in [*commands, "work_20"]}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            used, stdout = alone(command, folder)
+            seconds[name].append(used)
+        stages = json.loads(stdout.splitlines()[-1])["stages"]
+        seconds["work_20"].append(sum(stage["cost"]["cpu_seconds"] for stage in stages))
+        shutil.rmtree(out)
+    used_by = {name: median(own) for name, own in seconds.items()}
+    print("CPU:", ", ".join(f"{name} {own:.2f} s" for name, own in used_by.items()), file=sys.stderr)
+    return {
+        "help_cpu": at_most(max(used_by["help"], used_by["usage"], used_by["train_help"]), 0.25, "s"),
+        "help_to_bare_cpu": Figure(round(used_by["help"] / used_by["bare"], 2), "x", 0.0, True),
+        "plan_20_cpu": at_most(used_by["plan_20"], 0.6, "s"),
+        "build_20_beside_work_cpu": at_most(used_by["build_20"] - used_by["work_20"], 1.5, "s"),
+    }
+
+
+def alone(command: Sequence[str], folder: Path) -> tuple[float, str]:
+    """(CPU seconds, stdout) of a command that starts no process which outlives it."""
+    before = os.times()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system, done.stdout
 
 
 def spec_of(port: int) -> dict[str, object]:

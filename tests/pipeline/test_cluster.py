@@ -491,7 +491,8 @@ with contextlib.ExitStack() as stack:
         with contextlib.suppress(psutil.Error):
             addresses |= {c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN"}
             programs += [word.rpartition("/")[2] for word in process.cmdline()]
-    print(json.dumps([sorted(addresses), programs]))
+    of_the_dashboard = sorted({"aiohttp", "ray.dashboard.optional_deps"} & set(sys.modules))
+    print(json.dumps([sorted(addresses), programs, of_the_dashboard]))
 """
 
 
@@ -503,8 +504,9 @@ def test_an_embedded_ray_listens_to_this_machine_alone(half: str) -> None:
     words = [sys.executable, "-c", LISTENING, half]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    addresses, programs = json.loads(done.stdout.splitlines()[-1])
+    addresses, programs, of_the_dashboard = json.loads(done.stdout.splitlines()[-1])
     assert "raylet" in programs
     assert not {"monitor.py", "dashboard.py"} & set(programs)  # a second of CPU each, and of no use on one machine
+    assert of_the_dashboard == []
     assert addresses
     assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
