@@ -79,8 +79,8 @@ class Batch:
         return self._each(lambda x: x[which])
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (called by torch's DataLoader)."""
-        return self._each(lambda x: x.pin_memory())
+        """The same batch with what is on the CPU in page-locked memory (called by torch's DataLoader)."""
+        return self._each(lambda x: x.pin_memory() if x.device.type == "cpu" else x)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         given = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -20,7 +20,8 @@ Limits: errors of other kinds (a bug) are raised, and torch reports them its way
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from training.data.order import Mixture, Order, fraction, seed_of
 from training.data.released_rows import derived
 from training.data.slots import Piece, Slots, room
 from training.data.tokenizer import Tokenizer
-from training.data.transforms import UnreadableImage, input_boxes, picture, recolour
+from training.data.transforms import UnreadableImage, input_boxes, on_device, picture, recolour
 from training.records import Batch
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class Made:
         return self if batch is None else replace(self, batch=batch.pin_memory())
 
 
+_Picture = tuple["Tensor", int, int]
+"""uint8 [3, S, S], and the width and height of the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Sample:
     """One sample ready to be collated; `valid` is False for a corrupt one, whose image is black."""
@@ -132,12 +137,14 @@ class BatchMaker:
         corrupt: list[Corrupt] = []
         self._dataset.ahead(*self._order.windows(turn.start))
         try:
-            samples = [self._sample(*self._order.entry(at), corrupt) for at in range(turn.start, turn.stop)]
+            entries = [self._order.entry(at) for at in range(turn.start, turn.stop)]
+            there = self._on_device(number for _, number in entries)
+            samples = [self._sample(epoch, number, there.get(number), corrupt) for epoch, number in entries]
         except ContractError as e:
             return Made(None, fatal=str(e))
         except OSError as e:
             return Made(None, fatal=f"{e.filename or 'a shard'}: cannot be read ({e.strerror or e})")
-        batch = _collate(samples, self._length)
+        batch = _collate(samples, self._length, self._decode_on)
         if self.slots is None:
             return Made(batch, tuple(corrupt))
         tensors = [getattr(batch, field.name) for field in fields(batch)]
@@ -153,19 +160,24 @@ class BatchMaker:
         each += [(1, 8)] * (len(fields(Batch)) - len(each))
         return room((samples * elements, size) for elements, size in each)
 
-    def _sample(self, epoch: int, number: int, corrupt: list[Corrupt]) -> _Sample:
+    def _on_device(self, numbers: Iterable[int]) -> dict[int, _Picture]:
+        """Pictures of rows that the device decodes; of the others the CPU says what is wrong."""
+        if self._decode_on is None:
+            return {}
+        files = {}
+        for number in numbers:
+            with suppress(UnreadableImage):
+                files[number] = self._dataset.image(self._dataset.row(number))
+        return on_device(files, self._config.image_size, self._decode_on, self._config.max_pixels)
+
+    def _sample(self, epoch: int, number: int, decoded: _Picture | None, corrupt: list[Corrupt]) -> _Sample:
         """Row `number` in an epoch; one that cannot be decoded is added to `corrupt`, and a blank takes its place."""
         row = self._dataset.row(number)
         config = self._config
         text = choose_text(row, config, self._seed, epoch) if self._train else row.texts[0]
         try:
-            data = self._dataset.image(row)
-            image, width, height = picture(
-                data,
-                config.image_size,
-                full=self._as_released,
-                device=self._decode_on,
-                max_pixels=config.max_pixels,
+            image, width, height = decoded or picture(
+                self._dataset.image(row), config.image_size, full=self._as_released, max_pixels=config.max_pixels
             )
             if row.width and (width, height) != (row.width, row.height):
                 raise UnreadableImage(f"is {width}x{height}, the index says {row.width}x{row.height}")
@@ -193,8 +205,8 @@ class BatchMaker:
         return _Sample(row, image, input_boxes([], 1, 1, size, 0), self._tokenizer.encode("", 3), text, False)
 
 
-def _collate(samples: Sequence[_Sample], length: int = 0) -> Batch:
-    """Batch of samples, padded to the most boxes and tokens among them, and to `length` tokens at least."""
+def _collate(samples: Sequence[_Sample], length: int, device: torch.device | None) -> Batch:
+    """Batch of samples, padded to the most boxes and tokens among them, and to `length` tokens; images on `device`."""
     import numpy as np
     import torch
 
@@ -206,7 +218,7 @@ def _collate(samples: Sequence[_Sample], length: int = 0) -> Batch:
         tokens_BL[i, : len(sample.tokens)] = sample.tokens
     height, width = samples[0].image_3HW.shape[1:]
     # Channel last: so they lie in memory after decoding, and so a GPU wants them; the batch is a view of another order.
-    images_BHW3 = torch.empty(size, height, width, 3, dtype=torch.uint8)
+    images_BHW3 = torch.empty(size, height, width, 3, dtype=torch.uint8, device=device)
     for i, sample in enumerate(samples):
         images_BHW3[i] = sample.image_3HW.permute(1, 2, 0)
     return Batch(

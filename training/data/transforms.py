@@ -8,8 +8,8 @@ and touch no box.
 Sound JPEG is decoded by simplejpeg (libjpeg-turbo) with the pixels of torchvision, a third faster; what it refuses
 (another colour model, damage) is left to torchvision. Pixels lie in memory as a decoder writes them, channel last.
 What is much larger than the input is decoded at a half or a quarter of its size, which libjpeg does in the frequency
-domain: less than one grey level off on average, for half the time. A GPU may do both instead (`data.decoder=device`),
-in the training's own process; its decoder rounds otherwise than libjpeg.
+domain: less than one grey level off on average, for half the time. A GPU may do both instead (`data.decoder=device`):
+many pictures in one call, which stay there, in the training's own process; its decoder rounds otherwise than libjpeg.
 
 Whatever a decoder raises on hostile bytes is an UnreadableImage, and the sides that a header claims are checked before
 anything is decoded: 20 kB may claim 65,000 x 65,000 pixels, 12 GB.
@@ -23,8 +23,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from data_specs.pictures.jpeg import MAX_SCANS, has_too_many_scans
 from training.config import DataConfig
-from training.errors import first_line
+from training.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,9 @@ _SPARE = 2
 
 FORMATS = ("PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 """Formats that Pillow reads here, by its names; JPEG has decoders of its own."""
+
+_AT_ONCE = 16
+"""Pictures that a GPU decodes in one call: in full size, before they are resized, all lie in its memory."""
 
 _STRIP = 4_000_000
 """Pixels that are laid on white at once: the whole picture, several times over, is what a bomb wants."""
@@ -206,18 +209,16 @@ def picture(
     size: int,
     *,
     full: bool = False,
-    device: torch.device | None = None,
     max_pixels: int = DataConfig.max_pixels,
 ) -> tuple[Tensor, int, int]:
     """uint8 [3, size, size] of an image file, and its width and height as stored. Raises UnreadableImage.
 
-    `full`: decode at full size whatever the size, as the released model has it. `device`: the GPU that decodes and
-    resizes JPEGs, at full size; what it refuses is decoded by the CPU. The result lies in the CPU's memory either way.
-    `max_pixels`: above so many, by the header, an image is unreadable.
+    `full`: decode at full size whatever the size, as the released model has it. `max_pixels`: above so many, by the
+    header, an image is unreadable.
     """
     with _readable():
         _check_header(data, max_pixels)
-        quick = _on_device(data, size, device) if device is not None else None if full else _reduced(data, size)
+        quick = None if full else _reduced(data, size)
         if quick is not None:
             return quick
         image = _decoded(data, max_pixels)
@@ -225,20 +226,45 @@ def picture(
     return square(image, size), width, height
 
 
-def _on_device(data: bytes, size: int, device: torch.device) -> tuple[Tensor, int, int] | None:
-    """`picture` of a JPEG by torchvision's decoder for a device, nvJPEG for CUDA; None for all it does not take."""
+def on_device(
+    files: Mapping[int, bytes], size: int, device: torch.device, max_pixels: int = DataConfig.max_pixels
+) -> dict[int, tuple[Tensor, int, int]]:
+    """`picture` of full size of the JPEGs among the files, by number, decoded and left on a GPU (nvJPEG).
+
+    What it does not take is missing: damage, four components, too many pixels. Raises torch.OutOfMemoryError.
+    """
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    if data[:2] != b"\xff\xd8":
-        return None
-    try:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
-    except RuntimeError:  # damaged, or of four components
-        return None
-    height, width = image.shape[1:]
-    return square(image, size).cpu(), width, height
+    encoded = {}
+    for number, data in files.items():
+        with suppress(UnreadableImage):
+            _check_header(data, max_pixels)
+            if data[:2] == b"\xff\xd8":
+                encoded[number] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    done: dict[int, tuple[Tensor, int, int]] = {}
+    turns = [list(encoded)[start : start + _AT_ONCE] for start in range(0, len(encoded), _AT_ONCE)]
+    while turns:
+        turn = turns.pop()
+        try:
+            images = decode_jpeg([encoded[number] for number in turn], mode=ImageReadMode.RGB, device=device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # one of them is damaged, or of four components
+            turns += [[number] for number in turn] if len(turn) > 1 else []
+            continue
+        for number, image in zip(turn, images, strict=True):
+            done[number] = square(image, size), image.shape[2], image.shape[1]
+    return done
+
+
+def check_decodes(device: torch.device) -> None:
+    """Raise ConfigError where torchvision cannot decode on a device: the CPU would decode all, without a word."""
+    import simplejpeg
+
+    if not on_device({0: simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))}, 16, device):
+        problem = f"torchvision cannot decode a JPEG on {device}; install its build for CUDA, or set data.decoder=cpu"
+        raise ConfigError("data.decoder", problem)
 
 
 def _reduced(data: bytes, size: int) -> tuple[Tensor, int, int] | None:
@@ -297,12 +323,13 @@ def recolour(
             changes.append((f"adjust_{_COLOURS[which]}", low + (high - low) * amounts[which]))
     if not changes and gray >= p_gray:
         return image
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    on_cpu = image.device.type == "cpu"  # there Pillow is faster; its hues are one of 256
+    picture: Any = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) if on_cpu else image
     for name, amount in changes:
         picture = getattr(functional, name)(picture, amount)
     if gray < p_gray:
         picture = functional.rgb_to_grayscale(picture, num_output_channels=3)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # channel last, as it came
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) if on_cpu else picture  # channel last, as it came
 
 
 _COLOURS = ("brightness", "contrast", "saturation", "hue")

@@ -23,6 +23,7 @@ from training.config import Config
 from training.data.index import Dataset, open_dataset
 from training.data.loader import Loader, Share
 from training.data.tokenizer import Tokenizer, load_tokenizer
+from training.data.transforms import check_decodes
 from training.errors import ConfigError, RunError
 from training.evaluation.packed import packed
 from training.method import distributed
@@ -151,6 +152,8 @@ def _loader(
     on_gpu, by_device = device.type == "cuda", config.data.decoder == "device"
     if by_device and not on_gpu:
         raise ConfigError("data.decoder", f"'device' decodes on a GPU, and this run's device is {device}")
+    if by_device:
+        check_decodes(device)
     return Loader(
         dataset,
         config.data,

@@ -65,10 +65,11 @@ def test_without_regions_boxes_are_a_grid_and_that_is_said(
 
 
 def test_batches_of_a_device_are_those_of_the_cpu(make_shards: MakeShards) -> None:
-    manifest = make_shards()
+    manifest = make_shards(damage={4: b"\xff\xd8\xff\xe0 cut"})
     there = loader(manifest, Share(4), decode_on=torch.device("cpu"))
     for mine, theirs in zip(there.batches(0, 12), loader(manifest, Share(4)).batches(0, 12), strict=True):
         assert torch.equal(mine.sample_ids_B, theirs.sample_ids_B)
+        assert torch.equal(mine.valid_B, theirs.valid_B)
         assert torch.equal(mine.boxes_BR4, theirs.boxes_BR4)
         assert (mine.images_B3HW.int() - theirs.images_B3HW.int()).abs().max() <= 2
 

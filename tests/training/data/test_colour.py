@@ -42,6 +42,12 @@ def test_colours_are_those_of_torchvision_on_floats(seed: int) -> None:
     assert (bool(apart.mean() < 2), bool(apart.max() < 15)) == (True, True)
 
 
+def test_a_picture_on_a_device_stays_there() -> None:
+    image = torch.zeros(3, 9, 11, dtype=torch.uint8, device="meta")
+    found = recolour(image, (0.4, 0.4, 0.4, 0.1), 1.0, 1.0, torch.Generator().manual_seed(1))
+    assert (found.device, found.dtype, found.shape) == (image.device, image.dtype, image.shape)
+
+
 def test_a_picture_whose_colours_stay_is_the_same() -> None:
     image = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
     assert recolour(image, (0.4, 0.4, 0.4, 0.1), 0.0, 0.0, torch.Generator().manual_seed(1)) is image

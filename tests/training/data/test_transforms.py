@@ -13,7 +13,17 @@ import torch
 from PIL import Image
 
 from tests.drawn import claiming
-from training.data.transforms import UnreadableImage, decode, input_boxes, picture, sides, square
+from training.data.transforms import (
+    UnreadableImage,
+    check_decodes,
+    decode,
+    input_boxes,
+    on_device,
+    picture,
+    sides,
+    square,
+)
+from training.errors import ConfigError
 
 
 def test_boxes_are_clipped_and_empty_ones_left_out() -> None:
@@ -44,24 +54,34 @@ def test_pixels_are_those_of_pillow() -> None:
     assert np.abs(found - expected).mean() < 1.0
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_device_decodes_to_the_pixels_of_full_size_or_leaves_it_to_the_cpu(mode: str) -> None:
+def test_a_device_decodes_many_jpegs_at_once_and_leaves_the_rest_to_the_cpu() -> None:
     """torchvision's decoder for a device, here for the CPU as a device: CUDA's has the same face."""
+    files = dict(enumerate([b"", b"\xff\xd8\xff", jpeg(300, 200)[:-3000], png(), *BOMBS]))
+    sound = {number: jpeg(300, 200 + number) for number in range(10, 30)}
     data = io.BytesIO()
-    Image.open(io.BytesIO(jpeg(300, 200))).convert(mode).save(data, "JPEG")
-    image, *sides = picture(data.getvalue(), 64, device=torch.device("cpu"))
-    assert sides == [300, 200]
-    assert (image.int() - square(decode(data.getvalue()), 64).int()).abs().max() <= 1
+    Image.open(io.BytesIO(jpeg(300, 240))).convert("L").save(data, "JPEG")
+    sound[40] = data.getvalue()
+    found = on_device(files | sound, 64, torch.device("cpu"))
+    assert found.keys() == sound.keys()
+    for number, (image, *size) in found.items():
+        assert size == [300, 200 + number]
+        assert (image.int() - square(decode(sound[number]), 64).int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"GIF89a"])
-def test_what_no_device_decodes_is_unreadable_in_the_words_of_the_cpu(data: bytes) -> None:
-    said = []
-    for device in (None, torch.device("cpu")):
-        with pytest.raises(UnreadableImage) as e:
-            picture(data, 64, device=device)
-        said.append(str(e.value))
-    assert said[0] == said[1]
+def test_a_device_without_memory_is_not_taken_for_a_damaged_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        on_device({0: jpeg(30, 20)}, 64, torch.device("cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may decode here")
+def test_a_device_that_decodes_nothing_is_refused_at_the_start() -> None:
+    check_decodes(torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"^data.decoder: torchvision cannot decode a JPEG on cuda:0; install"):
+        check_decodes(torch.device("cuda:0"))
 
 
 def jpeg(width: int, height: int) -> bytes:
@@ -102,14 +122,13 @@ def png(mode: str = "RGB") -> bytes:
 BOMBS = [claiming(data, side, side) for data in (jpeg(64, 64), png()) for side in (20_000, 65_000)]
 
 
-@pytest.mark.parametrize("device", [None, torch.device("cpu")])
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("number", range(len(BOMBS)))
-def test_a_bomb_is_unreadable_by_its_header_alone(number: int, full: bool, device: torch.device | None) -> None:
+def test_a_bomb_is_unreadable_by_its_header_alone(number: int, full: bool) -> None:
     tracemalloc.start()
     line = r"^\d{5} x \d{5} pixels, more than the 100,000,000 allowed \(data.max_pixels\)$"
     with pytest.raises(UnreadableImage, match=line):
-        picture(BOMBS[number], 64, full=full, device=device)
+        picture(BOMBS[number], 64, full=full)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 
