@@ -31,7 +31,7 @@ export PYTHON
 # pip-audit and CycloneDX's tool: an environment of its own, since chardet, which they bring, changes what requests says.
 AUDIT   := .audit
 
-.PHONY: help setup demo test check fast lint fuzz study study-full audit wheel wheels deploy bench bench-venv dags-venv drill drills clean
+.PHONY: help setup demo test check fast lint fuzz study study-full audit wheel wheels deploy bench bench-venv dags-venv drill drills gpu-rehearsal clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -92,6 +92,9 @@ drill: $(STAMP) $(DAGS)/.installed ## run scheduled builds on a real Airflow and
 
 drills: $(STAMP) ## run long scenarios, kills and faults in sequence (over an hour); SHARE=2/5, MINUTES=20, ONLY='disk or s3'
 	@$(BIN)/python -m pytest -p no:xdist -m drill $(if $(SHARE),--share $(SHARE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),-k '$(ONLY)')
+
+gpu-rehearsal: $(STAMP) ## one step of every recipe and objective on 8 ranks without a GPU: devices, types, memory (minutes; RECIPE=name)
+	@$(BIN)/python -m tests.benchmarks.rehearsal $(RECIPE)
 
 clean: ## remove the environments, the demo's output and corpus, and every cache
 	rm -rf $(VENV) $(BENCH) $(DAGS) $(AUDIT) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -299,9 +299,10 @@ class RunConfig:
     epochs: Amount = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: the towers under autocast; parameters, similarities, softmax, queues and averages stay in float32."""
-    recompute: Literal["nothing", "pointwise", "blocks"] = "pointwise"
+    recompute: Literal["nothing", "pointwise", "blocks"] = "nothing"
     """Part of a forward that is computed again in the backward instead of kept: nothing; in the image backbone all but
-    convolutions and matrix products; every block of both towers (gradient checkpointing), which keeps the least."""
+    convolutions and matrix products; every block of both towers (gradient checkpointing), which keeps the least. Only
+    where memory is short: Python decides for each operation, which a GPU waits for. `make gpu-rehearsal` shows both."""
     compile: bool = False
     """torch.compile each tower. The first steps take minutes; pays on a GPU."""
     checkpoint_every: Interval = "5min"

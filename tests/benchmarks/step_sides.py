@@ -33,7 +33,7 @@ from training.run.optimizer import build_optimizer
 from training.run.step import backward
 
 THREADS = 2
-SIDES = {"released": "", "released_keep": "", "ours": "", "ours_blocks": "run.recompute=blocks"}
+SIDES = {"released": "", "released_keep": "", "ours": "run.recompute=pointwise", "ours_blocks": "run.recompute=blocks"}
 SIDES |= {"ours_bf16": "run.precision=bf16"}
 
 

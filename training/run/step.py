@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.data.order import seed_of
+from training.errors import RunError
 from training.method import distributed
 from training.method.key_queue import SampleIds
 from training.moco import BriVL, Features, StepOutput
@@ -87,7 +88,11 @@ class Stepper:
         self._set_learning_rate(state.position)
         statistics = [b.clone() for b in self._model.statistics()]
         samples = max(valid, 1) / distributed.world_size()  # gradients are averaged over the ranks, not added up
-        outputs = backward(self._model, micros, samples, self._autocast)
+        try:
+            outputs = backward(self._model, micros, samples, self._autocast)
+        except torch.OutOfMemoryError as e:
+            advice = "set run.recompute=pointwise, then blocks, or a larger run.accumulate"
+            raise RunError(f"step {state.step}", f"the memory of {self._device} is full; {advice}") from e
         average_gradients(self.parameters)
         clip = self._config.optim.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, clip))

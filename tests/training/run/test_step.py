@@ -12,6 +12,7 @@ import torch
 
 from training import moco
 from training.config import Config
+from training.errors import RunError
 from training.outputs import checkpoint
 from training.records import Batch
 from training.resolve import resolve
@@ -55,6 +56,18 @@ def test_a_step_that_is_not_finite_moves_nothing(
     assert not torch.equal(seen[0], seen[1])
     assert result.skipped == 1
     assert math.isfinite(result.loss or math.nan)
+
+
+@pytest.mark.slow
+def test_a_step_without_enough_memory_says_what_saves_some(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(moco.BriVL, "forward", full)
+    with pytest.raises(RunError, match=r"^step 0: the memory of cpu is full; set run.recompute=pointwise"):
+        fit(config(1, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 
 
 @pytest.mark.slow
