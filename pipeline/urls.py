@@ -64,8 +64,9 @@ def canonical_url(url: str, base: str = "") -> str:
 
     Idempotent: canonical_url(canonical_url(u)) == canonical_url(u).
     """
-    if _PLAINLY_CANONICAL.fullmatch(url) and len(url) <= MAX_URL:
-        return url
+    absolute = base.partition("//")[0] + url if url[:2] == "//" else url
+    if _PLAINLY_CANONICAL.fullmatch(absolute) and len(absolute) <= MAX_URL:
+        return absolute
     url = with_slashes("".join(url.split("\n")).replace("\t", "").replace("\r", "").strip())
     if not url:
         raise ValueError("empty address")

@@ -14,7 +14,7 @@ import re
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _NO_HAN_BEGINS = bytes(set(range(256)) - set(range(0xE3, 0xEA)) - {0xF0})
 """Bytes of UTF-8 with which the encoding of no Han character begins. Deleting them is much faster than a search."""
-_PART = 1 << 14
+_PART = 1 << 12
 """Bytes that are looked at at a time: a Chinese page is known by its first ones."""
 _REFERENCE = re.compile("&#0*(?:[1-9][0-9]{4}|[xX]0*(?:[3-9a-fA-F][0-9a-fA-F]{3}|[1-9a-fA-F][0-9a-fA-F]{4}))")
 """A numeric character reference to what may be a Han character: from U+3000, if decimal from U+2710."""

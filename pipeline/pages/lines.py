@@ -69,14 +69,15 @@ _BYLINE = re.compile(
 _DATED = re.compile(r"20\d\d[-/.年]\d{1,2}[-/.月]\d{1,2}日?\s*\d{1,2}:\d\d(?::\d\d)?$")
 """The end of one: 原创 张三 2021-08-01 08:00."""
 _SECTION_NUMBER = re.compile(
-    r"^(?:(?:\d+(?:\.\d+)+(?:[.、]\s*|\s+)|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課]\s+)(?=[^\d\s])|"
+    r"(?:(?:\d+(?:\.\d+)+(?:[.、]\s*|\s+)|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課]\s+)(?=[^\d\s])|"
     r"(?:\d{1,3}\s*[.、．-]|[一二三四五六七八九十]{1,3}、)\s*(?=[^\d\s]\S{3}))"
 )
 
 
 def without_number(heading: str) -> str:
     """A heading without the number of its section: 4.2.3., 第 9 章."""
-    return _SECTION_NUMBER.sub("", heading)
+    number = _SECTION_NUMBER.match(heading)
+    return heading[number.end() :] if number else heading
 
 
 def says_something(text: str, least: int = MIN_BESIDE) -> bool:

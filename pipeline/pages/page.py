@@ -226,11 +226,12 @@ class _Lookup:
     def __init__(self, walk: Walk, scopes: list[Scope], headline: str, abstract: str, tags: tuple[str, ...]) -> None:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
         self.tags, self._walk = tags, walk
+        self._says_something = functools.cache(says_something)  # of the texts of one page, most are asked for again
         self._with_image = {place.block for place in walk.places}
         shown = sum(map(self._is_shown, range(len(walk.places))))
         self._several, self._many = shown > 1, shown > MAX_SHARING
-        alts = (clean(place.attributes.get("alt", "")) for place in walk.places if self._several)
-        self._alts = Counter(alt[: number.start()] for alt in alts if (number := _count_in(alt)))
+        self._alts = [clean(place.attributes.get("alt", "")) for place in walk.places]
+        self._series = Counter(alt[: number.start()] for alt in self._alts if (number := _count_in(alt)))
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
         self._scopes = scopes
         self._near = [self._own_text(row) for row in range(len(walk.places))]
@@ -278,11 +279,12 @@ class _Lookup:
         card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
         beside = card or self._said_beside(row, used) or self._heading(place)
         name, numbered = _name_of_file(url)
-        own = [*(self._unwrapped(clean(attributes.get(key, ""))) for key in ("alt", "title")), "" if numbered else name]
+        said = map(self._unwrapped, (self._alts[row], clean(attributes.get("title", ""))))
+        own = dict.fromkeys(filter(None, (*said, "" if numbered else name)))
         shared = [text for text in own if self._is_shared(text)]
         texts += [("alt", text) for text in own if not beside or text not in shared]
         if beside:
-            named = self._is_name_of(row, beside) and not any(says_something(text, 1) for _, text in texts)
+            named = self._is_name_of(row, beside) and not any(self._says_something(text, 1) for _, text in texts)
             texts.append(("caption" if named else "surrounding", beside))
         texts += [("alt", text) for text in shared if text != self.headline]
         texts.append(("title", name))
@@ -300,22 +302,22 @@ class _Lookup:
         """An alt that is the page's headline within words without content (題為 X 的圖片) is the headline."""
         before, headline, behind = alt.partition(self.headline) if self.headline else (alt, "", "")
         wraps = headline and HAN.search(before + behind) and not _count_in(alt)
-        return headline if wraps and not says_something(before + behind, 1) else alt
+        return headline if wraps and not self._says_something(before + behind, 1) else alt
 
     def _is_of_one(self, text: str) -> bool:
         """True for a text near an image that may be about it, among many images."""
-        about = says_something(text) and not (_REFERS.search(text) or is_story(text))
+        about = self._says_something(text) and not (_REFERS.search(text) or is_story(text))
         return about and self._around_of[text] <= MAX_SHARING
 
     def _is_shared(self, text: str) -> bool:
         """True for an alt that says what others of the page say too: its headline, or a name with a number (步骤 3), or
         words without content (效果图)."""
-        if HAN.search(text) and not says_something(text, 1):
+        if HAN.search(text) and not self._says_something(text, 1):
             return True
         if not self._several:
             return False
         number = _count_in(text)
-        return text == self.headline or (number is not None and self._alts[text[: number.start()]] > 1)
+        return text == self.headline or (number is not None and self._series[text[: number.start()]] > 1)
 
     def _captions(self, row: int) -> tuple[list[str], int]:
         """Captions of an image; and the block of one that stands in no figure, else -1."""
@@ -364,7 +366,7 @@ class _Lookup:
             return without_number(self.blocks[scope.heading].text()[:MAX_SURROUNDING])
         (before, after), led = self._near[row], ending_of(self._led[row])
         for text in (led if POINTS_DOWN.search(led[-80:]) else "", ending_of(before), beginning_of(after)):
-            if says_something(text, MIN_CARD) and not is_byline(text):
+            if self._says_something(text, MIN_CARD) and not is_byline(text):
                 return text
         behind = beginning_of(self._nearest(place.block, 1, scope, -1, MIN_CARD))
         ahead = ending_of(self._nearest(place.block, -1, scope, -1, MIN_CARD))
@@ -452,7 +454,7 @@ class _Lookup:
                 return ""
             if block.joined() and (block.furniture or block.is_caption):
                 return ""
-            if HAN.search(block.joined()) and not is_byline(block.text()):
+            if block.has_han() and not is_byline(block.text()):
                 return block.text()
         return ""
 
@@ -466,7 +468,7 @@ class _Lookup:
         if (blocks := self._text_of.get(row)) is not None:
             text = " ".join(filter(None, (self.blocks[at].text() for at in blocks)))
             said = beginning_of(text) if blocks.start > place.block else ending_of(text)
-            if says_something(said, MIN_BESIDE if POINTS_DOWN.search(said) else MIN_CARD):
+            if self._says_something(said, MIN_BESIDE if POINTS_DOWN.search(said) else MIN_CARD):
                 return said
         led = ending_of(self._led[row])
         *_, last = ("", *sentences_of(led))
@@ -478,12 +480,12 @@ class _Lookup:
             said = beginning_of(self._nearest(place.block, 1, scope, -1, MIN_CARD))
         else:
             said = ""
-        if said != self.headline and says_something(said):
+        if said != self.headline and self._says_something(said):
             return said
         if place.block + 1 in self._with_image:
             return ""
         sentence = next(sentences_of((after or self._nearest(place.block, 1, scope, -1))[:MAX_SURROUNDING]), "")
-        return sentence if POINTS_UP.search(sentence) and says_something(sentence) else ""
+        return sentence if POINTS_UP.search(sentence) and self._says_something(sentence) else ""
 
     def _surrounding(self, row: int, used: int) -> list[str]:
         """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
@@ -511,12 +513,12 @@ class _Lookup:
             block = self.blocks[i]
             if step < 0 and self._walk.is_foreign_heading(i):
                 break  # and one before it ends it, in another language too
-            if i == used or block.furniture or block.is_caption or not HAN.search(block.joined()):
+            if i == used or block.furniture or block.is_caption or not block.has_han():
                 continue
             text = block.text()
             if is_caption_line(text) or is_byline(text):
                 continue
-            if least == 1 or says_something(text[:MAX_NEAR], least):
+            if least == 1 or self._says_something(text[:MAX_NEAR], least):
                 return text
         return ""
 

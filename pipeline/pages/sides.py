@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 from pipeline.pages.lines import (
     DEFINES,
-    HAN,
     POINTS_DOWN,
     POINTS_UP,
     SENTENCE_END,
@@ -171,7 +170,7 @@ class _Sides:
             other = at in self._with_image or block.furniture or block.is_caption
             if not other and self._walk.is_foreign_heading(at):
                 kind = "heading"
-            elif not other and HAN.search(block.joined()) and not is_byline(text := block.text()):
+            elif not other and block.has_han() and not is_byline(text := block.text()):
                 kind = "paragraph" if at not in self._headings else "headline" if text == self._headline else "heading"
             self._known[at] = kind
         return kind

@@ -99,6 +99,7 @@ class Block:
     texts: list[str]
     _joined: str | None = None
     _clean: str | None = None
+    _has_han: bool | None = None
 
     # without a constructor, since of a page's objects most are blocks: what differs from the above is set where it does
 
@@ -120,6 +121,12 @@ class Block:
         if self._joined is None:
             self._joined = "".join(self.texts[self.start : self.end])
         return self._joined
+
+    def has_han(self) -> bool:
+        """True if it holds a Han character. Only for use after the walk."""
+        if self._has_han is None:
+            self._has_han = HAN.search(self.joined()) is not None
+        return self._has_han
 
     @property
     def is_caption(self) -> bool:
@@ -385,7 +392,7 @@ class Walk:
         """True for a block that is a heading, or begins in bold, without Chinese: what stands before it is about
         something else, as it is not before a command or a formula."""
         block = self.blocks[at]
-        if not block.joined() or HAN.search(block.joined()):
+        if block.has_han() or not block.joined():
             return False
         if self.begins_in_bold(at):
             return True
