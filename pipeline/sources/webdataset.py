@@ -1,4 +1,4 @@
-"""webdataset: existing tar shards of `KEY.jpg` with `KEY.txt` and `KEY.json`, read by the webdataset package.
+"""webdataset: existing tar shards of `KEY.jpg` with `KEY.txt` and `KEY.json`, grouped as webdataset does.
 
 This is how another project's dataset, or a released one of ours, becomes a source. Texts are those of KEY.json
 (`pipeline.sources.folder.texts_of` says in which forms; our own shards fit), else those of KEY.txt, KEY.caption and
@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import tarfile
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -74,7 +75,7 @@ class WebDataset(FileSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "shards/*.tar"}]})
 
-    VERSION: ClassVar[int] = 8
+    VERSION: ClassVar[int] = 9
 
     text_kind: TextKind = Field("caption", description="kind of the text in KEY.txt")
     encoding: Encoding = Field(AUTO, description="encoding of KEY.txt and KEY.json; auto: detected")
@@ -113,20 +114,14 @@ class WebDataset(FileSource):
 
         Raises BrokenFile for a tar of which nothing can be read, SourceError where its disk or server fails.
         """
-        from webdataset.tariterators import group_by_keys
-
         shard = file.rpartition("/")[2]
-        row, refused = -1, list[Exception]()  # members that webdataset refuses: two of one name
+        row, refused = -1, list[ValueError]()  # second members of one name in a sample
         of_none, holes, units = list[str](), list[Hole](), account["members"]
-
-        def refuse(error: Exception) -> bool:
-            refused.append(error)
-            return True  # go on
 
         try:
             with fsspec.open(file, "rb") as f:
                 members = _members(f, of_none, holes, units)
-                for row, sample in enumerate(group_by_keys(members, _key_and_suffix, handler=refuse)):
+                for row, sample in enumerate(_samples(members, refused)):
                     where = f"{shard}, {encodable(str(sample['__key__']))}"
                     entries = self.entries(where, row, partial(self._candidates, sample, shard, row))
                     _account_for(sample, entries, units, where)
@@ -141,7 +136,6 @@ class WebDataset(FileSource):
             units.decisions += 1
             yield self.hole(file, hole)
         for number, error in enumerate(refused):
-            error.args = error.args[:1]  # webdataset adds its own
             units.decisions += 1
             yield self.unreadable(f"{shard}, refused member {number}", -1, error)
         for name in map(encodable, of_none):
@@ -271,8 +265,25 @@ def _account_for(sample: Mapping[str, Any], entries: Sequence[Candidate | Decisi
         units.named[Named.BESIDE if f".{suffix}".endswith(TEXT_SUFFIXES) else Named.MEMBER] += 1
 
 
-def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> Iterator[dict[str, Any]]:
-    """Members for webdataset to group, with a _Picture in place of a picture's bytes, which are not needed here.
+def _samples(members: Iterable[tuple[str, Any]], refused: list[ValueError]) -> Iterator[dict[str, Any]]:
+    """Samples as webdataset groups them (`group_by_keys`): members of one key in a row, by suffixes in lower case.
+
+    webdataset imports torch, a second of each worker. refused: gets an error for each member whose suffix the sample
+    has already.
+    """
+    for key, own in itertools.groupby(members, key=lambda member: _key_and_suffix(member[0])[0]):
+        sample: dict[str, Any] = {"__key__": key}
+        for name, data in own:
+            suffix = _key_and_suffix(name)[1].lower()
+            if suffix in sample:
+                refused.append(ValueError(f"{name}: the sample has another file with the suffix {suffix}"))
+            else:
+                sample[suffix] = data
+        yield sample
+
+
+def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> Iterator[tuple[str, Any]]:
+    """Names and contents of members to group, with a _Picture in place of a picture's bytes, which nothing needs here.
 
     webdataset's own iterator reads every member whole: a sparse one of 2 kB may claim 6 GB. Like it, this one passes
     over other entries than files and over names such as `__meta__`. An unreadable member gives its error in place of
@@ -298,7 +309,7 @@ def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> 
             names.add(digest)
             data = replace(data, nth=1 + again[digest])
         if isinstance(data, _Picture) or _NAME.match(member.name):
-            yield {"fname": member.name, "data": data, "__url__": ""}
+            yield member.name, data
         else:
             of_none.append(member.name)
 

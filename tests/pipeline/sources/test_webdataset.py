@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from webdataset.tariterators import base_plus_ext
+from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from data_specs.shard import Sample, Text, encode_sample
 from pipeline.errors import SourceError
@@ -24,7 +26,7 @@ from pipeline.files.tar_members import _Tar
 from pipeline.records import PROVENANCE, Candidate, Decision, Lost, Provenance, candidate_rows, sha256_hex
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Count
-from pipeline.sources.webdataset import WebDataset, _key_and_suffix
+from pipeline.sources.webdataset import WebDataset, _key_and_suffix, _samples
 from pipeline.store.build import sha256_of
 from pipeline.store.partitions import DECISIONS
 from pipeline.takedown.forget import Request, forget
@@ -32,6 +34,7 @@ from tests import archived
 from tests.candidates import put, read, texts
 from tests.drawn import encoded
 from tests.pipeline.files.test_tar_members import tar_of
+from tests.places import ROOT
 
 PNG = encoded(Image.new("RGB", (8, 8)), "PNG")
 
@@ -119,7 +122,7 @@ def test_a_name_twice_in_one_sample_is_a_decision_and_the_first_is_the_picture(t
     source = tars(str(tmp_path / "a.tar"))
     candidate, refused = read(source)
     assert source.read_image(candidate.image_url) == b"before"
-    assert "duplicate file name" in refused.evidence
+    assert "1.jpg: the sample has another file with the suffix jpg" in refused.evidence
 
 
 def test_our_own_shards_are_a_source(tmp_path):
@@ -423,3 +426,30 @@ def test_names_in_the_encoding_of_a_chinese_windows_are_names(tmp_path):
 @given(st.text("ab./云_- \n", max_size=12))
 def test_keys_and_suffixes_are_those_of_webdataset(name: str) -> None:
     assert _key_and_suffix(name) == (base_plus_ext(name) if base_plus_ext(name)[0] is not None else (name, ""))
+
+
+@given(st.lists(st.text("ab.J", min_size=1, max_size=4), max_size=12))
+def test_samples_are_those_of_webdataset(names: list[str]) -> None:
+    theirs, ours = list[Exception](), list[ValueError]()
+    files = [{"fname": name, "data": number, "__url__": ""} for number, name in enumerate(names)]
+    samples = list(group_by_keys(files, _key_and_suffix, handler=lambda e: theirs.append(e) is None))
+    for sample in samples:
+        del sample["__url__"]
+    assert list(_samples(((name, number) for number, name in enumerate(names)), ours)) == samples
+    assert [str(e).partition(":")[0] for e in ours] == [str(e.args[0]).partition(":")[0] for e in theirs]
+
+
+@pytest.mark.slow
+def test_reading_tars_imports_no_torch(tmp_path: Path) -> None:
+    """As webdataset does, which takes seconds of each worker."""
+    tar(tmp_path / "a.tar", {"1.jpg": b"A", "1.txt": "云"})
+    code = f"""
+import sys
+from pipeline.account import Account
+from pipeline.sources.webdataset import WebDataset
+source = WebDataset(name="s", source_kind="web", path=({str(tmp_path / "a.tar")!r},))
+[file] = source.files()
+print(len(list(source.entries_of(0, file, Account()))), {{"torch", "webdataset"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1 set()"
