@@ -91,6 +91,8 @@ _PrimaryOrKinds = Annotated[
 ]
 """A wrong value is reported for the type that it was meant to have. pydantic puts the tag into an error's place."""
 
+Precision = Literal["fp32", "bf16"]
+
 Record = TypeVar("Record")
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -297,7 +299,7 @@ class RunConfig:
     accumulate: Positive = 1
     """Micro-steps a step."""
     epochs: Amount = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """`bf16`: the towers under autocast; parameters, similarities, softmax, queues and averages stay in float32."""
     recompute: Literal["nothing", "pointwise", "blocks"] = "nothing"
     """Part of a forward that is computed again in the backward instead of kept: nothing; in the image backbone all but

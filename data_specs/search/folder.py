@@ -83,7 +83,8 @@ class About(_Model):
     """Description of an index.
 
     width: D. images, texts: which vectors its parts have. checkpoint: None where the vectors are of another model.
-    detector: whose regions the image tower saw. created_from: names of the input; may grow.
+    detector: whose regions the image tower saw. precision: fp32, or bf16 whose features differ in the third digit.
+    created_from: names of the input; may grow.
     """
 
     name: str
@@ -93,6 +94,7 @@ class About(_Model):
     checkpoint: Towers | None = None
     background: Background | None = None
     detector: str = ""
+    precision: str = "fp32"
     created_from: tuple[str, ...] = ()
 
     @property

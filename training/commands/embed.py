@@ -91,6 +91,12 @@ def add_embed(commands: Any) -> None:
         help="folder for the boxes that the detector makes, for example STORE/regions (default: in the cache)",
     )
     embed.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    embed.add_argument(
+        "--precision",
+        default="fp32",
+        choices=["fp32", "bf16"],
+        help="as run.precision of fit: fp32 (default), or bf16, faster on GPUs; a benchmark has the run's",
+    )
     add_shared(embed)
     embed.set_defaults(run=_embed)
 
@@ -125,11 +131,18 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
             out,
             detector=arguments.detector,
             device=device,
+            precision=arguments.precision,
             cache=arguments.cache,
         )
     else:
         written = embed.embed_files(
-            checkpoint, arguments.images or [], arguments.regions, arguments.texts, out, device=device
+            checkpoint,
+            arguments.images or [],
+            arguments.regions,
+            arguments.texts,
+            out,
+            device=device,
+            precision=arguments.precision,
         )
     each = written.get("features", {"features": written["rows"]})
     counts = ", ".join(f"{rows:,} {name.replace('_', ' ')}" for name, rows in each.items())
@@ -149,6 +162,8 @@ def _check(arguments: argparse.Namespace) -> None:
     of_benchmark = _of_benchmark(arguments)
     if arguments.regions and not (arguments.images or of_benchmark):
         raise ConfigError("--regions", "gives boxes of --images; give --images too")
+    if of_benchmark and arguments.precision != "fp32":
+        raise ConfigError("--precision", "a benchmark is embedded in the run's precision, as eval measures it")
     if arguments.to and not of_benchmark:
         raise ConfigError(
             "--to", f"{arguments.to} needs a benchmark, --data KIND:PATH; a dataset can be exported as one"
@@ -221,6 +236,7 @@ def _into_index(arguments: argparse.Namespace) -> dict[str, Any]:
         Path(arguments.index),
         detector=arguments.detector,
         device=arguments.device,
+        precision=arguments.precision,
         rows=arguments.part_rows or 0,
         regions_cache=arguments.region_cache,
         onnx=arguments.onnx,
@@ -245,6 +261,7 @@ def _into_parquet(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.out,
         detector=arguments.detector,
         device=arguments.device,
+        precision=arguments.precision,
         regions_cache=arguments.region_cache,
     )
     LOG.info("%d features of width %d in %s", written["rows"], written["width"], arguments.out)

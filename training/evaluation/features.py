@@ -135,5 +135,5 @@ def text_rows(loaded: Loaded, texts: Sequence[str]) -> Features:
 
 def encoded(loaded: Loaded, modality: Modality, batch: Batch) -> Features:
     """Unit features [B, D] of a batch, in the run's precision."""
-    features: Features = loaded.encode(modality, batch, mixed=True).cpu().numpy()
+    features: Features = loaded.encode(modality, batch, loaded.config.run.precision).cpu().numpy()
     return features

@@ -1,7 +1,8 @@
 """Embedding into tensors: features of a split, of a benchmark or of files, by a finished checkpoint.
 
 Features are float32 unit rows, computed in float32 whatever the run's precision was, so that the same image has the
-same feature by every way in. Files are written whole or not at all. Indexes and Parquet: training/use/indexing.py.
+same feature by every way in; under bf16 only if that is asked for. Files are written whole or not at all. Indexes and
+Parquet: training/use/indexing.py.
 
 Each file has the background of a calibrated checkpoint too, for searches in it: `background_cosines` and
 `background_shares` [Q] turn a cosine into a score by linear interpolation (training/outputs/background.py).
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_specs.shard import Split
+from training.config import Precision
 from training.data.index_cache import GRID
 from training.data.transforms import UnreadableImage
 from training.errors import ConfigError, InputError
@@ -46,13 +48,14 @@ def embed_data(
     *,
     detector: str = "",
     device: str = "auto",
+    precision: Precision = "fp32",
     cache: Path | None = None,
 ) -> dict[str, Any]:
     """Write image_features [N, D], text_features [N, D], image_ids [N], text_ids [N] of a split's readable samples."""
     import torch
 
-    loaded = load(path, device)
-    features = embed(loaded.model, loaded.split_loader(data, split, cache, detector).once(), loaded.device, "fp32")
+    loaded = load(path, device, precision=precision)
+    features = embed(loaded.model, loaded.split_loader(data, split, cache, detector).once(), loaded.device, precision)
     tensors = {
         "image_features": torch.from_numpy(features.image_ND),
         "text_features": torch.from_numpy(features.text_ND),
@@ -106,6 +109,7 @@ def embed_files(
     out: Path,
     *,
     device: str = "auto",
+    precision: Precision = "fp32",
 ) -> dict[str, Any]:
     """Write image_features [N, D] of image files and text_features [M, D] of a file's lines, in their order.
 
@@ -114,7 +118,7 @@ def embed_files(
     """
     lines = [] if texts is None else _lines(texts)
     boxes = [None] * len(images) if regions is None else read_regions(regions, images)
-    loaded = load(path, device)
+    loaded = load(path, device, precision=precision)
     if images and regions is None and loaded.checkpoint.detector != GRID:
         LOG.info("no --regions: boxes are the grid, not a detector's as in training")
     tensors = {}

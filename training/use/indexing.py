@@ -27,6 +27,7 @@ from data_specs.search.folder import INDEX, About, Background, Part, Towers, rea
 from data_specs.search.index import IndexWriter, locked, write_part
 from data_specs.search.rows import ROWS
 from data_specs.shard import SPLITS, Split
+from training.config import Precision
 from training.data.index import default_cache
 from training.data.index_cache import GRID
 from training.data.released_rows import PRIMARY
@@ -97,10 +98,11 @@ class Job:
     boxes: str
     """Detector whose boxes the pictures have."""
     device: str
+    precision: Precision
 
     def open(self) -> tuple[Loaded, Source]:
         """The checkpoint on its device, and the input."""
-        return load(Path(self.checkpoint), self.device), self.inputs.open(self.regions_of)
+        return load(Path(self.checkpoint), self.device, precision=self.precision), self.inputs.open(self.regions_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ def embed_index(
     *,
     detector: str = "",
     device: str = "auto",
+    precision: Precision = "fp32",
     rows: int = 0,
     regions_cache: Path | None = None,
     onnx: bool = False,
@@ -138,10 +141,10 @@ def embed_index(
     IndexFault where another index is there, or another command writes it.
     """
     with locked(folder):
-        loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
+        loaded, source, job = _opened(checkpoint, inputs, detector, device, precision, regions_cache)
         kinds = {"images": source.has_images, "texts": source.has_texts}
         about = about_of(loaded.checkpoint, source.name, **kinds, detector=job.boxes)
-        about = about.model_copy(update={"created_from": source.origins})
+        about = about.model_copy(update={"created_from": source.origins, "precision": precision})
         _check_same_input(folder, about)
         writer = IndexWriter.start(folder, about)
         tasks, wanted = plan(writer, source, rows or part_rows(len(source)))
@@ -231,10 +234,11 @@ def embed_parquet(
     *,
     detector: str = "",
     device: str = "auto",
+    precision: Precision = "fp32",
     regions_cache: Path | None = None,
 ) -> dict[str, Any]:
     """Write the features of an input into a Parquet file; returns counts as JSON values. Raises InputError if empty."""
-    loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
+    loaded, source, job = _opened(checkpoint, inputs, detector, device, precision, regions_cache)
     runs = source.runs(range(len(source)), part_rows(len(source)))
     with Progress(len(source), "pictures" if source.has_images else "texts") as progress, whole_file(out) as temporary:
         parts = embed_runs(loaded, source, runs, job.detector, done=progress.add)
@@ -248,10 +252,10 @@ def embed_parquet(
 
 
 def _opened(
-    checkpoint: Path, inputs: Inputs, given: str, device: str, regions_cache: Path | None
+    checkpoint: Path, inputs: Inputs, given: str, device: str, precision: Precision, regions_cache: Path | None
 ) -> tuple[Loaded, Source, Job]:
     """The checkpoint, the input, and where boxes come from, which is logged."""
-    loaded = load(checkpoint, device)
+    loaded = load(checkpoint, device, precision=precision)
     trained = loaded.checkpoint.detector
     source = inputs.open(given or trained)
     detector, boxes = None, ""
@@ -268,7 +272,8 @@ def _opened(
         if isinstance(texts, TextSource) and texts.repeated:
             said = "%s lines of %s repeat earlier ones and are embedded once"
             LOG.info(said, f"{texts.repeated:,}", texts.name)
-    return loaded, source, Job(str(loaded.checkpoint.folder), inputs, given or trained, detector, boxes, device)
+    folder = str(loaded.checkpoint.folder)
+    return loaded, source, Job(folder, inputs, given or trained, detector, boxes, device, precision)
 
 
 def about_of(

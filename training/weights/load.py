@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import Split
-from training.config import Config
+from training.config import Config, Precision
 from training.data.index import Dataset, open_dataset
 from training.data.loader import Loader, Share
 from training.data.transforms import UnreadableImage, input_boxes, picture
@@ -73,6 +73,7 @@ class Loaded:
     checkpoint: Checkpoint
     model: BriVL
     device: torch.device
+    precision: Precision = "fp32"
 
     @property
     def config(self) -> Config:
@@ -82,12 +83,12 @@ class Loaded:
         """Distribution of cosines that scores are measured against, if it was calibrated. Raises CheckpointError."""
         return self.checkpoint.background()
 
-    def encode(self, modality: Modality, batch: Batch, *, mixed: bool = False) -> Tensor:
-        """Unit features [B, D] of a batch, float32 on the towers' device; `mixed`: computed in the run's precision."""
+    def encode(self, modality: Modality, batch: Batch, precision: Precision | None = None) -> Tensor:
+        """Unit features [B, D] of a batch, float32 on the towers' device, computed in a precision, else in its own."""
         import torch
 
         encode = self.model.encode_image if modality == "image" else self.model.encode_text
-        bf16 = mixed and self.config.run.precision == "bf16"
+        bf16 = (precision or self.precision) == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return encode(batch.to(self.device)).float()
 
@@ -174,7 +175,7 @@ def open_image(config: Config, file: Path | bytes, boxes: Boxes | None) -> Opene
     return Opened(image, boxes_R4, width, height)
 
 
-def load(path: Path, device: str, towers: Towers = "query") -> Loaded:
+def load(path: Path, device: str, towers: Towers = "query", precision: Precision = "fp32") -> Loaded:
     """The checkpoint in a folder, or a run's newest, with its query towers, or their average, on a device.
 
     Raises CheckpointError, and ConfigError on a device, or key towers, that are not there.
@@ -193,7 +194,7 @@ def load(path: Path, device: str, towers: Towers = "query") -> Loaded:
         checkpoint.load_towers(model)
         if towers == "key":
             _take_keys(checkpoint, model)
-    return Loaded(checkpoint, model.to(where).eval(), where)
+    return Loaded(checkpoint, model.to(where).eval(), where, precision)
 
 
 def _unfilled() -> AbstractContextManager[Any]:

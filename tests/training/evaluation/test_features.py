@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +44,9 @@ def test_equal_texts_are_embedded_once(checkpoint: Path, monkeypatch: pytest.Mon
     """In two batches one text has features that differ by rounding, so that a tie would have a winner."""
     embedded = list[int]()
 
-    def encode(self: Loaded, modality: Modality, batch: Batch, **more: bool) -> torch.Tensor:
+    def encode(self: Loaded, modality: Modality, batch: Batch, *more: Any) -> torch.Tensor:
         embedded.append(len(batch))
-        return own(self, modality, batch, **more)
+        return own(self, modality, batch, *more)
 
     own = Loaded.encode
     monkeypatch.setattr(Loaded, "encode", encode)

@@ -50,6 +50,31 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
+@pytest.mark.slow
+def test_bf16_is_near_and_an_index_has_one_precision(
+    checkpoint: Path, pictures: list[Path], tmp_path: Path, run: Run
+) -> None:
+    (texts := tmp_path / "t.txt").write_text("红船\n山水相连\n", encoding="utf-8")
+    inputs = ("--images", *pictures, "--texts", texts)
+    found = []
+    for precision in ((), ("--precision", "fp32"), ("--precision", "bf16")):
+        out = tmp_path / f"{len(found)}.safetensors"
+        assert run("embed", checkpoint, *inputs, *precision, "--out", out)[0] == 0
+        found.append({n: t for n, t in load_file(out).items() if n.endswith("_features")})
+    for name, exact in found[0].items():
+        assert torch.equal(exact, found[1][name])
+        assert 0 < (exact - found[2][name]).abs().max() < 0.03
+    index = tmp_path / "index"
+    assert run("embed", checkpoint, "--texts", texts, "--index", index, "--precision", "bf16")[0] == 0
+    code, _, stderr = run("embed", checkpoint, "--texts", texts, "--index", index)
+    assert code
+    assert "its precision is 'bf16', not 'fp32'" in stderr
+    asked = ("--data", "coco-cn:DIR", "--to", "chinese-clip", "--precision", "bf16", "--out", tmp_path / "benchmark")
+    code, _, stderr = run("embed", checkpoint, *asked)
+    assert code
+    assert "--precision: a benchmark is embedded in the run's precision" in stderr
+
+
 def test_rows_and_files_give_the_same_features(
     checkpoint: Path, pictures: list[Path], tmp_path: Path, run: Run
 ) -> None:
