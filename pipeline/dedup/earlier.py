@@ -128,25 +128,16 @@ def _rows(store: Store, commit: str, kind: str) -> int:
     return identities.count(identities.read(commit), f"{kind}.parquet")
 
 
-def kept_before(build: Build) -> int:
-    """Number of images that earlier builds kept, rounded up to a power of four; 0 for none.
+def compared(build: Build, pairs: int) -> int:
+    """By how many images the keys of a build of so many pairs are planned: these and what earlier builds kept.
 
-    In steps, so that builds of one dataset have the same keys, and find what was made for one before them.
+    If they kept any, that is the nearest power of four: then builds of one dataset have the same keys, and find what
+    was made for one before them.
     """
     identities = Identities(build.store)
     commits = [*build.identities, *identities.made_from(build)]
     kept = sum(identities.read(commit).files[SIGNATURES].bytes for commit in commits) // _WIDTH
-    return _stepped(kept)
-
-
-def compared(build: Build, pairs: int) -> int:
-    """By how many images the keys of a build of so many pairs are planned."""
-    kept = kept_before(build)
-    return _stepped(pairs + kept) if kept else pairs
-
-
-def _stepped(count: int) -> int:
-    return 1 << 2 * -(-(count - 1).bit_length() // 2) if count > 1 else count
+    return 1 << (pairs + kept).bit_length() // 2 * 2 if kept else pairs
 
 
 def groups(build: Build) -> list[str]:

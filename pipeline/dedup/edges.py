@@ -35,7 +35,7 @@ from pipeline.dedup.piece import kept_images_in, kept_texts_in, loaded_in, text_
 from pipeline.dedup.runs import Runs, keys_of, records_of, rule_of
 from pipeline.matching.contexts import TWO, Context, bonds
 from pipeline.matching.crowds import Crowds
-from pipeline.matching.image_edges import ImageJoin, KeptJoin, Loaded
+from pipeline.matching.image_edges import Asking, ImageJoin, KeptJoin, Loaded
 from pipeline.matching.image_keys import Ints, Key
 from pipeline.matching.sketches import bands, distinct
 from pipeline.matching.text_edges import BUCKETS, KeptTextJoin, TextJoin
@@ -139,8 +139,9 @@ def _images(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
         entries.append((part.key, key, Loaded.joined(loaded)))
     for _, key, own in entries:
         join.among(key, own)
-    kept = [np.zeros((0, 3), np.int64)]
-    for piece in pieces_of(build, IMAGES):
+    kept, pieces = [np.zeros((0, 3), np.int64)], pieces_of(build, IMAGES)
+    asking = [(number, key, Asking.of(key, own)) for number, key, own in entries] if pieces else []
+    for piece in pieces:
         with opened(build, piece, runs.keys) as arrays:
 
             def two_kept(ones: Ints, others: Ints, kept: Context = arrays["contexts"]) -> npt.NDArray[np.bool_]:
@@ -148,8 +149,8 @@ def _images(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
                 return apart & ~collapsed.copied[ones]
 
             looking = KeptJoin(rule.threshold, signed, theirs := KeptSigned(arrays, build, piece), two_kept)
-            for number, key, own in entries:
-                looking.look(key, own, kept_images_in(arrays, number, key, theirs))
+            for number, key, asks in asking:
+                looking.look(key, asks, kept_images_in(arrays, number, key, theirs))
             one, other = looking.matches()
         kept.append(np.stack([one, other + piece.start, np.full(len(one), int(piece.before))], axis=1))
     edges, crowds = join.edges()

@@ -27,6 +27,7 @@ from pipeline.matching.crowds import FEW, Crowds, represent
 from pipeline.matching.image_keys import (
     CELL_BITS,
     PARTS_BITS,
+    Asked,
     Codes,
     Entries,
     Ints,
@@ -51,7 +52,7 @@ from pipeline.matching.looks import (
     fine_of,
     pairs_alike,
 )
-from pipeline.matching.sketches import begins, distinct, spread
+from pipeline.matching.sketches import ascending, begins, distinct, spread
 from pipeline.pictures.signatures import of_one_tone
 
 Flags = npt.NDArray[np.bool_]
@@ -131,6 +132,22 @@ class KeptImages:
     others: Entries
     hashed: Hashed
     signed: Signed
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Entries of the build under a key, and what they ask for: those of all parts, those of the part that asks."""
+
+    own: Loaded
+    all_parts: Asked
+    asks: Asked
+
+    @staticmethod
+    def of(key: Key, own: Loaded) -> Asking:
+        """Computed once for all pieces of earlier builds."""
+        rows, least, most = key.asked(own.codes, own.tones)
+        asks = own.place[rows] == key.family.parts.index(key.family.asks)
+        return Asking(own, (rows, least, most), (rows[asks], least[asks], most[asks]))
 
 
 Two = Callable[[Ints, Ints], Flags]
@@ -285,12 +302,12 @@ class ImageJoin:
         blocks, family, sparse = key.family.blocks, key.family, list[tuple[Loaded, Ints, Ints, Ints]]()
         asking = entries.take(np.flatnonzero(entries.place == family.parts.index(family.asks)))
         groups, asked = (key.values(of.codes) & _LOW for of in (entries, asking))
-        asked, rows = _sorted(asked)  # so that what follows goes through memory once
+        asked, rows = ascending(asked)  # so that what follows goes through memory once
         asking, rows = asking.take(rows), np.arange(len(asking))
         for number, block in enumerate(blocks):
             tones, tone = entries.block(block), asking.block(block)[rows]
             if number >= key.cells:
-                _, by_tone = _sorted(asked << np.uint64(8) | tone.astype(np.uint64))
+                _, by_tone = ascending(asked << np.uint64(8) | tone.astype(np.uint64))
                 rows, asked, tone = rows[by_tone], asked[by_tone], tone[by_tone]
                 order, low, high = _ranges(groups, tones, asked, tone)
                 entries, groups = entries.take(order), groups[order]
@@ -430,17 +447,13 @@ class KeptJoin:
         """two: images of the build and kept ones that it holds for are not compared."""
         self._pairs, self._two = _Pairs(threshold, own, kept), two
 
-    def look(self, key: Key, own: Loaded, kept: KeptImages) -> None:
+    def look(self, key: Key, asking: Asking, kept: KeptImages) -> None:
         """Compare entries of the build with those of kept images, by one key."""
-        family = key.family
-        rows, least, most = key.asked(own.codes, own.tones)
-        asks = own.place[rows] == family.parts.index(family.asks)
+        family, own = key.family, asking.own
         # kept images that ask may look like any part of the build's, and all kept parts like those of it that ask
-        for entries, which in ((kept.asking, slice(None)), (kept.others, asks)):
-            low = np.searchsorted(entries.keys, least[which], "left")
-            high = np.searchsorted(entries.keys, most[which], "right")
-            filled = np.flatnonzero(high > low)
-            for some, at in ranged_pairs(rows[which][filled], low[filled], high[filled]):
+        for entries, (rows, least, most) in ((kept.asking, asking.all_parts), (kept.others, asking.asks)):
+            filled, low, high = _filled(entries.keys, least, most)
+            for some, at in ranged_pairs(rows[filled], low, high):
                 found = Loaded.of(key, Entries(entries.keys[at], entries.owner[at]), kept.hashed)
                 near = np.flatnonzero(_near(key, own.codes[some], found.codes))
                 some, found = some[near], found.take(near)
@@ -472,10 +485,26 @@ def first_alike(rule: Rule, asking: tuple[Codes, Bytes, Details], kept: tuple[Co
     for key in plan(len(asking[0]) + len(kept[0]), rule.radius, rule.turned):
         of_own, of_theirs = own[key.family.fine], theirs[key.family.fine]
         loaded = Loaded.joined([Loaded.of(key, entries, of_own) for entries in entries_of(key, of_own)])
-        join.look(key, loaded, KeptImages(*entries_of(key, of_theirs), of_theirs, signed))
+        join.look(key, Asking.of(key, loaded), KeptImages(*entries_of(key, of_theirs), of_theirs, signed))
     images, kept_ones = join.matches()
     found[images[::-1]] = kept_ones[::-1]  # the last assignment stays: the first match
     return found
+
+
+def _filled(keys: Codes, least: Codes, most: Codes) -> tuple[Ints, Ints, Ints]:
+    """(numbers [K] of the ranges least[i] to most[i] that hold some of the ascending keys; where these begin and end).
+
+    Searched from the shorter side. Both ends of a range are alike but for their lowest 8 bits (`Key.asked`).
+    """
+    some = np.arange(len(least))
+    if len(keys) < len(least):
+        values, asked = keys >> np.uint64(8), least >> np.uint64(8)
+        values = values[begins(values)]
+        some = spread(np.searchsorted(asked, values, "left"), np.searchsorted(asked, values, "right"))
+    low = np.searchsorted(keys, least[some], "left")
+    filled = np.flatnonzero(keys[np.minimum(low, len(keys) - 1)] <= most[some]) if len(keys) else low[:0]
+    filled = filled[low[filled] < len(keys)]
+    return some[filled], low[filled], np.searchsorted(keys, most[some[filled]], "right")
 
 
 def _near(key: Key, codes: Codes, others: Codes) -> Flags:
@@ -524,21 +553,10 @@ def _ranges(
 
     Entries have groups and tones [N]; each of `asked` asks for a group's entries with tones near its own.
     """
-    keys, order = _sorted(groups << np.uint64(8) | tones.astype(np.uint64))
+    keys, order = ascending(groups << np.uint64(8) | tones.astype(np.uint64))
     asked = asked << np.uint64(8)
     least, most = (asked | of.astype(np.uint64) for of in least_and_most(tone))
     return order, np.searchsorted(keys, least, "left"), np.searchsorted(keys, most, "right")
-
-
-def _sorted(keys: Codes) -> tuple[Codes, Ints]:
-    """(keys ascending, their order)."""
-    bits = len(keys).bit_length()
-    if int(keys.max(initial=0)).bit_length() + bits <= 64:  # a sort of numbers is many times faster than argsort
-        packed = keys << np.uint64(bits) | np.arange(len(keys), dtype=np.uint64)
-        packed.sort()
-        return packed >> np.uint64(bits), (packed & np.uint64((1 << bits) - 1)).astype(np.int64)
-    order = np.argsort(keys)
-    return keys[order], order
 
 
 def _dense(place: npt.NDArray[np.uint8], low: Ints, high: Ints) -> Flags:

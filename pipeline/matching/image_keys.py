@@ -22,11 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.matching.looks import Family, Hashed, families
+from pipeline.matching.sketches import ascending
 from pipeline.pictures.signatures import TONE
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Owners = npt.NDArray[np.uint32]
+Asked = tuple[Ints, Codes, Codes]
+"""(rows, least and largest key) of what entries ask for."""
 
 SHARED = 1 << 15
 """Entries that may share the pieces of a key, on average, before there is one piece more."""
@@ -89,8 +92,8 @@ class Key:
         keyed: Codes = keys << np.uint64(8) | of_blocks[:, self.family.blocks[self.cells]].astype(np.uint64)
         return keyed
 
-    def asked(self, codes: Codes, tones: Codes) -> tuple[Ints, Codes, Codes]:
-        """(rows, least and largest key) of what entries with these hashes and tones ask for, by ascending key."""
+    def asked(self, codes: Codes, tones: Codes) -> Asked:
+        """What entries with these hashes and tones ask for, by ascending key."""
         least, most = least_and_most(blocks_of(tones))
         rows, values = np.arange(len(codes)), self.values(codes)
         for block in self.family.blocks[: self.cells]:
@@ -99,8 +102,8 @@ class Key:
             moved = values << np.uint64(CELL_BITS)
             values = np.concatenate([moved | first.astype(np.uint64), moved[both] | last[both].astype(np.uint64)])
             rows = np.concatenate([rows, rows[both]])
-        order = np.argsort(values)  # so that searches go through memory once
-        rows, values, block = rows[order], values[order] << np.uint64(8), self.family.blocks[self.cells]
+        values, order = ascending(values)
+        rows, values, block = rows[order], values << np.uint64(8), self.family.blocks[self.cells]
         return rows, values | least[rows, block].astype(np.uint64), values | most[rows, block].astype(np.uint64)
 
 
@@ -155,10 +158,10 @@ def entries_of(key: Key, images: Hashed) -> tuple[Entries, Entries]:
         codes, tones = images.codes[:, parts].ravel(), images.tones[:, family.toned(parts)].ravel()
         filled = np.flatnonzero(codes)
         keys = key.keyed(codes[filled], tones[filled])
-        order = np.argsort(keys, kind="stable")
+        keys, order = ascending(keys)
         row, place = np.divmod(filled[order], max(1, len(places)))
         owner = row << PARTS_BITS | (places[place] if len(places) else place)
-        found.append(Entries(keys[order], owner.astype(np.uint32)))
+        found.append(Entries(keys, owner.astype(np.uint32)))
     return found[0], found[1]
 
 

@@ -207,6 +207,17 @@ def mixed(values: Words) -> Words:
     return spread_out
 
 
+def ascending(keys: Words) -> tuple[Words, Ints]:
+    """(keys ascending, their order, in which equal ones stay as they are)."""
+    bits = len(keys).bit_length()
+    if int(keys.max(initial=0)).bit_length() + bits <= 64:  # a sort of numbers is many times faster than argsort
+        packed = keys << np.uint64(bits) | np.arange(len(keys), dtype=np.uint64)
+        packed.sort()
+        return packed >> np.uint64(bits), (packed & np.uint64((1 << bits) - 1)).astype(np.int64)
+    order = np.argsort(keys, kind="stable")
+    return keys[order], order
+
+
 def begins(values: npt.NDArray[Any]) -> Flags:
     """[N] whether each element of a sorted array differs from the one before it, that is, begins a group."""
     return np.concatenate([np.ones(min(1, len(values)), np.bool_), values[1:] != values[:-1]])

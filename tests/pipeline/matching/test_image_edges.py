@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from data_specs.build import Dedup
 from pipeline.features._rows import measure_image
 from pipeline.matching import crowds, image_edges
-from pipeline.matching.image_edges import ImageJoin, KeptImages, KeptJoin, Loaded, first_alike
+from pipeline.matching.image_edges import Asking, ImageJoin, KeptImages, KeptJoin, Loaded, first_alike
 from pipeline.matching.image_keys import SHARED, Key, entries_of, plan
 from pipeline.matching.looks import NO_DETAILS, Details, Family, Hashed, OfArrays, Rule, coarse_of, families, fine_of
 from pipeline.pictures import alignment, details
@@ -261,7 +261,7 @@ def test_images_find_the_first_kept_one(seed: int, size: int, cut: int, planned:
         new = fine_of(after) if key.family.fine else coarse_of(phash[cut:], signature[cut:])
         old = fine_of(before) if key.family.fine else coarse_of(phash[:cut], signature[:cut])
         loaded = Loaded.joined([Loaded.of(key, entries, new) for entries in entries_of(key, new)])
-        join.look(key, loaded, KeptImages(*entries_of(key, old), old, signed[1]))
+        join.look(key, Asking.of(key, loaded), KeptImages(*entries_of(key, old), old, signed[1]))
     images, first = join.matches()
     found[images[::-1]] = first[::-1]  # the last assignment stays: the first match
     expected = alike(4, THRESHOLD, phash, signature, own)[cut:, :cut]
