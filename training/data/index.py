@@ -261,7 +261,8 @@ class Dataset:
         if not is_as_indexed(shard, os.fstat(handle).st_size):
             os.close(handle)
             raise ContractError(
-                f"{tar}: was changed or replaced after it was indexed; run the same command to index it again"
+                f"{tar}: was changed or replaced after it was indexed; put the earlier file back and run the same "
+                "command again, because a training goes on with other data only in another --out"
             )
         return handle
 

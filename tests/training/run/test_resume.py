@@ -39,7 +39,9 @@ def test_a_resumed_run_must_be_the_same_run(make_shards: MakeShards, tmp_path: P
 
 
 @pytest.mark.slow
-def test_plain_tars_of_the_same_names_are_other_data(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_plain_tar_that_was_replaced_is_other_data_until_it_is_put_back(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
     first, other = (make_shards(train=(9,), name=name, first=n) for name, n in (("first", 0), ("other", 20)))
     for folder in (first.parent, other.parent):
         with tarfile.open(folder / "train-000000.tar") as old, tarfile.open(folder / "plain.tar", "w") as plain:
@@ -51,8 +53,14 @@ def test_plain_tars_of_the_same_names_are_other_data(make_shards: MakeShards, tm
     for steps in (1, 2):
         fit(config(steps, 9, steady), [str(first.parent / "plain.tar")], tmp_path / "run")
     assert open_checkpoint(tmp_path / "run").state().step == 2
+    tar = first.parent / "plain.tar"
+    earlier = tar.read_bytes()
+    (other.parent / "plain.tar").replace(tar)
     with pytest.raises(RunError, match="was trained on other data"):
-        fit(config(2, 9, steady), [str(other.parent / "plain.tar")], tmp_path / "run")
+        fit(config(3, 9, steady), [str(tar)], tmp_path / "run")
+    fit(config(1, 9, steady), [str(tar)], tmp_path / "another")
+    tar.write_bytes(earlier)
+    assert fit(config(3, 9, steady), [str(tar)], tmp_path / "run").resumed_from == 2
 
 
 @pytest.mark.drill(2)
