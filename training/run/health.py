@@ -8,10 +8,11 @@
     *_spread                1 - |mean feature|^2: 0 when all features are one
     loss.KIND               mean loss of the samples of a source kind since the last line
 
-A spread near 0 that lasts is a collapse: the loss then says nothing any more and no amount of training mends it.
+A spread near 0 that lasts is a collapse: the loss then says nothing any more.
 
 Limits: staleness is that of a few samples of the first rank. A collapse is looked for on logged steps only, after the
-warm-up and once the queue holds nothing but keys of this training.
+warm-up and the first tenth of the run, and once the queue holds nothing but keys of this training. It never stops the
+last tenth.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ COLLAPSED = 0.02
 _LASTING = 5
 """Logged steps in a row of a collapse before it counts."""
 
-_FRESH = 200
-"""First steps in which no collapse is looked for: a fresh model has not learned yet to separate its samples."""
+_EDGE = 0.1
+"""Share of a run: in the first a fresh model has not learned yet to separate its samples, in the last a stop saves
+nothing."""
 
 _PROBED = 8
 """Samples of a probe: their keys are compared with the query tower again when they are about to leave the queue."""
@@ -62,7 +64,7 @@ class Health:
     def __init__(self, model: BriVL, config: Config, samples: int) -> None:
         """`samples` of the whole run, of which the warm-up may be a share."""
         self._model, self._config = model, config
-        self._warmup = warmup_samples(config.optim, samples)
+        self._warmup, self._samples = warmup_samples(config.optim, samples), samples
         self._span = max(1, math.ceil(config.moco.queue_size / config.run.batch_size) - 1)
         self._probe: _Probe | None = None
         self._stale: dict[str, float] = {}
@@ -127,7 +129,7 @@ class Health:
 
     def _look_for_collapse(self, step: int, position: int, metrics: Mapping[str, float]) -> None:
         config = self._config
-        fresh = step < _FRESH or position < self._warmup
+        fresh = position < max(self._warmup, _EDGE * self._samples)
         if fresh or metrics.get("text_queue_oldest", 0.0) > step:  # keys of the prefill
             return
         for name in ("image_spread", "text_spread"):
@@ -135,15 +137,16 @@ class Health:
             self._alike[name] = self._alike.get(name, 0) + 1 if alike else 0
             if self._alike[name] < _LASTING:
                 continue
-            advice = (
+            momentum = f", or a higher moco.momentum ({config.moco.momentum:g})" if self._model.has_keys else ""
+            problem = (
                 f"{name} is {metrics[name]:.4f}, below {COLLAPSED}, on {_LASTING} logged steps in a row: all "
-                f"samples have nearly the same features. Lower optim.lr ({config.optim.lr:g}), lengthen the warm-up "
-                f"({self._warmup} samples: optim.warmup_samples, optim.warmup_share), or raise moco.momentum "
-                f"({config.moco.momentum:g})"
+                f"{name.partition('_')[0]}s have nearly the same features. Begin again in another --out with a lower "
+                f"optim.lr ({config.optim.lr:g}), a longer warm-up ({self._warmup} samples: optim.warmup_samples, "
+                f"optim.warmup_share){momentum}"
             )
-            if config.run.stop_on_collapse:
-                stop(RunError(f"step {step}", f"{advice}; set run.stop_on_collapse=false to continue regardless"))
-            LOG.warning("step %d: %s", step, advice)
+            if config.run.stop_on_collapse and position < (1 - _EDGE) * self._samples:
+                stop(RunError(f"step {step}", f"{problem}; or continue with run.stop_on_collapse=false"))
+            LOG.warning("step %d: %s", step, problem)
             self._alike[name] = 0
 
 

@@ -86,12 +86,17 @@ def test_a_step_s_own_keys_are_no_false_negatives(make_model: Callable[..., BriV
         assert health.metrics(step + 1, 2 * (step + 1), [output], {})["false_negatives"] == 0
 
 
-@pytest.mark.parametrize("warmup", ["optim.warmup_samples=2400", "optim.warmup_share=0.1"])
-def test_a_lasting_collapse_stops_the_run_and_says_what_to_change(
-    make_model: Callable[..., BriVL], warmup: str
+@pytest.mark.parametrize(("setting", "said"), [
+    ("optim.warmup_samples=2400", r"warm-up .2400 samples: .*, or a higher moco.momentum \(0.9"),
+    ("optim.warmup_share=0.1", r"warm-up .2400 samples: "),
+    ("optim.warmup_samples=0", r"warm-up .0 samples: "),
+    ("moco.objective=clip", r"optim.warmup_share\); or continue with run.stop_on_collapse=false"),
+])  # fmt: skip
+def test_a_lasting_collapse_between_the_first_and_the_last_tenth_stops_the_run_and_says_what_to_change(
+    make_model: Callable[..., BriVL], setting: str, said: str
 ) -> None:
-    model = make_model("moco.queue_size=16")
-    config = resolve("tiny", ["moco.queue_size=16", warmup])
+    config = resolve("tiny", ["moco.queue_size=16", setting])
+    model = make_model("moco.queue_size=16", *([setting] if setting.startswith("moco") else []))
     output = model(_batch(model))
 
     def run(first: int, last: int, spread: float, settings: str = "true") -> None:
@@ -103,9 +108,10 @@ def test_a_lasting_collapse_stops_the_run_and_says_what_to_change(
     run(300, 304, 0.001)  # nor for a moment
     run(300, 400, 0.03)
     with pytest.raises(
-        RunError, match=r"step 304: image_spread is 0.0010, below 0.02, .*Lower optim.lr .* warm-up .2400 samples"
+        RunError, match=rf"step 304: image_spread is 0.0010, below 0.02, .* all images have .*optim.lr .*{said}"
     ):
         run(300, 305, 0.001)
+    run(2700, 2800, 0.001)  # nor at the end
     run(300, 320, 0.001, "false")
 
 
