@@ -246,7 +246,8 @@ class DataConfig:
     boilerplate_dropout: Fraction = 1.0
     """Probability with which a text such as 查看源网页 or IMG_1234.jpg is left out where the sample has another one."""
     tokenizer: str = "gb2312"
-    """`gb2312`, `bert_chinese`, or a BERT vocabulary as local path or hub name."""
+    """`gb2312`, `bert_chinese`, a vocabulary as local path or hub name, or a class of an installed package,
+    `acme.words:Words`."""
 
     def __post_init__(self) -> None:
         hue = self.color_jitter[3]

@@ -2,6 +2,7 @@
 
     image.encoder=cnn_regions        training/encoders/cnn_regions.py
     image.encoder=acme.towers        the module `towers` of an installed package `acme`
+    data.tokenizer=acme.words:Words  a class of one (training/data/tokenizer.py)
 
 A new one of ours is a new file, without a registry. A file `_*.py` is a helper, not a plug-in.
 
@@ -28,12 +29,17 @@ def module_of(family: ModuleType, name: str, key: str) -> ModuleType:
             problem = f"unknown {kind} {name!r}; available: {', '.join(known)}, or a module of another package"
             raise ConfigError(key, problem)
         return importlib.import_module(f"{family.__name__}.{name}")
-    if name.partition(".")[0] not in importlib.metadata.packages_distributions():
-        raise ConfigError(key, f"{name!r} is in no installed package; install the one that has it")
-    try:
-        module = importlib.import_module(name)
-    except (ImportError, ValueError) as e:
-        raise ConfigError(key, f"{name!r} cannot be imported ({e})") from None
+    module = imported(name, key)
     if not hasattr(module, "build"):
         raise ConfigError(key, f"{name} has no function build")
     return module
+
+
+def imported(name: str, key: str) -> ModuleType:
+    """A module of an installed package other than this one. Raises ConfigError."""
+    if name.partition(".")[0] not in importlib.metadata.packages_distributions():
+        raise ConfigError(key, f"{name!r} is in no installed package; install the one that has it")
+    try:
+        return importlib.import_module(name)
+    except (ImportError, ValueError) as e:
+        raise ConfigError(key, f"{name!r} cannot be imported ({e})") from None

@@ -95,6 +95,9 @@ class TextQuery:
             raise IndexFault(f"{path}: is missing; {todo}")
         model = opened(checked(path), threads, gpu)
         about = model.about
+        if ":" in about.get("tokenizer", "") and "vocabulary" not in about:
+            todo = "give the checkpoint with --checkpoint"
+            raise IndexFault(f"{path}: its tokenizer is {about['tokenizer']}, code of another package; {todo}")
         if set(model.inputs) != {"input_ids", "n_tokens"} or "vocabulary" not in about:
             raise IndexFault(f"{path}: is not a text tower made by wenlan-train export --to onnx")
         try:

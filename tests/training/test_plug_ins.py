@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from data_specs.search.folder import IndexFault
+from data_specs.search.queries import TextQuery
 from tests.places import ROOT
 from tests.training.conftest import MakeShards
 from training import cli
+from training.data.tokenizer import load_tokenizer
 from training.encoders import build_tower
-from training.errors import ConfigError
+from training.errors import CheckpointError, ConfigError
 from training.objectives import objective_of
+from training.outputs.checkpoint import open_checkpoint
 from training.resolve import resolve
 
 BLOCKS = re.compile(r"in `(acme/\w+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
@@ -26,7 +32,7 @@ BLOCKS = re.compile(r"in `(acme/\w+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
 def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the package of the guide, which this process can import."""
     files = dict(BLOCKS.findall((ROOT / "training" / "README.md").read_text("utf-8")))
-    assert sorted(files) == ["acme/bag.py", "acme/margin.py"]
+    assert sorted(files) == ["acme/bag.py", "acme/margin.py", "acme/words.py"]
     for name, code in files.items():
         path = tmp_path / "site" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,17 +46,31 @@ def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_the_loss_and_the_encoder_of_the_guide_train_and_are_exported(
+def test_the_loss_the_encoder_and_the_tokenizer_of_the_guide_train_and_are_exported(
     acme: Path, make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run = str(make_shards(train=(20, 12), val=(8,))), str(tmp_path / "run")
-    own = ["moco.objective=acme.margin", "text.encoder=acme.bag", "run.epochs=8", "run.batch_size=8", "optim.lr=0.003"]
+    own = [
+        "moco.objective=acme.margin",
+        "text.encoder=acme.bag",
+        "data.tokenizer=acme.words:Bytes",
+        "run.epochs=8",
+        "run.batch_size=8",
+        "optim.lr=0.003",
+    ]
     settings = [word for setting in own for word in ("--set", setting)]
     assert cli.main(["fit", "--recipe", "tiny", "--data", data, "--out", run, "--json", *settings]) == 0
     losses = [json.loads(line)["loss"] for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     assert sum(losses[-4:]) < sum(losses[:4])
-    export = ["export", run, "--to", "safetensors", "--out", str(tmp_path / "brivl.safetensors")]
-    assert cli.main(export) == 0
+    for form in ("safetensors", "onnx"):
+        assert cli.main(["export", run, "--to", form, "--out", str(tmp_path / f"brivl.{form}")]) == 0
+    with pytest.raises(IndexFault, match=r"its tokenizer is acme.words:Bytes, code of another package; give the check"):
+        TextQuery.open(tmp_path / "brivl.text.onnx")
+    (acme / "acme" / "words.py").write_text("class Bytes:\n    vocabulary = ('a',)\n    encode = None\n")
+    del sys.modules["acme.words"]
+    importlib.invalidate_caches()
+    with pytest.raises(CheckpointError, match=r"acme.words:Bytes has another vocabulary now"):
+        open_checkpoint(Path(run))
     capsys.readouterr()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [sys.executable, "-m", "training", "eval", run, "--data", data, "--task", "retrieval"]
@@ -58,7 +78,7 @@ def test_the_loss_and_the_encoder_of_the_guide_train_and_are_exported(
         words, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (2, (
-        "wenlan-train: text.encoder: 'acme.bag' is in no installed package; install the one that has it"
+        "wenlan-train: data.tokenizer: 'acme.words' is in no installed package; install the one that has it"
     ))  # fmt: skip
 
 
@@ -67,14 +87,23 @@ def test_the_loss_and_the_encoder_of_the_guide_train_and_are_exported(
     ("moco.objective", "acme.gone", "'acme.gone' cannot be imported"),
     ("moco.objective", "numpy.linalg", "numpy.linalg has no function build"),
     ("moco.objective", "os.path", "'os.path' is in no installed package"),
+    ("data.tokenizer", "acme.words:Word", "acme.words:Word is not a class with `encode` and `vocabulary`"),
+    ("data.tokenizer", "acme.gone:Word", "'acme.gone' cannot be imported"),
+    ("data.tokenizer", "os.path:join", "'os.path' is in no installed package"),
+    ("data.tokenizer", "numpy:zeros", "numpy:zeros is not a class with"),
     ("text.encoder", "char", "unknown encoder 'char'; available: bert_text, char_text"),
     ("text.encoder", "a..b", "'a..b' is in no installed package"),
     ("text.encoder", "", "'' is in no installed package"),
 ])  # fmt: skip
 def test_a_name_that_leads_nowhere_is_one_line(acme: Path, key: str, name: str, said: str) -> None:
     config = resolve("tiny", [f"{key}={name}"])
+    load: dict[str, Callable[[], object]] = {
+        "data.tokenizer": lambda: load_tokenizer(name),
+        "moco.objective": lambda: objective_of(config.moco),
+        "text.encoder": lambda: build_tower("text", config, load_weights=False),
+    }
     with pytest.raises(ConfigError) as failed:
-        objective_of(config.moco) if key == "moco.objective" else build_tower("text", config, load_weights=False)
+        load[key]()
     assert str(failed.value).startswith(f"{key}: {said}")
 
 

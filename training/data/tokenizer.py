@@ -1,4 +1,4 @@
-"""Sources of vocabularies: the built-in ones, files, folders of transformers, checkpoints.
+"""Sources of vocabularies: the built-in ones, files, folders of transformers, checkpoints, classes of other packages.
 
 `gb2312` serves small text towers that start from nothing; a released text tower needs the vocabulary it was trained
 with, and `bert_chinese` is that one: the 21,128 tokens of BERT-base-Chinese (google-research/bert, Apache-2.0), which
@@ -30,7 +30,8 @@ from data_specs.text.tokenizer import (
     gb2312_vocabulary,
     vocabulary_text,
 )
-from training.errors import InputError, first_line
+from training.errors import ConfigError, InputError, first_line
+from training.plug_ins import imported
 
 __all__ = [
     "CLS",
@@ -44,6 +45,7 @@ __all__ = [
     "Tokenizer",
     "from_vocabulary",
     "gb2312_vocabulary",
+    "is_code",
     "json_tokenizer",
     "load_tokenizer",
     "vocabulary_text",
@@ -51,18 +53,31 @@ __all__ = [
 
 VOCAB_FILE, JSON_FILE = "vocab.txt", "tokenizer.json"
 BERT_CHINESE = "bert_chinese"
+_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HAS_UPPER_CASE = re.compile("(##)?[a-z]*[A-Z][A-Za-z]*")
 """Matches a token with upper case; [CLS] and the like do not match."""
 
 _BERT_CHINESE_FILE = Path(__file__).with_name("bert_chinese.txt")
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a tokenizer.json, a folder of transformers, or a
-    hub name. Of a folder a BERT's `vocab.txt` is read first, unless its tokenizer_config.json keeps upper case.
+def is_code(name: str) -> bool:
+    """True for a class of an installed package, `acme.words:Words`: no vocabulary says what it makes of a text."""
+    return _CODE.fullmatch(name) is not None
 
-    Raises InputError if it cannot be found.
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a tokenizer.json, a folder of transformers, a hub
+    name, or a class. Of a folder a BERT's `vocab.txt` is read first, unless its tokenizer_config.json keeps upper case.
+
+    Raises InputError if it cannot be found, ConfigError for a class.
     """
+    if is_code(name):
+        module, _, called = name.partition(":")
+        found = getattr(imported(module, "data.tokenizer"), called, None)
+        if not isinstance(found, type) or not hasattr(found, "encode"):  # a function is never called
+            raise ConfigError("data.tokenizer", f"{name} is not a class with `encode` and `vocabulary`")
+        made: Tokenizer = found()
+        return made
     if name == "gb2312":
         return CharTokenizer(gb2312_vocabulary())
     path = _BERT_CHINESE_FILE if name == BERT_CHINESE else Path(name)

@@ -41,7 +41,9 @@ from training.data.tokenizer import (
     JsonTokenizer,
     Tokenizer,
     from_vocabulary,
+    is_code,
     json_tokenizer,
+    load_tokenizer,
     vocabulary_text,
 )
 from training.errors import CheckpointError, ConfigError
@@ -425,8 +427,14 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
         raise CheckpointError(e.subject, e.problem) from None
     if JSON_FILE in sealed.files:
         return Checkpoint(sealed, config, json_tokenizer(sealed.text(JSON_FILE), str(folder / JSON_FILE)), detector)
-    vocabulary = sealed.text(VOCAB_FILE).split("\n")[:-1]
-    return Checkpoint(sealed, config, from_vocabulary(vocabulary, str(folder / VOCAB_FILE)), detector)
+    content, name = sealed.text(VOCAB_FILE), config.data.tokenizer
+    if not is_code(name):
+        return Checkpoint(sealed, config, from_vocabulary(content.split("\n")[:-1], str(folder / VOCAB_FILE)), detector)
+    if vocabulary_text(tokenizer := load_tokenizer(name)) != content:
+        raise CheckpointError(
+            str(folder / VOCAB_FILE), f"{name} has another vocabulary now; install its earlier version"
+        )
+    return Checkpoint(sealed, config, tokenizer, detector)
 
 
 def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:

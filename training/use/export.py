@@ -11,9 +11,9 @@ last; input_ids [B, L], n_tokens [B]. Outputs are image_features and text_featur
 
 Each ONNX file says what it is in its metadata (`metadata_props`, which onnxruntime returns as `custom_metadata_map`):
 recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, `pixel_mean` and
-`pixel_std` of RGB pixels in [0, 1] by which `images` are normalised, the tokenizer's name and vocabulary, and
-`background` where the checkpoint was calibrated: JSON whose `cosines` and `shares` turn a cosine into a score by linear
-interpolation (training/outputs/background.py).
+`pixel_std` of RGB pixels in [0, 1] by which `images` are normalised, the tokenizer's name and, unless it is a class of
+another package, its vocabulary, and `background` where the checkpoint was calibrated: JSON whose `cosines` and `shares`
+turn a cosine into a score by linear interpolation (training/outputs/background.py).
 
 Limits: S of an ONNX file is the recipe's image size. ONNX needs the extra `wenlan[onnx]`.
 """
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_specs.command.extras import install
 from training.config import Config, to_dict
-from training.data.tokenizer import JsonTokenizer, vocabulary_text
+from training.data.tokenizer import JsonTokenizer, is_code, vocabulary_text
 from training.errors import ConfigError
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.outputs.whole import whole_file, write_tensors, writing_to
@@ -86,7 +86,7 @@ def _about(opened: Checkpoint) -> dict[str, str]:
         **{name: str(size) for name, size in sizes.items()},
         "detector": opened.detector,
         "tokenizer": config.data.tokenizer,
-        "vocabulary": vocabulary_text(opened.tokenizer),
+        **({} if is_code(config.data.tokenizer) else {"vocabulary": vocabulary_text(opened.tokenizer)}),
         **({"tokenizer_json": opened.tokenizer.content} if isinstance(opened.tokenizer, JsonTokenizer) else {}),
         **({} if background is None else {"background": background.to_json()}),
     }

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import Config
-from training.data.tokenizer import CharTokenizer, JsonTokenizer, Tokenizer
+from training.data.tokenizer import BertTokenizer, JsonTokenizer, Tokenizer
 from training.errors import ConfigError
 from training.outputs.checkpoint import QUEUES_FILE
 from training.outputs.whole import check_name, writing_to
@@ -86,7 +86,7 @@ def _check_class(config: Config, tokenizer: Tokenizer) -> None:
         problem = f"towers {image.encoder} and {text.encoder}"
     elif config.data.max_boxes:
         problem = f"regions (data.max_boxes is {config.data.max_boxes})"
-    elif isinstance(tokenizer, CharTokenizer):
+    elif not isinstance(tokenizer, (BertTokenizer, JsonTokenizer)):
         problem = f"the tokenizer {config.data.tokenizer}"
     elif getattr(family_config(config).vision_config, "image_size", None) not in (None, config.data.image_size):
         problem = f"positions of a picture of {config.data.image_size} pixels"  # they would have to be resampled
