@@ -78,6 +78,35 @@ class Background(_Model):
         shares = np.interp(np.asarray(cosines, np.float64), self.cosines, self.shares, left=0.0, right=1.0)
         return shares.astype(np.float32)
 
+    def rates(self, cosines: npt.ArrayLike, ranked: npt.ArrayLike, rows: int) -> npt.NDArray[np.float64]:
+        """False-discovery rates of hits: of all rows at least as near, the share that unrelated ones make by chance.
+
+        rows: searched ones. ranked: the best cosines of all, best first; the rate of a worse one is an upper bound.
+        Benjamini and Hochberg, J. R. Stat. Soc. B 57 (1995). Beyond the last share below 1 the tail is exponential.
+        """
+        best = np.asarray(ranked, np.float64)
+        found = np.minimum.accumulate((self._expected(best, rows) / np.arange(1, len(best) + 1))[::-1])[::-1]
+        own = np.asarray(cosines, np.float64)
+        nearer = np.searchsorted(-best, -own, "right")
+        beyond = np.minimum(1, self._expected(own, rows) / max(1, len(best)))
+        within = (own >= best[-1]) if len(best) else np.zeros(own.shape, np.bool_)
+        rates: npt.NDArray[np.float64] = np.where(within, np.minimum(1, np.append(found, 1.0)[nearer - 1]), beyond)
+        return rates
+
+    def _expected(self, cosines: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.float64]:
+        """Number of unrelated rows of so many that are expected to be as near."""
+        at, shares = np.array(self.cosines), np.array(self.shares)
+        right = 1 - np.interp(cosines, at, shares, left=0.0, right=1.0)
+        known = np.flatnonzero(shares < 1)
+        if len(known) > 1:
+            last = known[-1]
+            first = known[max(0, min(np.searchsorted(shares, 0.99), last - 1))]
+            steep = np.log((1 - shares[first]) / (1 - shares[last])) / max(at[last] - at[first], 1e-9)
+            tail = (1 - shares[last]) * np.exp(-steep * np.maximum(0, cosines - at[last]))
+            right = np.where(cosines > at[last], tail, right)
+        expected: npt.NDArray[np.float64] = rows * right
+        return expected
+
 
 class About(_Model):
     """Description of an index.

@@ -6,7 +6,8 @@
     filters       decide which rows are searched, so that a filter yields every hit that there is
     near-copies   of rows with the same leader (image_leader for images, text_leader for texts) the best is shown, and
                   says how many others stand behind it; `copies=True` shows all
-    score         the place of a cosine in the index's background (None without one)
+    score, chance the place of a cosine in the index's background, and the false-discovery rate that it means among so
+                  many rows (None without a background)
     approximate   where the index has it (`vectors.py`) and the filters leave more rows than an exact search does at
                   once, unless the query asks for `exact`
 
@@ -84,7 +85,8 @@ class Query:
 class Hit:
     """One row of an answer. row: its number in the index of this revision. cosine: None for a search by words only.
 
-    score: of the cosine, by the background. words_score: BM25, None where none of the words is in it. copies: other
+    score: of the cosine, by the background. chance: of the rows that are at least as near, the share that unrelated
+    ones make by chance. words_score: BM25, None where none of the words is in it. copies: other
     rows with the same leader that pass the filters.
     """
 
@@ -92,6 +94,7 @@ class Hit:
     record: Row
     cosine: float | None
     score: float | None
+    chance: float | None
     words_score: float | None
     copies: int
 
@@ -232,22 +235,24 @@ class _State:
         found, bm25 = self._by_words(query, allowed_N)
         query_D = None if query.vector_D is None else self._unit(query.vector_D)
         if query_D is None:
-            exact, listed = True, found if query.words else np.flatnonzero(allowed_N)
+            exact, listed, ranked = True, found if query.words else np.flatnonzero(allowed_N), None
             rows, more = self._page(query, lambda count: listed[:count])
         else:
             approximate = self._approximate(query, allowed)
             exact = approximate is None
             stack = self.stacks[query.target]
             by_vector = ByVector(stack, query_D, allowed_N, approximate, lambda cosines: self._enough(query, cosines))
-            first = by_vector.first
+            first, ranked = by_vector.first, by_vector.first(DEEP)
             if query.words:
                 if query.filters.min_score is not None:
                     stays = self._enough(query, stack.cosines(found, query_D))
                     found, bm25 = found[stays], bm25[stays]
-                both = fused(by_vector.first(DEEP), found, query.weight)
+                both = fused(ranked, found, query.weight)
                 first = lambda count: joined(both, by_vector.first, count)  # noqa: E731
             rows, more = self._page(query, first)
-        hits = self._hits(rows, query, query_D, allowed_N, dict(zip(found.tolist(), bm25.tolist(), strict=True)))
+        hits = self._hits(
+            rows, ranked, query, query_D, allowed_N, dict(zip(found.tolist(), bm25.tolist(), strict=True))
+        )
         return Results(hits, exact, more, allowed)
 
     def _page(self, query: Query, first: Callable[[int], Rows]) -> tuple[Rows, bool]:
@@ -323,13 +328,23 @@ class _State:
         return found
 
     def _hits(
-        self, rows: Rows, query: Query, query_D: Floats | None, allowed_N: Flags, bm25: dict[int, float]
+        self,
+        rows: Rows,
+        ranked: Rows | None,
+        query: Query,
+        query_D: Floats | None,
+        allowed_N: Flags,
+        bm25: dict[int, float],
     ) -> tuple[Hit, ...]:
         cosines = None if query_D is None else self.stacks[query.target].cosines(rows, query_D)
         background = self.index.about.background
-        scores = None
+        scores = chances = None
         if cosines is not None and background is not None and query.is_scored:
+            assert query_D is not None
+            assert ranked is not None
+            best = self.stacks[query.target].cosines(ranked, query_D)
             scores = background.score(cosines)
+            chances = background.rates(cosines, best, int(np.count_nonzero(allowed_N)))
         leaders = self._leaders(rows, query.target)
         others = self._group_sizes({leader for leader in leaders if leader}, query.target, allowed_N)
         return tuple(
@@ -338,6 +353,7 @@ class _State:
                 self.record(row),
                 None if cosines is None else float(cosines[n]),
                 None if scores is None else float(scores[n]),
+                None if chances is None else float(chances[n]),
                 bm25.get(row),
                 others.get(leaders[n], 1) - 1,
             )

@@ -7,8 +7,8 @@
     GET    /collections/NAME/samples/ID        one sample as a hit
     GET    /collections/NAME/images/ID?side=   its picture, checked against its sha256
 
-A score is the cosine's place among those of unrelated pictures and texts, so it is null where a picture is searched by
-a picture, or a text by a text.
+A score is the cosine's place among those of unrelated pictures and texts, so it and `chance` are null where a picture
+is searched by a picture, or a text by a text.
 """
 
 from __future__ import annotations
@@ -81,12 +81,16 @@ class TextOf(BaseModel):
 
 
 class HitAnswer(BaseModel):
-    """A sample that was found. words: BM25 of its text. copies: near-copies that it stands for."""
+    """A sample that was found. words: BM25 of its text. copies: near-copies that it stands for.
+
+    chance: of the samples at least as near, the share that unrelated ones make by chance in a collection of this size.
+    """
 
     id: str
     modality: Modality
     cosine: float | None
     score: float | None
+    chance: float | None
     words: float | None
     text: str
     texts: list[TextOf]
@@ -193,7 +197,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
         if record is None:
             raise missing(id)
         target: Modality = "image" if record.has_image else "text"
-        return json_of(_hit(Hit(0, record, None, None, None, 0), target, gallery.name))
+        return json_of(_hit(Hit(0, record, None, None, None, None, 0), target, gallery.name))
 
     @router.get(
         "/collections/{name}/images/{id:path}",
@@ -297,6 +301,7 @@ def _hit(hit: Hit, target: Modality, collection: str) -> dict[str, Any]:
         "modality": target,
         "cosine": hit.cosine,
         "score": hit.score,
+        "chance": hit.chance,
         "words": hit.words_score,
         "text": record.caption,
         "texts": [{"kind": text.kind, "text": text.text} for text in record.texts],

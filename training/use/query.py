@@ -56,6 +56,7 @@ def search(index: SearchIndex, query: Query, asked: Asked | None) -> dict[str, A
                 "id": hit.id,
                 "cosine": hit.cosine,
                 "score": hit.score,
+                "chance": hit.chance,
                 "words": hit.words_score,
                 "copies": hit.copies,
                 **{name: getattr(hit.record, name) for name in _SHOWN},

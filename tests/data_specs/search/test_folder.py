@@ -19,6 +19,18 @@ from training.outputs import background as of_checkpoint
 ABOUT = About(name="test", width=8, images=True, texts=False)
 
 
+def test_a_rate_is_the_share_of_rows_that_unrelated_ones_make() -> None:
+    """Benjamini and Hochberg's, by hand; of a cosine beyond the ranking at most."""
+    background = Background(cosines=(0.0, 0.5, 0.8, 0.9), shares=(0.0, 0.5, 0.9, 1.0))
+    ranked = [0.8, 0.65, 0.6, 0.5]  # 10 rows: 1, 3, 3.67 and 5 unrelated ones are expected to be as near
+    assert background.rates(ranked, ranked, 10) == pytest.approx([1, 1, 1, 1])
+    assert background.rates(ranked, ranked, 2) == pytest.approx([0.2, 0.22 / 0.9, 0.22 / 0.9, 0.25], abs=1e-3)
+    assert background.rates([0.1], ranked, 2) == pytest.approx([0.45])
+    beyond = [float(background.rates([cosine], [cosine], 2)[0]) for cosine in (0.95, 0.9, 0.85)]
+    assert 0 < beyond[0] < beyond[1] < beyond[2] < 0.2  # the tail goes on above the largest that was measured
+    assert background.rates([0.3], [], 2) == pytest.approx([1.0])
+
+
 def test_a_score_is_that_of_the_checkpoint_s_background() -> None:
     cosines = np.random.default_rng(0).normal(0.1, 0.1, 5_000).astype(np.float32)
     original = of_checkpoint.Background.of(cosines, 50, 100)

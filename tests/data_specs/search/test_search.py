@@ -94,6 +94,30 @@ def brute_force(
     return shown
 
 
+def test_chance_knows_the_size_of_the_collection(tmp_path: Path) -> None:
+    """Noise is near nothing in 20,000 rows, though its best score is above 0.999; a match is, among 500 and 20,000."""
+    vectors, noise = random_units(20_500, 64), random_units(2_000, 64, seed=1)
+    unrelated = np.sort((vectors[:1_000] @ noise[1_000:].T).ravel())
+    shares = np.append(np.linspace(0, 0.999, 1_000), [0.9999, 0.99999, 1.0])
+    background = Background(cosines=tuple(np.quantile(unrelated, shares).tolist()), shares=tuple(shares.tolist()))
+    of = {}
+    for rows in (500, 20_500):
+        of[rows] = SearchIndex.open(
+            make(tmp_path / f"{rows}", named(rows), vectors[:rows], vectors[:rows], background=background)
+        )
+    by_chance = []
+    for number in range(20):
+        [best] = of[20_500].search(Query(noise[number], of="text", limit=1)).hits
+        assert best.score is not None
+        assert best.score > 0.999
+        by_chance.append(best.chance)
+        match = Query(vectors[number] + noise[number], of="text", limit=1)
+        few, many = (of[rows].search(match).hits[0].chance or 0.0 for rows in of)
+        assert 0 < few < many < 0.01
+    assert np.median(by_chance) > 0.5
+    assert of[500].search(Query(noise[0], of="image", limit=1)).hits[0].chance is None
+
+
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(

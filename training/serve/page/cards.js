@@ -1,8 +1,9 @@
 /**
  * One result: a picture with its parts, or a text, with how close it is, said in words.
  *
- * A score is the share of unrelated picture-text pairs below a cosine (training/outputs/background.py). People read
- * "only 1 in 500 unrelated pairs is this close" where 0.998 says little; the cosine itself is one click away.
+ * The word is by the hit's `chance`: of the results that are at least as close, the share that unrelated ones make in a
+ * collection of this size. A score is the share of unrelated picture-text pairs below a cosine
+ * (training/outputs/background.py). People read "only 1 in 500 unrelated pairs is this close" where 0.998 says little.
  */
 
 import { picture } from "./api.js";
@@ -11,11 +12,11 @@ import { Parts } from "./parts.js";
 import { address } from "./state.js";
 import { named, number, t } from "./words.js";
 
-const GRADES = [0.5, 0.9, 0.99, 0.999, 0.9999];
+const CHANCES = [0.5, 0.2, 0.05, 0.01, 0.001];
 const LONGEST = 240;
 
-/** Index into `grades` of words.js. */
-export const grade = (score) => GRADES.filter((limit) => score >= limit).length;
+/** Index into `grades` of words.js; 0: by chance as much would be as close. */
+export const grade = (chance) => CHANCES.filter((limit) => chance < limit).length;
 
 /** How a score is put in words. */
 export function inWords(score) {
@@ -28,12 +29,12 @@ export function inWords(score) {
 export function closeness(hit, { calibrated = true } = {}) {
   if (hit.score === null && hit.cosine === null && !hit.words) return null;
   const figures = [];
-  if (hit.score !== null) figures.push(h("span", {}, inWords(hit.score)));
+  if (hit.score !== null) figures.push(h("span", {}, inWords(hit.score)), h("span", {}, t("chance", `${number(100 * hit.chance, hit.chance < 0.1 ? 1 : 0)}%`)));
   if (hit.cosine !== null) figures.push(h("span", { title: t("cosineHelp") }, t("cosine", hit.cosine.toFixed(3))));
   if (hit.words) figures.push(h("span", {}, t("wordsScore", number(hit.words, 1))));
   if (hit.score === null && hit.cosine !== null) figures.push(h("span", { class: "why" }, t(calibrated ? "sameKind" : "uncalibrated")));
-  const share = hit.score === null ? Math.max(0, hit.cosine ?? 0) : Math.min(1, -Math.log10(Math.max(1 - hit.score, 1e-5)) / 4.3);
-  const word = hit.score !== null ? named("grades", grade(hit.score)) : hit.cosine !== null ? t("cosine", hit.cosine.toFixed(2)) : t("wordsScore", number(hit.words, 1));
+  const share = hit.score === null ? Math.max(0, hit.cosine ?? 0) : Math.min(1, -Math.log10(Math.max(hit.chance, 1e-4)) / 4);
+  const word = hit.score !== null ? named("grades", grade(hit.chance)) : hit.cosine !== null ? t("cosine", hit.cosine.toFixed(2)) : t("wordsScore", number(hit.words, 1));
   const bar = hit.score === null && hit.cosine === null ? null : h("span", { class: "meter", "aria-hidden": "true" }, h("span", { style: { "inline-size": `${Math.round(100 * share)}%` } }));
   return h("details", { class: "closeness" }, h("summary", {}, bar, h("span", {}, word)), h("p", {}, figures));
 }

@@ -1,5 +1,6 @@
 /** Filters: which sources, licences, splits, sizes and scores; their panel, with counts, and a chip for each in use. */
 
+import { inWords } from "./cards.js";
 import { $, h, icon, show } from "./dom.js";
 import { FACETS, NOTHING, filtersOn } from "./state.js";
 import { named, number, t } from "./words.js";
@@ -10,7 +11,7 @@ const SCORES = [0, 0.9, 0.99, 0.999];
 /** What a value of a facet is called. */
 const called = (facet, value) => (value === "" ? t("blank") : facet === "split" ? named("split", value) : value);
 
-const scoreName = (score) => (score ? `${named("grades", SCORES.indexOf(score) + 1) ?? number(score, 4)}` : t("anyScore"));
+const scoreName = (score) => (score ? inWords(score) : t("anyScore"));
 
 /**
  * Draw panel, chips and button. collection: its record; scored: whether hits of this query have scores;

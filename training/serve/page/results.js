@@ -5,7 +5,7 @@
  */
 
 import * as api from "./api.js";
-import { card } from "./cards.js";
+import { card, grade } from "./cards.js";
 import { $, announce, h, icon, show } from "./dom.js";
 import { dataUri, recall } from "./pictures.js";
 import { address, filters, filtersOn } from "./state.js";
@@ -199,7 +199,8 @@ export class Results {
     const asked = query.region ? t("asked.region") : query.picture ? t("asked.picture") : query.like ? t("asked.like") : "";
     const what = query.text ? h("h1", {}, h("q", { lang: "zh" }, query.text)) : asked ? h("h1", {}, asked) : h("h1", {}, t(`start.${query.target}`));
     const figures = this.hits.length ? t("took", number(this.hits.length), answer.more, query.text || asked ? number(answer.took_ms, answer.took_ms < 10 ? 1 : 0) : null) : "";
-    show($("summary"), what, h("p", {}, figures, answer.exact === false && h("span", { class: "nearly", title: t("nearlyHelp") }, ` · ${t("nearly")}`)));
+    const far = this.hits.some((hit) => hit.chance !== null) && this.hits.every((hit) => grade(hit.chance) === 0);
+    show($("summary"), what, far ? h("p", {}, t("nothingClose")) : null, h("p", {}, figures, answer.exact === false && h("span", { class: "nearly", title: t("nearlyHelp") }, ` · ${t("nearly")}`)));
   }
 
   empty() {
