@@ -8,8 +8,9 @@ This module knows a stage by its name, its function and what its tasks ask of th
 (`pipeline.run`) hands these in. Objects that live on a cluster beside the tasks are `pipeline.actors`.
 
 Limits: at most twice as many tasks as run at a time are in flight, so the driver holds that many references and the
-names that wait. A task whose worker dies, mostly killed for memory, is tried twice more: with twice the memory, so that
-fewer run beside it, then alone on a node. What is committed stays whatever happens.
+names that wait; tasks that have ended are taken together. A task whose worker dies, mostly killed for memory, is tried
+twice more: with twice the memory, so that fewer run beside it, then alone on a node. What is committed stays whatever
+happens.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ RunPartition = Callable[[Build, str], None]
 Runs = tuple[str, RunPartition]
 """A pass by its name, and its function."""
 
+Done = list[str]
+"""A partition that is committed: the records of some passes as JSON."""
+
 Resources = dict[str, float]
 """Resources of a pass, as options of Ray: of each task `num_cpus` and `memory` in bytes; `num_gpus` of each holder of
 sessions."""
@@ -78,8 +82,10 @@ class Cluster:
         self._lost, self._here = False, here
         self.started = False
 
-    def each(self, build: Build, passes: Sequence[Runs], resources: Resources, partitions: list[str]) -> Iterator[str]:
-        """Runs partitions, each through some passes in one task, and yields the name of each once it is committed.
+    def each(
+        self, build: Build, passes: Sequence[Runs], resources: Resources, partitions: list[str]
+    ) -> Iterator[list[Done]]:
+        """Runs partitions, each through some passes in one task, and yields those that are committed, some at a time.
 
         Raises WenlanError.
         """
@@ -99,7 +105,7 @@ class Cluster:
         resources: Resources,
         partitions: list[str],
         holders: Actors[Sessions] | None,
-    ) -> Iterator[str]:
+    ) -> Iterator[list[Done]]:
         options = granted(resources, _nodes(ray))
         stage = "+".join(name for name, _ in passes)
         task = _task(ray, passes, options)
@@ -124,16 +130,21 @@ class Cluster:
                 raise head.error()
             if head.looked > looked and head.answers:  # an autoscaler may have added nodes
                 limit = _most_in_flight(ray, options)
-            for ref in ready:
+            done = list[Done]()
+            for ref in ray.wait(list(in_flight), num_returns=len(in_flight), timeout=0)[0]:
                 partition = in_flight.pop(ref)
-                if lost[partition] < TASK_RETRIES and (why := _death(ray, ref)):
+                try:
+                    done.append(ray.get(ref))
+                except ray.exceptions.RayError as e:
+                    why = _death(ray, e)
+                    if not why or lost[partition] == TASK_RETRIES:
+                        raise _failure(ray, e, f"{stage}/{partition}") from None
                     lost[partition] += 1
                     waiting.append(partition)
                     how = "twice the memory" if lost[partition] < TASK_RETRIES else "all memory of a node"
                     log.warning("%s/%s: %s; retrying with %s", stage, partition, why, how)
-                    continue
-                _wait_for(ray, ref, f"{stage}/{partition}")
-                yield partition
+            if done:
+                yield done
 
     def is_needed(self, resources: Resources, partitions: Sequence[str]) -> bool:
         """True if Ray runs some partitions: more than one, or one that asks for something else than one CPU.
@@ -267,17 +278,17 @@ def joined(address: str = "") -> Iterator[None]:
             ray.shutdown()
 
 
-def _each_here(build: Build, passes: Sequence[Runs], partitions: Sequence[str]) -> Iterator[str]:
+def _each_here(build: Build, passes: Sequence[Runs], partitions: Sequence[str]) -> Iterator[list[Done]]:
     """`Cluster.each` in this process, one partition after the other."""
     stage = "+".join(name for name, _ in passes)
     for partition in partitions:
         try:
-            run_passes(build, passes, partition, observe.form())
+            done = run_passes(build, passes, partition, observe.form())
         except WenlanError:
             raise
         except Exception as e:
             raise _fault(f"{stage}/{partition}", e, traceback.format_exc()) from None
-        yield partition
+        yield [done]
 
 
 def _most_in_flight(ray: Any, options: Resources) -> int:
@@ -354,14 +365,18 @@ def run_passes(
     partition: str,
     log_form: str,
     holders: Actors[Sessions] | None = None,
-) -> None:
+) -> Done:
     """The body of a Ray task: one partition, through one pass after the other. Raises WenlanError.
 
     holders: of the sessions of models on GPUs.
     """
+    done = Done()
     with lent(holders):
         for stage, run in passes:
             run_task(build, stage, run, partition, log_form)
+            with reading(stage, build.reads(stage)):
+                done.append(build.stage(stage).record(partition).model_dump_json())
+    return done
 
 
 def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_form: str) -> None:
@@ -373,8 +388,9 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
     arrow_without_pandas()
     _allow_open_files()
     labels = observe.about(build_id=build.build_id, stage=stage, partition=partition)
-    with labels, timed(), pulse(build.stage(stage).folder, partition), reading(stage, build.reads(stage)):
-        if build.stage(stage).committed(partition):
+    directory = build.stage(stage)
+    with labels, timed(), pulse(directory.folder, partition), reading(stage, build.reads(stage)):
+        if directory.find_record(partition) is not None:
             return
         try:
             run(build, partition)
@@ -427,38 +443,27 @@ def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
         raise StageError(address, f"cannot connect to a Ray cluster ({_first_line(e)}){hint}") from None
 
 
-def _death(ray: Any, ref: Any) -> str:
-    """Why a task that has ended did not come to its own end; "" for one that did, with a result or an error."""
-    try:
-        ray.get(ref)
-    except ray.exceptions.RayTaskError as e:
+def _death(ray: Any, e: Exception) -> str:
+    """Why a task that has failed did not come to its own end; "" for one that did, with an error."""
+    if isinstance(e, ray.exceptions.RayTaskError):
         return "an actor that it used was lost" if isinstance(e.cause, ray.exceptions.RayActorError) else ""
-    except ray.exceptions.OutOfMemoryError:
+    if isinstance(e, ray.exceptions.OutOfMemoryError):
         return "its worker was killed, since the node ran out of memory"
-    except ray.exceptions.WorkerCrashedError:
+    if isinstance(e, ray.exceptions.WorkerCrashedError):
         return "its worker died, perhaps killed for memory"
-    except ray.exceptions.NodeDiedError:
-        return "its node was lost"
-    except ray.exceptions.RayError:
-        return ""
-    return ""
+    return "its node was lost" if isinstance(e, ray.exceptions.NodeDiedError) else ""
 
 
-def _wait_for(ray: Any, ref: Any, name: str) -> None:
-    """Wait for one task. A WenlanError of the task is raised as it is; a dead worker becomes a StageError."""
-    try:
-        ray.get(ref)
-    except ray.exceptions.RayTaskError as e:
-        cause = e.cause
-        if isinstance(cause, WenlanError):
-            raise cause from None
-        if isinstance(cause, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
-            raise StageError(name, _no_room(cause)) from None
-        raise _fault(name, cause, _COLOURS.sub("", str(e))) from None
-    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as e:
-        raise StageError(name, _no_room(e)) from None
-    except ray.exceptions.RayError as e:
-        raise StageError(name, f"its worker died again and again: {type(e).__name__}: {_first_line(e)}") from None
+def _failure(ray: Any, e: Exception, name: str) -> WenlanError:
+    """Returns the error to show for a task that has failed: its own WenlanError, or a StageError."""
+    cause = e.cause if isinstance(e, ray.exceptions.RayTaskError) else e
+    if isinstance(cause, WenlanError):
+        return cause
+    if isinstance(cause, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
+        return StageError(name, _no_room(cause))
+    if isinstance(e, ray.exceptions.RayTaskError):
+        return _fault(name, cause, _COLOURS.sub("", str(e)))
+    return StageError(name, f"its worker died again and again: {type(e).__name__}: {_first_line(e)}")
 
 
 def _fault(name: str, e: BaseException, trace: str) -> StageError:

@@ -18,6 +18,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from pipeline import observe
 from pipeline.cluster import Cluster
@@ -27,6 +28,7 @@ from pipeline.report.estimate import Reference
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import PassResult, Running, StageResult
+from pipeline.store.committed import Committed
 from pipeline.store.partitions import Record, reading
 from pipeline.store.progress import Progress, Silent, Watch
 from pipeline.store.stage import EVERY, Pass
@@ -62,7 +64,7 @@ def run(
             reference = None if here else Reference.newest(build.store, build.spec.name)
             peaks = reference.peaks if reference else {}
             wanted, filled = _wanted(build, stages), _filled(build, stages)
-            ahead: dict[str, tuple[int, float]] = {}
+            ahead: dict[str, _Known] = {}
             for stage in stages:
                 results: list[PassResult] = []
                 for own in (own for own in build.stages[stage].passes if own.name in build.passes):
@@ -122,60 +124,80 @@ def _chain(build: Build, own: Pass, wanted: Set[str]) -> list[Pass]:
     return [own, *itertools.takewhile(lambda each: each.follows and each.name in wanted, later)]
 
 
+@dataclass
+class _Known:
+    """Partitions of a pass that are committed; of those that this run has done the number, and its seconds."""
+
+    committed: Committed
+    ran: int = 0
+    seconds: float = 0.0
+
+    @staticmethod
+    def of(own: Pass, build: Build) -> _Known:
+        """What is known of a pass before any of its tasks has run."""
+        with reading(own.name, build.reads(own.name)):
+            return _Known(Committed(build.stage(own.name)))
+
+
 def _run_pass(
     build: Build,
     chain: Sequence[Pass],
     cluster: Cluster,
     progress: Progress,
     crawls: bool,
-    ahead: dict[str, tuple[int, float]],
+    ahead: dict[str, _Known],
     peaks: Mapping[str, int],
 ) -> PassResult:
     """Runs the partitions of a pass that lack a record, reduces them, and notes that all are committed.
 
     chain: the pass, and those that its tasks go on with; what is left of these is done when they are run themselves.
-    ahead: partitions of each that tasks of an earlier pass have done, and their share of its seconds; added to.
+    ahead: what tasks of an earlier pass have done of others, with their share of its seconds; added to.
     peaks: the most memory of a worker in an earlier build, by pass.
     """
     own = chain[0]
     directory, started = build.stage(own.name), time.monotonic()
     if directory.finished():
         return PassResult.of(own, build, directory.records())
-    committed = set(directory.partitions())
     partitions = own.over(build)
-    missing = [partition for partition in partitions if partition not in committed]
+    own.begin(build)
+    known = ahead.pop(own.name, None) or _Known.of(own, build)
+    missing = [partition for partition in partitions if partition not in known.committed]
     if own.stored is not None and not crawls and build.asks:
         missing = _stored_only(build, own, missing)
-    running = Running(own.name, build.fingerprints[own.name], build_json.now(), len(committed), len(partitions))
+        known = _Known.of(own, build)  # with those that were adopted
+    before = len(known.committed)
     if missing:
-        build_json.note(build, running=running)
-    own.begin(build)
-    log.info("pass begins", extra={"partitions": len(partitions), "committed": len(committed)})
+        now = Running(own.name, build.fingerprints[own.name], build_json.now(), before, len(partitions))
+        build_json.note(build, running=now)
+    log.info("pass begins", extra={"partitions": len(partitions), "committed": before})
     if not cluster.started and cluster.is_needed(own.resources(build.spec), missing):
         asked = time.monotonic()
         with progress.starting("Ray"):
             cluster.start()
         started += time.monotonic() - asked  # not part of the pass
-    before = directory.records_of([partition for partition in partitions if partition in committed])
-    with Watch(build, own.name, len(partitions), before, progress) as watch:
-        passes, spent = [(each.name, each.run) for each in chain], dict.fromkeys((each.name for each in chain), 0.0)
+    every = [known, *(_Known.of(each, build) for each in chain[1:] if missing)]
+    with Watch(build, own.name, len(partitions), known.committed.records(), progress) as watch:
+        passes, spent = [(each.name, each.run) for each in chain], [0.0] * len(every)
         memory = max(memory_for(peaks.get(each.name, 0)) for each in chain)
-        for partition in cluster.each(build, passes, {**own.resources(build.spec), "memory": memory}, missing):
-            watch.commit(directory.record(partition))
-            for each in chain:
+        for some in cluster.each(build, passes, {**own.resources(build.spec), "memory": memory}, missing):
+            for number, (each, its) in enumerate(zip(chain, every, strict=True)):
                 with observe.about(stage=each.name), reading(each.name, build.reads(each.name)):
-                    record = build.stage(each.name).record(partition)
-                    spent[each.name] += record.seconds
-                    _tell(record)
+                    records = [its.committed.add(done[number]) for done in some]
+                    for record in records:
+                        _tell(record)
+                spent[number] += sum(record.seconds for record in records)
+                if each is own:
+                    watch.commit(records)
+    known.committed.compact()
     if own.reduce is not None:
         directory.write_reduced(own.reduce(build))
     directory.finish(partitions, own.version)
-    ran, seconds = ahead.get(own.name, (0, 0.0))
     passed = time.monotonic() - started
-    if missing:
-        ahead |= {name: (len(missing), passed * share / (sum(spent.values()) or 1)) for name, share in spent.items()}
-        passed = ahead[own.name][1]
-    result = PassResult.of(own, build, directory.records(), ran + len(missing), seconds + passed)
+    for its, share in zip(every, spent, strict=True) if missing else ():
+        its.ran, its.seconds = its.ran + len(missing), its.seconds + passed * share / (sum(spent) or 1)
+    ahead |= {each.name: its for each, its in zip(chain[1:], every[1:], strict=False)}
+    seconds = known.seconds if missing else known.seconds + passed
+    result = PassResult.of(own, build, known.committed.records(), known.ran, seconds)
     log.info("pass done", extra={"seconds": result.seconds, "funnel": result.funnel})
     return result
 

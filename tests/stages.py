@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, PassResult
+from pipeline.store.committed import Committed
 from pipeline.store.partitions import reading
 
 
@@ -29,6 +30,7 @@ def run_stage(build: Build, *names: str) -> list[str]:
                     done.append(partition)
             if own.reduce is not None:
                 directory.write_reduced(own.reduce(build))
+        Committed(directory).compact()
         directory.finish(partitions, own.version)
     return done
 

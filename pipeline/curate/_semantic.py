@@ -212,7 +212,7 @@ def _nearest_of(build: Build, partition: str) -> None:
     """For each partition of `vectors` the pairs that have a leader near by; and what this build adds to STORE."""
     rules = build.spec.semantic_dedup
     assert rules is not None
-    runs = build.stage(VECTORS.name).records()
+    runs = list(build.stage(VECTORS.name).records())
     pairs = sum(record.counts["compared"] for record in runs)
     tower = runs[0].info["tower"] if runs else ""
     identities = Identities(build.store)

@@ -14,7 +14,7 @@ default settings, 3.5 KB per pair, of a pair with details 3 KB more, until the b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from pipeline.matching.text_rows import TextRows
 from pipeline.records import LOOKS, split_of
 from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, SIGNATURES
-from pipeline.store.partitions import Attempt, Record
+from pipeline.store.partitions import Attempt
 from pipeline.store.stage import Pass, PassFile
 from pipeline.urls import domain_key
 
@@ -76,22 +76,22 @@ def token(build: Build) -> Any:
 
 def partitions(build: Build) -> list[str]:
     """Runs, each named by the partitions of filter in it, and groups of pieces of what earlier builds kept."""
-    records = build.stage("filter").records()
-    pairs = sum(record.counts["kept"] for record in records)
-    runs = _runs_of(records, min(RUN, max(LEAST, pairs // RUNS)))
+    kept = {record.partition: record.counts["kept"] for record in build.stage("filter").records()}
+    pairs = sum(kept.values())
+    runs = _runs_of(kept, min(RUN, max(LEAST, pairs // RUNS)))
     return [*runs, *(earlier.groups(build) if pairs else ())]
 
 
-def _runs_of(records: Sequence[Record], size: int) -> list[str]:
-    """Runs of at most so many pairs, or of one partition of filter."""
+def _runs_of(kept: Mapping[str, int], size: int) -> list[str]:
+    """Runs of at most so many pairs, or of one partition of filter. kept: pairs by partition."""
     runs: list[list[str]] = []
     pairs = 0
-    for record in records:
-        if not runs or pairs + record.counts["kept"] > size:
+    for partition, own in kept.items():
+        if not runs or pairs + own > size:
             runs.append([])
             pairs = 0
-        runs[-1].append(record.partition)
-        pairs += record.counts["kept"]
+        runs[-1].append(partition)
+        pairs += own
     return [run_name(run) for run in runs]
 
 

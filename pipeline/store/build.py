@@ -122,11 +122,12 @@ class Build:
 
     def records(self, name: str) -> list[Record]:
         """The records of a pass, or of a stage's last one; empty where it lacks such a pass."""
-        return self.stage(name).records() if name in self.fingerprints else []
+        return list(self.stage(name).records()) if name in self.fingerprints else []
 
     def counted(self, name: str, what: str) -> int:
         """The sum of what the records of a pass count under a name."""
-        return sum(record.counts.get(what, 0) for record in self.records(name))
+        records = self.stage(name).records() if name in self.fingerprints else ()
+        return sum(record.counts.get(what, 0) for record in records)
 
     def history(self, name: str) -> list[StageDir]:
         """Folder of a pass at each fingerprint that has committed something there, this build's or not."""
@@ -175,9 +176,9 @@ class Build:
             self.history(name) for name, own in self.passes.items() if self.stages[own.stage].expires
         )
 
-    @property
+    @functools.cached_property
     def forgotten_revision(self) -> str:
-        """Digest of the takedowns that the build reads."""
+        """Digest of the takedowns that the build reads, as they were when it was first asked for."""
         return self.forgotten or self.store.forgotten_revision()
 
     @property

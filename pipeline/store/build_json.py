@@ -18,7 +18,8 @@ import functools
 import importlib.metadata
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Cost:
         )
 
     @staticmethod
-    def of(records: list[Record]) -> Cost:
+    def of(records: Iterable[Record]) -> Cost:
         """The cost of committed partitions."""
         each = (
             Cost(r.seconds, r.cpu_seconds, r.gpu_seconds, sum(f.bytes for f in r.files.values()), r.peak_bytes)
@@ -88,10 +89,13 @@ class PassResult(Result):
     """The result of a pass."""
 
     @staticmethod
-    def of(own: Pass, build: Build, records: list[Record], ran: int = -1, seconds: float = 0.0) -> PassResult:
+    def of(own: Pass, build: Build, records: Iterable[Record], ran: int = -1, seconds: float = 0.0) -> PassResult:
         """The result of a pass from its records. ran: partitions that this run has done; -1 for a finished pass."""
-        counts, cost = dict(counts_of(records)), Cost.of(records)
-        return PassResult(own.name, ran < 0, len(records), max(ran, 0), round(seconds, 2), counts, cost)
+        partitions, counts, cost = 0, Counter[str](), Cost()
+        for record in records:
+            partitions, cost = partitions + 1, cost + Cost.of([record])
+            counts.update(record.counts)
+        return PassResult(own.name, ran < 0, partitions, max(ran, 0), round(seconds, 2), dict(counts), cost)
 
 
 class StageResult(Result):
@@ -390,12 +394,13 @@ def now() -> str:
 
 def _figures(build: Build, directory: StageDir, running: Running, alive: bool | None) -> Figures:
     """Figures of the running pass; for a build that was killed, without what its last pulses said."""
-    records = directory.records()
+    so_far = PassResult.of(build.passes[running.name], build, directory.records())
     since = datetime.datetime.fromisoformat(running.since)
     seconds = max(0.0, (datetime.datetime.now(datetime.UTC) - since).total_seconds())  # the clock may be set
-    ran = Ran(0 if alive is False else len(records) - running.committed_before, seconds)
+    ran = Ran(0 if alive is False else so_far.partitions - running.committed_before, seconds)
     beats = [] if alive is False else pulse.beats(directory.folder)
-    return figures(build.passes[running.name], running.partitions, len(records), counts_of(records), beats, ran)
+    own = build.passes[running.name]
+    return figures(own, running.partitions, so_far.partitions, so_far.funnel, beats, ran)
 
 
 @contextlib.contextmanager

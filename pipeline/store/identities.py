@@ -462,8 +462,7 @@ def _semantic(build: Build) -> tuple[StageDir, Record] | None:
     if build.spec.semantic_dedup is None or SEMANTIC_STAGE not in build.fingerprints:
         return None
     stage = build.stage(SEMANTIC_STAGE)
-    records = stage.records()
-    return (stage, records[0]) if records else None
+    return next(((stage, record) for record in stage.records()), None)
 
 
 def _tower(build: Build) -> str:

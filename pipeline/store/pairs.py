@@ -96,7 +96,7 @@ def survivors(build: Build, partition: str, columns: list[str] | None = None) ->
 
 def survivor_records(build: Build) -> list[Record]:
     """Records whose counts say how many pairs of each split and partition go on."""
-    return build.stage(SELECTION if SELECTION in build.passes else PAIRS).records()
+    return list(build.stage(SELECTION if SELECTION in build.passes else PAIRS).records())
 
 
 def primary_texts(rows: pa.Table) -> list[str]:

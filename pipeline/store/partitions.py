@@ -5,10 +5,15 @@ sizes and sha256; readers trust records, never listings. Files carry the attempt
 was killed leaves only files that no record names, and two attempts at one partition cannot mix.
 
     FOLDER/<stage>/_records/<fingerprint>/<partition>.json    one record: the commit
+    FOLDER/<stage>/_records/<fingerprint>/records.parquet     copies of them in one file (`Committed`)
     FOLDER/<stage>/<partition>-<attempt>.<suffix>             what it names: the stage's rows, and archives
     FOLDER/<stage>/_<kind>/<partition>-<attempt>.<suffix>     its other tables, for example `_decisions/`
     FOLDER/<stage>/_reduced/<fingerprint>.json                what the driver made of them, where a pass reduces
     FOLDER/<stage>/_stage.json                                written when all of a fingerprint are committed
+
+Readers of all records read the one file, so that 215,000 partitions are listed by one request; readers of one record
+read that. While a pass runs the file has most records, and those that it lacks are listed and read one by one. It is
+deleted before a record that it may have changes; the takedown that changed it writes it again.
 
 The Parquet files at the top of a stage's folder have one schema: `FOLDER/<stage>/*.parquet` is a table. What pandas,
 pyarrow, Spark and Ray Data read of a folder leaves out names that begin with an underscore.
@@ -18,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import shutil
 import tempfile
 import time
@@ -85,7 +91,13 @@ DECISIONS = "decisions.parquet"
 _ANEW = "delete the stage's folder to rebuild it"
 """Advice for a damaged file."""
 
-_RECORDS, _FINISHED = "_records", "_stage.json"
+_RECORDS, _FINISHED, _COMPACTED = "_records", "_stage.json", "records.parquet"
+
+_BATCH = 5_000
+"""Records of a compacted file that are in memory at a time."""
+
+_COMPLETE = {b"wenlan": b"complete"}
+"""Metadata of a compacted file that has the records of all partitions."""
 
 REDUCED = "_reduced"
 """Folder, within a pass's, of what the driver made of its partitions, by the fingerprint's mark."""
@@ -160,6 +172,7 @@ class Attempt:
         self._folder, self._stage, self._partition, self._fingerprint = folder, stage, partition, fingerprint
         self.attempt = uuid.uuid4().hex[:8]
         self._final: dict[str, str] = {}
+        self._fixed = False
         self._clock = _CLOCK.get() or _Clock()
         self._decisions: list[pa.Table] = []
         self._hashed: dict[str, str] = {}
@@ -175,6 +188,7 @@ class Attempt:
 
     def path(self, suffix: str, final: str = "") -> Path:
         """Local path to write one file to, e.g. suffix "tar" or "parquet"."""
+        self._fixed |= bool(final)
         self._final[suffix] = final or _file_name(self._partition, self.attempt, suffix)
         return self._scratch / suffix.replace("/", "_")
 
@@ -202,6 +216,8 @@ class Attempt:
     ) -> Record:
         """Make the partition visible: its files first, then the record that names them.
 
+        If another attempt has committed it meanwhile, that stays, and its record is returned; unless files have fixed
+        names, since this one's are in the place of the other's.
         kept: files of an earlier record, by suffix, that are part of this one as they are.
         """
         if self._decisions:
@@ -228,8 +244,20 @@ class Attempt:
             peak_bytes=peak_bytes(),
             decided=own,
         )
-        StageDir(self._folder, self._stage, self._fingerprint).write_record(record)
+        directory = StageDir(self._folder, self._stage, self._fingerprint)
+        first = directory.find_record(self._partition)
+        if first is None:
+            directory.add_record(record)
+        elif self._fixed:
+            directory.write_record(record)
+        else:
+            return first
         return record
+
+
+def _is_complete(file: pq.ParquetFile) -> bool:
+    """True for a compacted file that has the records of all partitions."""
+    return _COMPLETE.items() <= (file.schema_arrow.metadata or {}).items()
 
 
 READ_AT_ONCE = 16
@@ -238,11 +266,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_at_once(read: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def read_at_once(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Results of `read` in the order of `items`, READ_AT_ONCE at a time: in an object store each is a request."""
+    items = iter(items)
     with ThreadPoolExecutor(READ_AT_ONCE, "wenlan-read") as threads:
-        for start in range(0, len(items), READ_AT_ONCE):
-            yield from threads.map(read, items[start : start + READ_AT_ONCE])
+        while some := list(itertools.islice(items, READ_AT_ONCE)):
+            yield from threads.map(read, some)
 
 
 REMEMBERED = 20_000
@@ -356,47 +385,101 @@ class StageDir:
             return known
         return self._parsed(partition, folder.read(f"{partition}.json"))
 
-    def _parsed(self, partition: str, data: bytes) -> Record:
+    def find_record(self, partition: str) -> Record | None:
+        """The record of a partition, None if it is not committed. Raises StoreError."""
+        data = self._records.find(f"{partition}.json")
+        return None if data is None else self._parsed(partition, data)
+
+    def _parsed(self, partition: str, data: bytes | str) -> Record:
         try:
             return Record.model_validate_json(data)
         except ValueError:
             # as long as the stage counts as finished nothing of it is done again
-            noted = f" and {self.folder.at(_FINISHED)}" if self.finished_at().startswith(self.mark) else ""
-            todo = f"delete it{noted} to redo its partition"
+            noted = [self.folder.at(_FINISHED)] if self.finished_at().startswith(self.mark) else []
+            copies = [self._records.at(_COMPACTED)] if self._records.exists(_COMPACTED) else []
+            todo = f"delete {' and '.join(['it', *copies, *noted])} to redo its partition"
             raise StoreError(self._records.at(f"{partition}.json"), f"not a record; {todo}") from None
-
-    def records_of(self, partitions: Sequence[str]) -> Iterator[Record]:
-        """The records of committed partitions, in their order. Raises StoreError."""
-        folder = self._records
-        if folder.is_local:
-            yield from map(self.record, partitions)
-            return
-        contents = read_at_once(lambda partition: folder.read(f"{partition}.json"), partitions)
-        yield from map(self._parsed, partitions, contents)
-
-    def committed(self, partition: str) -> bool:
-        """True if a partition is committed."""
-        return self._records.exists(f"{partition}.json")
 
     def partitions(self) -> list[str]:
         """Names of the committed partitions, sorted."""
+        with self._compacted() as file:
+            if file is not None and _is_complete(file):
+                names: list[str] = file.read(["partition"])["partition"].to_pylist()
+                return names
+        return self._listed()
+
+    def _listed(self) -> list[str]:
         return [name.removesuffix(".json") for name in self._records.names() if name.endswith(".json")]
 
-    def records(self) -> list[Record]:
-        """Records of all committed partitions, in order of their names."""
+    def records(self) -> Iterator[Record]:
+        """Records of all committed partitions; in order of their names, where the stage is finished."""
         folder, memory = self._records, _remembered.get()
-        if memory is None:
-            return list(self.records_of(self.partitions()))
-        records = memory.records.get(folder.url)
-        if records is None:
-            records = {record.partition: record for record in self.records_of(self.partitions())}
-            if len(records) + sum(map(len, memory.records.values())) <= REMEMBERED:
-                memory.records[folder.url] = records
-        return list(records.values())
+        if memory is not None and folder.url in memory.records:
+            yield from list(memory.records[folder.url].values())
+            return
+        room = 0 if memory is None else REMEMBERED - sum(map(len, memory.records.values()))
+        read = dict[str, Record]()
+        for record in (self._parsed(*line) for line in self.lines()):
+            if len(read) < room:
+                read[record.partition] = record
+            else:
+                room, read = 0, {}
+            yield record
+        if memory is not None and room:
+            memory.records[folder.url] = read
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Records of all committed partitions as JSON, each with the partition's name; see `records`."""
+        compacted = set[str]()
+        with self._compacted() as file:
+            if file is not None:
+                for batch in file.iter_batches(_BATCH):
+                    names = batch["partition"].to_pylist()
+                    yield from zip(names, batch["record"].to_pylist(), strict=True)
+                    compacted.update(names)
+                if _is_complete(file):
+                    return
+        folder, others = self._records, [name for name in self._listed() if name not in compacted]
+        for name, data in zip(others, read_at_once(lambda name: folder.read(f"{name}.json"), others), strict=True):
+            yield name, self._parsed(name, data).model_dump_json()
+
+    @contextlib.contextmanager
+    def _compacted(self) -> Iterator[pq.ParquetFile | None]:
+        """The compacted file, open; None if there is none. Raises StoreError."""
+        data = self._records.find(_COMPACTED)
+        if data is None:
+            yield None
+            return
+        try:
+            with pq.ParquetFile(pa.BufferReader(data)) as file:
+                yield file
+        except (OSError, pa.ArrowException) as e:
+            raise StoreError(self._records.at(_COMPACTED), f"cannot be read ({e}); delete it") from None
+
+    def compact_again(self) -> None:
+        """Write the compacted file of a finished stage whose records were changed since."""
+        if self.finished_at().startswith(self.mark) and not self._records.exists(_COMPACTED):
+            self.compact(self.lines(), complete=True)
+
+    def compact(self, lines: Iterable[tuple[str, str]], complete: bool) -> None:
+        """Write the compacted file. complete: it has the records of all partitions, in order of their names."""
+        lines = iter(lines)
+        schema = pa.schema([("partition", pa.string()), ("record", pa.string())], _COMPLETE if complete else None)
+        with (
+            self._records.making(_COMPACTED) as out,
+            pq.ParquetWriter(out, schema, compression="zstd", use_dictionary=False) as file,
+        ):
+            while some := list(itertools.islice(lines, _BATCH)):
+                file.write_table(pa.table([*zip(*some, strict=True)], schema=schema))
+
+    def add_record(self, record: Record) -> None:
+        """The commit itself, of a partition that was not committed."""
+        self._records.write(f"{record.partition}.json", record.model_dump_json(indent=1).encode() + b"\n")
 
     def write_record(self, record: Record) -> None:
-        """The commit itself."""
-        self._records.write(f"{record.partition}.json", record.model_dump_json(indent=1).encode() + b"\n")
+        """Change the record of a committed partition."""
+        self._records.delete_files([_COMPACTED])
+        self.add_record(record)
 
     def adopt(self, partition: str, **info: Any) -> Record | None:
         """Commit a partition again that another fingerprint committed from the same input, without doing it again.
@@ -409,7 +492,7 @@ class StageDir:
             record = other.record(partition)
             if info.items() <= record.info.items() and self.has_files(record, record.files):
                 adopted = record.model_copy(update={"fingerprint": self.fingerprint})
-                self.write_record(adopted)
+                self.add_record(adopted)
                 return adopted
         return None
 
@@ -486,6 +569,7 @@ class StageDir:
 
     def delete_record(self, partition: str) -> None:
         """Make a partition uncommitted; its files go with the next `sweep`."""
+        self._records.delete_files([_COMPACTED])
         self._records.delete(f"{partition}.json")
 
     def uncommit(self, partition: str) -> None:

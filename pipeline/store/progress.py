@@ -138,12 +138,13 @@ class Watch:
         self._thread.join()
         pulse.clear(self._folder)
 
-    def commit(self, record: Record) -> None:
-        """Count a partition that was just committed."""
+    def commit(self, records: Sequence[Record]) -> None:
+        """Count partitions that were just committed."""
+        done = {record.partition for record in records}
         with self._lock:
-            self._counts.update(record.counts)
-            self._committed += 1
-            self._beats = [beat for beat in self._beats if beat.partition != record.partition]
+            self._counts.update(counts_of(records))
+            self._committed += len(records)
+            self._beats = [beat for beat in self._beats if beat.partition not in done]
         self._tell()
 
     def _look_now_and_then(self) -> None:

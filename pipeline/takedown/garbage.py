@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import shlex
 import time
 from collections import defaultdict
@@ -175,8 +176,8 @@ def _clean(store: Store, build: Build, stay: list[Build], unneeded: bool, deleti
 
 def _models(build: Build) -> set[str]:
     """Caches of the features by which a build's pairs were scored."""
-    records = build.stage("curate.score").records()[:1] if "curate.score" in build.fingerprints else []
-    return {model for record in records for model in record.info["models"]}
+    records = build.stage("curate.score").records() if "curate.score" in build.fingerprints else iter(())
+    return {model for record in itertools.islice(records, 1) for model in record.info["models"]}
 
 
 def _expire_releases(releases: Releases, keep: int, deletions: Deletions) -> set[str] | None:

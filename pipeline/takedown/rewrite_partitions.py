@@ -48,6 +48,7 @@ def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
             for record in directory.records():
                 with scratch(directory) as path:
                     _remove_from(own, Rewrite(directory, record, removal, path), held, borrowed)
+            directory.compact_again()
         stage = build.stage_at(own.name, "")
         stage.sweep()  # also what a killed attempt left without a record
         for file in (file for file in own.files if file.kind == "state"):

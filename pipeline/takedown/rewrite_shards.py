@@ -156,4 +156,5 @@ def move_staged(build: Build) -> None:
             stage.folder.delete(name)
         stage.write_record(record)
         place.delete(f"{partition}.json")
+    stage.compact_again()
     stage.folder.delete(STAGED)

@@ -182,7 +182,7 @@ def test_a_failure_without_a_password_does_not_last(serve: Any, make_build: Any)
         spec = build.spec.model_copy(update={"base": build.out})
         build = build.__class__(**{**{f: getattr(build, f) for f in build.__dataclass_fields__}, "spec": spec})
         run_stage(build, "extract", "admit", "fetch")
-        [row] = build.stage("fetch").table(build.stage("fetch").records()[0]).to_pylist()
+        [row] = build.stage("fetch").table(next(build.stage("fetch").records())).to_pylist()
         return str(row["evidence"] or "ok")
 
     assert fetched("one", "") == "status 401"

@@ -194,9 +194,9 @@ def test_what_working_passes_wrote_goes_with_a_publish_and_is_made_again_where_i
     assert "dedup" in ran
     assert not {"extract", "fetch", "measure", "filter"} & set(ran)
     stages = [each.stage("dedup") for each in (again, build("b", max_pairs_per_text=1)[0])]
-    one, other = (stage.table(stage.records()[0])["candidate_id"].to_pylist() for stage in stages)
+    one, other = (stage.table(next(stage.records()))["candidate_id"].to_pylist() for stage in stages)
     assert one == other
-    assert len(one) < first.stage("dedup").records()[0].counts["kept"]
+    assert len(one) < next(first.stage("dedup").records()).counts["kept"]
 
 
 def test_a_partition_goes_through_fetch_measure_and_filter_before_the_next_one(tmp_path, monkeypatch):

@@ -167,8 +167,8 @@ def test_values_are_the_same_whoever_holds_the_model(ray: Any, build: Build, not
             attempt.commit({"pid": os.getpid(), "gpus": int(held)}, {"values": result.values[model.id]})
 
     resources = {"num_cpus": 1.0, "num_gpus": 0.5}
-    done = list(cluster.Cluster().each(build, [("measure", scored)], resources, ["a", "b", "c", "d"]))
-    records = [build.stage("measure").record(partition) for partition in done]
+    list(cluster.Cluster().each(build, [("measure", scored)], resources, ["a", "b", "c", "d"]))
+    records = list(build.stage("measure").records())
     assert [record.info["values"] for record in records] == [expected] * 4
     assert [record.counts["gpus"] for record in records] == [0] * 4
     assert all(0.02 <= record.gpu_seconds < record.seconds for record in records)

@@ -91,7 +91,7 @@ def test_pairs_without_a_concept_are_dropped_where_the_spec_says_so(balanced: Ca
 def test_counts_add_up_to_those_of_all_texts(balanced: Callable[..., Build], parts: int) -> None:
     build = balanced(parts)
     known = concepts(build.spec.balance, build.spec.base)
-    assert len(build.stage(CONCEPTS).records()) == parts
+    assert len(list(build.stage(CONCEPTS).records())) == parts
     texts = [row["texts"][0]["text"] for row in curated.reached(build, "balance")]
     expected = {word: n for word in known.entries if (n := sum(word in text for text in texts))}
     counts = dict(zip(known.entries, summed(build).tolist(), strict=False))

@@ -87,7 +87,7 @@ def test_a_second_build_computes_only_what_is_new_and_another_band_nothing(build
         {row["sha256"]: row["pair_score"] for row in curated.reached(own, "pair_score")} for own in (first, second)
     )
     assert of_first.items() <= of_second.items()
-    assert first.stage("curate.score").records()[0].info["models"] == [
+    assert next(first.stage("curate.score").records()).info["models"] == [
         own for own in (first.store.folder / "features").names() if own.startswith("pair-")
     ]
 

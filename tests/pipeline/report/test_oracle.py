@@ -68,6 +68,7 @@ def by_hand(folder: Path, synthetic: Any) -> Build:
     rows = candidates_of(stage.table(record))
     longer = [replace(c, texts=(Text("title", "<"), *c.texts)) if n % 3 else c for n, c in enumerate(rows)]
     kept, _ = admit(longer, build.spec)
+    stage.delete_record(record.partition)
     with stage.attempt(record.partition) as attempt:
         attempt.decide(stage.table(record, "decisions.parquet"))
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))

@@ -82,7 +82,9 @@ def test_pictures_are_read_from_whichever_file_holds_them_and_nothing_is_asked(a
     }
     assert web.asked == []
     assert counts(build) == {"pages": 1, "pages_dropped": 0, "pictures": 2, "revisits": 0, "archived": 2}
-    [row] = [row for row in build.stage("fetch").table(build.stage("fetch").records()[0]).to_pylist() if row["ok"]][:1]
+    [row] = [row for row in build.stage("fetch").table(next(build.stage("fetch").records())).to_pylist() if row["ok"]][
+        :1
+    ]
     assert row["fetched_at"] == "2026-01-02T00:00:00Z"
     assert build.store.fetched().get([row["fetch_id"]]) is None, "it lies in the archive"
 

@@ -127,7 +127,7 @@ def test_a_site_whose_start_page_fails_is_one_clear_line(serve, make_build, page
         assert e.value.subject == web.url()
         assert "\n" not in str(e.value)
     assert web.asked.count("/") >= 2
-    assert build.stage("crawl").records() == []
+    assert list(build.stage("crawl").records()) == []
 
 
 def test_a_site_that_answers_nothing_or_may_not_be_reached(serve, make_build):
@@ -256,7 +256,7 @@ def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert kills == 2
-    assert build.stage("crawl").records() == []
+    assert list(build.stage("crawl").records()) == []
     _, bodies, reasons = run(build)
     assert set(bodies) == {web.url(path) for path in web.pages}
     assert set(reasons.values()) == {"http_status"}  # the leaves of the tree are not there

@@ -169,7 +169,7 @@ def test_a_fault_of_ours_is_not_swallowed_by_the_downloader(serve, make_build, m
     monkeypatch.setattr(_spool.Spool, "add", full)
     with pytest.raises(OSError, match="No space left"):
         fetch.run_partition(build, PARTITION)
-    assert build.stage("fetch").records() == []
+    assert list(build.stage("fetch").records()) == []
 
 
 @pytest.mark.parametrize("status", [404, 503])
@@ -214,7 +214,7 @@ def test_a_killed_fetch_leaves_nothing_visible_and_runs_again(serve, make_build)
     assert child.poll() is None
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert build.stage("fetch").records() == []
+    assert list(build.stage("fetch").records()) == []
     fetch.run_partition(build, PARTITION)
     assert all(row["ok"] for row in outcome(build).values())
 

@@ -34,7 +34,7 @@ def test_tables_are_those_of_every_spec_that_the_folder_has_seen(build: Build) -
     changed = replace(build, fingerprints={**build.fingerprints, "measure": "e" * 64})
     commit(build, "measure", 1, 2)
     commit(changed, "measure", 3)
-    assert [len(own.stage("measure").records()) for own in (build, changed)] == [1, 1]
+    assert [len(list(own.stage("measure").records())) for own in (build, changed)] == [1, 1]
     for own in (build, changed):
         tables = list(own.tables("measure", "parquet", ["row"]))
         assert {name for table in tables for name in table.column_names} == {"row"}

@@ -58,7 +58,7 @@ def test_a_takedown_counts_again_and_what_another_put_there_is_not_counted(stage
     record = committed(stage, 0, 1)
     pq.write_table(decisions(0, 2, 2), tmp_path / "new.parquet")
     amended = stage.amend(record, {DECISIONS: tmp_path / "new.parquet"})
-    assert stage.records() == [amended]
+    assert list(stage.records()) == [amended]
     assert amended.fates is not None
     assert amended.fates.counts == expected(0, 2, 2)
     assert amended.model_copy(update={"files": record.files}).fates is None

@@ -103,7 +103,7 @@ def test_a_watch_tells_of_running_partitions_and_leaves_nothing_behind(make_buil
         pulse.advance(5)
         wait_until(lambda: observer.figures[-1].done == 10, "five done of a committed partition, five of a running one")
         assert observer.figures[-1].share == 0.5
-        watch.commit(record.model_copy(update={"partition": "1"}))
+        watch.commit([record.model_copy(update={"partition": "1"})])
     assert observer.figures[0].committed == 1
     assert observer.figures[-1].committed == 2
     assert (folder / pulse.PULSE).names() == []

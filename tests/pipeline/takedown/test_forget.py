@@ -266,7 +266,7 @@ def test_another_detector_after_samples_were_left_out_packs_what_is_left(
 
 def test_what_a_killed_stage_left_before_its_first_record_goes_too(published: Build) -> None:
     """No record named it, so the folder was not looked at: rows of what is taken down stayed there."""
-    victim = published.stage("shard").records()[0]
+    victim = next(published.stage("shard").records())
     [row, *_] = published.stage("shard").table(victim, "parquet", ["image_url"]).to_pylist()
     left = Path(published.out) / "curated/_nearest"
     for name in ("00000-0123abcd.parquet", ".tmp-00000-x/parquet"):
