@@ -56,7 +56,7 @@ def after(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, An
     """(kept rows, decisions) by name of the picture, of a build made by tests/filtered.py."""
     run_stage(build, "dedup")
     stage = build.stage("dedup")
-    records = stage.records()
+    records = list(stage.records())
     kept = [row for r in records for row in stage.table(r).to_pylist()]
     decided = [row for r in records for row in stage.table(r, "decisions.parquet").to_pylist()]
     assert sum(r.counts["seen"] for r in records) == len(kept) + len(decided)

@@ -86,7 +86,7 @@ def drawn(folder: Path, parts: int) -> Build:
 def from_parts(build: Build) -> Between:
     """Reads ranges of order keys from extract's own files, as pyarrow pushes the range down to row groups."""
     stage = build.stage("extract")
-    records = stage.records()
+    records = list(stage.records())
 
     def between(low: str, high: str) -> Iterator[pa.Table]:
         asked = [("order_key", ">=", low), ("order_key", "<", high)]

@@ -64,7 +64,7 @@ def cached_rate(pairs: int) -> float:
         start = time.process_time()
         run_stage(build, "curate.score")
         seconds = time.process_time() - start
-        records = build.stage("curate.score").records()
+        records = list(build.stage("curate.score").records())
         assert sum(record.counts["scored"] for record in records) == pairs
         assert sum(record.counts["computed"] for record in records) == 0
     return pairs / seconds

@@ -246,7 +246,7 @@ def test_partitions_that_are_lost_are_made_again_alone_with_the_same_bytes(tmp_p
 
 
 def _digests(build: Any, name: str) -> dict[tuple[str, str], str]:
-    records = build.stage(name).records()
+    records = list(build.stage(name).records())
     return {(record.partition, suffix): ref.sha256 for record in records for suffix, ref in record.files.items()}
 
 

@@ -419,8 +419,8 @@ def test_nothing_extracted_is_one_empty_partition(tmp_path):
 
 
 def test_a_takedown_changes_the_token(tmp_path):
+    before = token(build_with(tmp_path, [], 1))
     build = build_with(tmp_path, [], 1)
-    before = token(build)
     (build.store.folder / "forgotten").write_json("1.json", {"hashes": ["f" * 64]})
     assert token(build) != before
 

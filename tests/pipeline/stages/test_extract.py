@@ -344,7 +344,7 @@ def test_a_broken_file_of_several_is_a_decision_with_its_weight_and_a_single_one
     build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source, "path": f"*{suffix}"})
     for partition in extract.partitions(build):
         extract.run_partition(build, partition)
-    records = build.stage("extract").records()
+    records = list(build.stage("extract").records())
     seen = [record.counts["kept"] + record.counts["dropped"] + record.counts.get("pages", 0) for record in records]
     tables = [build.stage("extract").table(record, DECISIONS).to_pylist() for record in records]
     evidence = [row["evidence"] for table in tables for row in table if row["reason"] == "broken_file"]
@@ -497,7 +497,7 @@ def test_a_broken_wacz_of_several_is_a_decision_and_a_single_one_is_an_error(tmp
     build = build_of(tmp_path, {**options, "path": "*.wacz"})
     for partition in extract.partitions(build):
         extract.run_partition(build, partition)
-    records = build.stage("extract").records()
+    records = list(build.stage("extract").records())
     assert [record.counts.get("lost_files", 0) for record in records] == [1, 1, 1, 0]
     assert records[3].counts["kept"] > 0
     with pytest.raises(BrokenFile, match=r"^[^\n]*c\.wacz: source s: contains no WARC file below archive/$"):

@@ -137,6 +137,7 @@ def test_on_an_object_store_as_well(bucket: str, tmp_path: Path, monkeypatch: py
 def test_parts_with_user_names_are_known_by_the_groups(tmp_path: Path) -> None:
     build = build_at(tmp_path)
     extracted(build, [[1], [2], [3]])
+    build.stage("extract").delete_record("s-00001")
     with build.stage("extract").attempt("s-00001") as attempt:
         attempt.write_table("parquet", pa.table({"order_key": ["2".zfill(16)], "id": [1]}))
         attempt.write_table(USERINFO, pa.table([["f" * 64], ["user:word"]], schema=USERINFO_SCHEMA))

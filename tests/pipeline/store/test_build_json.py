@@ -79,7 +79,7 @@ def test_costs_are_those_of_all_partitions_and_add_up(build):
         with timed():
             on_gpu(1.25)
             _commit(build, partition)
-    records = build.stage("fetch").records()
+    records = list(build.stage("fetch").records())
     cost = Cost.of(records)
     assert cost.bytes == 200
     assert cost.seconds == pytest.approx(sum(r.seconds for r in records), abs=0.002)

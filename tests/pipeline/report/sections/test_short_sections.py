@@ -203,7 +203,7 @@ def test_a_stage_costs_what_its_passes_cost_also_when_their_records_are_deleted(
         with build.stage(name).attempt("0") as attempt:
             attempt.path("bin").write_bytes(bytes(1_000))
             attempt.commit({})
-        records = build.stage(name).records()
+        records = list(build.stage(name).records())
         build_json.note(build, PassResult(name, False, 1, 1, 1.5, {}, Cost.of(records)))
     [before] = stage_costs(build)
     found = before["partitions"], before["bytes"], before["wall_seconds"]
