@@ -11,8 +11,8 @@
 A spread near 0 that lasts is a collapse: the loss then says nothing any more.
 
 Limits: staleness is that of a few samples of the first rank. A collapse is looked for on logged steps only, after the
-warm-up and the first tenth of the run, and once the queue holds nothing but keys of this training. It never stops the
-last tenth.
+warm-up, the first tenth of the run and 200 steps, and once the queue holds nothing but keys of this training. It never
+stops the last tenth.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ COLLAPSED = 0.02
 _LASTING = 5
 """Logged steps in a row of a collapse before it counts."""
 
-_EDGE = 0.1
-"""Share of a run: in the first a fresh model has not learned yet to separate its samples, in the last a stop saves
-nothing."""
+_FRESH, _EDGE = 200, 0.1
+"""Steps and share of a run in which a fresh model has not learned yet to separate its samples; in the last such share a
+stop saves nothing."""
 
 _PROBED = 8
 """Samples of a probe: their keys are compared with the query tower again when they are about to leave the queue."""
@@ -129,7 +129,7 @@ class Health:
 
     def _look_for_collapse(self, step: int, position: int, metrics: Mapping[str, float]) -> None:
         config = self._config
-        fresh = position < max(self._warmup, _EDGE * self._samples)
+        fresh = step < _FRESH or position < max(self._warmup, _EDGE * self._samples)
         if fresh or metrics.get("text_queue_oldest", 0.0) > step:  # keys of the prefill
             return
         for name in ("image_spread", "text_spread"):
