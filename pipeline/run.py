@@ -134,7 +134,7 @@ class _Known:
 
     @staticmethod
     def of(own: Pass, build: Build) -> _Known:
-        """What is known of a pass before any of its tasks has run."""
+        """The state of a pass before any of its tasks has run."""
         with reading(own.name, build.reads(own.name)):
             return _Known(Committed(build.stage(own.name)))
 

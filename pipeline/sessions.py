@@ -38,7 +38,7 @@ _LACKS_MEMORY = re.compile(r"out of memory|failed to allocate memory|bad_alloc|b
 
 
 class AnyModel(Protocol):
-    """What a holder asks of a model (`pipeline.model_runner`). Equal models share what `load` returned."""
+    """The face of a model that a holder uses (`pipeline.model_runner`). Equal models share what `load` returned."""
 
     @property
     def id(self) -> str: ...

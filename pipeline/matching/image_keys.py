@@ -93,7 +93,7 @@ class Key:
         return keyed
 
     def asked(self, codes: Codes, tones: Codes) -> Asked:
-        """What entries with these hashes and tones ask for, by ascending key."""
+        """Keys that entries with these hashes and tones ask for, in ascending order."""
         least, most = least_and_most(blocks_of(tones))
         rows, values = np.arange(len(codes)), self.values(codes)
         for block in self.family.blocks[: self.cells]:

@@ -128,7 +128,7 @@ def _file_name(partition: str, attempt: str, suffix: str) -> str:
 
 @dataclass
 class _Clock:
-    """What a running partition has cost. began, cpu: the clocks when it began."""
+    """Cost of a running partition so far. began, cpu: the clocks when it began."""
 
     began: float = field(default_factory=time.monotonic)
     cpu: float = field(default_factory=time.process_time)

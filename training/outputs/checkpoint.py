@@ -432,7 +432,8 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
         return Checkpoint(sealed, config, from_vocabulary(content.split("\n")[:-1], str(folder / VOCAB_FILE)), detector)
     if vocabulary_text(tokenizer := load_tokenizer(name)) != content:
         raise CheckpointError(
-            str(folder / VOCAB_FILE), f"{name} has another vocabulary now; install its earlier version"
+            str(folder / VOCAB_FILE),
+            f"{name} has another vocabulary now; install the version that the checkpoint was trained with",
         )
     return Checkpoint(sealed, config, tokenizer, detector)
 
