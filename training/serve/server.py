@@ -86,7 +86,6 @@ def make_server(app: App, options: Options) -> uvicorn.Server:
         log_level="error",
         server_header=False,
         proxy_headers=False,
-        backlog=options.connections,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=int(options.drain_s),
         h11_max_incomplete_event_size=_HEADER_BYTES,
