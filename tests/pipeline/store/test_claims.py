@@ -198,7 +198,7 @@ def test_a_build_goes_on_where_another_was_killed(two_builds: list[Build], tmp_p
     first.join()
     second.join(240)
     assert second.exitcode == 0
-    committed = len(two_builds[0].stage("detect").records())
+    committed = len(two_builds[0].stage("detect").partitions())
     lost = len(log.read_text().split()) - IMAGES
     assert 0 <= lost <= max(_sizes(two_builds[1])[committed : committed + 1])  # the partition that was in flight
     assert len(_boxes(two_builds[1])) == IMAGES
