@@ -79,7 +79,7 @@ class Cluster:
     def __init__(self, address: str = "", workers: int = 0, here: bool = False) -> None:
         self._address, self._workers, self._ours = address or os.environ.get("RAY_ADDRESS", ""), workers, False
         self._watchdog: Watchdog | None = None
-        self._lost, self._here = False, here
+        self._here = here
         self.started = False
 
     def each(
@@ -126,7 +126,6 @@ class Cluster:
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
             looked, lost_head = head.looked, head.is_lost()
             if not ready and lost_head:
-                self._lost = True
                 raise head.error()
             if head.looked > looked and head.answers:  # an autoscaler may have added nodes
                 limit = _most_in_flight(ray, options)
@@ -160,11 +159,7 @@ class Cluster:
         if self._ours:
             import ray
 
-            if self._lost:  # a shutdown would wait for the head, until Ray aborts this process
-                atexit.unregister(ray.shutdown)
-                atexit.register(_end_at_once)
-                return
-            ray.shutdown()
+            _leave(ray)
         if self._watchdog is not None:
             self._watchdog.close()
 
@@ -173,16 +168,13 @@ class Cluster:
         import ray
 
         if not ray.is_initialized():
-            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # lines of workers go into log files, too
-            quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
             if self._address:
-                _join(ray, self._address, quiet)
+                _join(ray, self._address)
             else:
                 self._watchdog = Watchdog()
                 try:
                     with self._watchdog.marking():
-                        start_ray(ray, num_cpus=self._workers or None, include_dashboard=False, **quiet)
+                        start_ray(ray, num_cpus=self._workers or None, include_dashboard=False, **_quiet())
                 except RuntimeError as e:
                     raise StageError("ray", str(e)) from None
             self._ours = True
@@ -257,7 +249,8 @@ class _Head:
 def joined(address: str = "") -> Iterator[None]:
     """Within the block this process belongs to the cluster at `address` or RAY_ADDRESS, which exports what it counts.
 
-    Changes nothing without a cluster. One that cannot be joined is a warning: metrics hold nothing up.
+    Changes nothing without a cluster. One that cannot be joined is a warning: metrics hold nothing up. A command joins
+    once: of a process that joins and leaves within a second, a busy node exports nothing.
     """
     address = address or os.environ.get("RAY_ADDRESS", "")
     if not address:
@@ -268,14 +261,14 @@ def joined(address: str = "") -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         try:
-            _join(ray, address, {"log_to_driver": False, "logging_level": logging.ERROR})
+            _join(ray, address)
         except StageError as e:
             log.warning("%s; metrics of gates and releases are not available", e)
     try:
         yield
     finally:
         if ours and ray.is_initialized():
-            ray.shutdown()
+            _leave(ray)
 
 
 def _each_here(build: Build, passes: Sequence[Runs], partitions: Sequence[str]) -> Iterator[list[Done]]:
@@ -431,13 +424,32 @@ def _free(folder: str) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+def _quiet() -> dict[str, Any]:
+    """Returns options of `ray.init` for the lines of workers, which go into log files too; sets Ray's environment."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    return {"log_to_driver": True, "logging_level": logging.ERROR}
+
+
+def _leave(ray: Any) -> None:
+    """Leaves the cluster; if its head is gone, when this process ends, since Ray would wait for it and then abort."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_LOOK_S).close()
+    except OSError:
+        atexit.unregister(ray.shutdown)
+        atexit.register(_end_at_once)
+    else:
+        ray.shutdown()
+
+
+def _join(ray: Any, address: str) -> None:
     """Joins a cluster. Raises StageError at once for a closed port (Ray alone tries for minutes) or if Ray refuses."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.hostname and parts.port:
             socket.create_connection((parts.hostname, parts.port), timeout=10).close()
-        ray.init(address=address, **options)
+        ray.init(address=address, **_quiet())
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
         hint = "; check that it is running and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH match it"
         raise StageError(address, f"cannot connect to a Ray cluster ({_first_line(e)}){hint}") from None

@@ -75,26 +75,26 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     require("ray")  # before BUILD and STORE are made
     build = _opened_to_write(args)
     started = time.monotonic()
-    results: list[StageResult] = []
-    last = "report" if until == "publish" else until
-    with Bars() as bars:
-        options = {"address": args.address, "workers": args.workers, "crawls": not args.no_crawl}
-        for result in run.run(build, until=last, progress=bars, **options):
-            results.append(result)
-            bars.done(result)
-    show(_funnel(results))
-    raw = _show_input(build)
-    reasons = _show_reasons(build, results)
-    too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
-    if too_deep:
-        say(f"crawl: skipped {too_deep:,} linked pages beyond the max_depth of their site")
-    for result in results:
-        _say_lost(result.name, result.funnel)
-    if last == "report":
-        say(f"report: {build.folder.at('report/index.html')}")
-    answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
-    if until == "publish":
-        with joined(args.address):
+    with joined(args.address):
+        results: list[StageResult] = []
+        last = "report" if until == "publish" else until
+        with Bars() as bars:
+            options = {"address": args.address, "workers": args.workers, "crawls": not args.no_crawl}
+            for result in run.run(build, until=last, progress=bars, **options):
+                results.append(result)
+                bars.done(result)
+        show(_funnel(results))
+        raw = _show_input(build)
+        reasons = _show_reasons(build, results)
+        too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
+        if too_deep:
+            say(f"crawl: skipped {too_deep:,} linked pages beyond the max_depth of their site")
+        for result in results:
+            _say_lost(result.name, result.funnel)
+        if last == "report":
+            say(f"report: {build.folder.at('report/index.html')}")
+        answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
+        if until == "publish":
             answer |= _publish_unless_manual(build)
     if answer["published"]:
         say(f"dataset: {answer['manifest']}")
