@@ -2,6 +2,8 @@
 
     coco:FILE       COCO's JSON: images with file_name, annotations with bbox [x, y, width, height], categories; the
                     images lie below the file's folder, or below the folder above it
+    boxes:FILE      JSON lines {"image": PATH, "boxes": [[x1, y1, x2, y2], ...], "labels": ["cat", ...]}; paths are
+                    relative to the file
     a dataset       a manifest: boxes and labels of a detector (`--detector`), those that it gave `--min-score` or more
 
 Boxes are pixels of the image. The names of the classes are those of the categories, or the labels; `--classes FILE`
@@ -22,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.names import Split
-from training.data.released_rows import Box, boxes_of
+from training.data.released_rows import Box, boxes_of, json_lines
 from training.errors import ConfigError, InputError, first_line
 from training.evaluation.benchmarks import Picture, images_below, is_benchmark
 from training.evaluation.labelled import KINDS as IMAGES
 from training.evaluation.labelled import ClassName, Source, boxes_of_flat, check_names, read_classes
 
-KINDS = ("coco",)
+KINDS = ("coco", "boxes")
 """Kinds of labelled boxes, as `--data KIND:PATH` spells them."""
 
 
@@ -62,7 +64,7 @@ def open_boxed(source: Source, split: str, detector: str, min_score: float) -> B
     """
     kind, colon, path = source.data[0].partition(":")
     if colon and (kind in IMAGES or is_benchmark(source.data[0])):
-        raise ConfigError("--data", f"{source.data[0]} lacks labelled boxes; give coco:FILE or a dataset")
+        raise ConfigError("--data", f"{source.data[0]} lacks labelled boxes; give coco:FILE, boxes:FILE or a dataset")
     if source.labels is not None:
         raise ConfigError("--labels", "is for images; labelled boxes bring their own labels")
     if kind not in KINDS:
@@ -72,7 +74,7 @@ def open_boxed(source: Source, split: str, detector: str, min_score: float) -> B
     file = Path(path)
     if not file.is_file():
         raise InputError(source.data[0], "no such file")
-    return _of_coco(source.data[0], file, source.classes)
+    return (_of_coco if kind == "coco" else _of_lines)(source.data[0], file, source.classes)
 
 
 # --- COCO
@@ -120,6 +122,27 @@ def _places(file: Path, names: Sequence[str]) -> dict[str, Path]:
     if lacking:
         raise InputError(str(file), f"{len(lacking)} images not found in its folder or the parent, first {lacking[0]}")
     return {name: place for name, place in direct.items() if place is not None}
+
+
+# --- JSON lines
+
+
+def _of_lines(data: str, file: Path, given: Path | None) -> Boxed:
+    rows, names = list[tuple[Picture, list[Box], list[str]]](), dict[str, None]()
+    for where, row in json_lines(file, _NO_BOXES):
+        try:
+            image, boxes, labels = str(row["image"]), list(boxes_of(row["boxes"])), [str(x) for x in row["labels"]]
+            if len(boxes) != len(labels):
+                raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels")
+        except (ValueError, KeyError, TypeError) as e:
+            raise InputError(where, f"{_NO_BOXES} ({first_line(e)})") from None
+        names |= dict.fromkeys(labels)
+        if boxes:
+            rows.append((Picture(image, file.parent / image), boxes, labels))
+    return _of_rows(data, rows, sorted(names), given)
+
+
+_NO_BOXES = "contains no image with boxes and labels"
 
 
 def _of_rows(

@@ -1,7 +1,7 @@
-"""Trackers: TensorBoard or Weights & Biases receive a run's metrics beside metrics.jsonl.
+"""Trackers: TensorBoard, Weights & Biases or MLflow receive a run's metrics beside metrics.jsonl.
 
-W&B is not a dependency: it is installed by the user, and set up by its own environment variables (WANDB_MODE,
-WANDB_PROJECT, ...). A resumed run writes into the run of the tracker that it began.
+W&B and MLflow are not dependencies: they are installed by the user, and set up by their own environment variables
+(WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). A resumed run writes into the run of the tracker that it began.
 On Ray, `training.run.ray_job` exports metrics for Prometheus as well. A tracker that cannot be reached, or lacks a
 login, is one line before the first step, and of `fit --dry-run` too, which begins no run there.
 
@@ -10,6 +10,7 @@ Limits: metrics only; no files, no weights, no code leave the machine through he
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def open_tracker(name: str, out: Path, step: int, config: Mapping[str, Any]) -> 
     if name == "none":
         return None
     kinds: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]]
-    kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+    kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
     with _reported(name):
         return kinds[name](out, step, config)
 
@@ -50,6 +51,10 @@ def check_tracker(name: str) -> None:
             import wandb
 
             wandb.login()
+        elif name == "mlflow":
+            import mlflow
+
+            mlflow.MlflowClient().search_experiments(max_results=1)
 
 
 @contextmanager
@@ -64,15 +69,14 @@ def _reported(name: str) -> Iterator[None]:
         raise ConfigError("run.tracker", f"{name}: {problem}; or train without it: --set run.tracker=none") from None
 
 
-def _remembered(path: Path, fresh: str) -> str:
+def _remembered(path: Path, fresh: str = "") -> str:
     """The name in the file, or `fresh`, which is then in it. An empty file, left by a kill, does not count."""
     known = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    if known:
-        return known
-    with whole_file(path) as temporary:
-        temporary.write_text(fresh, encoding="utf-8")
-        flush(temporary)
-    return fresh
+    if fresh and not known:
+        with whole_file(path) as temporary:
+            temporary.write_text(fresh, encoding="utf-8")
+            flush(temporary)
+    return known or fresh
 
 
 class _TensorBoard:
@@ -109,3 +113,24 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class _Mlflow:
+    def __init__(self, out: Path, step: int, config: Mapping[str, Any]) -> None:
+        import mlflow
+
+        self._client: Any = mlflow.MlflowClient()
+        self._run = _remembered(out / "mlflow-id")
+        if not self._run:
+            experiment = self._client.get_experiment_by_name("wenlan")
+            number = self._client.create_experiment("wenlan") if experiment is None else experiment.experiment_id
+            self._run = _remembered(out / "mlflow-id", self._client.create_run(number, run_name=out.name).info.run_id)
+            self._client.log_dict(self._run, dict(config), "config.json")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self._client.log_metric(self._run, name, value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)

@@ -49,6 +49,16 @@ def test_a_tracker_without_a_login_is_one_line(
         find(tmp_path)
 
 
+def test_a_tracker_that_is_not_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        def search_experiments(self, max_results: int) -> None:
+            raise ConnectionError("no route to 10.0.0.1")
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Away))
+    with pytest.raises(ConfigError, match=r"^run.tracker: mlflow: no route to 10.0.0.1; "):
+        check_tracker("mlflow")
+
+
 def _killed_within(write: Callable[..., int]) -> Callable[..., int]:
     """write_text that is killed when the file is there and holds nothing yet."""
 

@@ -7,10 +7,10 @@ Labelled images (evaluation/labelled.py) are embedded as in retrieval; the class
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.evaluation.class_texts import TEMPLATES, class_features, digest, read_templates
+from training.evaluation.class_texts import TEMPLATES, checked, class_features, digest, read_templates
 from training.evaluation.classification import classify, cosines, figures
 from training.evaluation.labelled import classes_digest, open_labelled
 from training.evaluation.results import Result, by_seen
@@ -35,7 +35,7 @@ def run(request: Request) -> Result:
     """
     loaded = load(request.checkpoint, request.device, request.towers)
     labelled = open_labelled(request.source, request.split, request.detector or loaded.checkpoint.detector)
-    sentences = templates_of(request)
+    sentences = templates_of(request, labelled.name, labelled.templates)
     classes_CD = class_features(loaded, labelled.classes, sentences)
     embedded = embed_labelled(loaded, labelled)
     found = classify(cosines(embedded.features_ND, classes_CD), embedded.label_N)
@@ -67,9 +67,11 @@ def run(request: Request) -> Result:
     return result
 
 
-def templates_of(request: Request) -> tuple[str, ...]:
-    """The templates of `--templates`, or ours."""
-    return TEMPLATES if request.templates is None else read_templates(request.templates)
+def templates_of(request: Request, name: str, of_set: Sequence[str] = ()) -> tuple[str, ...]:
+    """The templates of `--templates`, those that the set brings, or ours."""
+    if request.templates is not None:
+        return read_templates(request.templates)
+    return checked(name, of_set) if of_set else TEMPLATES
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,29 @@ def test_figures_are_those_of_the_features_and_the_difference_is_paired(
 
 
 @pytest.mark.slow
+def test_json_lines_give_the_same_as_coco(run: Run, scenes: Path, tmp_path: Path) -> None:
+    described = json.loads(scenes.read_bytes())
+    names = {row["id"]: row["name"] for row in described["categories"]}
+    lines = []
+    for image in described["images"]:
+        own = [a for a in described["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)]
+        path = str(scenes.parent / "images" / image["file_name"])
+        lines.append({"image": path, "boxes": boxes, "labels": [names[a["category_id"]] for a in own]})
+    lines[0]["boxes"].append([200, 200, 300, 300])
+    lines[0]["labels"].append("山")
+    file = tmp_path / "boxes.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "classes.txt").write_text("\n".join(names.values()), encoding="utf-8")
+    ours = run("regions", f"boxes:{file}", classes=tmp_path / "classes.txt")
+    theirs = run("regions", f"coco:{scenes}")
+    assert [ours[name] for name in ("n", "top1", "crop", "per_class")] == [
+        theirs[name] for name in ("n", "top1", "crop", "per_class")
+    ]
+    assert (ours["empty"], theirs["empty"]) == (1, 0)
+
+
+@pytest.mark.slow
 def test_boxes_and_labels_of_a_datasets_detector(run: Run, make_shards: Callable[..., Path], tmp_path: Path) -> None:
     manifest = make_shards(train=(8,), val=(4,), detector="find")
     (tmp_path / "names.txt").write_text("背景\n山\n水\n", encoding="utf-8")
@@ -117,3 +141,17 @@ def test_an_id_that_is_no_number_is_named(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"categories": [{"id": Infinity, "name": "a"}], "images": [], "annotations": []}')
     with pytest.raises(InputError, match=r"a\.json: not COCO's images"):
         run("regions", f"coco:{tmp_path / 'a.json'}")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"image": "a.jpg", "boxes": [[0, 0, 1, 1]], "labels": []}', "1 boxes, 0 labels"),
+        ('{"image": "a.jpg", "boxes": [[0, 0, 1]], "labels": ["a"]}', "not lists of four numbers"),
+        ("[]", "line 1: contains no image with boxes and labels"),
+    ],
+)
+def test_a_line_that_is_none_is_named(run: Run, line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        run("regions", f"boxes:{tmp_path / 'b.jsonl'}")

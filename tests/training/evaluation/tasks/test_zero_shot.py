@@ -95,9 +95,8 @@ def test_clip_benchmark_measures_the_same(run: Run, checkpoint: Path, folder: Pa
     theirs = zeroshot_classification.evaluate(
         model, loader, tokenizer, dataset.classes, dataset.templates, "cpu", amp=False
     )
-    sentences, names = (place / name for name in ("zeroshot_classification_templates.txt", "classes.txt"))
-    names.write_text("".join(f"{key}\t{own[0]}\n" for key, own in CLASSES.items()), encoding="utf-8")
-    ours = run("zero-shot", f"classes:{folder}", templates=sentences, classes=names)
+    ours = run("zero-shot", f"wds:{place}", split="test")
+    assert ours["protocol"]["templates"] == 2, "those that the set brings"
     assert ours["top1"] == pytest.approx(theirs["acc1"])
     assert ours["mean_per_class"] == pytest.approx(theirs["mean_per_class_recall"])
 
