@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import resource
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import sha256_hex
 from pipeline.store import cache
@@ -200,27 +198,3 @@ def test_writers_at_once_lose_nothing_and_readers_never_fail(tmp_path: Path) -> 
     assert [process.exitcode for process in writers] == [0, 0, 0]
     wanted = [f"{writer}-{i}" for writer in range(3) for i in range(15)]
     assert sorted(values(in_folder(tmp_path).get(wanted))) == sorted(wanted)
-
-
-@contextlib.contextmanager
-def small_disk(bytes_a_file: int) -> Iterator[None]:
-    """Files of this process cannot grow beyond so many bytes: writing fails in the middle, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    own, keys = Cache(Folder(str(tmp_path)), "sha256"), sorted(sha256_hex(str(i)) for i in range(6))
-    own.put(pa.table({"sha256": keys, "value": list(range(6))}))
-    before = sorted(path.name for path in tmp_path.rglob("*"))
-    big = pa.table({"sha256": [sha256_hex(f"big {i}") for i in range(2_000)], "value": list(range(2_000))})
-    with small_disk(4_096), pytest.raises(StoreError, match=rf"{tmp_path}/\d+-\w+\.parquet: cannot be written \(File"):
-        own.put(big)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == before
-    rows = own.get(keys)
-    assert rows is not None
-    assert rows.num_rows == 6
