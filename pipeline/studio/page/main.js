@@ -93,8 +93,9 @@ function notices() {
 }
 
 /** Another choice was made: write the address, ask, draw. */
-async function changed() {
+async function changed(quietly = false) {
   near = null;
+  if (quietly === true) return facets.draw($("facets"), counts, changed, told);
   write();
   if ($("search").q && !meaning) $("search").q.value = state.q;
   return refresh();
@@ -108,7 +109,7 @@ async function refresh(first = false) {
   try {
     counts = await get("facets", query, signal);
     state.about.prepared = counts.prepared;
-    facets.draw($("facets"), counts, changed);
+    facets.draw($("facets"), counts, changed, told);
     bar();
     const shown = `${query}${state.about.g}`;
     if (first || shown !== shownFor || near === null) list.show(counts.matching);
@@ -131,7 +132,7 @@ function poll() {
     try {
       counts = await get("facets", asked());
       state.about.prepared = counts.prepared;
-      facets.draw($("facets"), counts, changed);
+      facets.draw($("facets"), counts, changed, told);
       bar();
       poll();
     } catch (error) { told(error); }
@@ -329,7 +330,7 @@ function toast(words) {
 function translate() {
   speak(lang() === "en" ? "zh" : "en");
   dress();
-  facets.draw($("facets"), counts, changed);
+  facets.draw($("facets"), counts, changed, told);
   bar();
   emptiness(list.total);
   for (const [number] of list.tiles) list.redraw(number);
