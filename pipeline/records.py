@@ -74,6 +74,7 @@ class DropReason(enum.StrEnum):
     STOP_WORDS = "stop_words"  # mostly stop words
     TEXT_ENTROPY = "text_entropy"  # its words say little
     UNKNOWN_CHARACTERS = "unknown_characters"
+    PERPLEXITY = "perplexity"  # too likely, or too unlikely, to a language model
     # fetch and measure
     EMPTY_BODY = "empty_body"
     NOT_AN_IMAGE = "not_an_image"
@@ -102,6 +103,8 @@ class DropReason(enum.StrEnum):
     TEXT_HEAVY = "text_heavy"
     QR_CODE = "qr_code"
     FACES = "faces"  # more than allowed
+    COLOURFULNESS = "colourfulness"  # too little, or too much
+    LOW_DETAIL = "low_detail"  # enlarged, or out of focus: less detail than its size promises
     # watermark
     WATERMARK = "watermark"  # it carries the mark that many pictures of its host have
     # choose

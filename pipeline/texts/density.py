@@ -40,10 +40,11 @@ FUNCTION = ("u", "p", "c", "r", "y", "e", "o", "k", "h")
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """Counts of the words of a text, and how common they are.
+    """Counts of the words of a text, and two measures of how common they are.
 
     words: all with a letter or digit. nouns, content, stop: those that are nouns, content words, stop words.
     entropy: sum over the distinct words of -p ln p, where p is a word's share of the dictionary's corpus.
+    perplexity: exp of the mean of -ln p over all words; infinite for a text without words.
     """
 
     words: int
@@ -51,6 +52,7 @@ class Density:
     content: int
     stop: int
     entropy: float
+    perplexity: float
 
     @property
     def content_share(self) -> float:
@@ -67,7 +69,8 @@ class Density:
 def density(text: str) -> Density:
     entries, distinct = _entries(), dict[str, float]()
     words = nouns = content = stop = 0
-    for word in cut(text):
+    information = 0.0
+    for word in rust_segmenter().cut(even(text), False):
         entry = entries[word]
         if entry is None:
             continue
@@ -75,8 +78,10 @@ def density(text: str) -> Density:
         nouns += entry.noun
         content += entry.content
         stop += entry.stop
+        information += entry.surprise
         distinct[word] = entry.part
-    return Density(words, nouns, content, stop, math.fsum(distinct.values()))
+    perplexity = math.exp(information / words) if words else math.inf
+    return Density(words, nouns, content, stop, math.fsum(distinct.values()), perplexity)
 
 
 def cut(text: str) -> list[str]:
@@ -102,11 +107,12 @@ def unknown(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A word: which kinds it counts for, and its part -p ln p of a text's entropy."""
+    """A word: which kinds it counts for, its surprise -ln p, and its part -p ln p of a text's entropy."""
 
     noun: bool
     content: bool
     stop: bool
+    surprise: float
     part: float
 
 
@@ -144,7 +150,7 @@ class _Entries(dict[str, "_Entry | None"]):
         stop = word in stop_words() or tag.startswith(FUNCTION)
         noun = not stop and (tag.startswith(NAMING) or (tag == "x" and not word.isascii() and word.isalpha()))
         content = not stop and (noun or tag.startswith(CONTENT))
-        return _Entry(noun, content, stop, -p * math.log(p))
+        return _Entry(noun, content, stop, -math.log(p), -p * math.log(p))
 
 
 @functools.cache
