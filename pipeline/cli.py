@@ -9,6 +9,7 @@ Exit code 0: done; 1: the work failed, each fault named; 2: bad usage or spec; 1
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as e:
         print(printable(str(e)), file=sys.stderr)
         return _failed(str(e), 2, as_json)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # else each thread of NumPy spins for 0.1 s
     from data_specs.storage import object_store
     from pipeline.files.parquet import arrow_without_pandas
 

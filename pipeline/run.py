@@ -57,6 +57,7 @@ def run(
         build.store.check()
         cluster = Cluster(address, workers, here)
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
+        unnoted: list[PassResult] = []  # by build.json: each is when the next pass begins, or after the last one
         if build.on is None:
             build.store.begin(build)
         try:
@@ -71,12 +72,13 @@ def run(
                     if own.name in wanted:
                         chain = _chain(build, own, wanted)
                         with observe.about(stage=own.name), reading(own.name, build.reads(own.name)):
-                            results.append(_run_pass(build, chain, cluster, progress, crawls, ahead, peaks))
+                            results.append(_run_pass(build, chain, cluster, progress, crawls, ahead, peaks, unnoted))
                     else:
                         results.append(PassResult.of(own, build, []))
                     if own.name == filled and not build_json.is_noted(build, own.name):
+                        build_json.note(build, *unnoted)
                         forget.carry_out(build)
-                    build_json.note(build, results[-1])
+                    unnoted.append(results[-1])
                 if results:
                     yield StageResult.of(stage, results)
             observe.count("wenlan_builds", fate="done")
@@ -85,6 +87,8 @@ def run(
             raise
         finally:
             cluster.close()
+            if unnoted:
+                build_json.note(build, *unnoted)
 
 
 def _stages(build: Build, until: str) -> list[str]:
@@ -147,12 +151,14 @@ def _run_pass(
     crawls: bool,
     ahead: dict[str, _Known],
     peaks: Mapping[str, int],
+    unnoted: list[PassResult],
 ) -> PassResult:
     """Runs the partitions of a pass that lack a record, reduces them, and notes that all are committed.
 
     chain: the pass, and those that its tasks go on with; what is left of these is done when they are run themselves.
     ahead: what tasks of an earlier pass have done of others, with their share of its seconds; added to.
-    peaks: the most memory of a worker in an earlier build, by pass.
+    peaks: the most memory of a worker in an earlier build, by pass. unnoted: results of earlier passes, taken when
+    they are noted.
     """
     own = chain[0]
     directory, started = build.stage(own.name), time.monotonic()
@@ -168,7 +174,8 @@ def _run_pass(
     before = len(known.committed)
     if missing:
         now = Running(own.name, build.fingerprints[own.name], build_json.now(), before, len(partitions))
-        build_json.note(build, running=now)
+        build_json.note(build, *unnoted, running=now)
+        unnoted.clear()
     log.info("pass begins", extra={"partitions": len(partitions), "committed": before})
     if not cluster.started and cluster.is_needed(own.resources(build.spec), missing):
         asked = time.monotonic()

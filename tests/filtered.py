@@ -15,6 +15,7 @@ from data_specs.shard import Text, TextKind
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import FEATURE_SCHEMA, LOOKS, PAIR_SCHEMA, Candidate, candidate_rows, order_range
+from pipeline.stages.filter import reduce
 from pipeline.store.build import Build
 from tests.detailed import drawn_details
 from tests.fetched import begun
@@ -72,6 +73,7 @@ def commit(build: Build, partition: str, rows: pa.Table) -> None:
         with build.stage(stage).attempt(partition) as attempt:
             attempt.write_table("parquet", table)
             attempt.commit({"seen": table.num_rows, "kept": table.num_rows, "dropped": 0})
+    build.stage("filter").write_reduced(reduce(build))
 
 
 def _pairs(shown: Sequence[Shown], seed: int) -> pa.Table:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as e:
         print(printable(str(e)), file=sys.stderr)
         return _failed(str(e), 2, as_json)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # else each thread of NumPy spins for 0.1 s
     from data_specs.storage import object_store
 
     _log_to_stderr()

@@ -20,6 +20,7 @@ from pipeline.errors import ApprovalError, GateError, NothingNew, PipelineError,
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from data_specs.build import BuildSpec
     from data_specs.shard import Manifest
     from pipeline.store.build import Build
     from pipeline.store.build_json import StageResult
@@ -267,12 +268,15 @@ def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> Non
     )
 
 
-def opened(args: argparse.Namespace) -> Build:
-    """Opens the build of a spec, new or resumed. Raises SpecError, SourceError and StoreError."""
+def opened(args: argparse.Namespace, spec: BuildSpec | None = None) -> Build:
+    """Opens the build of a spec, new or resumed. spec: args.spec where it is read already.
+
+    Raises SpecError, SourceError and StoreError.
+    """
     from pipeline import opening, plugins
 
-    spec = plugins.load(args.spec)
     again = args.generation == "new"
+    spec = spec or plugins.load(args.spec)
     return opening.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=again)
 
 

@@ -73,7 +73,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     sources = sources_of(spec)
     looks = _looks(str(args.spec), sources)
     try:
-        build = opened(args)
+        build = opened(args, spec)
     except SourceError as e:  # it has gone since
         raise SpecError([f"{args.spec}: {e}"]) from None
     made_from = generations.show_made_from(build) if build.made_from else {}

@@ -97,7 +97,7 @@ def _runs_of(kept: Mapping[str, int], size: int) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """One run by rank; or a group of pieces, which are made unless they are there."""
-    size = earlier.compared(build, sum(record.counts["kept"] for record in build.stage("filter").records()))
+    size = earlier.compared(build, build.stage("filter").reduced())
     keys = plan(size, build.spec.dedup.image_distance, build.spec.dedup.image_turned)
     with build.stage("dedup.signatures").attempt(partition) as attempt:
         if partition.startswith(earlier.STORED):

@@ -34,7 +34,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,9 +50,10 @@ from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS, Record, StageDir
 from pipeline.store.stage import Pass, PassFile, Stage
-from pipeline.web.crawler import Crawler
-from pipeline.web.frontier import Frontier
 from pipeline.web.policy import DISALLOWED, user_agent
+
+if TYPE_CHECKING:
+    from pipeline.web.frontier import Frontier
 
 log = logging.getLogger("wenlan")
 
@@ -114,6 +115,9 @@ def run_partition(build: Build, partition: str) -> None:
         return
     if is_stored(build, partition):
         return
+    from pipeline.web.crawler import Crawler
+    from pipeline.web.frontier import Frontier
+
     stage, site, digest = build.stage("crawl"), _site(build, partition), _digest(build, partition)
     folder = _frontier_folder(stage, f"{partition}-{digest}")
     about = {

@@ -25,13 +25,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline import pulse
 from pipeline.account import ACCOUNT, Account, Named, Units
-from pipeline.confined import Confined
 from pipeline.errors import BrokenFile, SourceError, StageError
 from pipeline.files.inputs import emptiness, version, writable
 from pipeline.records import (
@@ -65,7 +64,6 @@ from pipeline.sources.site import Site
 from pipeline.sources.warc import Warc
 from pipeline.stages._archived_images import Archive
 from pipeline.stages._furniture import capped, without_furniture, without_list_covers, without_traps
-from pipeline.stages._page_candidates import Entries, Reading, page_reader, read_within_limits
 from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record, StageDir
@@ -73,6 +71,10 @@ from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web.warc import read_captures, read_ranges
+
+if TYPE_CHECKING:
+    from pipeline.confined import Confined
+    from pipeline.stages._page_candidates import Entries, Reading
 
 
 def token(build: Build) -> Any:
@@ -384,6 +386,8 @@ def _extract(
     archive: Archive | None = None,
 ) -> Iterator[Candidate | Decision]:
     """Candidates and decisions of captures. account: gets what became of each of them, and of the images of pages."""
+    from pipeline.stages._page_candidates import page_reader
+
     records, images = account["records"], account["images"]
     with page_reader() as reader:
         for capture in captures:
@@ -426,6 +430,8 @@ def _entries(
     None for a picture or a revisit, which `archive` has noted. Candidates of an archive have the time of their page.
     images: accounts for those of the page.
     """
+    from pipeline.stages._page_candidates import read_within_limits
+
     try:
         if archive is not None and archive.note(capture):
             return None

@@ -71,6 +71,11 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit({"seen": len(pairs) + len(decisions), "kept": len(pairs), "dropped": len(decisions)})
 
 
+def reduce(build: Build) -> Any:
+    """Number of pairs that all partitions have kept."""
+    return sum(record.counts["kept"] for record in build.stage("filter").records())
+
+
 def judge(features: Features, filters: list[ImageFilter]) -> list[Drop]:
     """Every reason to drop an image, in the filters' order; empty to keep."""
     return [reason for f in filters if (reason := _check(f, features)) is not None]
@@ -105,7 +110,8 @@ STAGE = Stage(
             reads=("admit", "fetch", "measure"),
             run=run_partition,
             token=token,
-            version=3,
+            version=4,
+            reduce=reduce,
             files=(PassFile("parquet", PAIR_SCHEMA, "candidate_id"),),
         ),
     ),

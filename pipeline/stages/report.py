@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.report import dataset
-from pipeline.report.page import as_json, make, render, rows
 from pipeline.store.build import Build
 from pipeline.store.stage import EVERY, Pass, PassFile, Stage
 from pipeline.urls import shown
@@ -32,6 +31,8 @@ def run_partition(build: Build, partition: str) -> None:
 def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
     """Make and commit the report; returns its values. baseline: report.json of a build to compare with, by default the
     last one of the dataset."""
+    from pipeline.report.page import as_json, make, render, rows
+
     [partition] = partitions(build)
     with build.stage("report").attempt(partition) as attempt:
         report = make(build, baseline)

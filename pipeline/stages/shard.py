@@ -43,7 +43,6 @@ from pipeline.detectors._boxes import UNSEEN, boxes_of
 from pipeline.errors import StageError
 from pipeline.files.tars import HashedFile, TarWriter
 from pipeline.pictures.encode import Boxes, as_stored, scaled_boxes, stored_sides
-from pipeline.publish import dataset, release
 from pipeline.records import DECISION_SCHEMA, DropReason, text_of
 from pipeline.stages import _boundaries
 from pipeline.store.build import Build
@@ -88,6 +87,8 @@ def partitions(build: Build) -> list[str]:
 
 def begin(build: Build) -> None:
     """Deletes what another fingerprint wrote, the manifest first."""
+    from pipeline.publish import dataset, release
+
     stage = build.stage("shard")
     if stage.folder.exists(MANIFEST):
         todo = "publish that build, or roll back to a release without it"

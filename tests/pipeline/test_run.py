@@ -11,7 +11,7 @@ import pytest
 
 from data_specs.build import BuildSpec, load
 from pipeline import cluster, opening, run
-from pipeline.errors import StageError, StoreError
+from pipeline.errors import SourceError, StageError, StoreError
 from pipeline.publish import release
 from pipeline.stages import crawl
 from pipeline.store import build_json
@@ -222,3 +222,28 @@ def test_a_partition_goes_through_fetch_measure_and_filter_before_the_next_one(t
     ran.clear()
     list(run.run(build, until="filter", here=True))
     assert ran == [(partitions[0], "measure"), (partitions[0], "filter")]
+
+
+def test_build_json_names_the_passes_that_are_done_while_the_next_one_runs(tmp_path, monkeypatch):
+    seen, run_task = dict[str, tuple[str, list[str]]](), cluster.run_task
+
+    def looked(build: Build, stage: str, own: cluster.RunPartition, partition: str, form: str) -> None:
+        known = build_json.read(build.folder)
+        seen[stage] = known["running"]["name"], list(known["passes"])
+        run_task(build, stage, own, partition, form)
+
+    monkeypatch.setattr(cluster, "run_task", looked)
+    build = opening.open_build(load(spec(tmp_path)), str(tmp_path / "out"), str(tmp_path / "store"))
+    list(run.run(build, until="admit", here=True))
+    assert seen == {
+        "extract": ("extract", ["crawl"]),
+        "admit.sort": ("admit.sort", ["crawl", "extract"]),
+        "admit": ("admit", ["crawl", "extract", "admit.sort"]),
+    }
+    known = build_json.read(build.folder)
+    assert (known["running"], list(known["passes"])[-1]) == (None, "admit")
+    other = replace(build, fingerprints={**build.fingerprints, "extract": "0" * 64})
+    (tmp_path / "t.csv").unlink()
+    with pytest.raises(SourceError):
+        list(run.run(other, until="extract", here=True))
+    assert list(build_json.read(build.folder)["passes"]) == ["crawl", "admit.sort", "admit"]
