@@ -81,7 +81,7 @@ def _judge(outcome: Outcome, what: str, answer: httpx.Response) -> None:
 
 def _by_hand(url: str, count: int, seed: int) -> Outcome:
     rng, outcome = random.Random(seed), Outcome()
-    with httpx.Client(base_url=url, timeout=90) as client:
+    with httpx.Client(base_url=url, timeout=90, verify=False) as client:
         for _ in range(count):
             kind = rng.choices([_picture, _body, _raw], [5, 3, 2])[0]
             try:

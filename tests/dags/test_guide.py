@@ -45,7 +45,7 @@ def end(process: subprocess.Popen[Any]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 if os.getsid(pid) == process.pid:
                     os.kill(pid, signal.SIGKILL)
-    process.wait(15)
+    process.wait(240)
 
 
 class Airflow:

@@ -207,7 +207,7 @@ _FRAGMENTS = [
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(max_size=200)
     | st.lists(st.sampled_from(_FRAGMENTS), max_size=30).map(lambda parts: "".join(parts).encode("utf-8", "replace"))

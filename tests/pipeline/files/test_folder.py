@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.storage.whole_files import sha256_of
@@ -39,7 +39,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["disk", "memory"])
-@settings(max_examples=40)
 @given(steps=steps)
 def test_a_folder_is_a_dictionary_of_files(
     tmp_path_factory: pytest.TempPathFactory, kind: str, steps: list[tuple[str, str, Any]]

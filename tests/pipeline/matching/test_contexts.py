@@ -56,7 +56,7 @@ def test_a_stem_takes_no_longer_than_its_url_is_long() -> None:
     start = time.process_time()
     for part in ("thumb_", ".jpg", "a1", "_hu", "-800x600", "%5f0x", "px-", "a.b/"):
         file_stem("http://a.cn/" + part * (30_000 // len(part)))
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 20, "minutes where it looks at a part again and again"
 
 
 def context(

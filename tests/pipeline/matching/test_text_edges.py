@@ -125,7 +125,6 @@ def test_any_text_has_shingles_and_a_leader(texts: list[str]) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.text("春夏秋1", min_size=1, max_size=14), max_size=14),
     st.sampled_from([0.4, 0.6, 0.8]),

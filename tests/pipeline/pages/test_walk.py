@@ -79,7 +79,7 @@ _NESTED = st.recursive(
 
 @pytest.mark.slow
 @given(_NESTED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_named_element_is_furniture_unless_it_holds_the_article(html):
     """However deep: the three elements around all are each looked at up to the headline at the page's end."""
     numbers = itertools.count()

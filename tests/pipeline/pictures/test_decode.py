@@ -201,7 +201,7 @@ def test_the_short_way_to_a_header_says_what_pillow_says(number: int, monkeypatc
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(whole=st.sampled_from(JPEGS), reduce_to=st.sampled_from([0, 8, 64]), data=st.data())
 def test_of_damaged_jpegs_both_ways_say_the_same(whole: bytes, reduce_to: int, data: st.DataObject) -> None:
     damaged = mutated(data, whole)
@@ -231,7 +231,7 @@ def test_other_formats_come_smaller_too_by_whole_factors(kind: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]), data=st.data())
 def test_damaged_bytes_give_a_picture_or_a_picture_error(kind: str, data: st.DataObject) -> None:
     whole = bytearray(encoded(NOISE, kind))

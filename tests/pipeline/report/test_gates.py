@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec, DropShares, SourceDropShares, SpecError
@@ -96,7 +96,6 @@ def test_pages_are_judged_at_the_crawl() -> None:
     kept=st.integers(0, 500),
     limit=st.floats(0, 1),
 )
-@settings(deadline=None, max_examples=50)
 def test_a_gate_fails_exactly_where_a_share_is_above_its_limit(
     counts: dict[tuple[str, str, str], int], kept: int, limit: float
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
@@ -75,7 +75,6 @@ KEYS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**63 - 1, 2*
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
 @given(
     parts=st.lists(st.lists(KEYS, max_size=12), min_size=2, max_size=6),
     cuts=st.integers(1, 9),

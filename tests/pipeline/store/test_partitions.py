@@ -226,7 +226,7 @@ def test_records_behind_a_url_are_read_several_at_a_time_and_in_order(monkeypatc
     for name in names:
         with place.attempt(name) as attempt:
             attempt.commit({"seen": int(name[1:])})
-    meet, read = threading.Barrier(2, timeout=20), Folder.read
+    meet, read = threading.Barrier(2, timeout=240), Folder.read
 
     def in_pairs(self: Folder, name: str) -> bytes:
         meet.wait()  # raises if nothing else is under way

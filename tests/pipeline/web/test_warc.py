@@ -206,7 +206,7 @@ HOLE = re.compile(r"x\.warc: ([\d,]+) bytes from byte ([\d,]+) on")
 FILLS = {"zeros": lambda n, _: bytes(n), "newlines": lambda n, _: b"\n" * n, "noise": lambda n, dice: dice.randbytes(n)}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     fill=st.sampled_from([*FILLS]), first=st.integers(0, 16_000), size=st.integers(100, 9_000), dice=st.randoms(),
     in_order=st.booleans(),
@@ -330,7 +330,7 @@ _FILES = st.binary(max_size=300) | st.lists(_PARTS | st.binary(max_size=20), max
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_FILES | _FILES.map(gzip.compress) | _FILES.map(lambda data: gzip.compress(data)[:-9]))
 @example(b"WARC/1.0\nWARC-Type:response")
 @example(record(http="Transfer-Encoding: chunked\r\n", body=b"ffffffff\r\nx"))
@@ -440,7 +440,7 @@ _MEMBERS = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(_MEMBERS, min_size=1, max_size=7).map(b"".join))
 @example(gzip.compress(record(body=b"x" * 3_000)) * 2)
 @example(gzip.compress(record(WARC_Type="revisit", WARC_Refers_To_Target_URI="http://b.test/é\r\n \u0085中")) * 2)

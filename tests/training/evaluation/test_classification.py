@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.evaluation.classification import classify, cosines, figures, resampled, wilson
@@ -73,7 +73,6 @@ def test_confusion_equals_that_of_scikit_learn() -> None:
 
 @pytest.mark.slow
 @given(seed=st.integers(0, 999), items=st.integers(1, 30), classes=st.integers(2, 9), values=st.integers(1, 3))
-@settings(deadline=None, max_examples=50)
 def test_ties_count_against_us(seed: int, items: int, classes: int, values: int) -> None:
     rng = np.random.default_rng(seed)
     given_NC = rng.integers(0, values, (items, classes)).astype(np.float32)
@@ -90,7 +89,6 @@ def test_ties_count_against_us(seed: int, items: int, classes: int, values: int)
 
 @pytest.mark.slow
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@settings(deadline=None, max_examples=50)
 def test_wilson_interval_equals_that_of_scipy(pair: tuple[int, int]) -> None:
     from scipy.stats import binomtest
 

@@ -52,7 +52,6 @@ SIZES = st.tuples(st.integers(1, 300), st.integers(1, 30), st.integers(1, 30))
 
 @pytest.mark.slow
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 25), clusters=st.integers(1, 40), sizes=SIZES)
-@settings(deadline=None, max_examples=60)
 def test_ranks_of_clusters_equal_brute_force_in_tiles_of_any_size(
     seed: int, count: int, clusters: int, sizes: tuple[int, int, int]
 ) -> None:
@@ -73,7 +72,6 @@ def test_ranks_of_clusters_equal_brute_force_in_tiles_of_any_size(
 
 @pytest.mark.slow
 @given(st.data())
-@settings(deadline=None, max_examples=40)
 def test_captions_may_describe_several_images_and_images_may_have_none(data: st.DataObject) -> None:
     images, texts = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 20))
     pair = st.tuples(st.integers(0, images - 1), st.integers(0, texts - 1))
@@ -246,7 +244,6 @@ def peers(seed: int, count: int, groups: int, copies: int) -> tuple[Features, Pe
 
 @pytest.mark.slow
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 25), groups=st.integers(1, 12), copies=st.integers(1, 40))
-@settings(deadline=None, max_examples=40)
 def test_peers_ask_all_but_their_copies(seed: int, count: int, groups: int, copies: int) -> None:
     features, found = peers(seed, count, groups, copies)
     copy = np.equal.outer(found.copy_N, found.copy_N)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.places import ROOT
@@ -157,7 +157,6 @@ def test_of_two_ranks_one_says_why_the_command_is_refused(outcomes: Runs) -> Non
 
 @pytest.mark.slow
 @given(st.data())
-@settings(deadline=None, max_examples=60)
 def test_any_other_bit_is_another_digest(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]))
     shapes = data.draw(st.lists(st.sampled_from([(), (1,), (3,), (2, 3), (4, 2, 3, 3)]), min_size=1, max_size=4))
