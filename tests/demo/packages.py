@@ -46,6 +46,7 @@ def apt_options(private: Path, *, own_lists: bool) -> list[str]:
     The status file is then empty, so nothing counts as installed, which does not matter to a download. As root, apt
     would hand the download to the user _apt, who may not write into our folder, and warn before it goes on as root.
     """
+    private = private.resolve()  # apt takes a relative folder to lie below the root of the file system
     for folder in ("cache/archives/partial", "state/lists/partial"):
         (private / folder).mkdir(parents=True, exist_ok=True)
     (private / "state" / "status").touch()
@@ -76,6 +77,34 @@ def download_deb(package: str, into: Path, private: Path) -> Path:
         if failed or not files:
             raise DemoError(f"the Debian package {package} could not be downloaded: {failed or 'apt-get left no file'}")
         return files[0].replace(into / files[0].name)
+
+
+def download_index(name: str, into: Path) -> Path:
+    """Path of an index of Debian's archive, by its path below the component, unpacked into the folder `into` unless it
+    is there already; one of each suite that has it, one after another.
+
+    apt-get fetches and checks it as it does a list of packages. Raises DemoError.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    target = into / Path(name).name
+    if target.is_file():
+        return target
+    key = "Acquire::IndexTargets::deb::wenlan"
+    wanted = {"MetaKey": f"$(COMPONENT)/{name}", "ShortDescription": "index", "Description": f"$(RELEASE) {name}"}
+    own = [
+        *apt_options(into / "apt", own_lists=True),
+        *(w for k, v in wanted.items() for w in ("-o", f"{key}::{k}={v}")),
+    ]
+    failed = _run(["apt-get", "-q", *own, "update"], into, APT_TIMEOUT_S)
+    listed = ["apt-get", *own, "indextargets", "--format", "$(FILENAME)", "Created-By: wenlan"]
+    files = subprocess.run(listed, capture_output=True, text=True).stdout.splitlines()
+    new = target.with_name(f".{target.name}")
+    with new.open("wb") as file:
+        for path in files:
+            subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", path], stdout=file, stderr=subprocess.DEVNULL)
+    if not new.stat().st_size:
+        raise DemoError(f"Debian's index {name} could not be downloaded: {failed or 'apt-get left no file'}")
+    return new.replace(target)
 
 
 def unpack_deb(deb: Path, into: Path) -> None:

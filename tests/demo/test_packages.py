@@ -51,6 +51,22 @@ def test_lists_are_fetched_only_when_the_system_has_none(tmp_path: Path, monkeyp
     assert [p.name for p in (tmp_path / "packages").iterdir()] == ["one_1_all.deb"]
 
 
+@pytest.mark.skipif(not Path("/usr/lib/apt/apt-helper").is_file(), reason="needs apt")
+def test_an_index_is_what_all_suites_have_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suite in ("stable", "updates"):
+        (tmp_path / suite).write_text(f"{suite}\n")
+    _fake_program(
+        tmp_path / "bin",
+        "apt-get",
+        f'case "$*" in *update) echo "E: no network" >&2; exit 100;; *dep11/names.yml*) ls {tmp_path}/[su]*;; esac\n',
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    index = demo_packages.download_index("dep11/names.yml", tmp_path / "kept")
+    assert index.read_text() == "stable\nupdates\n"
+    with pytest.raises(DemoError, match=r"index dep11/other.yml could not be downloaded: E: no network"):
+        demo_packages.download_index("dep11/other.yml", tmp_path / "kept")
+
+
 @pytest.mark.drill(30)
 def test_real_apt_with_private_lists(tmp_path: Path) -> None:
     """The way of a machine with empty package lists, with the real apt-get and a small package."""

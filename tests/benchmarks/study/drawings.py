@@ -90,7 +90,7 @@ def packages(folder: Path, styles: Sequence[Style]) -> dict[str, Path]:
 
 def read_emoji(tarball: Path) -> list[Emoji]:
     """Emoji of emojibase's Chinese data in Unicode's order, without flags and skin tones. Raises InputError."""
-    entries = _member(tarball, "zh/data.json")
+    entries = json_member(tarball, "zh/data.json")
     try:
         return [
             Emoji(bare(e["hexcode"]), e["label"], tuple(e.get("tags", ())))
@@ -114,31 +114,35 @@ class Drawings:
 
     def codes(self, style: Style) -> dict[str, str]:
         """Name in the style's set of each emoji that it draws, by the emoji's code. Raises InputError."""
-        icons = _member(self._tarballs[style.package], "icons.json")
+        icons = json_member(self._tarballs[style.package], "icons.json")
         # An alias may also turn or mirror its parent: that one is left out.
         drawn = {*icons["icons"], *(name for name, alias in icons.get("aliases", {}).items() if len(alias) == 1)}
         return {code: name for name, code in self._code_of.items() if name in drawn}
 
     def svg(self, style: Style, name: str) -> str:
         """SVG document of an icon."""
-        icons = _member(self._tarballs[style.package], "icons.json")
-        while name not in icons["icons"]:
-            name = icons["aliases"][name]["parent"]
-        icon = icons["icons"][name]
-        sides = [icon.get(key, icons.get(key, default)) for key, default in _BOX.items()]
-        return (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{sides[0]} {sides[1]} {sides[2]} {sides[3]}">{icon["body"]}</svg>'
-        )
+        return svg_of(json_member(self._tarballs[style.package], "icons.json"), name)
 
     @property
     def _code_of(self) -> dict[str, str]:
         """Emoji's code by Iconify's name; a name that means two emoji means none."""
         codes: dict[str, set[str]] = {}
         for package in _NAMED:
-            for code, name in _member(self._tarballs[package], "chars.json").items():
+            for code, name in json_member(self._tarballs[package], "chars.json").items():
                 codes.setdefault(name, set()).add(bare(code))
         return {name: next(iter(known)) for name, known in sorted(codes.items()) if len(known) == 1}
+
+
+def svg_of(icons: Any, name: str) -> str:
+    """SVG document of an icon of one of Iconify's sets."""
+    while name not in icons["icons"]:
+        name = icons["aliases"][name]["parent"]
+    icon = icons["icons"][name]
+    sides = [icon.get(key, icons.get(key, default)) for key, default in _BOX.items()]
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{sides[0]} {sides[1]} {sides[2]} {sides[3]}">{icon["body"]}</svg>'
+    )
 
 
 _BOX = {"left": 0, "top": 0, "width": 16, "height": 16}
@@ -156,7 +160,7 @@ def raster(svg: str, side: int) -> bytes:
 
 
 @lru_cache(maxsize=32)
-def _member(tarball: Path, name: str) -> Any:
+def json_member(tarball: Path, name: str) -> Any:
     """JSON value of a member of an npm tarball. Raises InputError."""
     try:
         with tarfile.open(tarball) as archive:

@@ -1,0 +1,111 @@
+"""Pairs out of packages that are there already: nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.study import packages
+from tests.benchmarks.study.packages import Kept, lay_out
+from tests.demo.packages import DemoError
+
+_MAP = """<map><mapFile>china.png</mapFile><name>China</name>
+<division><name>Anhui</name><flag>anhui.png</flag></division><division><name>Water</name></division></map>"""
+
+_UNITS = """#textdomain units
+[unit_type]
+    id=Archer
+    name= _ "Archer"
+    image="units/archer.png~RC(red)"
+    description= _ "An elf."
+    [attack]
+        description=_"bow"
+        icon=attacks/bow.png
+    [/attack]
+[/unit_type]
+"""
+
+
+def _mo(path: Path, texts: dict[str, str]) -> None:
+    """A catalog as gettext has it: little-endian, sorted, without a hash table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pairs = sorted({"": "Content-Type: text/plain; charset=UTF-8\n", **texts}.items())
+    strings = [[s.encode() for s in side] for side in zip(*pairs, strict=True)]
+    tables, at, data = [], 28 + 16 * len(pairs), b""
+    for side in strings:
+        for string in side:
+            tables += [len(string), at + len(data)]
+            data += string + b"\0"
+    head = [0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 28 + 16 * len(pairs)]
+    path.write_bytes(b"".join(n.to_bytes(4, "little") for n in [*head, *tables]) + data)
+
+
+def _unpacked(kept: Kept, package: str, files: dict[str, str]) -> Path:
+    share = kept.folder / "unpacked" / package / "usr/share"
+    for name, content in {f"doc/{package}/copyright": "GPL", **files}.items():
+        (share / name).parent.mkdir(parents=True, exist_ok=True)
+        (share / name).write_text(content, encoding="utf-8")
+    return share
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    return Kept(tmp_path / "downloads", tmp_path / "licences")
+
+
+def _labels(folder: Path) -> dict[str, dict[str, str]]:
+    rows = [json.loads(line) for line in (folder / "labels.jsonl").read_text("utf-8").splitlines()]
+    assert all((folder / row["file"]).is_file() for row in rows)
+    return {row.pop("file"): row for row in rows}
+
+
+def test_maps_and_flags_have_the_names_of_their_own_map(kept: Kept, tmp_path: Path) -> None:
+    drawn = {"kgeography/china.kgm": _MAP, "kgeography/china.png": "", "kgeography/flags/anhui.png": ""}
+    share = _unpacked(kept, "kgeography-data", drawn)
+    names = {"china.kgm\4China": "中国", "china.kgm\4Anhui": "安徽", "asia.kgm\4Anhui": "别的"}
+    _mo(share / "locale/zh_CN/LC_MESSAGES/kgeography.mo", names)
+    assert lay_out(packages.atlas(kept), tmp_path / "atlas") == 2
+    expected = {"kgeography/china.png": {"caption": "中国"}, "kgeography/flags/anhui.png": {"caption": "安徽"}}
+    assert _labels(tmp_path / "atlas") == expected
+    assert (tmp_path / "licences" / "kgeography-data").read_text() == "GPL"
+
+
+def test_units_and_weapons_have_the_texts_of_their_own_tag(kept: Kept, tmp_path: Path) -> None:
+    game = "games/wesnoth/1.18"
+    files = {f"{game}/data/units.cfg": _UNITS, f"{game}/data/core/images/units/archer.png": ""}
+    share = _unpacked(kept, "wesnoth-1.18-data", {**files, f"{game}/data/core/images/attacks/bow.png": ""})
+    for campaign in packages.CAMPAIGNS:
+        _unpacked(kept, f"wesnoth-1.18-{campaign}", {})
+    catalog = share / game / "locale/zh_CN/LC_MESSAGES/units.mo"
+    _mo(catalog, {"Archer": "弓箭手", "An elf.": "一个精灵。", "bow": "弓"})
+    lay_out(packages.wesnoth(kept), tmp_path / "wesnoth")
+    archer = {"caption": "弓箭手", "content": "一个精灵。"}
+    assert _labels(tmp_path / "wesnoth") == {"core/units/archer.png": archer, "core/attacks/bow.png": {"caption": "弓"}}
+
+
+def test_a_source_that_broke_off_is_laid_out_again_and_a_whole_one_is_kept(tmp_path: Path) -> None:
+    def broken():
+        yield "a.png", b"a", {"caption": "甲"}
+        raise DemoError("no network")
+
+    with pytest.raises(DemoError):
+        lay_out(broken(), tmp_path)
+    rows = [("a.png", b"a", {"caption": "甲", "tag": "a"}), ("b.png", b"b", {"caption": "b"})]
+    assert lay_out(iter(rows), tmp_path) == 1
+    assert _labels(tmp_path) == {"a.png": {"caption": "甲"}}
+    assert lay_out(broken(), tmp_path) == 1, "nothing is read again"
+
+
+def test_a_program_without_a_chinese_name_has_its_summary_as_caption(kept: Kept) -> None:
+    kept.folder.mkdir()
+    (kept.folder / "Components-amd64.yml").write_text(
+        "---\nFile: DEP-11\n---\n"
+        "Name: {C: Maps, zh_TW: 地圖, zh-Hans-CN: 地图}\nSummary: {zh_CN: 看地图}\nIcon: {stock: maps}\n---\n"
+        "Name: {C: Git, zh-CN: Git}\nSummary: {zh-Hant: 版本}\nDescription: {zh-TW: <p>甲</p> <p>乙</p>}\n",
+        encoding="utf-8",
+    )
+    [_, maps, git] = [texts for _, texts in packages._programs(kept)]
+    assert maps == {"caption": "地图", "abstract": "看地图", "content": ""}
+    assert git == {"caption": "版本", "abstract": "", "content": " 甲 乙 "}
