@@ -98,16 +98,10 @@ def checked(path: Path) -> OnnxFile:
 
 def opened(file: OnnxFile, threads: int = 0, gpu: bool = False) -> Opened:
     """A session on `threads` of the CPU (0: as onnxruntime takes them), or on CUDA. Raises TowerFault."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads:
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
         # of bytes no path is resolved: what lies elsewhere would not be found
         graph: str | bytes = str(file.path) if file.has_beside else file.path.read_bytes()
-        session = started(graph, options, gpu)
+        session = started(graph, threads, gpu)
         about: dict[str, str] = session.get_modelmeta().custom_metadata_map
         inputs = {given.name: (str(given.type), _shape(given.shape)) for given in session.get_inputs()}
     except NoCuda as e:
@@ -117,10 +111,19 @@ def opened(file: OnnxFile, threads: int = 0, gpu: bool = False) -> Opened:
     return Opened(session, about, inputs)
 
 
-def started(graph: str | bytes, options: Any, gpu: bool) -> Any:
-    """An onnxruntime session on the CPU or, without falling back, on CUDA. Raises NoCuda, and onnxruntime's own."""
+def started(graph: str | bytes, threads: int = 0, gpu: bool = False, spinning: bool = True) -> Any:
+    """An onnxruntime session on `threads` of the CPU (0: as it takes them) or, without falling back, on CUDA.
+
+    spinning: its threads use a core while they wait. Raises NoCuda, and onnxruntime's own.
+    """
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     on_cpu = "CPUExecutionProvider"
     if not gpu:
         return onnxruntime.InferenceSession(graph, options, providers=[on_cpu])

@@ -43,13 +43,8 @@ def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = Fa
 
     gpu: on CUDA. Raises ModelError that names the file (`name`, or the path), or says what CUDA needs.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
     try:
-        return started(data if isinstance(data, bytes) else str(data), options, gpu)
+        return started(data if isinstance(data, bytes) else str(data), threads, gpu)
     except NoCuda as e:
         raise ModelError(name or str(data), str(e)) from None
     except Exception as e:  # onnxruntime's own exceptions lack a common base

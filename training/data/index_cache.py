@@ -37,9 +37,9 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from data_specs.search.rows import read_mapped, write_mapped
 from data_specs.shard import REGION_SCHEMA, SHARD_SCHEMA, SOURCE_KINDS, ContractError, FileDigest, ShardFiles
 from data_specs.storage.object_store import StorageError, told
 from training.data.plain_tars import index_tar
@@ -279,10 +279,8 @@ def _write_arrow(table: Any, path: Path) -> None:
     Raises OSError that names the file, of which nothing is left.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a pid is not enough: hosts may share the cache
-    table = table.combine_chunks()
     try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        write_mapped(temporary, table.combine_chunks())
         temporary.replace(path)
     except OSError as e:  # Arrow's names no file
         raise OSError(e.errno or errno.EIO, e.strerror or first_line(e), str(path)) from None
@@ -293,7 +291,7 @@ def _write_arrow(table: Any, path: Path) -> None:
 def read_index(path: Path) -> Any:
     """Table of a file of the cache, mapped. Raises ContractError when it is damaged."""
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = read_mapped(path)
         if not (set(COLUMNS) <= set(table.column_names) or "boxes" in table.column_names):
             raise pa.ArrowInvalid(f"columns {', '.join(table.column_names)}"[:200])
         return table

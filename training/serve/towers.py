@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.command.extras import install
+from data_specs.search.onnx_file import started
 from training.config import to_dict
 from training.data.index import default_cache
 from training.data.transforms import decode, grid_boxes, input_boxes, prepare, sides, square
@@ -174,7 +175,8 @@ class TorchTowers:
 
 class OnnxTowers:
     def __init__(self, files: dict[str, Path], config: Config, threads: int | None = None) -> None:
-        self._image, self._text = (_session(files[name], threads) for name in ("image", "text"))
+        # Threads that spin while they wait take a core from the threads that read requests and pictures.
+        self._image, self._text = (started(str(files[n]), threads or 0, spinning=False) for n in ("image", "text"))
         about: dict[str, str] = self._image.get_modelmeta().custom_metadata_map
         mean, std = (np.asarray(json.loads(about[f"pixel_{name}"]), np.float32) for name in ("mean", "std"))
         self._scale, self._shift = (1 / (255 * std))[:, None, None], (mean / std)[:, None, None]
@@ -201,17 +203,6 @@ class OnnxTowers:
 def _only(outputs: Any) -> Features:
     [features] = outputs
     return np.asarray(features, np.float32)
-
-
-def _session(file: Path, threads: int | None) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    # Threads that spin while they wait take a core from the threads that read requests and pictures.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def open_towers(checkpoint: Checkpoint, engine: Engine, device: str, threads: int | None = None) -> Towers:
