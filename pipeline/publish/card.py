@@ -176,26 +176,10 @@ def _samples() -> dict[str, Any]:
     fields = [_field(name, kind, description) for name, (kind, description) in _COLUMNS.items()]
     split = next(field for field in fields if field["name"] == "split")
     split["references"] = {"field": {"@id": "splits/name"}}
-    texts = {
-        "@type": "cr:Field",
-        "@id": "samples/texts",
-        "name": "texts",
-        "description": "Texts of the sample, the primary one first.",
+    texts = _field("texts", "", "Texts of the sample, the primary one first.") | {
         "repeated": True,
-        "source": {"fileSet": {"@id": "index"}, "extract": {"column": "texts"}},
         "subField": [
-            {
-                "@type": "cr:Field",
-                "@id": f"samples/texts/{name}",
-                "name": name,
-                "description": description,
-                "dataType": "sc:Text",
-                "source": {
-                    "fileSet": {"@id": "index"},
-                    "extract": {"column": "texts"},
-                    "transform": {"jsonPath": f"$[*].{name}"},
-                },
-            }
+            _field(f"texts/{name}", "sc:Text", description, "texts", transform={"jsonPath": f"$[*].{name}"})
             for name, description in (("kind", "Kind of text: where it was on the page."), ("text", "The text."))
         ],
     }
@@ -226,14 +210,15 @@ def _splits(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _field(name: str, kind: str, description: str) -> dict[str, Any]:
+def _field(path: str, kind: str, description: str, column: str = "", **how: Any) -> dict[str, Any]:
+    """A field of the samples. kind: "" for one with fields of its own. how: what is taken from its column."""
     return {
         "@type": "cr:Field",
-        "@id": f"samples/{name}",
-        "name": name,
+        "@id": f"samples/{path}",
+        "name": path.rpartition("/")[2],
         "description": description,
-        "dataType": kind,
-        "source": {"fileSet": {"@id": "index"}, "extract": {"column": name}},
+        **({"dataType": kind} if kind else {}),
+        "source": {"fileSet": {"@id": "index"}, "extract": {"column": column or path}, **how},
     }
 
 

@@ -18,10 +18,11 @@ from pydantic import BeforeValidator, Field
 
 from data_specs.build import BuildSpec, SourceRef, within
 from data_specs.shard import SourceKind, Text
+from data_specs.storage.object_store import StorageError
 from pipeline.account import Account, Units
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
-from pipeline.files.inputs import expand, has_globs, reason, version, writable
+from pipeline.files.inputs import content, expand, has_globs, reason, version, writable
 from pipeline.plugins import Plugin, configure
 from pipeline.records import Candidate, Decision, DropReason, Lost, drop, drop_capture
 from pipeline.sources._look import (
@@ -153,6 +154,18 @@ class TableSource(Source):
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image that is stored in the source itself; None if it must be fetched from the web."""
         return None
+
+    def stored_image(self, folder: str, name: str) -> bytes | None:
+        """Bytes of a picture below a folder of this source; None for one that no longer exists.
+
+        Raises ValueError for one too large to be read whole, SourceError.
+        """
+        try:
+            return content(folder, name)
+        except StorageError as e:  # with a failing store it is unknown whether the picture is gone
+            raise SourceError(f"{folder.rstrip('/')}/{name}", f"source {self.name}: {e.strerror}") from None
+        except OSError:
+            return None
 
     def root(self) -> str:
         """Absolute path of the local folder in which the pictures of the source lie; "" if they lie in none."""

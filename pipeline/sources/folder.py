@@ -187,12 +187,7 @@ class FolderOfImages(TableSource):
         image = unquote(image_url[len(prefix) :], errors="surrogateescape")
         if image not in self._listing():
             return None
-        try:
-            return content(self.resolve(self.path), image)
-        except StorageError as e:  # with a failing store it is unknown whether the picture is gone
-            raise SourceError(self._at(image), f"source {self.name}: {e.strerror}") from None
-        except OSError:
-            return None
+        return self.stored_image(self.resolve(self.path), image)
 
     def _picture(self, image: str, row: int, texts: list[Text]) -> Iterator[Candidate | Decision]:
         """The candidate of one picture, or a Decision. texts: those of the captions file."""

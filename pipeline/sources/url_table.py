@@ -33,11 +33,10 @@ import fsspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_specs.shard import Text, TextKind
-from data_specs.storage.object_store import StorageError
 from pipeline.account import Account, Named
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
-from pipeline.files.inputs import Lines, content, faults, reason, version, writable
+from pipeline.files.inputs import Lines, faults, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import BadLines, Decoding, FileSource, distinct, local_path, weighed
 from pipeline.sources._look import Budget, Reading, lines_of
@@ -189,13 +188,7 @@ class UrlTable(FileSource):
         relative = PurePosixPath(unquote(image_url[len(prefix) :]))
         if relative.is_absolute() or ".." in relative.parts:
             return None
-        folder = self.root() or self.resolve(self.images)
-        try:
-            return content(folder, str(relative))
-        except StorageError as e:  # with a failing store it is unknown whether the picture is gone
-            raise SourceError(f"{folder.rstrip('/')}/{relative}", f"source {self.name}: {e.strerror}") from None
-        except OSError:
-            return None
+        return self.stored_image(self.root() or self.resolve(self.images), str(relative))
 
     def root(self) -> str:
         return local_path(self.resolve(self.images)) if self.images else ""
