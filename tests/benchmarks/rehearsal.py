@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -38,15 +39,19 @@ import torch.distributed as dist
 import torch.distributed._tools.fake_collectives  # lets fake tensors through the exchanges
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training import objectives
 from training.config import Config
-from training.moco import BriVL
+from training.method.key_queue import SampleIds
+from training.moco import BriVL, Features
 from training.outputs.checkpoint import RunState, parts_of
 from training.records import Batch
 from training.resolve import fine_tunes, known_recipes, resolve
+from training.run import exchange
 from training.run.agreement import Agreement
 from training.run.flops import Meter
 from training.run.footprint import footprint
@@ -126,6 +131,14 @@ def _line() -> str:
     return "elsewhere"
 
 
+class _Unsent(DistributedDataParallel):
+    """A replica without others: the fake group returns nothing for a bucket, and could not agree on new buckets."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, find_unused_parameters=True)  # keeps the first buckets
+        self.register_comm_hook(None, noop_hook)
+
+
 @contextmanager
 def ranks(count: int = RANKS) -> Iterator[None]:
     """Be rank 0 of so many, of whom the others do not exist."""
@@ -142,7 +155,7 @@ def rehearse(config: Config, device: str, model: BriVL | None = None) -> Rehears
     ledger, began = Ledger(device), time.process_time()
     # torch's fused AdamW wants to know that a device has it; where its result is fake, every device has it.
     fused = patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
-    with FakeTensorMode(), ledger, fused:
+    with FakeTensorMode(), ledger, fused, patch.object(exchange, "DistributedDataParallel", _Unsent):
         setup = _setup(config, _on_device(bare, torch.device(device)))
         stepper = Stepper(setup)
         setup.model.train()
@@ -254,21 +267,47 @@ def memory(recipe: str, batches: Sequence[int] = (32, 128)) -> None:
 
 
 def negatives(recipe: str, counts: Sequence[int] = (1024, 4096, 16384, 65536), batch: int = 256) -> None:
-    """Memory and work of a rank at equal negatives: a queue beside a batch of `batch`, or a batch as large."""
-    print(f"\n{recipe}, bf16, {RANKS} ranks: a queue with a batch of {batch}, and in-batch negatives (clip)")
-    print(f"{'negatives':>10} {'queue GiB':>10} {'TFLOP/step':>11} {'in-batch GiB':>13} {'TFLOP/step':>11}")
-    for count in counts:
-        cells = []
-        for settings in (
-            ("moco.objective=moco", f"moco.queue_size={count}", f"run.batch_size={batch}"),
-            ("moco.objective=clip", f"run.batch_size={count}"),
-        ):
-            config = config_of(recipe, "run.precision=bf16", *settings)
-            with ranks():
-                peak = rehearse(config, "cpu").peak / GIB
-            work = Meter(config, torch.device("cpu")).sample_flops() * config.run.batch_size / RANKS / 1e12
-            cells += [peak, work]
-        print(f"{count:>10,} {cells[0]:>10.1f} {cells[1]:>11.1f} {cells[2]:>13.1f} {cells[3]:>11.1f}", flush=True)
+    """Memory and work of a rank at equal negatives: a queue, or a batch as large, whole and through GradCache."""
+    print(f"\n{recipe}, bf16, {RANKS} ranks: a queue with a batch of {batch}; in-batch negatives (clip), whole and")
+    print(f"through GradCache in micro-batches of {batch}, whose one more forward is up to a third of the work on top")
+    print(f"{'negatives':>10} {'queue GiB':>10} {'TFLOP/step':>11} {'in-batch GiB':>13} {'GradCache':>10} {'TFLOP':>7}")
+    for number, queue, work, whole, cached, works in negatives_of(recipe, counts, batch):
+        print(f"{number:>10,} {queue:>10.1f} {work:>11.1f} {whole:>13.1f} {cached:>10.1f} {works:>7.0f}", flush=True)
+
+
+def negatives_of(
+    recipe: str, counts: Sequence[int], batch: int
+) -> Iterator[tuple[int, float, float, float, float, float]]:
+    """By number of negatives: GiB and TFLOP of a step with a queue; GiB in-batch, GiB with GradCache, and TFLOP."""
+    for number in counts:
+        queued = config_of(recipe, "run.precision=bf16", f"moco.queue_size={number}", f"run.batch_size={batch}")
+        whole = config_of(recipe, "run.precision=bf16", "moco.objective=clip", f"run.batch_size={number}")
+        cached = replace(whole, run=replace(whole.run, accumulate=number // batch))
+        gib = []
+        for config in (queued, whole, cached):
+            with ranks(), _first_and_last(config.run.accumulate):
+                gib.append(rehearse(config, "cpu").peak / GIB)
+        work, works = (
+            Meter(config, torch.device("cpu")).sample_flops() * config.run.batch_size / RANKS / 1e12
+            for config in (queued, whole)
+        )
+        yield number, gib[0], work, gib[1], gib[2], works
+
+
+@contextmanager
+def _first_and_last(micros: int) -> Iterator[None]:
+    """Of many equal micro-steps through GradCache run the first and the last; the others hold what they would hold."""
+    features, calls = BriVL.features, count()
+
+    def some(self: BriVL, batch: Batch, *, keys: bool = True) -> Features:
+        if next(calls) % micros in (0, micros - 1):
+            return features(self, batch, keys=keys)
+        grad = torch.is_grad_enabled()
+        image, text = (torch.empty(len(batch), self.moco.feature_dim, requires_grad=grad) for _ in "it")
+        return Features(image, text, image, text, SampleIds.of(batch))
+
+    with patch.object(BriVL, "features", some):
+        yield
 
 
 def _listed(lines: Counter[str]) -> str:

@@ -5,9 +5,8 @@ one more copy of what a checkpoint holds where it is written in the background (
 a step must fit, which a process holds at once. Activations come on top; they depend on the backbone and
 `run.recompute`, so `fit --dry-run` measures them in real steps instead of guessing.
 
-Why no sharding of parameters (FSDP2): the largest recipe takes 7.8 GB with all of the above, and the key towers'
-average wants whole tensors; data-parallel ranks that each hold everything are simpler and exchange less. A model that
-outgrows a device is refused here with its sum.
+Why no sharding of parameters (`fully_shard`): the largest recipe takes 7.8 GB with all of the above, and it refuses
+weights in the layout channels_last. A model that outgrows a device is refused here with its sum.
 
 Limits: a floor. A run above it may still run out of memory in its first step.
 """

@@ -94,27 +94,6 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def average_gradients(parameters: list[torch.nn.Parameter], chunk_bytes: int = 64 << 20) -> None:
-    """Mean of the gradients over the ranks, in place, in exchanges of about `chunk_bytes`. A missing gradient is zero.
-
-    Why not DistributedDataParallel: one exchange a step, after the last micro-step, is all that the loop needs, and the
-    model's forward stays a plain call whose output is a record.
-    """
-    if distributed.world_size() == 1:
-        return
-    chunk: list[torch.Tensor] = []
-    size = 0
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        chunk.append(parameter.grad)
-        size += parameter.grad.numel() * parameter.grad.element_size()
-        if size >= chunk_bytes:
-            distributed.average_(chunk)
-            chunk, size = [], 0
-    distributed.average_(chunk)
-
-
 class Leave(IntEnum):
     """Request to a run between two steps; of several ranks the largest counts for all."""
 

@@ -10,8 +10,8 @@ forward without a graph, the loss once on all features, its gradient by each fea
 again, from the same random numbers, and backward from that gradient. It costs one more forward of the query towers and
 keeps the memory of one micro-batch.
 
-Limits: gradients are exchanged once, after the last micro-step, without overlap; dropout differs between world sizes.
-Batch statistics of trained batch norms are those of a micro-batch; they move once, in the second forward.
+Limits: dropout differs between world sizes. Batch statistics of trained batch norms are those of a micro-batch; they
+move once, in the second forward.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.method.key_queue import SampleIds
 from training.moco import BriVL, Features, StepOutput
 from training.outputs.checkpoint import RunState
 from training.records import Batch
-from training.run.launch import average_gradients
+from training.run.exchange import Exchange
 from training.run.optimizer import batch_factor, schedule
 from training.run.setup import Setup
 
@@ -64,6 +64,7 @@ class Stepper:
         self._model: BriVL = setup.model
         self._optimizer = setup.optimizer
         self._samples = setup.samples
+        self.exchange = Exchange(setup.model)
         self.parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def prefill(self, batches: Iterable[Batch]) -> None:
@@ -89,11 +90,10 @@ class Stepper:
         statistics = [b.clone() for b in self._model.statistics()]
         samples = max(valid, 1) / distributed.world_size()  # gradients are averaged over the ranks, not added up
         try:
-            outputs = backward(self._model, micros, samples, self._autocast)
+            outputs = backward(self._model, micros, samples, self._autocast, self.exchange)
         except torch.OutOfMemoryError as e:
             advice = "set run.recompute=pointwise, then blocks, or a larger run.accumulate"
             raise RunError(f"step {state.step}", f"the memory of {self._device} is full; {advice}") from e
-        average_gradients(self.parameters)
         clip = self._config.optim.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, clip))
         finite = math.isfinite(norm)  # the same on every rank: the gradients are
@@ -103,7 +103,7 @@ class Stepper:
         else:
             for now, before in zip(self._model.statistics(), statistics, strict=True):
                 now.copy_(before)  # a forward has moved them, perhaps to NaN, and the average would take that along
-        self._optimizer.zero_grad(set_to_none=True)
+        self.exchange.clear(self._optimizer)
         lr = float(self._optimizer.param_groups[-1]["lr"])
         return Step(micros, outputs, norm if finite else None, lr)
 
@@ -121,24 +121,34 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def backward(
-    model: BriVL, micros: Sequence[Batch], samples: float, autocast: Autocast = nullcontext
+    model: BriVL,
+    micros: Sequence[Batch],
+    samples: float,
+    autocast: Autocast = nullcontext,
+    exchange: Exchange | None = None,
 ) -> list[StepOutput]:
     """Add the step's gradients to the parameters; returns the micro-steps' outputs, whose losses add up to the step's.
 
-    `samples`: valid samples of the step over all ranks, divided by the ranks (see `BriVL.loss`).
+    `samples`: valid samples of the step over all ranks, divided by the ranks (see `BriVL.loss`). `exchange`: the run's
+    own; a process alone may leave it out.
     """
+    exchange = exchange or Exchange(model)
     if model.in_batch and len(micros) > 1:
-        return _cached(model, micros, samples, autocast)
-    outputs = []
-    for batch in micros:
-        with autocast():
-            output: StepOutput = model(batch, samples)
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        outputs.append(output)
+        outputs = _cached(model, micros, samples, autocast, exchange)
+    else:
+        outputs = list[StepOutput]()
+        for number, batch in enumerate(micros, 1):
+            with autocast():
+                output: StepOutput = exchange(batch, samples, last=number == len(micros))
+            output.loss.backward()  # type: ignore[no-untyped-call]
+            outputs.append(output)
+    exchange.finish()
     return outputs
 
 
-def _cached(model: BriVL, micros: Sequence[Batch], samples: float, autocast: Autocast) -> list[StepOutput]:
+def _cached(
+    model: BriVL, micros: Sequence[Batch], samples: float, autocast: Autocast, exchange: Exchange
+) -> list[StepOutput]:
     seeds = torch.randint(2**62, (len(micros),)).tolist()
     first = []
     for batch, seed in zip(micros, seeds, strict=True):
@@ -150,12 +160,12 @@ def _cached(model: BriVL, micros: Sequence[Batch], samples: float, autocast: Aut
     output.loss.backward()  # type: ignore[no-untyped-call]
 
     # Second pass: rows start..stop-1 of the joined features are this micro-batch's, and so are their gradients.
-    outputs, start = [], 0
+    outputs, start = list[StepOutput](), 0
     for batch, seed in zip(micros, seeds, strict=True):
         torch.manual_seed(seed)
         # A second autocast context: one that has cached the weights without a graph would return them without one.
         with autocast():
-            again = model.features(batch, keys=False)
+            again: Features = exchange(batch, last=len(outputs) == len(micros) - 1)
         stop = start + len(batch)
         pairs = ((again.image_BD, whole.image_BD), (again.text_BD, whole.text_BD))
         trained = [(out, _gradient(leaf)[start:stop]) for out, leaf in pairs if out.requires_grad]  # not frozen

@@ -18,6 +18,7 @@ from training.method import distributed
 from training.moco import BriVL
 from training.records import Batch
 from training.resolve import resolve
+from training.run.exchange import Exchange
 from training.run.step import backward
 
 GLOBAL_BATCH = 8
@@ -66,17 +67,17 @@ def of_this_rank(step: int, micros: int) -> list[Batch]:
 
 
 def train(overrides: tuple[str, ...], micros: int) -> dict[str, Tensor]:
-    """A few steps; the gradient is averaged over the ranks as DistributedDataParallel does."""
+    """A few steps."""
     torch.manual_seed(0)
     model = BriVL(resolve("tiny", ("image.frozen_stages=7", "image.dropout=0", "text.dropout=0", *overrides)))
     model.double().train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, 0.1)
+    exchange, samples = Exchange(model), (GLOBAL_BATCH - 1) / distributed.world_size()
     losses = []
     for step in range(STEPS):
-        optimizer.zero_grad()
-        outputs = backward(model, of_this_rank(step, micros), (GLOBAL_BATCH - 1) / distributed.world_size())
-        distributed.average_([p.grad for p in parameters if p.grad is not None])
+        exchange.clear(optimizer)
+        outputs = backward(model, of_this_rank(step, micros), samples, exchange=exchange)
         optimizer.step()
         model.after_step(outputs, step)
         losses.append(torch.stack([output.loss.detach() for output in outputs]).sum())

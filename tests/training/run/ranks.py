@@ -101,7 +101,10 @@ def a_moment(stepper: Stepper) -> None:
 
 
 def stopped_and_started(here: Path) -> list[str]:
-    return [run(here / "run", stop=4), run(here / "run"), checkpoints(here / "run")]
+    outcome = [run(here / "run", stop=4), run(here / "run"), checkpoints(here / "run")]
+    run(here / "whole")
+    of_both = [(here / name / "checkpoints/step-00000006/checkpoint.json").read_text() for name in ("run", "whole")]
+    return [*outcome, "equal files" if of_both[0] == of_both[1] else "other files"]
 
 
 def one_old_clock(here: Path) -> list[str]:
