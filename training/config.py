@@ -232,6 +232,10 @@ class DataConfig:
     """Strength of brightness, contrast, saturation and hue."""
     color_jitter_p: Fraction = 0.8
     grayscale_p: Fraction = 0.2
+    crop_least: Annotated[float, Range(0.05, 1)] = 1.0
+    """Least share of a picture's area that a random crop keeps; 1 for no crop. Boxes move along."""
+    flip_p: Fraction = 0.0
+    """Probability of a mirrored picture, with its boxes. Characters in it are mirrored too."""
     detector: str = ""
     """Detector whose regions are used; empty for the first that the manifest names."""
     window_shards: Positive = 8

@@ -33,7 +33,7 @@ from training.data.order import Mixture, Order, fraction, seed_of
 from training.data.released_rows import derived
 from training.data.slots import Piece, Slots, room
 from training.data.tokenizer import Tokenizer
-from training.data.transforms import UnreadableImage, input_boxes, on_device, picture, recolour
+from training.data.transforms import UnreadableImage, input_boxes, moved, on_device, picture, recolour
 from training.records import Batch
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ class BatchMaker:
         if self._train and (config.color_jitter_p or config.grayscale_p):
             image = self._recolour(image, row, epoch)
         boxes_R4 = input_boxes(row.boxes, width, height, config.image_size, config.max_boxes)
+        if self._train and (config.crop_least < 1 or config.flip_p):
+            image, boxes_R4 = self._moved(image, boxes_R4, row, epoch)
         return _Sample(row, image, boxes_R4, self._tokenizer.encode(text.text, config.max_tokens), text, True)
 
     def _recolour(self, image: Tensor, row: Row, epoch: int) -> Tensor:
@@ -195,6 +197,14 @@ class BatchMaker:
         generator = torch.Generator().manual_seed(seed_of("colour", self._seed, epoch, row.candidate_id))
         config = self._config
         return recolour(image, config.color_jitter, config.color_jitter_p, config.grayscale_p, generator)
+
+    def _moved(
+        self, image: Tensor, boxes_R4: npt.NDArray[np.float32], row: Row, epoch: int
+    ) -> tuple[Tensor, npt.NDArray[np.float32]]:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed_of("moved", self._seed, epoch, row.candidate_id))
+        return moved(image, boxes_R4, self._config.crop_least, self._config.flip_p, generator)
 
     def _blank(self, row: Row, text: RowText) -> _Sample:
         """Substitute for a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""

@@ -1,9 +1,9 @@
 """Decoding and resizing: from an image file's bytes to the tower's square uint8 input and its boxes.
 
-The square resize (no crop, no flip) is the released model's: the aspect is lost, but every box moves by two factors
-and nothing of an image is lost. Pixels stay uint8 until the device: handing float tensors between processes was the
-loader's largest cost. Colour changes are torchvision's on Pillow's pictures; they come after the resize, on few pixels,
-and touch no box.
+The square resize is the released model's: the aspect is lost, but every box moves by two factors and nothing of an
+image is lost. A recipe may ask for crops and mirrored pictures (`moved`), which come last. Pixels stay uint8 until the
+device: handing float tensors between processes was the loader's largest cost. Colour changes are torchvision's on
+Pillow's pictures; they come after the resize, on few pixels, and touch no box.
 
 Sound JPEG is decoded by simplejpeg (libjpeg-turbo) with the pixels of torchvision, a third faster; what it refuses
 (another colour model, damage) is left to torchvision. Pixels lie in memory as a decoder writes them, channel last.
@@ -330,6 +330,32 @@ def recolour(
     if gray < p_gray:
         picture = functional.rgb_to_grayscale(picture, num_output_channels=3)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1) if on_cpu else picture  # channel last, as it came
+
+
+def moved(
+    image: Tensor, boxes_R4: npt.NDArray[np.float32], least: float, p_flip: float, generator: torch.Generator
+) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    """A crop that keeps `least` of the area or more, and with p_flip mirrored, of square uint8 [3, S, S] and its boxes.
+
+    torchvision moves and clips the boxes; those that are then empty are left out. The last one is the whole image.
+    """
+    import torch
+    from torchvision import tv_tensors
+    from torchvision.transforms.v2 import functional
+
+    size = image.shape[1]
+    share, down, right, flip = torch.rand(4, generator=generator).tolist()
+    side = round(size * math.sqrt(least + (1 - least) * share))
+    crop = int(down * (size - side + 1)), int(right * (size - side + 1)), side, side, [size, size]
+    form = tv_tensors.BoundingBoxFormat.XYXY
+    both = image, tv_tensors.BoundingBoxes(torch.from_numpy(boxes_R4), format=form, canvas_size=(size, size))
+    if side < size:
+        both = functional.resized_crop(both[0], *crop, antialias=True), functional.resized_crop(both[1], *crop)
+    if flip < p_flip:
+        both = functional.horizontal_flip(both[0]), functional.horizontal_flip(both[1])
+    boxes_R4 = np.clip(both[1].numpy(), 0, size)  # a resize rounds
+    kept = (boxes_R4[:, 2] > boxes_R4[:, 0]) & (boxes_R4[:, 3] > boxes_R4[:, 1])
+    return both[0], boxes_R4[kept]
 
 
 _COLOURS = ("brightness", "contrast", "saturation", "hue")

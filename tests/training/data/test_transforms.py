@@ -18,6 +18,7 @@ from training.data.transforms import (
     check_decodes,
     decode,
     input_boxes,
+    moved,
     on_device,
     picture,
     sides,
@@ -208,3 +209,27 @@ def test_a_picture_of_one_deep_channel_has_the_pixels_that_the_pipeline_gives_it
     image = Image.open(data)
     image.load()
     assert np.abs(pixels.astype(int) - np.asarray(pipeline_decode._from_deep(image))).max() <= 1
+
+
+def test_boxes_move_with_the_pixels_of_a_crop_and_a_mirror() -> None:
+    """A white patch stays what its box shows; a box that is cropped away goes; the last box is whole."""
+    image = torch.zeros(3, 96, 96, dtype=torch.uint8)
+    image[:, 30:60, 40:80] = 255
+    boxes_R4 = input_boxes([40, 30, 80, 60, 0, 0, 4, 4], 96, 96, 96, 9)
+    left, sizes = set[int](), set[int]()
+    for seed in range(20):
+        pixels, moved_R4 = moved(image, boxes_R4, 0.6, 0.5, torch.Generator().manual_seed(seed))
+        x1, y1, x2, y2 = moved_R4[0].round().astype(int)
+        inside = pixels[0, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2]
+        around = pixels[0].clone()
+        around[max(y1 - 2, 0) : y2 + 2, max(x1 - 2, 0) : x2 + 2] = 0
+        assert inside.min() == 255
+        assert around.max() == 0
+        assert np.allclose(moved_R4[-1], [0, 0, 96, 96], atol=1e-3)
+        left.add(x1)
+        sizes.add(len(moved_R4))
+    assert sizes == {2, 3}
+    assert len(left) > 5
+    same, same_R4 = moved(image, boxes_R4, 1.0, 0.0, torch.Generator())
+    assert torch.equal(same, image)
+    assert np.array_equal(same_R4, boxes_R4)
