@@ -31,7 +31,7 @@ export PYTHON
 # pip-audit and CycloneDX's tool: an environment of its own, since chardet, which they bring, changes what requests says.
 AUDIT   := .audit
 
-.PHONY: help setup demo test check fast lint fuzz study study-full audit wheel wheels deploy bench bench-venv dags-venv drill drills gpu-rehearsal clean
+.PHONY: help setup demo test check fast lint fuzz study study-full audit wheel wheels deploy bench bench-venv dags-venv drill drills gpu-rehearsal gpu-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -94,7 +94,10 @@ drills: $(STAMP) ## run long scenarios, kills and faults in sequence (over an ho
 	@$(BIN)/python -m pytest -p no:xdist -m drill $(if $(SHARE),--share $(SHARE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),-k '$(ONLY)')
 
 gpu-rehearsal: $(STAMP) ## one step of every recipe and objective on 8 ranks without a GPU: devices, types, memory (minutes; RECIPE=name)
-	@$(BIN)/python -m tests.benchmarks.rehearsal $(RECIPE)
+	@TORCH_CPP_LOG_LEVEL=ERROR $(BIN)/python -m tests.benchmarks.rehearsal $(RECIPE)
+
+gpu-check: $(STAMP) ## what holds on this machine's GPUs (30 minutes; a few without one): demo/gpu-check/gpu-check.html
+	@$(BIN)/python -m tests.benchmarks.gpu_check
 
 clean: ## remove the environments, the demo's output and corpus, and every cache
 	rm -rf $(VENV) $(BENCH) $(DAGS) $(AUDIT) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -272,7 +272,7 @@ def negatives(recipe: str, counts: Sequence[int] = (1024, 4096, 16384, 65536), b
     print(f"through GradCache in micro-batches of {batch}, whose one more forward is up to a third of the work on top")
     print(f"{'negatives':>10} {'queue GiB':>10} {'TFLOP/step':>11} {'in-batch GiB':>13} {'GradCache':>10} {'TFLOP':>7}")
     for number, queue, work, whole, cached, works in negatives_of(recipe, counts, batch):
-        print(f"{number:>10,} {queue:>10.1f} {work:>11.1f} {whole:>13.1f} {cached:>10.1f} {works:>7.0f}", flush=True)
+        print(f"{number:>10,} {queue:>10.1f} {work:>11.1f} {whole:>13.1f} {cached:>10.1f} {works:>7.1f}", flush=True)
 
 
 def negatives_of(
