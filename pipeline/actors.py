@@ -14,10 +14,10 @@ third. What an actor has learned is lost when its process dies, whether it is st
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
@@ -105,17 +105,23 @@ class Actors(Generic[T]):
         results: list[Any] = self._ray.get([getattr(member, method).remote(*own) for member, own in pairs])
         return results
 
-    def begin(self, number: int, method: str, *arguments: Any) -> Call:
-        """Calls a method of one member, and does not wait for its result."""
-        member = self._members[number]
+    def begin(self, number: int, method: str, *arguments: Any) -> Future[Any]:
+        """Calls a method of one member. The future raises what the method raised, or StageError if its process ended.
+
+        A call to a member in this process has been made when this returns.
+        """
+        made: Future[Any] = Future()
+        call = getattr(self._members[number], method)
         if self._ray is None:
-            made: concurrent.futures.Future[Any] = concurrent.futures.Future()
             try:
-                made.set_result(getattr(member, method)(*arguments))
+                made.set_result(call(*arguments))
             except Exception as e:
                 made.set_exception(e)
-            return Call(None, made)
-        return Call(self._ray, getattr(member, method).remote(*arguments))
+            return made
+        # Ray lends the CPU of a task that waits in `ray.get` or `ray.wait` to another task, and starts a worker process
+        # for that; a task that waits for a future keeps its CPU.
+        call.remote(*arguments).future().add_done_callback(functools.partial(_pass_on, self._ray, method, made))
+        return made
 
     def awaited(self, number: int) -> T:
         """One member, for a class with async methods: they are awaited here wherever the member lives."""
@@ -130,34 +136,20 @@ class Actors(Generic[T]):
         self._passed.clear()
 
 
-class Call:
-    """A call that `Actors.begin` has begun; to a member in this process it has been made already."""
-
-    def __init__(self, ray: Any, result: Any) -> None:
-        self._ray, self.ref = ray, result
-
-    def done(self) -> bool:
-        """True if `result` does not have to wait."""
-        return first_done([self]) is not None
-
-    def result(self) -> Any:
-        """Waits for the result. Raises what the method raised, or RayActorError if its process died too often."""
-        if self._ray is None:
-            return self.ref.result()
-        try:
-            return self._ray.get(self.ref)
-        except self._ray.exceptions.RayTaskError as e:
-            raise e.cause from None
+def _pass_on(ray: Any, method: str, made: Future[Any], asked: Future[Any]) -> None:
+    """Gives a future the result or error of Ray's own."""
+    if (e := asked.exception()) is None:
+        made.set_result(asked.result())
+    else:
+        made.set_exception(_raised(ray, method, e))
 
 
-def first_done(calls: Sequence[Call], wait: bool = False) -> int | None:
-    """Returns the index of a call that is done, maybe after waiting for one; None if none is. All are of one group."""
-    ray = calls[0]._ray
-    if ray is None:
-        return 0
-    refs = [call.ref for call in calls]
-    done, _ = ray.wait(refs, num_returns=1, timeout=None if wait else 0)
-    return refs.index(done[0]) if done else None
+def _raised(ray: Any, method: str, e: BaseException) -> BaseException:
+    """Returns what a method raised, as without a cluster; a StageError if its actor's process ended instead."""
+    if isinstance(e, ray.exceptions.RayTaskError):
+        return cast(BaseException, e.cause)
+    why = str(e).strip().partition("\n")[0]
+    return StageError(method, f"the process of an actor has ended ({type(e).__name__}: {why})")
 
 
 class _Awaited:
@@ -172,10 +164,8 @@ class _Awaited:
     async def _await(self, method: str, *arguments: Any) -> Any:
         try:
             return await getattr(self._actor, method).remote(*arguments)
-        except self._ray.exceptions.RayTaskError as e:  # what the method raised, as without a cluster
-            raise e.cause from None
-        except self._ray.exceptions.RayError as e:  # the actor's own end: no fault of what it was asked about
-            raise StageError(method, f"the process of an actor has ended ({type(e).__name__})") from None
+        except self._ray.exceptions.RayError as e:
+            raise _raised(self._ray, method, e) from None
 
 
 def shared(kind: type[T], name: str) -> T:

@@ -7,7 +7,7 @@ asks for a GPU itself, and a GPU's sessions stay in one process. Without, the ho
 a batch is run when it is handed over: same class, same order, same values.
 
 A model that runs out of memory gets half as many items at a time from then on. A holder whose process dies is started
-again, and the batches that it had been given are repeated (`pipeline.actors`).
+again, and the batches that it had been given are repeated (`pipeline.actors`): a batch is tried three times in all.
 
 Limits: a holder that waits for a GPU gets no batches until it has one. In flight are, for each task and model, one
 batch per holder and one more.
@@ -23,12 +23,14 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline import observe
-from pipeline.actors import Actors, Call, first_done
+from pipeline.actors import Actors
+from pipeline.errors import StageError
 from pipeline.unreadable import OURS, evidence
 
 log = logging.getLogger("wenlan")
@@ -134,35 +136,41 @@ def lent(holders: Actors[Sessions] | None) -> Iterator[None]:
 class Queue:
     """The batches of a task for one model, and its answers. reduce_to: of the model (`open`).
 
-    Opens the model in every holder, and waits for the first of them. Raises ModelError or DetectorError.
+    Opens the model in every holder, and waits for the first of them. Raises ModelError or DetectorError, and StageError
+    for a batch at whose every try its holder's process ended.
     """
 
     def __init__(self, model: AnyModel, subject: str) -> None:
         self._model, self._subject = model, subject
         self._holders = (_lent.get() if model.gpus else None) or _here
         self._opening = [self._holders.begin(number, "open", model) for number in range(len(self._holders))]
-        self._in_flight: list[tuple[int, Call]] = []
-        opened = first_done(self._opening, wait=True)
-        assert opened is not None
-        self.reduce_to: int = self._opening[opened].result()
+        self._in_flight: dict[Future[Answer], int] = {}  # by call: number of its holder
+        opened, _ = wait(self._opening, return_when=FIRST_COMPLETED)
+        self.reduce_to: int = self._result(next(iter(opened)))
 
     def put(self, items: dict[str, Any]) -> list[Answer]:
         """Hands over a batch by key; returns the answers that are there. Waits for one while the queue is full."""
         ready = [number for number, opening in enumerate(self._opening) if opening.done()]
-        load = Counter(number for number, _ in self._in_flight)
+        load = Counter(self._in_flight.values())
         number = min(ready, key=lambda number: (load[number], random.random()))
-        self._in_flight.append((number, self._holders.begin(number, "run", self._model, items, self._subject)))
-        return list(self._answers(len(ready) + 1))
+        self._in_flight[self._holders.begin(number, "run", self._model, items, self._subject)] = number
+        if len(self._in_flight) > len(ready) + 1:
+            wait(self._in_flight, return_when=FIRST_COMPLETED)
+        return self._done()
 
     def rest(self) -> list[Answer]:
         """Returns all answers that are still awaited."""
-        return list(self._answers(0))
+        wait(self._in_flight, return_when=FIRST_EXCEPTION)
+        return self._done()
 
-    def _answers(self, most: int) -> Iterator[Answer]:
-        while self._in_flight:
-            calls = [call for _, call in self._in_flight]
-            done = first_done(calls, wait=len(calls) > most)
-            if done is None:
-                return
-            del self._in_flight[done]
-            yield calls[done].result()
+    def _done(self) -> list[Answer]:
+        done = [call for call in self._in_flight if call.done()]
+        for call in done:
+            del self._in_flight[call]
+        return [self._result(call) for call in done]
+
+    def _result(self, call: Future[Any]) -> Any:
+        try:
+            return call.result()
+        except StageError as e:
+            raise StageError(self._model.id, f"{e.message}, at the last try of some {self._subject}s") from None

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,15 @@ class Counter:
 
     async def total(self) -> int:
         return self._total
+
+
+class Gate:
+    """Answers once a file is there."""
+
+    def wait(self, begun: Path, end: Path) -> int:
+        begun.touch()
+        wait_until(end.exists, "the gate opens")
+        return 7
 
 
 def sums(expected_processes: int) -> None:
@@ -82,6 +93,27 @@ def test_a_member_whose_process_is_killed_is_constructed_anew_from_a_large_argum
     assert [size for _, size in after] == [3_000_000, 3_000_000]
     assert after[0][0] != before[0][0]
     assert after[1] == before[1]
+
+
+@pytest.mark.drill(5)
+def test_a_task_that_waits_for_a_member_keeps_its_cpu(ray: Any, tmp_path: Path) -> None:
+    """Otherwise, Ray starts a worker process for the next task: more of them than CPUs, in each pass with a model."""
+    begun, end = tmp_path / "begun", tmp_path / "end"
+
+    @ray.remote(num_cpus=1)
+    def ask(gates: actors.Actors[Gate]) -> Any:
+        return gates.begin(0, "wait", begun, end).result()
+
+    with actors.Actors(Gate, [(), ()]) as gates:
+        answer = ask.remote(gates)
+        wait_until(begun.exists, "the task waits")
+        free = set[float]()
+        for _ in range(10):
+            time.sleep(0.1)  # Ray counts ten times a second
+            free.add(ray.available_resources().get("CPU", 0.0))
+        end.touch()
+        assert ray.get(answer) == 7
+    assert max(free) == ray.cluster_resources()["CPU"] - 1
 
 
 @pytest.mark.drill(10)

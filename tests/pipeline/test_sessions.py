@@ -23,7 +23,7 @@ from data_specs.command.loopback import start_ray
 from pipeline import cluster, model_runner
 from pipeline.actors import Actors
 from pipeline.detectors.proposals import Proposals
-from pipeline.errors import DetectorError, ModelError
+from pipeline.errors import DetectorError, ModelError, StageError
 from pipeline.model_runner import Model, model_values
 from pipeline.pictures import models
 from pipeline.sessions import Sessions, lent
@@ -34,12 +34,13 @@ from pipeline.store.store import Store
 from tests.drawn import picture
 from tests.processes import is_running, wait_until
 
-PARTITION = "00000-of-00001"
+PARTITION, ALWAYS = "00000-of-00001", -1
 
 
 @dataclass(frozen=True)
 class Noted(Model[float]):
-    """The mean of a picture. Notes each batch in a folder, and kills its process in the batch that `dies` counts to.
+    """The mean of a picture. Notes each batch in a folder, and kills its process in the batch that `dies` counts to, or
+    in each (ALWAYS).
 
     seconds: that a batch takes. holders: processes that must have loaded it before it runs.
     """
@@ -63,7 +64,7 @@ class Noted(Model[float]):
         means = [float(picture.mean()) for picture in pictures]
         note = {"pid": os.getpid(), "means": means, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
         (Path(self.folder) / uuid.uuid4().hex).write_text(json.dumps(note))
-        if len(list(Path(self.folder).iterdir())) == self.dies:
+        if self.dies in (ALWAYS, len(list(Path(self.folder).iterdir()))):
             os.kill(os.getpid(), signal.SIGKILL)
         return means
 
@@ -197,8 +198,21 @@ def test_a_holder_that_is_killed_repeats_what_it_had_and_nothing_else(
     assert result.values["gpu"] == expected
     assert (result.computed, result.undecodable) == (12, {})
     runs = Counter(mean for note in notes(gpu) for mean in note["means"])
-    assert sorted(runs.values()) == [1] * 10 + [2] * 2
+    repeated = sorted(runs.values())
+    assert repeated in ([1] * 10 + [2] * 2, [1] * 8 + [2] * 4), "an answer may not leave before the kill"
     assert len({note["pid"] for note in notes(gpu)}) == 2
+
+
+@pytest.mark.drill(15)
+def test_a_batch_that_kills_its_holder_is_tried_three_times(ray: Any, build: Build, noted: Any) -> None:
+    deadly = noted("deadly", gpus=1.0, dies=ALWAYS)
+
+    def scored(build: Build, partition: str) -> None:
+        model_values(build, PARTITION, images_of(build), [deadly])
+
+    with pytest.raises(StageError, match=r"^deadly: .* has ended \(Actor\w+Error: .*, at the last try of some images"):
+        list(cluster.Cluster().each(build, [("measure", scored)], {"num_cpus": 1.0, "num_gpus": 1.0}, ["a"]))
+    assert len(notes(deadly)) == 1 + cluster.TASK_RETRIES == 3
 
 
 @pytest.mark.drill(15)
