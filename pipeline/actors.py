@@ -106,10 +106,7 @@ class Actors(Generic[T]):
         return results
 
     def begin(self, number: int, method: str, *arguments: Any) -> Future[Any]:
-        """Calls a method of one member. The future raises what the method raised, or StageError if its process ended.
-
-        A call to a member in this process has been made when this returns.
-        """
+        """Calls a method of one member. The future raises what the method raised, or StageError if its process ended."""
         made: Future[Any] = Future()
         call = getattr(self._members[number], method)
         if self._ray is None:

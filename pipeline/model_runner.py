@@ -33,7 +33,8 @@ from pipeline.store.store import Store
 from pipeline.unreadable import OURS, evidence
 
 BATCH, GPU_BATCH, BATCH_PIXELS = 16, 128, 32_000_000
-"""A batch is handed to the models when it holds so many pictures, more of them for a GPU, or so many pixels."""
+"""A batch is handed to the models when it has so many pictures, or so many pixels. Batches for a GPU grow from the
+first to the second number, so that it does not wait while a task decodes its first large batch."""
 
 TEXT_BATCH = 512
 """Texts that are handed to a model together: enough that many have one length."""
@@ -232,7 +233,8 @@ class _OfPictures(_Runner[Pixels, Value]):
         images = set[str]().union(*lacking.values())
         sides = [queue.reduce_to for queue in queues.values()]
         reduce_to = max(sides) if all(sides) else 0
-        most = GPU_BATCH if any(self._models[name].gpus for name in queues) else BATCH
+        largest = GPU_BATCH if any(self._models[name].gpus for name in queues) else BATCH
+        most = min(BATCH, largest)
         self.result.images |= images
         pulse.expect(len(images))
         batch, pixels = dict[str, Pixels](), 0
@@ -253,6 +255,7 @@ class _OfPictures(_Runner[Pixels, Value]):
             if len(batch) >= most or pixels >= BATCH_PIXELS:
                 yield batch
                 batch, pixels = {}, 0
+                most = min(2 * most, largest)
         if batch:
             yield batch
 

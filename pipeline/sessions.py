@@ -136,8 +136,7 @@ def lent(holders: Actors[Sessions] | None) -> Iterator[None]:
 class Queue:
     """The batches of a task for one model, and its answers. reduce_to: of the model (`open`).
 
-    Opens the model in every holder, and waits for the first of them. Raises ModelError or DetectorError, and StageError
-    for a batch at whose every try its holder's process ended.
+    Opens the model in every holder, and waits for one. Raises ModelError, DetectorError, StageError if holders die of it.
     """
 
     def __init__(self, model: AnyModel, subject: str) -> None:

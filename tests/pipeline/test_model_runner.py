@@ -101,6 +101,15 @@ def test_pictures_come_in_batches_and_values_are_flushed(build: Build, monkeypat
     assert len(model.cache(build.store).commits()) == 2, "after eight, and at the end"
 
 
+def test_batches_for_a_gpu_grow(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU has work after the first few pictures of a partition, and full batches soon."""
+    monkeypatch.setattr(model_runner, "BATCH", 1)
+    monkeypatch.setattr(model_runner, "GPU_BATCH", 3)
+    model = Mean("one", [], gpus=1.0)
+    model_values(build, "00000-of-00001", images_of(build), [model])
+    assert [len(batch) for batch in model.shown] == [1, 2, 3, 3]
+
+
 def test_large_pictures_are_handed_over_sooner(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_runner, "BATCH_PIXELS", 2 * 640 * 480)
     model = Mean("one", [])
