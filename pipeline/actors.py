@@ -106,7 +106,7 @@ class Actors(Generic[T]):
         return results
 
     def begin(self, number: int, method: str, *arguments: Any) -> Future[Any]:
-        """Calls a method of one member. The future raises what the method raised, or StageError if its process ended."""
+        """Calls a method of one member. The future raises what it raised, or StageError if its process ended."""
         made: Future[Any] = Future()
         call = getattr(self._members[number], method)
         if self._ray is None:

@@ -136,7 +136,7 @@ def lent(holders: Actors[Sessions] | None) -> Iterator[None]:
 class Queue:
     """The batches of a task for one model, and its answers. reduce_to: of the model (`open`).
 
-    Opens the model in every holder, and waits for one. Raises ModelError, DetectorError, StageError if holders die of it.
+    Opens the model in each holder, and waits for one. Raises ModelError, DetectorError or, if holders die, StageError.
     """
 
     def __init__(self, model: AnyModel, subject: str) -> None:
