@@ -10,7 +10,6 @@ Limits: a release is one file, about 700 bytes per shard, which is read and writ
 
 from __future__ import annotations
 
-import datetime
 import functools
 import os
 import shlex
@@ -37,6 +36,7 @@ from data_specs.shard import (
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, place_of
 from pipeline.publish import card
+from pipeline.records import rfc3339
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import manifest_in
@@ -404,7 +404,7 @@ def _composed(
         parent=before.build_id if before is not None else None,
         spec_digest=parts[-1][0].spec_digest,
         content_digest=content_digest(shards),
-        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=rfc3339(),
         samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
         detectors=tuple(d for d in newest.detectors if all(d in shard.regions for shard in shards)),
         shards=tuple(shards),

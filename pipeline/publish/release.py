@@ -16,7 +16,6 @@ everything again. STORE's lock allows one publisher at a time while identities a
 
 from __future__ import annotations
 
-import datetime
 import functools
 import hashlib
 import logging
@@ -41,6 +40,7 @@ from pipeline.detectors import detector_ids
 from pipeline.errors import DetectorError, GateError, NothingNew, StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import card, dataset
+from pipeline.records import rfc3339
 from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store import build_json
@@ -219,7 +219,7 @@ def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> 
         build_id=build.build_id,
         spec_digest=build.spec.digest,
         content_digest=content_digest(shards),
-        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=rfc3339(),
         samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
         detectors=detectors,
         shards=tuple(shards),

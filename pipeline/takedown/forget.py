@@ -31,7 +31,6 @@ over from a copy stay: from which is no longer known.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import logging
 import shlex
@@ -48,7 +47,7 @@ from data_specs.errors import WenlanError
 from data_specs.shard import ContractError, canonical_json
 from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
-from pipeline.records import DropReason
+from pipeline.records import DropReason, rfc3339
 from pipeline.report import drift, page
 from pipeline.store import build_json
 from pipeline.store.build import Build
@@ -235,8 +234,7 @@ def _write_tombstone(store: Store, value: dict[str, Any]) -> str:
     """Add a file to STORE/forgotten; returns its name."""
     value = {"version": 1, "hashes": [], **value}
     name = f"forgotten/{hashlib.sha256(canonical_json(value)).hexdigest()[:16]}.json"
-    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    store.folder.write_json(name, {**value, "made_at": made})
+    store.folder.write_json(name, {**value, "made_at": rfc3339()})
     return name
 
 
