@@ -51,7 +51,7 @@ def bench(name: str, *words: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     if not lines or not lines[-1].startswith("{"):
-        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
+        raise RuntimeError("; ".join([line for line in done.stderr.splitlines() if line[:1].strip()][-3:]))
     figures = json.loads(lines[-1])["figures"]
     missed = [f"{n} is {f['value']} {f['unit']}, bar {f['bar']}" for n, f in figures.items() if not f["holds"]]
     assert not missed, "; ".join(missed)

@@ -192,10 +192,13 @@ def _on_device(bare: BriVL, device: torch.device) -> BriVL:
 
 
 def _setup(config: Config, model: BriVL) -> Setup:
-    """A run in its first step, without data."""
+    """A run after its first steps, without data."""
     device = next(model.parameters()).device
     state = RunState(0, 0, 0, (), (), "")
     optimizer = build_optimizer(model, config.optim)
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):  # as after the first step
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=device), **moments}
     none: Any = None
     return Setup(config, device, none, range(10**6), none, None, model, optimizer, state, 10**6)
 
