@@ -4,11 +4,12 @@ A step exchanges once, in the backward of its last micro-step. DDP sees the towe
 the buffers (queues, statistics). A learned temperature and bias get their gradient from the loss, which is outside of a
 micro-step where features are cached: they are averaged apart.
 
-Limits: with several ranks every trained parameter of a tower must be used in every forward, or DDP stops the run.
+Limits: with several ranks every trained parameter of a tower must be used in every forward, or the run stops.
 """
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from training.errors import ConfigError
 from training.method import distributed
 from training.moco import BriVL, Features, StepOutput
 from training.records import Batch
@@ -38,13 +40,22 @@ class Exchange:
     def __call__(self, batch: Batch, samples: float | None = None, *, last: bool) -> Any:
         """`BriVL.forward` of a micro-batch; without `samples` its features alone, without keys.
 
-        The backward of the step's `last` one exchanges the gradients.
+        The backward of the step's `last` one exchanges the gradients. Raises ConfigError for unused parameters, in the
+        step after that in which they were.
         """
         if self._replica is None:
             return self._micro(batch, samples)
         quiet: AbstractContextManager[None] = nullcontext() if last else self._replica.no_sync()
-        with quiet:
-            return self._replica(batch, samples)
+        try:
+            with quiet:
+                return self._replica(batch, samples)
+        except RuntimeError as e:
+            unused = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(e))
+            if unused is None:
+                raise
+            names = ", ".join(self._micro.names[int(number)] for number in unused[1].split())
+            advice = "remove or freeze them, or train in one process"
+            raise ConfigError("image.encoder or text.encoder", f"no loss uses {names}; {advice}") from None
 
     def finish(self) -> None:
         """Average what no micro-step has exchanged."""
@@ -60,9 +71,12 @@ class _MicroStep(nn.Module):
 
     def __init__(self, model: BriVL) -> None:
         super().__init__()
-        towers = (model.image_query, model.text_query)
+        towers = {"image": model.image_query, "text": model.text_query}
+        trained = {
+            f"{of}.{n}": p for of, tower in towers.items() for n, p in tower.named_parameters() if p.requires_grad
+        }
         self._of = (model,)  # in a tuple, so that it is not a submodule
-        self.trained = nn.ParameterList(p for tower in towers for p in tower.parameters() if p.requires_grad)
+        self.names, self.trained = list(trained), nn.ParameterList(trained.values())
 
     def forward(self, batch: Batch | None = None, samples: float | None = None) -> Features | StepOutput | Tensor:
         if batch is None:

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from data_specs.errors import WenlanError
-from training import cli
+from training import cli, moco
 from training.method import distributed
 from training.resolve import resolve
 from training.run import agreement, train
@@ -191,6 +191,19 @@ def data_of_one_rank(here: Path) -> list[str]:
     return [run(here / "data", data=data), run(here / "data", "text.vocab_size=100")]
 
 
+def an_encoder_with_an_unused_weight(here: Path) -> list[str]:
+    build = moco.build_tower
+
+    def with_spare(kind: str, *arguments: Any, **options: Any) -> Any:
+        tower = build(kind, *arguments, **options)
+        if kind == "text":
+            tower.trunk.spare = torch.nn.Linear(3, 3)
+        return tower
+
+    with patched(moco, "build_tower", with_spare):
+        return [run(here / "unused")]
+
+
 def refused(here: Path) -> list[str]:
     """The command, asked for a run other than it began: its exit code and what it prints."""
     words = [
@@ -221,6 +234,7 @@ SCENES: dict[str, Callable[[Path], list[str]]] = {
     "taken": another_run_has_the_folder,
     "disks": other_disks,
     "data": data_of_one_rank,
+    "unused": an_encoder_with_an_unused_weight,
     "refused": refused,
 }
 

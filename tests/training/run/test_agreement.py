@@ -147,6 +147,13 @@ def test_what_one_rank_cannot_read_ends_all_and_what_none_can_is_said_once(
 
 @pytest.mark.slow
 @pytest.mark.timeout(420)
+def test_weights_that_no_loss_uses_are_named(outcomes: Runs) -> None:
+    line = outcomes[2][0]["unused"][0]
+    assert "no loss uses text.trunk.spare.weight, text.trunk.spare.bias; remove or freeze them" in line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_of_two_ranks_one_says_why_the_command_is_refused(outcomes: Runs) -> None:
     (code, said_by_first), (code_of_other, said_by_other) = (of_rank["refused"] for of_rank in outcomes[2])
     assert (code, code_of_other) == ("2", "1")
