@@ -121,7 +121,9 @@ class Bars:
                 self._printed_at = time.monotonic()
                 share = "" if figures.share is None else f"{figures.share:.0%}, "
                 if observe.form() == "json":
-                    log.info("progress", extra={**dataclasses.asdict(figures), "hosts": len(figures.hosts)})
+                    fields = dataclasses.asdict(figures) | {"hosts": len(figures.hosts)}
+                    fields["pass"] = fields.pop("name")  # a record's `name` is its logger's
+                    log.info("progress", extra=fields)
                 else:
                     say(f"{stage:8} {share}{line}")
 

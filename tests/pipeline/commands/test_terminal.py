@@ -53,6 +53,17 @@ def test_a_long_stage_says_now_and_then_how_far_it_is(
     assert capsys.readouterr().err == "fetch    2 of 3 partitions, 1.2 s\nmeasure  already done, 0.0 s\n"
 
 
+def test_progress_is_a_record_where_the_log_is_json(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WENLAN_LOG", "json")
+    monkeypatch.setattr(Bars, "EVERY_S", -1.0)
+    with caplog.at_level("INFO", "wenlan"), Bars() as bars:
+        bars.update(figures(STAGES["fetch"].main, 3, 1, {"images": 38}, [], Ran(1, 20.0)))
+    [record] = [record for record in caplog.records if record.msg == "progress"]
+    assert (vars(record)["pass"], vars(record)["partitions"]) == ("fetch", 3)
+
+
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_terminal_shows_every_figure_however_narrow_it_is(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
