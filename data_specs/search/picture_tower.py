@@ -70,7 +70,6 @@ class PictureTower:
         mean, std = (np.array(own, np.float64).reshape(3, 1, 1) for own in (inputs.mean, inputs.std))
         self._scale: Vectors = (1 / (255 * std)).astype(np.float32)
         self._shift: Vectors = (mean / std).astype(np.float32)
-        self._prepared: npt.NDArray[np.float32] = np.empty((0, 3, self.side, self.side), np.float32)
         self.width = self._probed(subject)
 
     @staticmethod
@@ -116,11 +115,9 @@ class PictureTower:
         return unit_rows(np.concatenate([np.empty((0, self.width), np.float32), *rows]))
 
     def prepared(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
-        """[n, 3, S, S] inputs of the tower. The next call overwrites them: memory that is new takes time."""
+        """[n, 3, S, S] inputs of the tower."""
         side = self.side
-        if len(self._prepared) < len(pictures):
-            self._prepared = np.empty((len(pictures), 3, side, side), np.float32)
-        images = self._prepared[: len(pictures)]
+        images = np.empty((len(pictures), 3, side, side), np.float32)
         for row, picture in enumerate(pictures):
             pixels = squared(picture, side, self._inputs.resize)
             np.copyto(images[row], pixels.transpose(2, 0, 1))
