@@ -174,6 +174,7 @@ def alone(command: Sequence[str], folder: Path) -> tuple[float, str]:
     """(CPU seconds, stdout) of a command that starts no process which outlives it."""
     before = os.times()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system, done.stdout
@@ -198,6 +199,7 @@ def spec_of(port: int) -> dict[str, object]:
 def timed(command: Sequence[str], folder: Path) -> tuple[tuple[float, float], str]:
     """((seconds, CPU seconds of all processes), stdout) of a command. Raises RuntimeError if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if command[0] != sys.executable:  # the peers see nothing of ours
         del environment["PYTHONPATH"]
     before = _below()
