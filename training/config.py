@@ -133,6 +133,9 @@ class ImageTowerConfig:
     hidden: Positive = 2048
     """Width of the closing MLP's hidden layer."""
     dropout: Dropout = 0.1
+    patch_dropout: Dropout = 0.0
+    """Share of the patches that a step leaves out, as timm does (FLIP, arXiv 2212.00794). Of encoder clip_image with
+    `data.max_boxes=0`: a region is the mean of all its patches."""
     box_embedding: bool = False
     """Add a learned linear map of a box's four sides (shares of the image's) to its region. Not in BriVL."""
     position_embedding: bool = False

@@ -15,6 +15,7 @@ Sources: CLIP (arXiv 2103.00020), Chinese-CLIP (arXiv 2211.01335), SigLIP (arXiv
 from __future__ import annotations
 
 import torch
+from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 
 from training.config import Config
@@ -73,17 +74,26 @@ class Trunk(nn.Module):
     """The trained stages: pixels or tokens -> unit features [B, D]."""
 
     def __init__(
-        self, stages: dict[str, nn.Module], pool: ImagePool, regions: Regions | None, recompute: Recompute
+        self,
+        stages: dict[str, nn.Module],
+        pool: ImagePool,
+        regions: Regions | None,
+        drop: PatchDropout,
+        recompute: Recompute,
     ) -> None:
         super().__init__()
         self.backbone = nn.ModuleDict({**stages, "pool": pool})
-        self.regions = regions
+        self.regions, self.drop = regions, drop
         self.recompute: Recompute = "blocks" if recompute == "blocks" else "nothing"
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        if "embeddings" not in self.backbone:  # the prefix is shared with the key towers, which see every patch
+            x = self.drop(x)
         for name, stage in self.backbone.items():
             if name != "pool":
                 x = run_block(stage, x, recompute=self.recompute)
+            if name == "embeddings":
+                x = self.drop(x)
         feature_BD = unit(self.backbone["pool"](x))
         if self.regions is None:
             return feature_BD
@@ -105,7 +115,10 @@ def build(config: Config, load_weights: bool) -> Tower:
             "image.frozen_stages",
             f"{image.frozen_stages} exceeds the {len(stages)} stages of {image.backbone} ({names})",
         )
+    if image.patch_dropout and config.data.max_boxes:
+        raise ConfigError("image.patch_dropout", "a region is the mean of all its patches; use data.max_boxes=0")
     frozen, trained = dict(stages[: image.frozen_stages]), dict(stages[image.frozen_stages :])
     regions = Regions(channels, extra, config) if config.data.max_boxes else None
-    trunk = Trunk(trained, pool, regions, config.run.recompute)
+    drop = PatchDropout(image.patch_dropout, num_prefix_tokens=extra)
+    trunk = Trunk(trained, pool, regions, drop, config.run.recompute)
     return Tower("image", Prefix(frozen, config), trunk, [f"backbone.{name}" for name in trained])

@@ -112,6 +112,8 @@ class Trunk(nn.Module):
 def build(config: Config, load_weights: bool) -> Tower:
     """The image tower that `config.image` describes. Raises ConfigError."""
     image = config.image
+    if image.patch_dropout:
+        raise ConfigError("image.patch_dropout", "a region is the mean of all its patches; use clip_image")
     backbone = load_backbone(image.backbone, image.weights if load_weights else "", config.data.image_size)
     names = [name for name, _ in backbone.stages]
     if image.frozen_stages > len(names):

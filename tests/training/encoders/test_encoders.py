@@ -76,6 +76,10 @@ def test_weights_are_not_wanted_where_a_checkpoint_follows() -> None:
             "image.backbone=timm/resnet_18",
             "image.backbone: unknown timm model 'resnet_18'; did you mean resnet18 or resnetv2_18 or resnet18d?",
         ),
+        (
+            "image.patch_dropout=0.5",
+            "image.patch_dropout: a region is the mean of all its patches; use clip_image",
+        ),
         ("image.backbone=timm/nothing", "image.backbone: unknown timm model 'nothing'"),
         ("image.backbone=b5", "image.backbone: 'b5' is neither timm/NAME nor torchvision/mobilenet_v2"),
         (

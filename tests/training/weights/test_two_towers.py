@@ -198,6 +198,30 @@ def test_regions_add_nothing_at_the_first_step_and_learn(folder: tuple[str, Path
     assert not torch.allclose(moved, ours.encode_image(other), atol=1e-5), "boxes count by now"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_a_step_leaves_out_half_of_the_patches_and_keys_and_features_none(
+    folder: tuple[str, Path, Any, Any], frozen: int
+) -> None:
+    _, place, _, _ = folder
+    half = [f"image.frozen_stages={frozen}", "data.max_boxes=0", "image.patch_dropout=0.5", "moco.queue_size=8"]
+    model = BriVL(config_of(place, *half)).train()
+    batch = Batch.of(images_B3HW=torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+    counts: list[int] = []
+    for tower in (model.image_query.trunk, model.image_key):
+        last = next(stage for name, stage in reversed(tower.backbone.items()) if name.startswith("layer"))
+        last.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
+    prefix = model.image_query.prefix(batch)
+    dropped, _ = model.image_query.trunk(prefix, batch), model.image_key(prefix, batch)
+    half_seen, all_seen = counts
+    patches = (SIZE // PATCH) ** 2
+    assert all_seen - half_seen == patches // 2
+    assert not torch.allclose(dropped, model.image_query.trunk(prefix, batch), atol=1e-4), "others in each step"
+    whole = BriVL(config_of(place, *half, "image.patch_dropout=0")).eval()
+    whole.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval().encode_image(batch), whole.encode_image(batch))
+
+
 @pytest.mark.drill(3)
 def test_fit_begins_from_a_folder(
     folder: tuple[str, Path, Any, Any], make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -236,6 +260,10 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         (
             'image.backbone_options={"hidden_akt": 1}',
             "image.backbone_options.hidden_akt: unknown option of chinese_clip_vision_model",
+        ),
+        (
+            "image.patch_dropout=0.5",
+            "image.patch_dropout: a region is the mean of all its patches",
         ),
         ("image.weights=x", "image.weights: clip_image loads both towers from a transformers folder"),
     ):
