@@ -136,7 +136,8 @@ def wesnoth(kept: Kept) -> Iterator[Row]:
                 plain["terrain"] = f"terrain/{plain.get('symbol_image')}.png"
                 for file in (plain.get(k, "").partition("~")[0] for k in ("image", "profile", "icon", "terrain")):
                     places = [p / "images" / file for p in (own, core / "data/core", core)]
-                    picture = next((p for p in places if p.is_file()), None)
+                    # A macro ({...}) is not expanded; it may be longer than a file name, and is_file then raises.
+                    picture = next((p for p in places if "{" not in file and p.is_file()), None)
                     if picture:
                         yield f"{own.name if picture == places[0] else 'core'}/{file}", picture, texts
 

@@ -24,6 +24,10 @@ _UNITS = """#textdomain units
         description=_"bow"
         icon=attacks/bow.png
     [/attack]
+    [standing_anim]
+        description=_"bow"
+        image="{LAMP 18 18}LONG.png"
+    [/standing_anim]
 [/unit_type]
 """
 
@@ -74,7 +78,10 @@ def test_maps_and_flags_have_the_names_of_their_own_map(kept: Kept, tmp_path: Pa
 
 def test_units_and_weapons_have_the_texts_of_their_own_tag(kept: Kept, tmp_path: Path) -> None:
     game = "games/wesnoth/1.18"
-    files = {f"{game}/data/units.cfg": _UNITS, f"{game}/data/core/images/units/archer.png": ""}
+    files = {
+        f"{game}/data/units.cfg": _UNITS.replace("LONG", 300 * "_"),
+        f"{game}/data/core/images/units/archer.png": "",
+    }
     share = _unpacked(kept, "wesnoth-1.18-data", {**files, f"{game}/data/core/images/attacks/bow.png": ""})
     for campaign in packages.CAMPAIGNS:
         _unpacked(kept, f"wesnoth-1.18-{campaign}", {})
