@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.study import regions
+from tests.benchmarks.study import real, regions
 from tests.benchmarks.study.arms import BASES, Arm
 from tests.benchmarks.study.charts import Series, curves, forest
 from tests.benchmarks.study.drawings import NAMES, Part, raster, read_emoji
@@ -169,7 +169,7 @@ def _content(study: Study, figures: Mapping[str, Figures]) -> dict[str, Any]:
         "lengths": sorted({study.plan.samples_of(arm) for arm in study.plan.arms}, reverse=True),
         "packages": sorted(path.name for path in tarballs_of(study.out).values()),
         "small": SMALL_GALLERY,
-        "regions": regions.content(study.sources(), study.region_jobs()),
+        "sections": [real.content(), regions.content(study.sources(), study.region_jobs())],
     }
 
 

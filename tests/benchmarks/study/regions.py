@@ -8,8 +8,9 @@ The same towers and the same loss (the queue) on the same pictures; only what th
     things      the true boxes of what a scene shows, and the whole picture: what a perfect detector would bring
 
 Pictures, boxes and texts come through the project's own loader from datasets that `wenlan-data build` has made
-(scenes.py); the frozen backbone runs once over each of them. Length is chosen on the dev split, by the
-mean over the seeds; figures are those of val. A hit is any pair of the same text.
+(scenes.py); the frozen backbone runs once over each of them. Length is chosen on the dev split, by the mean of R@1, R@5
+and R@10 over the seeds; figures are those of val. A hit is any pair of the same text. real.py asks the first question
+of such pairs, with the same runs.
 
 Limits: hundreds of photos and a few thousand scenes; one objective.
 """
@@ -22,7 +23,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -33,13 +34,13 @@ import torch
 from torch import Tensor
 
 from data_specs.shard import Split
-from tests.benchmarks.study.arms import Arm, config_of
+from tests.benchmarks.study.arms import BASE, Arm, config_of
 from tests.benchmarks.study.corpus import Input, cell_boxes
 from tests.benchmarks.study.features import SIDE, Backbone, weights_id
 from tests.benchmarks.study.paired import Interval, difference, interval
 from tests.benchmarks.study.results import Words
 from tests.benchmarks.study.scenes import Source
-from tests.benchmarks.study.trial import TwoTowers, one_thread
+from tests.benchmarks.study.trial import TwoTowers, one_thread, sample_flops
 from training.config import Config
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
@@ -59,13 +60,14 @@ SIGHTS: tuple[Sight, ...] = ("whole", "grid", "proposals", "things")
 BOXES = 9
 MAX_TOKENS = 24
 POINTS = (1 / 4, 1 / 2, 3 / 4, 1.0)
-VERSION = 2
+VERSION = 3
+QUEUE = Arm("moco", queue=512)
 
 _SAID: dict[Sight, Words] = {
     "whole": ("the whole picture", "整图"),
-    "grid": ("3 × 3 grid and the whole", "3 × 3 网格和整图"),
-    "proposals": ("detector and the whole", "检测框和整图"),
-    "things": ("true boxes and the whole (upper limit)", "真实框和整图（上限）"),
+    "grid": ("the grid’s regions", "网格的区域"),
+    "proposals": ("the detector’s boxes", "检测框"),
+    "things": ("the true boxes", "真实框"),
 }
 
 
@@ -86,9 +88,10 @@ class Half:
         if sight == "whole":  # the last of each picture's regions
             regions_BRC = regions_BRC[torch.arange(len(which)), count_B - 1][:, None]
             count_B = torch.ones_like(count_B)
-        boxes_R4 = cell_boxes(regions_BRC.shape[1])
+        boxes_R4, rest = cell_boxes(regions_BRC.shape[1]), self.rest.take(which)
         return replace(
-            self.rest.take(which),
+            rest,
+            token_ids_BL=rest.token_ids_BL[:, : int(rest.n_tokens_B.max())],
             images_B3HW=regions_BRC.transpose(1, 2).unsqueeze(2),
             boxes_BR4=boxes_R4.expand(len(which), -1, -1),
             n_boxes_B=count_B,
@@ -97,14 +100,15 @@ class Half:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The record of one run: R@1 and R@5 of val, R@1 of dev and train, both ways together, at each point."""
+    """The record of one run: R@1 and R@10 of val, R@1 of train, and the mean of R@1, R@5 and R@10 of dev, both ways
+    together, at each point."""
 
     source: str
     sight: Sight
     seed: int
     samples: tuple[int, ...]
     val: tuple[float, ...]
-    val5: tuple[float, ...]
+    val10: tuple[float, ...]
     dev: tuple[float, ...]
     train: tuple[float, ...]
     chance: float
@@ -112,9 +116,16 @@ class Run:
     seconds: float
 
 
+def run_of(values: Mapping[str, Any]) -> Run:
+    """The inverse of `asdict`. Raises TypeError on another object."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Run(**fields)
+
+
 @dataclass(frozen=True)
 class Job:
-    """One run to be done, and what it needs. Its file name says which it is."""
+    """One run to be done, and what it needs. Its file name says which it is. An arm without key towers goes on to as
+    many samples as cost what `samples` cost the queue."""
 
     source: Source
     sight: Sight
@@ -122,15 +133,18 @@ class Job:
     samples: int
     folder: Path
     weights: Path
+    arm: Arm = field(default=QUEUE)
+    temperature: float = 0.07
 
     @property
     def file(self) -> Path:
         """Its record."""
-        return self.folder / f"{self.source.name}.{self.sight}.seed{self.seed}.json"
+        name = f"{self.source.name}.{self.arm.name}.{self.sight}.t{self.temperature:g}.seed{self.seed}.json"
+        return self.folder / name
 
     def key(self) -> list[object]:
         """Dependencies of the record."""
-        return [*_made_of(self.source.manifest, self.weights), self.samples]
+        return [*_made_of(self.source.manifest, self.weights), self.samples, asdict(self.arm)]
 
     def record(self) -> Run | None:
         """The finished run, or None where it has still to be done."""
@@ -138,8 +152,7 @@ class Job:
             values = json.loads(self.file.read_text(encoding="utf-8"))
             if values["key"] != self.key():
                 return None
-            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["run"].items()}
-            return Run(**fields)
+            return run_of(values["run"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -162,7 +175,7 @@ def do(job: Job) -> float:
     began = time.monotonic()
     splits: tuple[Split, ...] = ("train", "dev", "val")
     with one_thread():
-        run = _train(job, *(_half(job.source, split, job.sight, job.weights) for split in splits))
+        run = _train(job, *(half_of(job.source, split, job.sight, job.weights) for split in splits))
     job.folder.mkdir(parents=True, exist_ok=True)
     new = job.file.with_suffix(".new")
     new.write_text(json.dumps({"key": job.key(), "run": asdict(run)}, indent=1) + "\n", encoding="utf-8")
@@ -170,12 +183,12 @@ def do(job: Job) -> float:
     return time.monotonic() - began
 
 
-def _config(sight: Sight, seed: int, train: Half) -> tuple[Arm, Config]:
+def _config(job: Job, train: Half) -> tuple[Arm, Config]:
     # A queue of a third of a small dataset at most: a longer one would hold little but the batch's own neighbours.
-    arm = Arm("regions", queue=min(512, len(train) // 3))
+    arm = replace(job.arm, queue=min(job.arm.queue, len(train) // 3))
     vocabulary = int(train.rest.token_ids_BL.max()) + 1
-    config = config_of(arm, 0.07, seed, vocabulary)
-    boxes = 0 if sight == "whole" else BOXES
+    config = config_of(arm, job.temperature, job.seed, vocabulary)
+    boxes = 0 if job.sight == "whole" else BOXES
     data = replace(config.data, max_boxes=boxes, max_tokens=MAX_TOKENS)
     return arm, replace(config, data=data, text=replace(config.text, max_positions=MAX_TOKENS))
 
@@ -207,11 +220,12 @@ def compact(train: Half, *others: Half) -> list[Half]:
 
 def _train(job: Job, *splits: Half) -> Run:
     train, dev, val = compact(*splits)
-    arm, config = _config(job.sight, job.seed, train)
+    arm, config = _config(job, train)
     stream = _Order(train, job.sight, job.seed)
     began = time.process_time()
     towers = TwoTowers(arm, config, stream)
-    ends = [max(1, round(job.samples * share / arm.batch)) for share in POINTS]
+    shares = {*POINTS, *(() if arm.has_keys else (_ratio(arm, config.text.vocab_size),))}
+    ends = [max(1, round(job.samples * share / arm.batch)) for share in sorted(shares)]
     some = Half(train.regions_NRC[: len(val)], train.rest.rows(0, len(val)))
     number, figures_of = 0, []
     for end in ends:
@@ -225,28 +239,36 @@ def _train(job: Job, *splits: Half) -> Run:
         job.sight,
         job.seed,
         tuple(end * arm.batch for end in ends),
-        val=tuple(v[0] for v, _, _ in figures_of),
-        val5=tuple(v[1] for v, _, _ in figures_of),
-        dev=tuple(d[0] for _, d, _ in figures_of),
-        train=tuple(t[0] for _, _, t in figures_of),
-        chance=figures_of[-1][0][2],
+        val=tuple(v[1] for v, _, _ in figures_of),
+        val10=tuple(v[10] for v, _, _ in figures_of),
+        dev=tuple(fmean((d[1], d[5], d[10])) for _, d, _ in figures_of),
+        train=tuple(t[1] for _, _, t in figures_of),
+        chance=figures_of[-1][0][0],
         pairs=(len(train), len(dev), len(val)),
         seconds=round(time.process_time() - began, 3),
     )
 
 
-def _measure(towers: TwoTowers, half: Half, sight: Sight) -> tuple[float, float, float]:
-    """R@1, R@5 and the chance of R@1, each the mean of both directions."""
-    batch = half.batch(range(len(half)), sight)
-    images, texts = towers.model.encode_image(batch).numpy(), towers.model.encode_text(batch).numpy()
-    clusters = Clusters(np.arange(len(half)), batch.text_ids_B.numpy())
+def _ratio(arm: Arm, vocabulary: int) -> float:
+    """Samples of an arm that cost as much as one of the queue, by the sizes of the first question."""
+    return sample_flops(replace(BASE, see=arm.see), vocabulary) / sample_flops(arm, vocabulary)
+
+
+def _measure(towers: TwoTowers, half: Half, sight: Sight) -> dict[int, float]:
+    """Recall at 1, 5 and 10, and at 0 the chance of R@1, each the mean of both directions."""
+    parts = [half.batch(range(start, min(start + 512, len(half))), sight) for start in range(0, len(half), 512)]
+    images, texts = (
+        np.concatenate([encode(part).numpy() for part in parts])
+        for encode in (towers.model.encode_image, towers.model.encode_text)
+    )
+    clusters = Clusters(np.arange(len(half)), half.rest.text_ids_B.numpy())
     found = figures(rank(images, texts, clusters))
     both = (found.image_to_text, found.text_to_image)
-    return (fmean(d.recall[1] for d in both), fmean(d.recall[5] for d in both), fmean(d.chance[1] for d in both))
+    return {0: fmean(d.chance[1] for d in both), **{k: fmean(d.recall[k] for d in both) for k in (1, 5, 10)}}
 
 
 @lru_cache(maxsize=16)
-def _half(source: Source, split: Split, sight: Sight, weights: Path) -> Half:
+def half_of(source: Source, split: Split, sight: Sight, weights: Path) -> Half:
     """A split's features and texts, computed once per process and kept in a file. Raises TrainingError."""
     manifest = source.manifest
     detector = next(d for d in _detectors(manifest) if d.startswith("proposals" if sight == "proposals" else "grid"))
@@ -317,7 +339,7 @@ class Row:
     r1: str
     gain: str
     state: str
-    r5: str
+    r10: str
     train: str
     n: int
 
@@ -343,7 +365,13 @@ def content(sources: Sequence[Source], jobs: Sequence[Job]) -> dict[str, Any] | 
         "同样的双塔加队列，用不止一样东西的图片：区域给图像塔带来什么？检测框比网格好吗？"
         "在 val 的图文对上；文本相同的都算命中。",
     )
-    return {"about": about, "parts": parts}
+    return {
+        "title": ("Do regions help?", "区域有用吗？"),
+        "what": ("what the image tower sees", "图像塔看到什么"),
+        "against": ("against the whole picture", "与整图之差"),
+        "about": about,
+        "parts": parts,
+    }
 
 
 def _part(source: Source, jobs: Sequence[Job]) -> Part:
@@ -353,7 +381,7 @@ def _part(source: Source, jobs: Sequence[Job]) -> Part:
     runs = {sight: done for sight, done in runs.items() if done}
     if "whole" not in runs:
         return Part(source.title, source.note, (), (("No runs yet.", "还没有训练。"),))
-    by_seed = {sight: _at_best(done, "val") for sight, done in runs.items()}
+    by_seed = {sight: at_best(done, "val") for sight, done in runs.items()}
     rows = []
     for sight, done in runs.items():
         mean = interval(list(by_seed[sight].values()))
@@ -362,10 +390,10 @@ def _part(source: Source, jobs: Sequence[Job]) -> Part:
             Row(
                 _SAID[sight],
                 f"{100 * mean.mean:.1f}",
-                _interval(gain),
-                _STATES[gain.outcome] if gain else "",
-                f"{100 * fmean(_at_best(done, 'val5').values()):.1f}",
-                f"{100 * fmean(_at_best(done, 'train').values()):.1f}",
+                signed(gain),
+                STATES[gain.outcome] if gain else "",
+                f"{100 * fmean(at_best(done, 'val10').values()):.1f}",
+                f"{100 * fmean(at_best(done, 'train').values()):.1f}",
                 mean.n,
             )
         )
@@ -379,14 +407,7 @@ def _part(source: Source, jobs: Sequence[Job]) -> Part:
     return Part(source.title, note, tuple(rows), tuple(_says(by_seed)))
 
 
-_STATES = {"above": "holds", "below": "refuted", "open": "not shown"}
-
-_BOXES: dict[Sight, Words] = {
-    "whole": ("the whole picture", "整图"),
-    "grid": ("the grid’s regions", "网格的区域"),
-    "proposals": ("the detector’s boxes", "检测框"),
-    "things": ("the true boxes", "真实框"),
-}
+STATES = {"above": "holds", "below": "refuted", "open": "not shown"}
 
 _QUESTIONS: tuple[tuple[Sight, Sight], ...] = (
     ("grid", "whole"),
@@ -399,29 +420,34 @@ _QUESTIONS: tuple[tuple[Sight, Sight], ...] = (
 
 def _says(by_seed: Mapping[Sight, Mapping[int, float]]) -> list[Words]:
     """The questions, answered from the intervals."""
-    verbs: dict[str, Words] = {
-        "above": ("beat", "优于"),
-        "below": ("are worse than", "不如"),
-        "open": ("are not shown to beat", "未显示优于"),
-    }
-    sentences = []
-    for better, other in _QUESTIONS:
-        gain = difference(by_seed[better], by_seed[other]) if {better, other} <= by_seed.keys() else None
-        if gain is not None:
-            (one, one_zh), (two, two_zh), (verb, verb_zh) = _BOXES[better], _BOXES[other], verbs[gain.outcome]
-            english = f"{one[0].upper()}{one[1:]} {verb} {two} ({_interval(gain)})."
-            sentences.append((english, f"{one_zh}{verb_zh}{two_zh}（{_interval(gain)}）。"))
-    return sentences
+    asked = [(one, other) for one, other in _QUESTIONS if {one, other} <= by_seed.keys()]
+    gains = [(one, other, difference(by_seed[one], by_seed[other])) for one, other in asked]
+    return [verdict(_SAID[one], _SAID[other], gain) for one, other, gain in gains if gain is not None]
 
 
-def _interval(gain: Interval | None) -> str:
+def verdict(one: Words, other: Words, gain: Interval) -> Words:
+    """The sentence that an interval of one - other implies."""
+    verb, verb_zh = _VERBS[gain.outcome]
+    english = f"{one[0][0].upper()}{one[0][1:]} {verb} {other[0]} ({signed(gain)})."
+    return english, f"{one[1]}{verb_zh}{other[1]}（{signed(gain)}）。"
+
+
+_VERBS: dict[str, Words] = {
+    "above": ("beat", "优于"),
+    "below": ("are worse than", "不如"),
+    "open": ("are not shown to beat", "未显示优于"),
+}
+
+
+def signed(gain: Interval | None) -> str:
     if gain is None:
         return ""
     bounds = f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" if math.isfinite(gain.low) else ""
     return f"{100 * gain.mean:+.1f}{bounds}"
 
 
-def _at_best(runs: Sequence[Run], what: Literal["val", "val5", "train"]) -> dict[int, float]:
-    """A figure by seed at the length that is best on dev by the mean over the seeds."""
-    best = max(range(len(runs[0].samples)), key=lambda i: fmean(run.dev[i] for run in runs))
+def at_best(runs: Sequence[Run], what: Literal["val", "val10", "train"], most: float = math.inf) -> dict[int, float]:
+    """A figure by seed at the length that is best on dev by the mean over the seeds, of those up to `most` samples."""
+    lengths = [i for i, samples in enumerate(runs[0].samples) if samples <= most]
+    best = max(lengths, key=lambda i: fmean(run.dev[i] for run in runs))
     return {run.seed: getattr(run, what)[best] for run in runs}

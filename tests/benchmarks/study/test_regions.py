@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.benchmarks.study import regions
+from tests.benchmarks.study.arms import CLIP
 from tests.benchmarks.study.regions import Job, Run, content, jobs_of
 from tests.benchmarks.study.scenes import Source
 from training.data.index import open_dataset
@@ -30,6 +31,17 @@ def test_a_run_is_written_once_and_is_the_same_again(source: Source, weights: Pa
     assert runs[0].pairs == (24, 8, 8)
     assert runs[0].chance == pytest.approx(1 / 8, abs=0.06)
     assert replace(jobs[0], samples=128).record() is None
+    assert replace(jobs[0], arm=CLIP).record() is None
+
+
+@pytest.mark.slow
+def test_an_arm_without_key_towers_goes_on_to_equal_compute(source: Source, weights: Path, tmp_path: Path) -> None:
+    job = Job(source, "whole", 0, 64, tmp_path, weights, replace(CLIP, batch=2))
+    regions.do(job)
+    run = job.record()
+    assert run is not None
+    assert run.samples[:4] == (16, 32, 48, 64)
+    assert 1.2 < run.samples[4] / 64 < 1.6
 
 
 @pytest.mark.slow
@@ -37,17 +49,17 @@ def test_other_weights_and_another_dataset_have_features_of_their_own(
     source: Source, weights: Path, tmp_path: Path
 ) -> None:
     """What one backbone had computed was read for another one, whatever the records said."""
-    first = regions._half(source, "val", "grid", weights)
+    first = regions.half_of(source, "val", "grid", weights)
     state = torch.load(weights, weights_only=True)
     other = tmp_path / weights.name
     torch.save({name: value * 1.01 if value.is_floating_point() else value for name, value in state.items()}, other)
-    assert not torch.equal(regions._half(source, "val", "grid", other).regions_NRC, first.regions_NRC)
+    assert not torch.equal(regions.half_of(source, "val", "grid", other).regions_NRC, first.regions_NRC)
     jobs = [Job(source, "grid", 0, 64, tmp_path, own) for own in (weights, other)]
     assert jobs[0].key() != jobs[1].key()
     manifest = json.loads(source.manifest.read_text())
     source.manifest.write_text(json.dumps({**manifest, "content_digest": "0" * 64}))
-    regions._half.cache_clear()
-    regions._half(source, "val", "grid", weights)
+    regions.half_of.cache_clear()
+    regions.half_of(source, "val", "grid", weights)
     assert len(list(source.manifest.parent.glob("val.grid-1.*.pt"))) == 3
 
 
@@ -64,7 +76,7 @@ def test_true_boxes_are_pooled_like_those_of_a_detector(source: Source, weights:
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     told = replace(source, true_boxes=tmp_path / "boxes.json")
     assert [*regions.sights(source), "things"] == regions.sights(told)
-    grid, things = (regions._half(told, "val", sight, weights) for sight in ("grid", "things"))
+    grid, things = (regions.half_of(told, "val", sight, weights) for sight in ("grid", "things"))
     torch.testing.assert_close(things.regions_NRC, grid.regions_NRC, atol=0.01, rtol=0.01)
     assert float(grid.regions_NRC[:, :2].std(0).mean()) > 0.05  # boxes differ, so that a wrong order would be seen
     assert torch.equal(things.rest.n_boxes_B, grid.rest.n_boxes_B)
