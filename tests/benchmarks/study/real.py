@@ -39,7 +39,7 @@ from training.errors import InputError, TrainingError
 LOG = logging.getLogger("wenlan.study")
 
 RECORDS = Path(__file__).with_name("real.json")
-SEEDS, SAMPLES, TUNING = (0, 1, 2), 16_000, 4_000
+SEEDS, SAMPLES, TUNING = (0, 1, 2), 40_000, 4_000
 SOURCE = Source(
     "packages", ("Real pairs", "真实图文对"), ("packages of Debian and npm", "取自 Debian 和 npm 的软件包"),
     packages.OUT / "build/shards/manifest.json",
