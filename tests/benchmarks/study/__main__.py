@@ -1,7 +1,8 @@
 """`python -m tests.benchmarks.study`: do the runs of the study and make its page. What `make study` runs.
 
     run [--plan quick|hour|full] [--minutes M]    go on where the last run ended, then make the page
-    page [--plan ...]                             make the page from the records that are there
+    page [--plan ...]                             make the page from the records that are there, or the repository's
+    record [--plan ...]                           write the records of the runs into the repository
 
 Limits: works in the current folder, which must be the root of a checkout (the demo's command fetches the packages).
 """
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.study", description="the study of the method's claim"
     )
-    parser.add_argument("command", choices=["run", "page"])
+    parser.add_argument("command", choices=["run", "page", "record"])
     parser.add_argument("--plan", choices=["quick", "hour", "full"], default="hour", help="form of the study")
     parser.add_argument("--out", type=Path, default=Path("demo/study"), help="where all of it is kept")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
@@ -50,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from tests.benchmarks.study.arms import chosen
     from tests.benchmarks.study.page import write_page
+    from tests.benchmarks.study.records import COMMITTED, collect, save
     from tests.benchmarks.study.runs import PLANS, Study, go_on, prepare
 
     began = time.monotonic()
@@ -64,6 +66,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.seeds:
         plan = replace(plan, seeds=plan.seeds[: options.seeds])
     study = Study(plan, options.out)
+    if options.command == "record":
+        save(collect(whole), COMMITTED)
+        return 0
     if options.command == "run":
         prepare(study, options.jobs)
         left = options.minutes - (time.monotonic() - began) / 60

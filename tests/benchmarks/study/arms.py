@@ -2,7 +2,7 @@
 
 The base is the paper's method: MoCo with batch 16, a queue of 1,024 keys and momentum .99. The other base is in-batch
 CLIP on the same towers, which is what the paper compares itself with. All arms begin from the same weights, see the
-same pairs in the same order, and have their temperature and length chosen on the dev style.
+same pairs in the same order, and have their temperature, rate and length chosen on dev styles and dev names alone.
 
 Limits: one factor at a time says nothing of how two of them work together; `make study-full` runs the grid.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Literal
 
-from tests.benchmarks.study.corpus import MAX_TOKENS, Input
+from tests.benchmarks.study.corpus import MAX_TOKENS, Captions, Input
 from tests.benchmarks.study.features import REGIONS, SIDE, SMALL
 from training.config import Config
 from training.recipes import starter
@@ -23,19 +23,31 @@ Objective = Literal["moco", "clip", "siglip", "albef", "matching"]
 """Those of training/moco.py, and the matching loss of a single tower (tests/benchmarks/study/single_tower.py)."""
 
 TEMPERATURES = (0.03, 0.07, 0.15)
-"""Tried for every arm on the dev style."""
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
+CAPTIONS: tuple[Captions, ...] = ("half", "name", "keyword")
+"""Tried on dev: temperatures and rates for every arm, captions once for all."""
 
 WIDTH, INNER = 128, 256
 """Width of both towers and of the joint space; width of their feed-forward layers and heads."""
 
-LEARNING_RATE, WARMUP = 5e-4, 1_600
-"""At batch 16, scaled by the root of the batch; samples over which it rises."""
+WARMUP = 1_600
+"""Samples over which the rate rises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is chosen on dev. `rate`: at batch 16, scaled by the root of the batch."""
+
+    captions: Captions = "half"
+    temperature: float = 0.07
+    rate: float = 5e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One arm. `queue` 0 means that the other keys of the batch are the only negatives. `base` and `factor` say from
-    which arm it differs and in which field; a base has neither."""
+    """One arm. `queue` 0 means that the other keys of the batch are the only negatives. `learned`: the temperature is
+    a parameter. `by_steps`: it goes on to as many steps as the base's. `base` and `factor` say from which arm it
+    differs and in which field; a base has neither."""
 
     name: str
     objective: Objective = "moco"
@@ -44,6 +56,8 @@ class Arm:
     momentum: float = 0.99
     see: Input = "regions"
     shuffled: bool = False
+    learned: bool = False
+    by_steps: bool = False
     base: str = ""
     factor: str = ""
 
@@ -55,7 +69,12 @@ class Arm:
     @property
     def tempered(self) -> bool:
         """Whether there is a temperature to choose."""
-        return self.objective != "matching"
+        return self.objective != "matching" and not self.learned
+
+    @property
+    def reach(self) -> float:
+        """Samples of as many steps as the base's by the base's samples, where the arm goes on to them; else 1."""
+        return self.batch / BASE.batch if self.by_steps else 1.0
 
 
 BASE = Arm("moco")
@@ -71,50 +90,62 @@ def _without_keys(objective: Objective) -> Arm:
     return replace(CLIP, name=objective, objective=objective, base=BASE.name, factor="objective")
 
 
-ARMS: tuple[Arm, ...] = (
+DECISIVE: tuple[Arm, ...] = (
     BASE,
     _without_keys("clip"),
+    _but(BASE, "queue", 0, "moco-k0"),
+    _but(CLIP, "learned", True, "clip-learned"),
+    replace(_but(CLIP, "batch", 64, "clip-b64"), by_steps=True),
+)
+"""The paper's claim, the queue against in-batch CLIP, and what else could explain it: the key towers, a fixed
+temperature, a batch of 16. They are trained for all of N with all seeds, before the others."""
+
+ARMS: tuple[Arm, ...] = (
+    *DECISIVE,
+    _but(BASE, "batch", 8, "moco-b8"),
+    _but(CLIP, "batch", 8, "clip-b8"),
+    _but(BASE, "batch", 64, "moco-b64"),
     _without_keys("siglip"),
     _but(BASE, "objective", "albef", "albef"),
-    *(_but(BASE, "batch", b, f"moco-b{b}") for b in (8, 32, 64)),
-    *(_but(CLIP, "batch", b, f"clip-b{b}") for b in (8, 32, 64)),
-    *(_but(BASE, "queue", k, f"moco-k{k}") for k in (0, 256, 4096)),
-    *(_but(BASE, "momentum", m, f"moco-m{m:g}") for m in (0.0, 0.9, 0.999)),
-    _but(BASE, "see", "whole", "moco-whole"),
-    _but(CLIP, "see", "whole", "clip-whole"),
+    _but(BASE, "queue", 4096, "moco-k4096"),
+    *(_but(BASE, "momentum", m, f"moco-m{m:g}") for m in (0.0, 0.999)),
     _but(BASE, "shuffled", True, "shuffled"),
     replace(CLIP, name="single-tower", objective="matching", base=BASE.name, factor="objective"),
 )
 """The arms of `make study`."""
 
 BASES = (BASE.name, CLIP.name)
-"""Those from which all others differ in one factor: in some plans they alone are trained for all of N."""
+"""Those from which all others differ in one factor."""
 
-CLAIMED = (*BASES, "moco-b8", "clip-b8")
-"""Those of the paper's claim, the queue against in-batch CLIP at small batches: all their seeds are done first."""
+QUICK = ("moco", "clip", "moco-k0")
+"""The arms of `make study QUICK=1`."""
 
-QUICK = ("moco", "clip", "moco-k0", "shuffled", "single-tower")
-"""Those of `make study QUICK=1`."""
+
+_SIGHTS: tuple[tuple[Input, str], ...] = (("whole", "whole"), ("pixels", "cnn"))
 
 
 def full() -> tuple[Arm, ...]:
-    """The arms of `make study-full`: ARMS, the whole grid of batch, queue and momentum, and a CNN from scratch."""
+    """The arms of `make study-full`: ARMS, the whole picture alone, the whole grid of batch, queue and momentum, and a
+    CNN from scratch."""
     known = {_identity(arm) for arm in ARMS}
     grid = [
         Arm(f"moco-b{b}-k{k}-m{m:g}", batch=b, queue=k, momentum=m, base="grid")
         for b, k, m in product((8, 16, 32, 64), (0, 256, 1024, 4096), (0.0, 0.9, 0.99, 0.999))
     ]
-    scratch = (_but(BASE, "see", "pixels", "moco-cnn"), _but(CLIP, "see", "pixels", "clip-cnn"))
-    return (*ARMS, *scratch, *(arm for arm in grid if _identity(arm) not in known))
+    seen = [_but(base, "see", see, f"{base.name}-{name}") for see, name in _SIGHTS for base in (BASE, CLIP)]
+    clips = [_but(CLIP, "batch", 32, "clip-b32")]
+    return (*ARMS, *seen, *clips, *(arm for arm in grid if _identity(arm) not in known))
 
 
 def _identity(arm: Arm) -> Arm:
-    return replace(arm, name="", base="", factor="")
+    return replace(arm, name="", base="", factor="", by_steps=False)
 
 
 def differing(arm: Arm, other: Arm) -> list[str]:
     """Fields in which two arms train differently. Queue and momentum are no difference where one arm can have none."""
-    unknown = {"name", "base", "factor", *(() if arm.has_keys and other.has_keys else ("queue", "momentum"))}
+    unknown = {"name", "base", "factor", "by_steps"}
+    if not (arm.has_keys and other.has_keys):
+        unknown |= {"queue", "momentum"}
     return [f.name for f in fields(Arm) if f.name not in unknown and getattr(arm, f.name) != getattr(other, f.name)]
 
 
@@ -127,7 +158,7 @@ def chosen(names: Sequence[str], arms: Sequence[Arm]) -> list[Arm]:
     return [arm for arm in arms if arm.name in names]
 
 
-def config_of(arm: Arm, temperature: float, seed: int, vocabulary: int) -> Config:
+def config_of(arm: Arm, setting: Setting, seed: int, vocabulary: int) -> Config:
     """The arm as a training configuration: `starter` at the study's sizes, on MobileNetV2. Raises ConfigError."""
     recipe = starter()
     image = replace(recipe.image, backbone="torchvision/mobilenet_v2", weights="", frozen_stages=19)
@@ -147,10 +178,11 @@ def config_of(arm: Arm, temperature: float, seed: int, vocabulary: int) -> Confi
         queue_size=max(arm.queue, 1),  # of no queue one slot is left, which stays empty (trial.py)
         in_batch_keys=arm.has_keys and arm.queue == 0,
         momentum=arm.momentum,
-        temperature=temperature,
+        temperature=setting.temperature,
+        learn_temperature=arm.learned,
         feature_dim=WIDTH,
     )
-    optim = replace(recipe.optim, lr=LEARNING_RATE, lr_batch=16, lr_scaling="sqrt", schedule="constant")
+    optim = replace(recipe.optim, lr=setting.rate, lr_batch=16, lr_scaling="sqrt", schedule="constant")
     optim = replace(optim, warmup_samples=WARMUP, warmup_share=0.0)
     run = replace(recipe.run, batch_size=arm.batch, recompute="nothing", device="cpu")
     named = replace(recipe, recipe="study", seed=seed)

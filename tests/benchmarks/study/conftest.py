@@ -107,7 +107,7 @@ def plan(*arms: str, seeds: tuple[int, ...] = (0, 1), samples: int = 320, **chan
     from tests.benchmarks.study.runs import Plan
 
     styles = tuple(s for s in STYLES if s.package.rpartition("/")[2] in _PARTS)
-    base = Plan("test", tuple(chosen(arms, full())), samples, seeds, (0.07,), 0, photos=0, scenes=0, styles=styles)
+    base = Plan("test", tuple(chosen(arms, full())), samples, seeds, 0, photos=0, scenes=0, styles=styles)
     return replace(base, **changes)
 
 

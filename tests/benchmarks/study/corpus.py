@@ -1,15 +1,15 @@
 """Pictures and texts of the study as tensors: what a run trains on, and the galleries on which it is measured.
 
 A training pair is a drawing of a training style and a text of its emoji, drawn anew in every epoch: half of the time
-its name, else its name and one of its keywords. (With keywords alone, which many emoji share, the queue had learnt
-next to nothing after 600 steps, and after 3,000 R@1 was 1.4.) Which pair comes at which place follows from the seed
-alone, so every arm sees the same pairs in the same order, whatever its batch.
+its name, else its name and one of its keywords, or as another of CAPTIONS says. Which pair comes at which place
+follows from the seed alone, so every arm sees the same pairs in the same order, whatever its batch.
 
     gallery      drawings                                        texts
     style        val styles, one gallery each                    names of the training emoji that the style draws
     names        training styles, emoji held out (val)           their names
     train        one training style, training emoji              their names
     dev          the dev style                                   names of the training emoji that it draws
+    dev_names    training styles, emoji held out (dev)           their names
 
 Two drawings of one emoji, and two texts with one name, are false negatives for each other: they have the same id, and
 are masked in every arm alike.
@@ -43,6 +43,8 @@ _COMMA = "，"
 """Between name and keyword; no name has one."""
 
 Ids = npt.NDArray[np.int64]
+Captions = Literal["half", "name", "keyword"]
+"""Text of a training pair: the name, half of the time with a keyword after it; the name alone; name and keyword."""
 Input = Literal["regions", "whole", "pixels"]
 """What a run's image tower sees: features of grid and whole picture, of the whole picture alone, or small pictures."""
 
@@ -71,13 +73,19 @@ class Gallery:
     pictures: Pictures
     emoji_M: Ids
 
+    def by_style(self) -> list[Gallery]:
+        """The gallery of each style alone: one drawing of each name."""
+        return [Gallery(self.name, own, np.unique(own.emoji_N)) for own in _by_style(self.pictures)]
+
 
 class Corpus:
     """All pictures and texts. The order of `emoji` and `styles` gives both their numbers."""
 
-    def __init__(self, emoji: Sequence[Emoji], styles: Sequence[StyleFeatures]) -> None:
+    def __init__(self, emoji: Sequence[Emoji], styles: Sequence[StyleFeatures], *, dev_names: bool = True) -> None:
+        """Without `dev_names` they are trained on too: for what chooses no setting on them."""
         self.emoji, self.styles = tuple(emoji), tuple(styles)
-        self.part = tuple(part_of(e.code) for e in self.emoji)
+        parts = (part_of(e.code) for e in self.emoji)
+        self.part = tuple(part if dev_names or part == "val" else "train" for part in parts)
         number = {e.code: i for i, e in enumerate(self.emoji)}
         drawn = [
             (s, r, number[code])
@@ -114,7 +122,9 @@ class Corpus:
             ("names", self.select("val", "train")),
             ("train", seen.take(np.flatnonzero(seen.style_N == largest).astype(np.int64))),
             *(("dev", one) for one in _by_style(self.select("train", "dev"))),
+            ("dev_names", self.select("dev", "train")),
         ]
+        named = [(name, pictures) for name, pictures in named if len(pictures)]
         return tuple(Gallery(name, pictures, np.unique(pictures.emoji_N)) for name, pictures in named)
 
     def batch(self, pictures: Pictures, texts: Sequence[str], see: Input = "regions") -> Batch:
@@ -176,9 +186,10 @@ def cell_boxes(columns: int) -> Tensor:
 class Stream:
     """The training pairs in the order of one seed: entry g is the same pair for every arm."""
 
-    def __init__(self, corpus: Corpus, seed: int, *, shuffled: bool = False) -> None:
+    def __init__(self, corpus: Corpus, seed: int, *, shuffled: bool = False, captions: Captions = "half") -> None:
         """`shuffled` gives every picture the texts of another picture's emoji, once and for all."""
         self._corpus, self._seed = corpus, seed
+        self._names_alone = {"half": 0.5, "name": 1.0, "keyword": 0.0}[captions]
         self.pictures = corpus.select("train", "train")
         self._order = Order([len(self.pictures)], seed, 1)
         told = self.pictures.emoji_N
@@ -198,9 +209,10 @@ class Stream:
     def _text(self, epoch: int, row: int) -> str:
         emoji: Emoji = self._corpus.emoji[self._told_N[row]]
         draw = float(self._draws(epoch)[row])
-        if draw < 0.5 or not emoji.keywords:
+        if draw < self._names_alone or not emoji.keywords:
             return emoji.name
-        return f"{emoji.name}{_COMMA}{emoji.keywords[int((draw - 0.5) * 2 * len(emoji.keywords))]}"
+        place = (draw - self._names_alone) / (1 - self._names_alone)
+        return f"{emoji.name}{_COMMA}{emoji.keywords[int(place * len(emoji.keywords))]}"
 
     @lru_cache(maxsize=4)  # noqa: B019  lives as long as its run
     def _draws(self, epoch: int) -> npt.NDArray[np.float64]:

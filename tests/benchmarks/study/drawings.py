@@ -5,7 +5,7 @@ Chinese text that nobody wrote for us. Names are those of Unicode's CLDR as `emo
 icon sets of Iconify, one JSON file of SVG bodies per style. Packages are fetched by npm and kept.
 
     train   Noto, Noto v1 ("blobs"), OpenMoji, Twemoji, Firefox OS, Streamline
-    dev     EmojiOne        temperature and length of every arm are chosen on it
+    dev     EmojiOne        settings and length of every arm are chosen on it, and on dev names (split.py)
     val     Fluent          both of its forms (flat and shaded): what is reported as unseen style
 
 A style's family is held out as a whole. Flags are left out: they look the same in every style. Skin tones are left

@@ -77,7 +77,7 @@ def _do(job: tuple[Study, str, int]) -> Outcome:
     known = curation.known(study.out / "loop", key, seed)
     if known is not None:
         return known
-    inputs = Inputs.of(load_corpus(study.out, study.weights, study.plan.styles))
+    inputs = Inputs.of(load_corpus(study.out, study.weights, study.plan.styles, False))
     return record(study.out / "loop", inputs, key, seed)
 
 

@@ -13,15 +13,29 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tests.benchmarks.study import real, regions
 from tests.benchmarks.study.arms import BASES, Arm
 from tests.benchmarks.study.charts import Series, curves, forest
 from tests.benchmarks.study.drawings import NAMES, Part, raster, read_emoji
-from tests.benchmarks.study.results import CLAIMS, HEADLINES, Figures, Words, gather, judge, r1, statement
-from tests.benchmarks.study.runs import Study, drawings_of, load_corpus, tarballs_of
-from tests.benchmarks.study.trial import SMALL_GALLERY
+from tests.benchmarks.study.records import Records, records_of
+from tests.benchmarks.study.results import (
+    CLAIMS,
+    HEADLINES,
+    SHORT,
+    Families,
+    Figures,
+    Words,
+    controls,
+    judge,
+    r1,
+    statement,
+    too_short,
+)
+from tests.benchmarks.study.runs import Study, drawings_of, tarballs_of
+from tests.benchmarks.study.trial import SMALL_GALLERY, dev
 from training.errors import InputError
 from training.evaluation import page
 
@@ -32,11 +46,16 @@ _SHOWN = ("1f43c", "1f681", "1f349", "1f9d1-200d-1f680", "1f984", "1f9ef")
 """Emoji in the strip of examples, as far as they are drawn."""
 
 _CHARTS: tuple[tuple[Words, Words, tuple[str, ...]], ...] = (
-    (("Objective", "目标函数"), ("batch 16", "批大小 16"), ("moco", "clip", "siglip", "albef", "moco-k0")),
+    (
+        ("Is it the queue?", "是队列的作用吗？"),
+        ("batch 16 and 64", "批大小 16 和 64"),
+        ("moco", "moco-k0", "clip", "clip-learned", "clip-b64"),
+    ),
+    (("Objective", "目标函数"), ("batch 16", "批大小 16"), ("moco", "clip", "siglip", "albef")),
     (
         ("Batch", "批大小"),
         ("queue against in-batch CLIP", "队列与批内 CLIP"),
-        ("moco-b8", "moco", "moco-b64", "clip-b8", "clip", "clip-b64"),
+        ("moco-b8", "moco", "moco-b64", "clip-b8", "clip"),
     ),
     (
         ("Queue", "队列长度"),
@@ -55,12 +74,15 @@ _COLOURS = {"moco": 0, "clip": 1}
 _LABELS: dict[str, Words] = {
     "moco": ("queue (moco)", "队列（moco）"),
     "clip": ("in-batch CLIP", "批内 CLIP"),
+    "moco-k0": ("key towers, no queue (K = 0)", "动量塔，没有队列（K = 0）"),
+    "clip-learned": ("CLIP, learned temperature", "CLIP，可学习的温度"),
+    "clip-b64": ("CLIP, batch 64", "CLIP，批大小 64"),
     "siglip": ("SigLIP", "SigLIP"),
     "albef": ("soft targets (albef)", "软目标（albef）"),
     "moco-whole": ("queue, whole picture", "队列，整图"),
     "clip-whole": ("CLIP, whole picture", "CLIP，整图"),
     "shuffled": ("control: shuffled pairs", "对照：打乱的图文对"),
-    "single-tower": ("single tower (matching)", "单塔（匹配）"),
+    "single-tower": ("single tower, matching loss alone", "单塔，只有匹配损失"),
     "moco-cnn": ("queue, CNN from scratch", "队列，从零训练的 CNN"),
     "clip-cnn": ("CLIP, CNN from scratch", "CLIP，从零训练的 CNN"),
 }
@@ -69,15 +91,14 @@ _HEADS: tuple[Words, ...] = (
     ("arm", "组"),
     ("unseen styles, equal samples", "没见过的画风，样本数相等"),
     ("unseen styles, equal compute", "没见过的画风，计算量相等"),
+    ("unseen styles, equal steps", "没见过的画风，步数相等"),
     ("unseen names", "没见过的名称"),
     ("train style", "训练画风"),
     (f"of {SMALL_GALLERY} candidates", f"{SMALL_GALLERY} 个候选"),
-    ("T", "温度"),
-    ("length, samples", "长度，样本数相等"),
-    ("length, compute", "长度，计算量相等"),
+    ("T, rate", "温度，学习率"),
+    ("length, samples", "长度，样本数"),
     ("operations a sample", "每样本运算量"),
     ("ms a step", "每步毫秒"),
-    ("seconds", "秒"),
     ("seeds", "种子"),
 )
 
@@ -103,9 +124,7 @@ def label(arm: Arm) -> Words:
     kind = ("queue", "队列") if arm.objective == "moco" else ("CLIP", "CLIP")
     differs = {"batch": f"B={arm.batch}", "queue": f"K={arm.queue:,}", "momentum": f"m={arm.momentum:g}"}
     if arm.factor in differs:
-        alone = arm.factor == "queue" and not arm.queue
-        note = (", in-batch keys only", "，只用批内键") if alone else ("", "")
-        return f"{kind[0]}, {differs[arm.factor]}{note[0]}", f"{kind[1]}，{differs[arm.factor]}{note[1]}"
+        return f"{kind[0]}, {differs[arm.factor]}", f"{kind[1]}，{differs[arm.factor]}"
     return f"{kind[0]}, {', '.join(differs.values())}", f"{kind[1]}，{'，'.join(differs.values())}"
 
 
@@ -119,10 +138,11 @@ class _Row:
 
 
 def write_page(study: Study) -> Path:
-    """Make the page of a study from its records; returns its path. Raises InputError if its packages are not there."""
+    """Make the page of a study from its records, or where it has none from those of the repository; returns its path.
+    Raises InputError where there are neither."""
     import jinja2
 
-    figures = gather(study.plan.arms, study.trials)
+    records = records_of(study)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -133,50 +153,89 @@ def write_page(study: Study) -> Path:
     path = study.folder / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".index.html.{os.getpid()}")
-    new.write_text(template.render(**_content(study, figures)), encoding="utf-8")
+    new.write_text(template.render(**_content(study, records)), encoding="utf-8")
     new.replace(path)
     return path
 
 
-def _content(study: Study, figures: Mapping[str, Figures]) -> dict[str, Any]:
+def _content(study: Study, records: Records) -> dict[str, Any]:
     import markupsafe
 
-    verdicts = [judge(claim, figures) for claim in CLAIMS]
+    figures, short = records.figures(), study.plan.samples < SHORT
+    verdicts = [] if short else [judge(claim, figures, records.families) for claim in CLAIMS]
     judged = [v for v in verdicts if v.gain is not None]
     # The axis is that of the large galleries: what reaches further is cut, with an arrow.
     wide = [abs(v.gain.mean) for v in judged if v.gain is not None and not v.claim.gallery.endswith("_small")]
     most = max(wide, default=0.01) * 1.6 + 0.005
-    corpus = load_corpus(study.out, study.weights, study.plan.styles)
-    galleries = [(g.name, len(g.pictures), len(g.emoji_M)) for g in corpus.galleries]
-    chance = {name: 1 / names for name, _, names in galleries}
-    planned = sum(len(study.seeds(arm)) for arm in study.plan.arms)
+    styles = {
+        name: [names for other, _, names in records.galleries if other == name] for name, _, _ in records.galleries
+    }
+    chance = {name: fmean(1 / names for names in own) for name, own in styles.items()}
+    planned = sum(len(study.plan.seeds_of(arm)) for arm in study.plan.arms)
+    jobs = study.region_jobs()
     return {
-        "statements": _statements(figures),
+        "statements": [too_short(study.plan.samples)] if short else _statements(figures, records.families),
+        "settings": _settings(records),
+        "lasts": _lasts(study, figures),
         "heads": _HEADS,
         "run_heads": _RUN_HEADS,
         "verdicts": [(v, markupsafe.Markup(forest(v.gain, most)) if v.gain and v.gain.n > 1 else "") for v in judged],
         "charts": _charts(study, figures, chance.get("style")),
-        "rows": [_row(f, n, n < study.plan.samples_of(f.arm)) for f in figures.values() for n in _lengths(study, f)],
+        "rows": [_row(f, n, n < f.samples) for f in figures.values() for n in _lengths(f, figures)],
         "runs": [_run(f, trial) for f in figures.values() for trial in f.trials],
-        "search": _search(figures, galleries),
+        "search": _search(figures, records.galleries),
         "strip": _strip(study),
         "styles": study.plan.styles,
-        "galleries": galleries,
-        "training": len(corpus.select("train", "train")),
+        "chance": chance,
+        "training": records.training,
         "done": sum(len(f.trials) for f in figures.values()),
         "planned": planned,
         "plan": study.plan,
         "lengths": sorted({study.plan.samples_of(arm) for arm in study.plan.arms}, reverse=True),
-        "packages": sorted(path.name for path in tarballs_of(study.out).values()),
+        "packages": records.packages,
         "small": SMALL_GALLERY,
-        "sections": [real.content(), regions.content(study.sources(), study.region_jobs())],
+        "sections": [
+            real.content(),
+            regions.content(study.sources(), jobs) if any(job.record() for job in jobs) else None,
+        ],
     }
 
 
-def _statements(figures: Mapping[str, Figures]) -> list[Words]:
-    """The paper's claim at batch 16, and at the smaller batch where it has been run."""
-    judged = {batch: [judge(claim, figures) for claim in claims] for batch, claims in HEADLINES.items()}
-    return [statement(batch, found) for batch, found in judged.items() if batch == 16 or found[0].gain is not None]
+def _statements(figures: Mapping[str, Figures], families: Families) -> list[Words]:
+    """The paper's claim at batch 16, its controls, and the claim at the smaller batch, where they have been run."""
+    judged = {batch: [judge(claim, figures, families) for claim in claims] for batch, claims in HEADLINES.items()}
+    said = [statement(batch, found) for batch, found in judged.items() if batch == 16 or found[0].gain is not None]
+    of_queue = controls(figures, families)
+    return said if of_queue is None else [said[0], of_queue, *said[1:]]
+
+
+def _settings(records: Records) -> list[tuple[Words, str, str, str, str]]:
+    """(arm, captions, T, rate, figure on dev) of each run that chose a setting."""
+    arms = {arm.name: arm for arm in records.plan.arms}
+    return [
+        (label(arms[name]), s.captions, f"{s.temperature:g}", f"{s.rate:g}", _percent(figure))
+        for name, s, figure in records.tried
+        if name in arms
+    ]
+
+
+def _lasts(study: Study, figures: Mapping[str, Figures]) -> list[Words]:
+    """Whether dev alone would choose a shorter N than the plan's, with each base's figures."""
+    longest = [f.chosen("samples") == f.samples for name, f in figures.items() if name in BASES]
+    said: list[Words] = [
+        ("Dev alone would not choose a shorter one", "只看 dev 也不会选更短的")
+        if all(longest)
+        else ("Dev alone would choose a shorter one", "只看 dev 会选更短的")
+    ]
+    for name in BASES:
+        if name in figures and figures[name].samples == study.plan.samples:
+            f, lengths = figures[name], [p.samples for p in figures[name].trials[0].points]
+            ends = [n for n in lengths if n <= f.samples][-3:]
+            means = [(n, sum(dev(p) for t in f.trials for p in t.points if p.samples == n)) for n in ends]
+            row = ", ".join(f"{100 * total / len(f.trials):.1f}" for _, total in means)
+            at, own = ", ".join(f"{n:,}" for n in ends), label(f.arm)
+            said.append((f"{own[0]}: {row} after {at} samples", f"{own[1]}：{at} 个样本后 {row}"))
+    return said
 
 
 @dataclass(frozen=True)
@@ -220,10 +279,9 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _lengths(study: Study, f: Figures) -> list[int]:
+def _lengths(f: Figures, figures: Mapping[str, Figures]) -> list[int]:
     """N at which an arm has a row: its own, and of a base also that of the arms which are compared with it."""
-    others = {study.plan.samples_of(arm) for arm in study.plan.arms}
-    return sorted({f.samples} | (others if f.arm.name in BASES else set()), reverse=True)
+    return sorted({f.samples} | ({g.samples for g in figures.values()} if f.arm.name in BASES else set()), reverse=True)
 
 
 def _row(f: Figures, samples: int, again: bool) -> _Row:
@@ -243,19 +301,24 @@ def _row(f: Figures, samples: int, again: bool) -> _Row:
         (
             cell("style"),
             cell("style", "compute"),
+            cell("style", "steps") if f.arm.by_steps else "",
             cell("names"),
             cell("train"),
             cell("style_small"),
-            f"{first.temperature:g}" if f.arm.tempered else "–",
+            f"{_temperature(f.arm, first.setting.temperature)}, {1e4 * first.setting.rate:g}e-4",
             f"{f.chosen('samples', samples):,}",
-            f"{f.chosen('compute', samples):,}",
             f"{1 / first.ratio:.2f}",
             f"{f.step_ms:.1f}",
-            f"{f.seconds('samples', samples):.0f}",
             str(len(f.trials)),
         ),
         not f.arm.base,
     )
+
+
+def _temperature(arm: Arm, chosen: float) -> str:
+    if arm.tempered:
+        return f"{chosen:g}"
+    return "learned" if arm.learned else "–"
 
 
 def _run(f: Figures, trial: Any) -> tuple[Words, tuple[str, ...]]:
@@ -289,8 +352,11 @@ def _search(figures: Mapping[str, Figures], galleries: Sequence[tuple[str, int, 
 
 
 def _strip(study: Study) -> list[tuple[str, str, list[tuple[str, Part, str]]]]:
-    """A few emoji in all styles: (name, keywords, [(style, part, data URI)])."""
-    drawings, rows = drawings_of(study.out), []
+    """A few emoji in all styles: (name, keywords, [(style, part, data URI)]); none without the packages."""
+    try:
+        drawings, rows = drawings_of(study.out), list[tuple[str, str, list[tuple[str, Part, str]]]]()
+    except InputError:
+        return []
     icons = {style: drawings.codes(style) for style in study.plan.styles}
     known = {emoji.code: emoji for emoji in read_emoji(tarballs_of(study.out)[NAMES])}
     for code in _SHOWN:

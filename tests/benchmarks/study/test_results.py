@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from tests.benchmarks.study.arms import ARMS, chosen
-from tests.benchmarks.study.results import HEADLINES, Claim, Figures, judge, statement
-from tests.benchmarks.study.trial import Point, Trial
+from tests.benchmarks.study.arms import ARMS, Setting, chosen
+from tests.benchmarks.study.results import BUDGETS, HEADLINES, Claim, Figures, judge, statement
+from tests.benchmarks.study.trial import Point, Trial, packed
 
 
 def trial(arm: str, seed: int, style: Sequence[float], dev: Sequence[float] | None = None, ratio: float = 1.0) -> Trial:
@@ -20,12 +21,13 @@ def trial(arm: str, seed: int, style: Sequence[float], dev: Sequence[float] | No
             1000 * (i + 1),
             1.0 * (i + 1),
             0.5,
-            {"style": s, "dev": d, "style_small": s},
-            {"style": s, "dev": d, "style_small": s},
+            {"style": s, "dev": d, "dev_names": d, "style_small": s},
+            {"style": s, "dev": d, "dev_names": d, "style_small": s},
+            {},
         )
         for i, (s, d) in enumerate(zip(style, dev, strict=True))
     ]
-    return Trial(arm, seed, 0.07, 3000, ratio, 9.0, tuple(points), {"pairs": 64.0, "seconds": 0.001})
+    return Trial(arm, seed, Setting(), 3000, ratio, 9.0, tuple(points), {"pairs": 64.0, "seconds": 0.001})
 
 
 def figures(name: str, *trials: Trial) -> Figures:
@@ -86,3 +88,28 @@ def test_arms_of_unlike_lengths_are_compared_at_the_shorter_one():
     verdict = judge(Claim(("x", "x"), "moco", "siglip"), found)
     assert (verdict.ours, verdict.theirs) == (pytest.approx(0.2), pytest.approx(0.16))
     assert longer.by_seed("style")[0] == 0.9, "at its own length"
+
+
+def test_a_gain_of_all_seeds_on_one_name_alone_is_not_shown():
+    """Seeds agree, so Student's interval is narrow; the bootstrap over families sees that one of four names gains."""
+    families = {"style": [[0, 1, 2, 3]]}
+
+    def arm(name, found):
+        trials = [trial(name, seed, [sum(found) / 4 + seed / 1000]) for seed in range(3)]
+        text = packed(np.array([found, found], bool))
+        pointed = [replace(t, points=tuple(replace(p, hits={"style": [text]}) for p in t.points)) for t in trials]
+        return figures(name, *(replace(t, samples=1000) for t in pointed))
+
+    found = {"moco": arm("moco", [1, 1, 0, 0]), "clip": arm("clip", [0, 1, 0, 0])}
+    claim = Claim(("x", "x"), "moco", "clip")
+    assert judge(claim, found).state == "holds"
+    wide = judge(claim, found, families)
+    assert wide.state == "not shown"
+    assert wide.gain is not None
+    assert wide.gain.mean == pytest.approx(0.25)
+    assert wide.gain.high >= 0.5
+
+
+def test_equal_steps_of_a_larger_batch_are_as_many_samples_more():
+    large = figures("clip-b64", *(replace(trial("clip-b64", s, [0.1, 0.2, 0.3, 0.4]), samples=1000) for s in range(2)))
+    assert [large.chosen(budget) for budget in BUDGETS] == [1000, 1000, 4000]

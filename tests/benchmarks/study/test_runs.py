@@ -75,26 +75,30 @@ def test_two_processes_find_the_figures_of_one(make_study: Any) -> None:
 
 
 @pytest.mark.drill(5)
-def test_a_temperature_is_chosen_by_short_runs_on_the_dev_style(make_study: Any) -> None:
-    study = make_study("clip", samples=64, seeds=(0,), temperatures=(0.03, 5.0), tuning=480)
+def test_a_temperature_is_chosen_by_short_runs_on_dev_styles_and_dev_names(make_study: Any) -> None:
+    study = make_study(
+        "clip", samples=64, seeds=(0,), captions=("name",), temperatures=(0.03, 5.0), rates=(5e-4,), tuning=480
+    )
     (arm,) = study.plan.arms
-    assert study.temperature(arm) is None
+    assert study.choice(arm)[1]
     assert study.reported(arm) == []
     assert go_on(study, 1, float("inf"))
-    tuned = {name for name in records(study) if "tuning" in name}
-    assert tuned == {"clip.tuning.t0.03.json", "clip.tuning.t5.json"}
-    points = {name: json.loads(records(study)[name].read_text())["trial"]["points"][-1] for name in tuned}
-    reached = {float(name.split(".t")[-1][:-5]): p["i2t"]["dev"] + p["t2i"]["dev"] for name, p in points.items()}
-    best = study.temperature(arm)
-    assert best is not None
+    tuned = {
+        name: json.loads(path.read_text()) for name, path in records(study).items() if name.startswith("clip.tuning")
+    }
+    assert tuned.keys() == {f"clip.tuning.name.t{t:g}.r0.0005.json" for t in (0.03, 0.07, 5.0)}
+    del tuned["clip.tuning.name.t0.07.r0.0005.json"]  # it chose the captions
+    points = {record["trial"]["setting"]["temperature"]: record["trial"]["points"][-1] for record in tuned.values()}
+    reached = {t: sum(p[way][g] for way in ("i2t", "t2i") for g in ("dev", "dev_names")) for t, p in points.items()}
+    best = study.choice(arm)[0].temperature
     assert reached[best] == max(reached.values()) > min(reached.values())
-    assert f"clip.seed0.t{best:g}.json" in records(study)
-    # Which is the best is the records' word alone: with other figures it is the other one.
+    assert f"clip.seed0.name.t{best:g}.r0.0005.json" in records(study)
+    # Which is the best is the records' word alone, dev names among them: with other figures it is the other one.
     other = next(t for t in reached if t != best)
-    record = json.loads(records(study)[f"clip.tuning.t{other:g}.json"].read_text())
-    record["trial"]["points"][-1]["i2t"]["dev"] = 1.5
-    records(study)[f"clip.tuning.t{other:g}.json"].write_text(json.dumps(record))
-    assert study.temperature(arm) == other
+    name = f"clip.tuning.name.t{other:g}.r0.0005.json"
+    tuned[name]["trial"]["points"][-1]["i2t"]["dev_names"] = 4.5
+    records(study)[name].write_text(json.dumps(tuned[name]))
+    assert study.choice(arm)[0].temperature == other
 
 
 @pytest.mark.drill(3)

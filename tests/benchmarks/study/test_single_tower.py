@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tests.benchmarks.study.arms import ARMS, chosen, config_of
+from tests.benchmarks.study.arms import ARMS, Setting, chosen, config_of
 from tests.benchmarks.study.corpus import Corpus
 from tests.benchmarks.study.single_tower import SingleTower
 from tests.benchmarks.study.trial import smaller
@@ -14,7 +14,7 @@ ARM = chosen(["single-tower"], ARMS)[0]
 
 
 def test_scores_are_those_of_each_pair_alone(corpus: Corpus) -> None:
-    tower = SingleTower(config_of(ARM, 0.07, 0, len(corpus.tokenizer.vocabulary)))
+    tower = SingleTower(config_of(ARM, Setting(), 0, len(corpus.tokenizer.vocabulary)))
     gallery = smaller(corpus.galleries[0], 5)
     scores_NM, names_MM = tower.scores(corpus, gallery)
     assert (names_MM == np.eye(5)).all()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.benchmarks.study.arms import ARMS, BASE, chosen, config_of, full
+from tests.benchmarks.study.arms import ARMS, BASE, Setting, chosen, config_of, full
 from tests.benchmarks.study.corpus import Corpus, Stream
-from tests.benchmarks.study.trial import Trial, TwoTowers, build_model, run
+from tests.benchmarks.study.trial import Trial, TwoTowers, build_model, packed, run, unpacked
 
 
 def _arm(name):
@@ -16,24 +19,24 @@ def _arm(name):
 
 @pytest.mark.drill(2)
 def test_arms_of_a_seed_begin_with_the_same_weights():
-    base = build_model(config_of(BASE, 0.07, 0, 90)).state_dict()
+    base = build_model(config_of(BASE, Setting(), 0, 90)).state_dict()
     for arm in ARMS:
         if arm.objective == "matching":
             continue
-        other = build_model(config_of(arm, 0.03, 0, 90)).state_dict()
+        other = build_model(config_of(arm, Setting(temperature=0.03), 0, 90)).state_dict()
         towers = [name for name in other if name.startswith(("image_query", "text_query", "image_key", "text_key"))]
         assert len(towers) > 20
         assert all(torch.equal(other[name], base[name]) for name in towers), arm.name
-    again = build_model(config_of(BASE, 0.07, 1, 90)).state_dict()
+    again = build_model(config_of(BASE, Setting(), 1, 90)).state_dict()
     assert not torch.equal(again["image_query.trunk.project.weight"], base["image_query.trunk.project.weight"])
 
 
 @pytest.mark.drill(8)
 @pytest.mark.parametrize("name", ["moco", "clip", "single-tower"])
 def test_the_same_seed_gives_the_same_figures(corpus: Corpus, name: str) -> None:
-    first, again = (run(_arm(name), 4, 0.07, 160, corpus) for _ in range(2))
+    first, again = (run(_arm(name), 4, Setting(), 160, corpus) for _ in range(2))
     assert _figures(first) == _figures(again)
-    other = run(_arm(name), 5, 0.07, 160, corpus, dev_only=True).points[-1]
+    other = run(_arm(name), 5, Setting(), 160, corpus, dev_only=True).points[-1]
     same = next(point for point in first.points if point.samples == other.samples == 160)
     assert (other.loss, other.i2t) != (same.loss, {name: same.i2t[name] for name in other.i2t})
 
@@ -44,7 +47,7 @@ def _figures(trial: Trial) -> list[object]:
 
 @pytest.mark.drill(15)
 def test_training_learns_and_shuffled_pairs_teach_nothing(corpus: Corpus) -> None:
-    learnt, shuffled = (run(_arm(name), 0, 0.07, 2400, corpus).points[-1] for name in ("moco", "shuffled"))
+    learnt, shuffled = (run(_arm(name), 0, Setting(), 2400, corpus).points[-1] for name in ("moco", "shuffled"))
     chance = 1 / len(next(g for g in corpus.galleries if g.name == "style").emoji_M)
     assert learnt.i2t["style"] > 0.5
     assert shuffled.i2t["style"] < 8 * chance
@@ -56,7 +59,7 @@ def test_without_a_queue_the_only_negatives_are_the_batch(corpus: Corpus) -> Non
     """The loss of an arm with K = 0 is that of the batch's keys, worked out here by hand."""
     arm = _arm("moco-k0")
     stream = Stream(corpus, 0)
-    towers = TwoTowers(arm, config_of(arm, 0.07, 0, len(corpus.tokenizer.vocabulary)), stream)
+    towers = TwoTowers(arm, config_of(arm, Setting(), 0, len(corpus.tokenizer.vocabulary)), stream)
     for number in range(3):
         towers.step(stream.batch(16 * number, 16), number, 16 * number)
     towers.model.eval()
@@ -79,9 +82,33 @@ def test_without_a_queue_the_only_negatives_are_the_batch(corpus: Corpus) -> Non
 
 @pytest.mark.drill(5)
 def test_a_cheaper_arm_goes_on_to_equal_compute(corpus: Corpus) -> None:
-    clip = run(_arm("clip"), 0, 0.07, 320, corpus)
+    clip = run(_arm("clip"), 0, Setting(), 320, corpus)
     assert 1.2 < clip.ratio < 1.6  # key towers cost a forward beside the forward and backward of the query towers
     assert clip.points[-1].samples == pytest.approx(320 * clip.ratio, abs=16)
     assert any(p.samples == 320 for p in clip.points)
-    moco = run(BASE, 0, 0.07, 320, corpus)
+    moco = run(BASE, 0, Setting(), 320, corpus)
     assert (moco.ratio, moco.points[-1].samples) == (1.0, 320)
+
+
+@pytest.mark.drill(5)
+def test_a_larger_batch_goes_on_to_equal_steps(corpus: Corpus) -> None:
+    clip = run(_arm("clip-b64"), 0, Setting(), 320, corpus)
+    assert clip.points[-1].samples == 4 * 320
+    assert any(p.samples == 320 for p in clip.points)
+
+
+@given(st.integers(1, 70), st.data())
+def test_hits_are_packed_and_unpacked(names: int, data: st.DataObject) -> None:
+    hits = np.array(data.draw(st.lists(st.booleans(), min_size=2 * names, max_size=2 * names))).reshape(2, names)
+    assert (unpacked(packed(hits), names) == hits).all()
+
+
+@pytest.mark.drill(2)
+def test_the_figures_are_those_of_the_hits(corpus: Corpus) -> None:
+    point = run(_arm("clip"), 1, Setting(), 160, corpus).points[-1]
+    for name, texts in point.hits.items():
+        (gallery,) = (g for g in corpus.galleries if g.name == name)
+        styles = gallery.by_style()
+        both = np.mean([unpacked(t, len(s.emoji_M)).mean(1) for t, s in zip(texts, styles, strict=True)], axis=0)
+        assert (point.i2t[name], point.t2i[name]) == pytest.approx(tuple(both))
+    assert set(point.hits) == {"style", "names"}

@@ -1,4 +1,4 @@
-"""One run: one arm, one seed, one temperature, and what it reaches on every gallery at each point of its length.
+"""One run: one arm, one seed, one setting, and what it reaches on every gallery at each point of its length.
 
 Everything that trains is the project's own: `BriVL` with its losses, queues and key towers, `backward`, the optimiser
 and its rates. Only the frozen backbone is replaced by what it returned for the same pictures (features.py). Weights
@@ -11,12 +11,14 @@ chosen afterwards, and one run serves equal samples and equal compute: it goes o
     equal samples   N samples for every arm
     equal compute   N samples for the base arm, and for another one as many as cost the same floating-point operations:
                     trained towers forward and backward, key towers forward (training/run/flops.py), and similarities
+    equal steps     an arm of a larger batch may go on to as many steps as the base arm takes for N samples
 
 Limits: one thread. Batch norms there are none, except in the CNN from scratch.
 """
 
 from __future__ import annotations
 
+import base64
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -26,15 +28,16 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks.study.arms import BASE, Arm, config_of
+from tests.benchmarks.study.arms import BASE, Arm, Setting, config_of
 from tests.benchmarks.study.corpus import Corpus, Gallery, Input, Stream
 from training.config import Config
 from training.data.order import seed_of
 from training.evaluation.hits import Captions, Features
-from training.evaluation.retrieval import figures, rank
+from training.evaluation.retrieval import rank
 from training.moco import BriVL
 from training.records import Batch
 from training.run.flops import Meter, forward_flops
@@ -42,7 +45,11 @@ from training.run.optimizer import batch_factor, build_optimizer, schedule
 from training.run.step import backward
 
 POINTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
-"""Shares of N at which a run is measured, beside where equal compute ends: a measurement takes as long as 100 steps."""
+"""Shares of N at which a run is measured, beside the ends of equal compute and equal steps: a measurement takes as long
+as 100 steps."""
+
+POINTS_OF_STEPS = (1 / 2, 3 / 4, 1.0)
+"""The same of the samples of equal steps."""
 
 POINTS_OF_PAIRS = (1 / 4, 1 / 2, 1.0)
 """The same of a single tower, which needs longer to be measured than to be trained."""
@@ -52,16 +59,26 @@ SMALL_GALLERY = 64
 
 _AT_ONCE = 512
 
+REPORTED = ("style", "names")
+"""Galleries whose hits are kept one by one, for intervals over names and styles."""
+
+DEV = ("dev", "dev_names")
+"""Galleries on which everything is chosen: the mean of both."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Progress of a run after `samples`: R@1 both ways by gallery, in [0, 1], and the seconds trained so far."""
+    """Progress of a run after `samples`: R@1 both ways by gallery, in [0, 1], and the seconds trained so far.
+
+    `hits`: of a reported gallery and for each style, whether each name's drawing and name find each other (`packed`).
+    """
 
     samples: int
     seconds: float
     loss: float
     i2t: dict[str, float]
     t2i: dict[str, float]
+    hits: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +87,7 @@ class Trial:
 
     arm: str
     seed: int
-    temperature: float
+    setting: Setting
     samples: int
     ratio: float
     step_ms: float
@@ -84,7 +101,15 @@ class Trial:
     @staticmethod
     def of_json(values: dict[str, Any]) -> Trial:
         """The inverse of `to_json`. Raises KeyError or TypeError on another object."""
-        return Trial(**{**values, "points": tuple(Point(**point) for point in values["points"])})
+        points = tuple(Point(**point) for point in values["points"])
+        return Trial(**{**values, "points": points, "setting": Setting(**values["setting"])})
+
+
+def dev(point: Point) -> float:
+    """The figure by which everything is chosen: R@1 both ways, mean of dev styles and dev names; of a single tower, on
+    smaller galleries."""
+    names = [name if name in point.i2t else f"{name}_small" for name in DEV]
+    return sum(point.i2t[name] + point.t2i[name] for name in names) / (2 * len(names))
 
 
 class Learner(Protocol):
@@ -181,19 +206,19 @@ def learner_of(arm: Arm, config: Config, stream: Stream) -> Learner:
 def run(
     arm: Arm,
     seed: int,
-    temperature: float,
+    setting: Setting,
     samples: int,
     corpus: Corpus,
     *,
     dev_only: bool = False,
 ) -> Trial:
-    """Train an arm on N = `samples` samples, or on as many as equal compute allows where that is more.
+    """Train an arm on N = `samples` samples, or on as many as equal compute or equal steps allow where that is more.
 
-    `dev_only` measures the dev style only, and ends at N: for choosing a temperature. The same arguments give the same
-    trial, its times aside.
+    `dev_only` measures on dev alone, and ends at N (or at equal steps): for choosing a setting. The same arguments give
+    the same trial, its times aside.
     """
     with one_thread():
-        return _run(arm, seed, temperature, samples, corpus, dev_only)
+        return _run(arm, seed, setting, samples, corpus, dev_only)
 
 
 @contextmanager
@@ -207,11 +232,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run(arm: Arm, seed: int, temperature: float, samples: int, corpus: Corpus, dev_only: bool) -> Trial:
-    config = config_of(arm, temperature, seed, len(corpus.tokenizer.vocabulary))
+def _run(arm: Arm, seed: int, setting: Setting, samples: int, corpus: Corpus, dev_only: bool) -> Trial:
+    config = config_of(arm, setting, seed, len(corpus.tokenizer.vocabulary))
     ratio = 1.0 if dev_only else compute_ratio(arm, len(corpus.tokenizer.vocabulary))
     ends = _ends(arm, samples, ratio, dev_only)
-    stream = Stream(corpus, seed, shuffled=arm.shuffled)
+    stream = Stream(corpus, seed, shuffled=arm.shuffled, captions=setting.captions)
     learner = learner_of(arm, config, stream)
     points, losses, seconds, number = [], [], 0.0, 0
     for end in ends:
@@ -221,55 +246,77 @@ def _run(arm: Arm, seed: int, temperature: float, samples: int, corpus: Corpus, 
             losses.append(learner.step(stream.batch(position, arm.batch, arm.see), number, position))
             number += 1
         seconds += time.process_time() - began
-        i2t, t2i = measure(learner, corpus, arm, dev_only=dev_only)
-        points.append(Point(number * arm.batch, round(seconds, 3), float(np.mean(losses[-100:])), i2t, t2i))
+        found = measure(learner, corpus, arm, dev_only=dev_only)
+        points.append(Point(number * arm.batch, round(seconds, 3), float(np.mean(losses[-100:])), *found))
     search = {} if dev_only else cost_of_search(learner, corpus)
     step_ms = 1000 * seconds / number
-    return Trial(arm.name, seed, temperature, samples, ratio, step_ms, tuple(points), search)
+    return Trial(arm.name, seed, setting, samples, ratio, step_ms, tuple(points), search)
 
 
 def _ends(arm: Arm, samples: int, ratio: float, dev_only: bool) -> list[int]:
-    """Steps at which a run is measured; N and the samples of equal compute are among them."""
+    """Steps at which a run is measured; N and the samples of equal compute and equal steps are among them."""
     points = POINTS_OF_PAIRS if arm.objective == "matching" else POINTS
-    at = {samples} if dev_only else {samples * ratio, *(samples * share for share in points)}
+    at = {samples * arm.reach}
+    if not dev_only:
+        at |= {samples * ratio, *(samples * share for share in points)}
+        at |= {samples * arm.reach * share for share in POINTS_OF_STEPS if arm.by_steps}
     return sorted({max(1, round(x / arm.batch)) for x in at})
 
 
 def measure(
     learner: Learner, corpus: Corpus, arm: Arm, *, dev_only: bool = False
-) -> tuple[dict[str, float], dict[str, float]]:
-    """R@1 from drawing to name and from name to drawing, by gallery; of several with one name the mean.
+) -> tuple[dict[str, float], dict[str, float], dict[str, list[str]]]:
+    """R@1 from drawing to name and from name to drawing, by gallery, and the hits of reported ones. Each style is
+    searched alone; of several with one name the mean.
 
     Each gallery also has a smaller one, `NAME_small`, the only one on which a single tower is measured.
     """
     i2t: dict[str, list[float]] = {}
     t2i: dict[str, list[float]] = {}
+    kept: dict[str, list[str]] = {}
     for gallery in corpus.galleries:
-        if dev_only and gallery.name != "dev":
+        if dev_only and gallery.name not in DEV:
             continue
-        parts = {gallery.name + "_small": smaller(gallery)}
+        styles = gallery.by_style()
+        parts = [(gallery.name + "_small", smaller(styles[0]))]
         if arm.objective != "matching":
-            parts[gallery.name] = gallery
-        for name, part in parts.items():
-            found = _retrieval(*learner.scores(corpus, part), part)
-            i2t.setdefault(name, []).append(found[0])
-            t2i.setdefault(name, []).append(found[1])
-    return {k: float(np.mean(v)) for k, v in i2t.items()}, {k: float(np.mean(v)) for k, v in t2i.items()}
+            parts += [(gallery.name, one) for one in styles]
+        for name, part in parts:
+            hits_2M = _hits(*learner.scores(corpus, part), part)
+            i2t.setdefault(name, []).append(float(hits_2M[0].mean()))
+            t2i.setdefault(name, []).append(float(hits_2M[1].mean()))
+            if name in REPORTED:
+                kept.setdefault(name, []).append(packed(hits_2M))
+    return _means(i2t), _means(t2i), kept
+
+
+def _means(figures: dict[str, list[float]]) -> dict[str, float]:
+    return {name: float(np.mean(values)) for name, values in figures.items()}
 
 
 def smaller(gallery: Gallery, most: int = SMALL_GALLERY) -> Gallery:
-    """One drawing of each of `most` emoji of a gallery, drawn once and for all."""
-    drawn = np.random.default_rng(0).permutation(gallery.emoji_M)[:most]
-    first = [int(np.flatnonzero(gallery.pictures.emoji_N == emoji)[0]) for emoji in np.sort(drawn)]
-    return Gallery(gallery.name, gallery.pictures.take(np.array(first, np.int64)), np.sort(drawn))
+    """`most` emoji of the gallery of one style, drawn once and for all."""
+    drawn = np.sort(np.random.default_rng(0).permutation(gallery.emoji_M)[:most])
+    return Gallery(gallery.name, gallery.pictures.take(np.flatnonzero(np.isin(gallery.pictures.emoji_N, drawn))), drawn)
 
 
-def _retrieval(image_ND: Features, text_MD: Features, gallery: Gallery) -> tuple[float, float]:
-    column = {int(emoji): m for m, emoji in enumerate(gallery.emoji_M)}
-    text_P = np.array([column[int(emoji)] for emoji in gallery.pictures.emoji_N], np.int64)
-    hits = Captions(len(gallery.pictures), len(gallery.emoji_M), np.arange(len(text_P)), text_P)
-    found = figures(rank(image_ND, text_MD, hits))
-    return found.image_to_text.recall[1], found.text_to_image.recall[1]
+def _hits(image_ND: Features, text_MD: Features, gallery: Gallery) -> npt.NDArray[np.bool_]:
+    """[2, M] of the gallery of one style: whether the drawing of each name finds it, and whether the name finds it."""
+    column_N = np.searchsorted(gallery.emoji_M, gallery.pictures.emoji_N)
+    hits = Captions(len(gallery.pictures), len(gallery.emoji_M), np.arange(len(column_N)), column_N)
+    ranks = rank(image_ND, text_MD, hits)
+    return np.stack([ranks.image_N[np.argsort(column_N)] == 1, ranks.text_M == 1])
+
+
+def packed(hits_2M: npt.NDArray[np.bool_]) -> str:
+    """Hits as text: bits in base 64, first all of one way."""
+    return base64.b64encode(np.packbits(hits_2M.reshape(-1)).tobytes()).decode()
+
+
+def unpacked(text: str, names: int) -> npt.NDArray[np.bool_]:
+    """The inverse of `packed`: [2, names]."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=2 * names)
+    return bits.reshape(2, names).astype(bool)
 
 
 # --- what it costs
@@ -286,7 +333,7 @@ def sample_flops(arm: Arm, vocabulary: int) -> float:
 @lru_cache(maxsize=256)
 def _sample_flops(objective: Any, batch: int, queue: int, see: Any, vocabulary: int) -> float:
     arm = Arm("", objective, batch, queue, see=see)
-    config = config_of(arm, 0.07, 0, vocabulary)
+    config = config_of(arm, Setting(), 0, vocabulary)
     if objective == "matching":
         from tests.benchmarks.study.single_tower import sample_flops as of_single
 
