@@ -71,9 +71,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """What is imported and collected stays: the garbage collector need not look through it a hundred times."""
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """What is imported and collected stays: the garbage collector need not look through it a hundred times.
+
+    Each process of pytest-xdist begins with another file: to rewrite the asserts of all files is half of a first
+    collection, and so each process does its share and finds the others' in the cache.
+    """
     gc.disable()
+    worker, folders = getattr(session.config, "workerinput", None), [Path(own) for own in session.config.args]
+    if worker and all(folder.is_dir() for folder in folders):
+        files = sorted(file for folder in folders for file in folder.rglob("test_*.py"))
+        begin = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+        session.config.args = list(map(str, files[begin:] + files[:begin]))
     try:
         return (yield)
     finally:
@@ -93,7 +102,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             for mark in item.iter_markers("timeout"):
                 limit[item.path] = max(limit[item.path], mark.args[0] or math.inf)
-        items.sort(key=lambda item: (-limit[item.path], -slow[item.path]))
+        items.sort(key=lambda item: (-limit[item.path], -slow[item.path], item.path))
     if config.option.share:
         chosen = shares.of(items, config.option.share)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])

@@ -111,20 +111,20 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Raylets:
-    """A Ray of two raylets with a CPU each, by `ray start`, that knows nothing of this process. nodes: their ids."""
+class Raylet:
+    """A Ray with two CPUs, by `ray start`, that knows nothing of this process. pid: of its node."""
 
     address: str
-    nodes: tuple[int, ...]
+    pid: int
     forks: Forks
 
     def run(self, *words: object) -> Said:
         """A command of wenlan-train on two workers, in a process of its own on a machine of the cluster."""
         return Said.of(self.forks(_COMMAND, self.address, *words))
 
-    def actors(self, node: int) -> list[int]:
-        """Processes of a node that embed."""
-        return [p for p, title in descendants(self.nodes[node]).items() if title.startswith(b"ray::_Embedding")]
+    def actors(self) -> list[int]:
+        """Processes that embed."""
+        return [p for p, title in descendants(self.pid).items() if title.startswith(b"ray::_Embedding")]
 
 
 def environment() -> dict[str, str]:
@@ -133,35 +133,35 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def raylets() -> Iterator[Raylets]:
+def raylet() -> Iterator[Raylet]:
     folder = Path(tempfile.mkdtemp(prefix="wr"))  # short: a socket's path holds 107 bytes
-    port, *free = free_ports(7)
-    head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(folder)]
-    nodes = environment() | {"RAY_ADDRESS": f"127.0.0.1:{port}"}  # else workers look for a Ray among all processes
-    started: list[subprocess.Popen[bytes]] = []
+    port, *free = free_ports(4)
+    words = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--port", str(port)]
+    words += ["--include-dashboard", "false", "--temp-dir", str(folder), "--block", "--disable-usage-stats"]
+    names = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
+    words += [f"--{name}={own}" for name, own in zip(names, free, strict=True)]
+    words += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000"]
+    words += ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--num-gpus=0"]
+    log = folder / "start.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            words,
+            env=environment() | {"RAY_ADDRESS": f"127.0.0.1:{port}"},  # else workers look for one among all processes
+            stdout=out,
+            stderr=out,
+        )
     try:
-        for number, words in enumerate((head, ["--address", f"127.0.0.1:{port}"])):
-            names = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
-            own = [f"--{name}={free[3 * number + at]}" for at, name in enumerate(names)]
-            own += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000"]
-            own += ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=0", "--block", "--disable-usage-stats"]
-            log = folder / f"{number}.log"
-            with log.open("wb") as out:
-                program = [str(Path(sys.executable).with_name("ray")), "start", *words, *own]
-                started.append(subprocess.Popen(program, env=nodes, stdout=out, stderr=out))
-            process = started[-1]
-            wait_until(lambda: b"Ray runtime started" in log.read_bytes() or process.poll() is not None, "a raylet")  # noqa: B023
-            assert process.poll() is None, log.read_text()[-2000:]
+        wait_until(lambda: b"Ray runtime started" in log.read_bytes() or process.poll() is not None, "a raylet")
+        assert process.poll() is None, log.read_text()[-2000:]
         forks = Forks(_IMPORTS, folder, environment())
-        yield Raylets(f"127.0.0.1:{port}", tuple(process.pid for process in started), forks)
+        yield Raylet(f"127.0.0.1:{port}", process.pid, forks)
         forks.close()
     finally:
-        below = [pid for process in started[::-1] for pid in (*descendants(process.pid), process.pid)]
+        below = [*descendants(process.pid), process.pid]
         for pid in below:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for process in started:
-            process.wait(30)
+        process.wait(240)
         wait_until(lambda: not [pid for pid in below if Path(f"/proc/{pid}").exists()], "the end of Ray")
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -174,20 +174,20 @@ FIT = ("fit", "--recipe", "tiny", "--set", "run.epochs=1")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_training_on_ray_workers_is_the_same_loop(
-    raylets: Raylets, make_shards: Callable[..., Path], tmp_path: Path
+    raylet: Raylet, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
-    said = raylets.run(*FIT, "--data", make_shards(train=(16,)), "--out", tmp_path / "run")
+    said = raylet.run(*FIT, "--data", make_shards(train=(16,)), "--out", tmp_path / "run")
     assert said.code == 0, said.lines
     assert (said.result["world_size"], said.result["steps"]) == (2, 2)
 
 
 @pytest.mark.drill(30)
 def test_training_on_ray_workers_gives_the_same_errors(
-    raylets: Raylets, make_shards: Callable[..., Path], tmp_path: Path
+    raylet: Raylet, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
     manifest = make_shards(train=(16,))
     (manifest.parent / "train-000000.tar").write_bytes(b"")
-    said = raylets.run(*FIT, "--data", manifest, "--out", tmp_path / "run")
+    said = raylet.run(*FIT, "--data", manifest, "--out", tmp_path / "run")
     assert said.code == 1
     assert said.result["ok"] is False
     lines = [line for line in said.lines if "train-000000.tar: 0 bytes, the manifest says" in line]
@@ -205,7 +205,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.drill(40)
 def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_leaves(
-    raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
+    raylet: Raylet, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
     manifest = make_shards(train=(30, 27), val=(3,), damage={4: b"\xff\xd8junk"})
     inputs, cache = Inputs(data=(str(manifest),), cache=str(tmp_path / "cache")), tmp_path / "cache"
@@ -223,9 +223,9 @@ def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_l
     words = ("--data", manifest, "--index", tmp_path / "ray", "--cache", cache, "--part-rows", 1)
     command = ThreadPoolExecutor(1)
     for _ in range(5):
-        running = command.submit(raylets.run, "embed", checkpoint_with_moved_keys, *words)
-        wait_until(lambda: bool(raylets.actors(1)) or running.done(), "an actor on the second node")  # noqa: B023
-        actors = raylets.actors(1)
+        running = command.submit(raylet.run, "embed", checkpoint_with_moved_keys, *words)
+        wait_until(lambda: len(raylet.actors()) == 2 or running.done(), "two actors")  # noqa: B023
+        actors = raylet.actors()
         wait_until(lambda: bool(committed()) or running.done(), "a part")  # noqa: B023
         if not running.done():
             break
@@ -246,12 +246,12 @@ def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_l
 
 @pytest.mark.drill(10)
 def test_an_error_of_ours_on_an_actor_is_the_same_line_here(
-    raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
+    raylet: Raylet, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
     manifest = make_shards(train=(4,))
     tar = manifest.parent / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:2048])
-    said = raylets.run("embed", checkpoint_with_moved_keys, "--data", manifest, "--index", tmp_path / "i")
+    said = raylet.run("embed", checkpoint_with_moved_keys, "--data", manifest, "--index", tmp_path / "i")
     assert said.code == 1, said.lines
     assert re.fullmatch(r"[^\n]*train-000000.tar: [^\n]*", said.result["error"])
     assert [line for line in said.lines if line.startswith("wenlan-train: ")], said.lines
