@@ -121,8 +121,8 @@ def _model_of(config: Config) -> str:
 @lru_cache(maxsize=16)
 def _curve(model: str, modality: Modality, most: int, has_keys: bool) -> Any:
     """Coefficients, highest first, of a sample's operations by its number of parts, through query and key tower."""
-    counts = _counts(model, modality, most)  # a key tower is one more forward of the trunk
-    return np.polyfit(list(counts), [rest + trunk * (1 + has_keys) for trunk, rest in counts.values()], len(counts) - 1)
+    counts = _counts(model, modality, most)
+    return np.polyfit(list(counts), [query + key * has_keys for key, query in counts.values()], len(counts) - 1)
 
 
 @lru_cache(maxsize=16)
@@ -136,15 +136,18 @@ def _counts(model: str, modality: Modality, most: int) -> dict[int, tuple[int, i
 
 
 def _count(tower: Tower, sample: Batch) -> tuple[int, int]:
-    """Operations of a forward of the trunk; of the prefix and the trunk's backward."""
+    """Operations of the key tower, which is the trunk in eval and sees every patch; of the query tower, both ways."""
     with torch.no_grad(), _counter() as of_prefix:
         prefix = tower.prefix(sample)
-    with _counter() as forward:
+    tower.trunk.eval()
+    with _counter() as of_key:  # with gradients, else torch's own encoder takes a path that is not counted
+        tower.trunk(prefix, sample)
+    tower.trunk.train()
+    with _counter() as of_query:
         features_BD = tower.trunk(prefix, sample)
-    with _counter() as backward:
         if not tower.frozen:
             features_BD.sum().backward()
-    return forward.get_total_flops(), of_prefix.get_total_flops() + backward.get_total_flops()
+    return of_key.get_total_flops(), of_prefix.get_total_flops() + of_query.get_total_flops()
 
 
 def _tower(config: Config, modality: Modality) -> Tower:

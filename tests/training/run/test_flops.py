@@ -65,6 +65,23 @@ def test_a_frozen_tower_has_no_backward() -> None:
     assert whole - frozen == pytest.approx(2 * text["tower"], rel=0.1), "gradients of weights and of inputs"
 
 
+@pytest.mark.slow
+def test_key_towers_compute_the_patches_that_the_query_tower_leaves_out() -> None:
+    words = ('image.backbone_options={"num_hidden_layers": 2, "patch_size": 16}', "text.backbone_layers=1")
+    (moco, less), (clip, less_clip) = (
+        [
+            Meter(
+                resolve("two_towers", [*words, f"moco.objective={objective}", f"image.patch_dropout={share}"]),
+                torch.device("cpu"),
+            ).step_flops(1, 1, 16)
+            for share in (0, 0.5)
+        ]
+        for objective in ("moco", "clip")
+    )
+    assert less - less_clip == pytest.approx(moco - clip, rel=1e-6)
+    assert less_clip < 0.7 * clip
+
+
 @pytest.mark.drill(2)
 def test_recomputing_is_no_progress() -> None:
     plain, again = (
