@@ -34,13 +34,13 @@ import torch
 from torch import Tensor
 
 from data_specs.shard import Split
-from tests.benchmarks.study.arms import BASE, Arm, Setting, config_of
+from tests.benchmarks.study.arms import Arm, Setting, config_of
 from tests.benchmarks.study.corpus import Input, cell_boxes
 from tests.benchmarks.study.features import SIDE, Backbone, weights_id
 from tests.benchmarks.study.paired import Interval, difference, interval
 from tests.benchmarks.study.results import Words
 from tests.benchmarks.study.scenes import Source
-from tests.benchmarks.study.trial import TwoTowers, one_thread, sample_flops
+from tests.benchmarks.study.trial import TwoTowers, compute_ratio, one_thread
 from training.config import Config
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
@@ -224,7 +224,7 @@ def _train(job: Job, *splits: Half) -> Run:
     stream = _Order(train, job.sight, job.seed)
     began = time.process_time()
     towers = TwoTowers(arm, config, stream)
-    shares = {*POINTS, *(() if arm.has_keys else (_ratio(arm, config.text.vocab_size),))}
+    shares = {*POINTS, *(() if arm.has_keys else (compute_ratio(arm, config.text.vocab_size),))}
     ends = [max(1, round(job.samples * share / arm.batch)) for share in sorted(shares)]
     some = Half(train.regions_NRC[: len(val)], train.rest.rows(0, len(val)))
     number, figures_of = 0, []
@@ -247,11 +247,6 @@ def _train(job: Job, *splits: Half) -> Run:
         pairs=(len(train), len(dev), len(val)),
         seconds=round(time.process_time() - began, 3),
     )
-
-
-def _ratio(arm: Arm, vocabulary: int) -> float:
-    """Samples of an arm that cost as much as one of the queue, by the sizes of the first question."""
-    return sample_flops(replace(BASE, see=arm.see), vocabulary) / sample_flops(arm, vocabulary)
 
 
 def _measure(towers: TwoTowers, half: Half, sight: Sight) -> dict[int, float]:

@@ -20,6 +20,10 @@ def test_no_held_out_emoji_and_no_held_out_style_is_trained_on(corpus: Corpus) -
     assert families[1]
     assert not families[0] & families[1]
     assert all(part_of(corpus.emoji[e].code) == "val" for e in names.emoji_M)
+    chosen_on = next(g for g in corpus.galleries if g.name == "dev_names")
+    assert len(chosen_on.emoji_M)
+    assert all(part_of(corpus.emoji[e].code) == "dev" for e in chosen_on.emoji_M)
+    assert not {family(corpus.emoji[e].code) for e in chosen_on.emoji_M} & (families[0] | families[1])
 
 
 def test_batches_of_any_size_are_cut_from_one_stream(corpus: Corpus) -> None:

@@ -95,6 +95,8 @@ def test_a_larger_batch_goes_on_to_equal_steps(corpus: Corpus) -> None:
     clip = run(_arm("clip-b64"), 0, Setting(), 320, corpus)
     assert clip.points[-1].samples == 4 * 320
     assert any(p.samples == 320 for p in clip.points)
+    (tuned,) = run(_arm("clip-b64"), 0, Setting(), 320, corpus, dev_only=True).points
+    assert tuned.samples == 4 * 320
 
 
 @given(st.integers(1, 70), st.data())

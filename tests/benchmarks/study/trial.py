@@ -48,8 +48,8 @@ POINTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Shares of N at which a run is measured, beside the ends of equal compute and equal steps: a measurement takes as long
 as 100 steps."""
 
-POINTS_OF_STEPS = (1 / 2, 3 / 4, 1.0)
-"""The same of the samples of equal steps."""
+POINTS_OF_STEPS = (1 / 2, 3 / 4)
+"""The same of the samples of equal steps, beside their end."""
 
 POINTS_OF_PAIRS = (1 / 4, 1 / 2, 1.0)
 """The same of a single tower, which needs longer to be measured than to be trained."""
