@@ -45,7 +45,9 @@ def test_filters_with_counts_and_chips(visit: Visit) -> None:
         await visitor.said("score", "0.9")
         await visitor.settled()
         assert visitor.asked()[-1]["filters"]["min_score"] == 0.9
-        await visitor.shows("#chosen li", "Closeness: Of unrelated picture–text pairs, only 1 in 10 is this close.")
+        await visitor.shows(
+            "#chosen li", "wiki", "Closeness: Of unrelated picture–text pairs, only 1 in 10 is this close.", "Clear all"
+        )
 
     visit(work)
 
