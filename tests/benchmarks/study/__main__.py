@@ -2,7 +2,7 @@
 
     run [--plan quick|hour|full] [--minutes M]    go on where the last run ended, then make the page
     page [--plan ...]                             make the page from the records that are there, or the repository's
-    record [--plan ...]                           write the records of the runs into the repository
+    record [--plan ...]                           add the records of the runs to the repository's
 
 Limits: works in the current folder, which must be the root of a checkout (the demo's command fetches the packages).
 """
@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from tests.benchmarks.study.arms import chosen
     from tests.benchmarks.study.page import write_page
-    from tests.benchmarks.study.records import COMMITTED, collect, save
+    from tests.benchmarks.study.records import COMMITTED, add
     from tests.benchmarks.study.runs import PLANS, Study, go_on, prepare
 
     began = time.monotonic()
@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         plan = replace(plan, seeds=plan.seeds[: options.seeds])
     study = Study(plan, options.out)
     if options.command == "record":
-        save(collect(whole), COMMITTED)
+        add(whole, COMMITTED)
         return 0
     if options.command == "run":
         prepare(study, options.jobs)

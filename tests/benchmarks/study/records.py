@@ -67,6 +67,26 @@ def collect(study: Study) -> Records:
     )
 
 
+def add(study: Study, path: Path) -> None:
+    """Add the runs of a study to the records of a file; a run that was done again replaces its record. Raises
+    InputError where they were not made of the same packages and galleries, or differ in the setting of an arm."""
+    known, own = load(path), collect(study)
+    if _made_of(known) != _made_of(own):
+        raise InputError(str(path), "not added: its runs have other packages, galleries or sizes")
+    trials = {}
+    for arm in {**known.trials, **own.trials}:
+        by_seed = {t.seed: t for records in (known, own) for t in records.trials.get(arm, ())}
+        trials[arm] = [by_seed[seed] for seed in sorted(by_seed)]
+        if len({(t.setting, t.samples) for t in trials[arm]}) > 1:
+            raise InputError(str(path), f"not added: its runs of {arm} have another setting; do all seeds again")
+    tried = {(arm, setting): figure for records in (known, own) for arm, setting, figure in records.tried}
+    save(replace(own, tried=tuple((*run, figure) for run, figure in tried.items()), trials=trials), path)
+
+
+def _made_of(records: Records) -> tuple[object, ...]:
+    return records.plan.name, records.training, records.packages, records.galleries, records.families
+
+
 def _families(corpus: Corpus) -> dict[str, list[list[int]]]:
     number: dict[str, int] = {}
     found: dict[str, list[list[int]]] = {}
