@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from tests.benchmarks.study.arms import chosen
     from tests.benchmarks.study.page import write_page
-    from tests.benchmarks.study.records import COMMITTED, add
+    from tests.benchmarks.study.records import COMMITTED, add, collect
     from tests.benchmarks.study.runs import PLANS, Study, go_on, prepare
 
     began = time.monotonic()
@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         plan = replace(plan, seeds=plan.seeds[: options.seeds])
     study = Study(plan, options.out)
     if options.command == "record":
-        add(whole, COMMITTED)
+        add(collect(whole), COMMITTED)
         return 0
     if options.command == "run":
         prepare(study, options.jobs)

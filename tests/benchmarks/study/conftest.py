@@ -158,4 +158,4 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     manifest = write_shards(tmp_path, train=(24,), dev=(8,), val=(8,), detector="grid-1")
-    return Source("howtocook", ("HowToCook", "HowToCook"), ("photos", "照片"), manifest)
+    return Source("howtocook", manifest)

@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tests.benchmarks.study import real, regions
 from tests.benchmarks.study.arms import BASES, Arm
 from tests.benchmarks.study.charts import Series, curves, forest
 from tests.benchmarks.study.drawings import NAMES, Part, raster, read_emoji
@@ -35,6 +34,7 @@ from tests.benchmarks.study.results import (
     too_short,
 )
 from tests.benchmarks.study.runs import Study, drawings_of, tarballs_of
+from tests.benchmarks.study.sections import sections
 from tests.benchmarks.study.trial import SMALL_GALLERY, dev
 from training.errors import InputError
 from training.evaluation import page
@@ -162,6 +162,7 @@ def _content(study: Study, records: Records) -> dict[str, Any]:
     import markupsafe
 
     figures, short = records.figures(), study.plan.samples < SHORT
+    shown = sections(records.pairs, records.datasets)
     verdicts = [] if short else [judge(claim, figures, records.families) for claim in CLAIMS]
     judged = [v for v in verdicts if v.gain is not None]
     # The axis is that of the large galleries: what reaches further is cut, with an arrow.
@@ -172,9 +173,11 @@ def _content(study: Study, records: Records) -> dict[str, Any]:
     }
     chance = {name: fmean(1 / names for names in own) for name, own in styles.items()}
     planned = sum(len(study.plan.seeds_of(arm)) for arm in study.plan.arms)
-    jobs = study.region_jobs()
     return {
-        "statements": [too_short(study.plan.samples)] if short else _statements(figures, records.families),
+        "statements": [
+            *([too_short(study.plan.samples)] if short else _statements(figures, records.families)),
+            *(section["answer"] for section in shown if section["answer"][0]),
+        ],
         "settings": _settings(records),
         "lasts": _lasts(study, figures),
         "heads": _HEADS,
@@ -190,14 +193,12 @@ def _content(study: Study, records: Records) -> dict[str, Any]:
         "training": records.training,
         "done": sum(len(f.trials) for f in figures.values()),
         "planned": planned,
+        "without": [label(arm) for arm in study.plan.arms if arm.name not in figures],
         "plan": study.plan,
         "lengths": sorted({study.plan.samples_of(arm) for arm in study.plan.arms}, reverse=True),
         "packages": records.packages,
         "small": SMALL_GALLERY,
-        "sections": [
-            real.content(),
-            regions.content(study.sources(), jobs) if any(job.record() for job in jobs) else None,
-        ],
+        "sections": shown,
     }
 
 

@@ -1,10 +1,11 @@
 """Records of a study in one small file, from which its page is made again without training.
 
     {"plan", "training", "packages", "galleries": [[name, pictures, names]], "families": {gallery: [style: [family]]},
-     "tried": [[arm, setting, dev]], "trials": [...]}
+     "tried": [[arm, setting, dev]], "trials": [...],
+     "datasets": {name: {content_digest, ...}}, "pairs": [...]}
 
 `families` numbers the family of each name (split.py), in the order of the hits. Hits are kept at the lengths that are
-compared, so a study of 25 runs is about a hundred kB.
+compared, so a study of 25 runs is about a hundred kB. `pairs` are the runs on datasets of pairs (regions.py, real.py).
 
 Limits: seconds and milliseconds are those of the machine that trained.
 """
@@ -12,18 +13,22 @@ Limits: seconds and milliseconds are those of the machine that trained.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.benchmarks.study.arms import Setting
 from tests.benchmarks.study.corpus import Corpus
+from tests.benchmarks.study.regions import Run, run_of
 from tests.benchmarks.study.results import BUDGETS, Families, Figures, gather
 from tests.benchmarks.study.runs import PLANS, Plan, Study, load_corpus, tarballs_of
+from tests.benchmarks.study.sections import Datasets
 from tests.benchmarks.study.split import family
 from tests.benchmarks.study.trial import REPORTED, Point, Trial, dev
 from training.errors import InputError
+
+A = TypeVar("A", Trial, Run)
 
 COMMITTED = Path(__file__).with_name("records.json")
 """Records that the repository has."""
@@ -40,11 +45,13 @@ class Records:
     galleries: tuple[tuple[str, int, int], ...]
     families: Families
     tried: tuple[tuple[str, Setting, float], ...]
-    trials: Mapping[str, Sequence[Trial]]
+    trials: tuple[Trial, ...]
+    datasets: Datasets
+    pairs: tuple[Run, ...]
 
     def figures(self) -> dict[str, Figures]:
         """Figures of the arms that have runs, by name."""
-        return gather(self.plan.arms, lambda arm: list(self.trials.get(arm.name, ())))
+        return gather(self.plan.arms, lambda arm: [trial for trial in self.trials if trial.arm == arm.name])
 
 
 def collect(study: Study) -> Records:
@@ -56,6 +63,7 @@ def collect(study: Study) -> Records:
             trial = study.trial(task)
             if trial is not None and (row := (task.arm.name, task.setting, dev(trial.points[-1]))) not in tried:
                 tried.append(row)
+    pairs = tuple(run for job in study.region_jobs() if (run := job.record()) is not None)
     return Records(
         study.plan,
         len(corpus.select("train", "train")),
@@ -63,28 +71,48 @@ def collect(study: Study) -> Records:
         tuple((g.name, len(s.pictures), len(s.emoji_M)) for g in corpus.galleries for s in g.by_style()),
         _families(corpus),
         tuple(tried),
-        {arm.name: study.trials(arm) for arm in study.plan.arms},
+        tuple(trial for arm in study.plan.arms for trial in study.trials(arm)),
+        {s.name: s.facts() for s in study.sources() if any(run.source == s.name for run in pairs)},
+        pairs,
     )
 
 
-def add(study: Study, path: Path) -> None:
-    """Add the runs of a study to the records of a file; a run that was done again replaces its record. Raises
-    InputError where they were not made of the same packages and galleries, or differ in the setting of an arm."""
-    known, own = load(path), collect(study)
-    if _made_of(known) != _made_of(own):
-        raise InputError(str(path), "not added: its runs have other packages, galleries or sizes")
-    trials = {}
-    for arm in {**known.trials, **own.trials}:
-        by_seed = {t.seed: t for records in (known, own) for t in records.trials.get(arm, ())}
-        trials[arm] = [by_seed[seed] for seed in sorted(by_seed)]
-        if len({(t.setting, t.samples) for t in trials[arm]}) > 1:
-            raise InputError(str(path), f"not added: its runs of {arm} have another setting; do all seeds again")
-    tried = {(arm, setting): figure for records in (known, own) for arm, setting, figure in records.tried}
-    save(replace(own, tried=tuple((*run, figure) for run, figure in tried.items()), trials=trials), path)
+def add(own: Records, path: Path) -> None:
+    """Add runs to the records of a file; a run that was done again replaces its record. Raises InputError where they
+    were not made of the same packages, galleries and datasets, or differ in the setting of an arm."""
+    known = load(path)
+    datasets = {**known.datasets, **own.datasets}
+    if _made_of(known) != _made_of(own) or datasets != {**own.datasets, **known.datasets}:
+        raise InputError(str(path), "not added: its runs have other packages, galleries, datasets or sizes")
+    joined = replace(
+        own,
+        tried=tuple((*run, dev) for run, dev in {(a, s): dev for a, s, dev in (*known.tried, *own.tried)}.items()),
+        trials=_joined((*known.trials, *own.trials), lambda t: (t.arm,), lambda t: (t.setting, t.samples), path),
+        datasets=datasets,
+        pairs=_joined((*known.pairs, *own.pairs), lambda r: (r.source, r.arm, r.sight), _length_of, path),
+    )
+    save(joined, path)
 
 
 def _made_of(records: Records) -> tuple[object, ...]:
     return records.plan.name, records.training, records.packages, records.galleries, records.families
+
+
+def _length_of(run: Run) -> object:
+    return run.temperature, run.samples
+
+
+def _joined(
+    runs: Sequence[A], name: Callable[[A], tuple[str, ...]], setting: Callable[[A], object], path: Path
+) -> tuple[A, ...]:
+    """Runs by name and seed, the last of each. Raises InputError where those of one name differ in their setting."""
+    by_name: dict[tuple[str, ...], dict[int, A]] = {}
+    for run in runs:
+        by_name.setdefault(name(run), {})[run.seed] = run
+    for of, by_seed in by_name.items():
+        if len(set(map(setting, by_seed.values()))) > 1:
+            raise InputError(str(path), f"not added: its runs of {' '.join(of)} have another setting; do all seeds")
+    return tuple(run for by_seed in by_name.values() for _, run in sorted(by_seed.items()))
 
 
 def _families(corpus: Corpus) -> dict[str, list[list[int]]]:
@@ -109,13 +137,15 @@ def save(records: Records, path: Path) -> None:
         "galleries": records.galleries,
         "families": records.families,
         "tried": [[arm, asdict(setting), round(figure, 5)] for arm, setting, figure in records.tried],
+        "datasets": records.datasets,
     }
-    lines = [f"{json.dumps(key)}: {_line(value)}" for key, value in head.items()]
     runs = []
     for f in figures.values():
         kept = {f.chosen(budget, n) for budget in BUDGETS for n in lengths if n <= f.samples}
         runs += [_line(_compact(trial, kept)) for trial in f.trials]
-    lines.append('"trials": [\n' + ",\n".join(runs) + "\n]")
+    lines = [f"{json.dumps(key)}: {_line(value)}" for key, value in head.items()]
+    pairs = [_line(_rounded(asdict(run))) for run in records.pairs]
+    lines += [f'"{key}": [\n' + ",\n".join(rows) + "\n]" for key, rows in (("trials", runs), ("pairs", pairs))]
     new = path.with_name(f".{path.name}.new")
     new.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
     new.replace(path)
@@ -125,9 +155,6 @@ def load(path: Path) -> Records:
     """Records of a file. Raises InputError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        trials: dict[str, list[Trial]] = {}
-        for trial in map(_whole, values["trials"]):
-            trials.setdefault(trial.arm, []).append(trial)
         return Records(
             PLANS[values["plan"]],
             values["training"],
@@ -135,7 +162,9 @@ def load(path: Path) -> Records:
             tuple((name, pictures, names) for name, pictures, names in values["galleries"]),
             values["families"],
             tuple((arm, Setting(**setting), figure) for arm, setting, figure in values["tried"]),
-            trials,
+            tuple(map(_whole, values["trials"])),
+            values["datasets"],
+            tuple(map(run_of, values["pairs"])),
         )
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(str(path), f"does not hold the records of a study ({e!r})") from None
@@ -143,6 +172,14 @@ def load(path: Path) -> Records:
 
 def _line(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def _compact(trial: Trial, kept: set[int]) -> dict[str, Any]:
@@ -174,10 +211,13 @@ def _whole(values: Mapping[str, Any]) -> Trial:
 
 
 def records_of(study: Study) -> Records:
-    """The study's own records; those of the repository where it has none of its own."""
-    if (study.folder / "trials").is_dir():
-        return collect(study)
-    records = load(COMMITTED)
-    if records.plan.name != study.plan.name:
-        raise InputError(str(study.folder), f"has no runs, and the repository has those of {records.plan.name!r} alone")
-    return replace(records, plan=study.plan)
+    """The study's own records, with those of the repository of other datasets of pairs; where it has none of its own,
+    those of the repository. Raises InputError where they are of another plan."""
+    known = load(COMMITTED)
+    if not (study.folder / "trials").is_dir():
+        if (name := known.plan.name) != study.plan.name:
+            raise InputError(str(study.folder), f"has no runs, and the repository has those of {name!r} alone")
+        return replace(known, plan=study.plan)
+    own = collect(study)
+    others = tuple(run for run in known.pairs if run.source not in own.datasets)
+    return replace(own, datasets={**known.datasets, **own.datasets}, pairs=(*own.pairs, *others))

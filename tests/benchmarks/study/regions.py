@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -37,8 +36,6 @@ from data_specs.shard import Split
 from tests.benchmarks.study.arms import Arm, Setting, config_of
 from tests.benchmarks.study.corpus import Input, cell_boxes
 from tests.benchmarks.study.features import SIDE, Backbone, weights_id
-from tests.benchmarks.study.paired import Interval, difference, interval
-from tests.benchmarks.study.results import Words
 from tests.benchmarks.study.scenes import Source
 from tests.benchmarks.study.trial import TwoTowers, compute_ratio, one_thread
 from training.config import Config
@@ -62,13 +59,6 @@ MAX_TOKENS = 24
 POINTS = (1 / 4, 1 / 2, 3 / 4, 1.0)
 VERSION = 3
 QUEUE = Arm("moco", queue=512)
-
-_SAID: dict[Sight, Words] = {
-    "whole": ("the whole picture", "整图"),
-    "grid": ("the grid’s regions", "网格的区域"),
-    "proposals": ("the detector’s boxes", "检测框"),
-    "things": ("the true boxes", "真实框"),
-}
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,9 @@ class Run:
     together, at each point."""
 
     source: str
+    arm: str
     sight: Sight
+    temperature: float
     seed: int
     samples: tuple[int, ...]
     val: tuple[float, ...]
@@ -236,7 +228,9 @@ def _train(job: Job, *splits: Half) -> Run:
         figures_of.append([_measure(towers, half, job.sight) for half in (val, dev, some)])
     return Run(
         job.source.name,
+        job.arm.name,
         job.sight,
+        job.temperature,
         job.seed,
         tuple(end * arm.batch for end in ends),
         val=tuple(v[1] for v, _, _ in figures_of),
@@ -321,128 +315,3 @@ def _made_of(manifest: Path, weights: Path) -> list[object]:
 def _detectors(manifest: Path) -> list[str]:
     names: list[str] = json.loads(manifest.read_text(encoding="utf-8"))["detectors"]
     return names
-
-
-# --- the page
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the page's table, as text."""
-
-    name: Words
-    r1: str
-    gain: str
-    state: str
-    r10: str
-    train: str
-    n: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """One dataset of the second question on the page."""
-
-    title: Words
-    note: Words
-    rows: tuple[Row, ...]
-    says: tuple[Words, ...]
-
-
-def content(sources: Sequence[Source], jobs: Sequence[Job]) -> dict[str, Any] | None:
-    """Section of the page on the second question; None where nothing of it has been begun."""
-    parts = [_part(source, [job for job in jobs if job.source.name == source.name]) for source in sources]
-    if not parts:
-        return None
-    about = (
-        "The same towers with the queue, on pictures of more than one thing: what does the image tower gain from "
-        "regions, and from a detector’s boxes instead of a grid’s? Val pairs; a hit is any pair of the same text.",
-        "同样的双塔加队列，用不止一样东西的图片：区域给图像塔带来什么？检测框比网格好吗？"
-        "在 val 的图文对上；文本相同的都算命中。",
-    )
-    return {
-        "title": ("Do regions help?", "区域有用吗？"),
-        "what": ("what the image tower sees", "图像塔看到什么"),
-        "against": ("against the whole picture", "与整图之差"),
-        "about": about,
-        "parts": parts,
-    }
-
-
-def _part(source: Source, jobs: Sequence[Job]) -> Part:
-    if source.skipped:
-        return Part(source.title, source.note, (), ((f"Skipped: {source.skipped}.", f"跳过：{source.skipped}。"),))
-    runs = {sight: [run for job in jobs if job.sight == sight and (run := job.record())] for sight in SIGHTS}
-    runs = {sight: done for sight, done in runs.items() if done}
-    if "whole" not in runs:
-        return Part(source.title, source.note, (), (("No runs yet.", "还没有训练。"),))
-    by_seed = {sight: at_best(done, "val") for sight, done in runs.items()}
-    rows = []
-    for sight, done in runs.items():
-        mean = interval(list(by_seed[sight].values()))
-        gain = difference(by_seed[sight], by_seed["whole"]) if sight != "whole" else None
-        rows.append(
-            Row(
-                _SAID[sight],
-                f"{100 * mean.mean:.1f}",
-                signed(gain),
-                STATES[gain.outcome] if gain else "",
-                f"{100 * fmean(at_best(done, 'val10').values()):.1f}",
-                f"{100 * fmean(at_best(done, 'train').values()):.1f}",
-                mean.n,
-            )
-        )
-    train, dev, val = runs["whole"][0].pairs
-    chance, most = f"{100 * runs['whole'][0].chance:.1f}%", source.ceiling()
-    limit = ("", "") if most is None else (f"; a perfect guess {100 * most:.0f}%", f"；完美的猜测 {100 * most:.0f}%")
-    note = (
-        f"{source.note[0]}; {train:,} pairs to train, {dev} dev, {val} val; chance {chance}{limit[0]}",
-        f"{source.note[1]}；训练 {train:,} 对，dev {dev}，val {val}；随机 {chance}{limit[1]}",
-    )
-    return Part(source.title, note, tuple(rows), tuple(_says(by_seed)))
-
-
-STATES = {"above": "holds", "below": "refuted", "open": "not shown"}
-
-_QUESTIONS: tuple[tuple[Sight, Sight], ...] = (
-    ("grid", "whole"),
-    ("proposals", "whole"),
-    ("proposals", "grid"),
-    ("things", "whole"),
-    ("things", "grid"),
-)
-
-
-def _says(by_seed: Mapping[Sight, Mapping[int, float]]) -> list[Words]:
-    """The questions, answered from the intervals."""
-    asked = [(one, other) for one, other in _QUESTIONS if {one, other} <= by_seed.keys()]
-    gains = [(one, other, difference(by_seed[one], by_seed[other])) for one, other in asked]
-    return [verdict(_SAID[one], _SAID[other], gain) for one, other, gain in gains if gain is not None]
-
-
-def verdict(one: Words, other: Words, gain: Interval) -> Words:
-    """The sentence that an interval of one - other implies."""
-    verb, verb_zh = _VERBS[gain.outcome]
-    english = f"{one[0][0].upper()}{one[0][1:]} {verb} {other[0]} ({signed(gain)})."
-    return english, f"{one[1]}{verb_zh}{other[1]}（{signed(gain)}）。"
-
-
-_VERBS: dict[str, Words] = {
-    "above": ("beat", "优于"),
-    "below": ("are worse than", "不如"),
-    "open": ("are not shown to beat", "未显示优于"),
-}
-
-
-def signed(gain: Interval | None) -> str:
-    if gain is None:
-        return ""
-    bounds = f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" if math.isfinite(gain.low) else ""
-    return f"{100 * gain.mean:+.1f}{bounds}"
-
-
-def at_best(runs: Sequence[Run], what: Literal["val", "val10", "train"], most: float = math.inf) -> dict[int, float]:
-    """A figure by seed at the length that is best on dev by the mean over the seeds, of those up to `most` samples."""
-    lengths = [i for i, samples in enumerate(runs[0].samples) if samples <= most]
-    best = max(lengths, key=lambda i: fmean(run.dev[i] for run in runs))
-    return {run.seed: getattr(run, what)[best] for run in runs}

@@ -36,7 +36,7 @@ SHORT = 40_000
 
 State = Literal["holds", "refuted", "not shown", "no runs"]
 
-_STATES: Mapping[str, State] = {"above": "holds", "below": "refuted", "open": "not shown"}
+STATES: Mapping[str, State] = {"above": "holds", "below": "refuted", "open": "not shown"}
 
 
 def r1(point: Point, gallery: str) -> float:
@@ -246,7 +246,7 @@ def judge(claim: Claim, figures: Mapping[str, Figures], families: Families | Non
         hits = [side.hits(claim.gallery, families, claim.budget, samples) for side in sides]
         gain = _wider(gain, hits, families.get(claim.gallery, ()))
     means = (fmean(values[seed] for seed in seeds) for values in (ours, theirs))
-    return Verdict(claim, _STATES[gain.outcome], gain, *means)
+    return Verdict(claim, STATES[gain.outcome], gain, *means)
 
 
 def _wider(gain: Interval, hits: Sequence[Mapping[int, Array]], numbers: Sequence[Sequence[int]]) -> Interval:

@@ -229,7 +229,7 @@ def prepare(study: Study, jobs: int) -> None:
     _write(study.out / _PACKAGES, known)
     for source in study.sources():
         if source.skipped:
-            LOG.info("%s: %s", source.title, source.skipped)
+            LOG.info("%s: %s", source.name, source.skipped)
         elif not source.manifest.is_file():
             LOG.info("building the dataset %s", source.name)
             scenes.make(source, study.plan.scenes)

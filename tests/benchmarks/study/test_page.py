@@ -92,9 +92,12 @@ def test_the_page_shows_a_figure_for_every_run(page_of: Any) -> None:
 def test_a_study_without_runs_shows_the_records_of_the_repository(tmp_path: Path) -> None:
     text = text_of(write_page(Study(PLANS["hour"], tmp_path)))
     records = load(COMMITTED)
-    runs = sum(map(len, records.trials.values()))
+    runs = len(records.trials)
     assert f"{runs} of " in text
     assert "key towers without a queue (K = 0), equal samples" in text
+    assert re.search(r"No runs yet of: +queue, B=8 ; CLIP, B=8", text)
+    answer = text.partition("in-batch CLIP?")[2].partition("are in this page")[0]
+    assert "Real pairs out of packages, 3 seeds: R@1: Towers with the queue are worse than in-batch CLIP" in answer
     with pytest.raises(InputError, match="has no runs, and the repository has those of 'hour' alone"):
         write_page(Study(PLANS["full"], tmp_path))
 

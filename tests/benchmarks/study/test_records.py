@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,41 @@ def test_runs_are_added_to_records_and_a_run_done_again_replaces_its_own(
         return study
 
     save(collect(checkout("first", {("moco", 0): 0.1, ("moco", 1): 0.2, ("clip", 0): 0.3})), path)
-    add(checkout("second", {("moco", 1): 0.4, ("moco", 2): 0.5}), path)
-    kept = {(t.arm, t.seed): t.points[-1].i2t["style"] for runs in load(path).trials.values() for t in runs}
+    add(collect(checkout("second", {("moco", 1): 0.4, ("moco", 2): 0.5})), path)
+    kept = {(t.arm, t.seed): t.points[-1].i2t["style"] for t in load(path).trials}
     assert kept == {("moco", 0): 0.1, ("moco", 1): 0.4, ("moco", 2): 0.5, ("clip", 0): 0.3}
     before = path.read_bytes()
     for other, why in (
-        ({"styles": plan("moco").styles[1:]}, "have other packages, galleries or sizes"),
+        ({"styles": plan("moco").styles[1:]}, "have other packages, galleries, datasets or sizes"),
         ({"samples": 640}, "its runs of moco have another setting"),
     ):
         with pytest.raises(InputError, match=why):
-            add(checkout(f"other {why}", {("moco", 0): 0.1}, **other), path)
+            add(collect(checkout(f"other {why}", {("moco", 0): 0.1}, **other)), path)
     assert path.read_bytes() == before
+
+
+def test_runs_on_pairs_are_added_and_those_of_another_dataset_are_refused(tmp_path: Path) -> None:
+    path, known = tmp_path / "records.json", load(COMMITTED)
+    save(known, path)
+    first = known.pairs[0]
+    again, more = replace(first, val=first.dev), replace(first, seed=9)
+    own = replace(known, tried=(), trials=(), pairs=(again, more))
+    add(own, path)
+    kept = load(path)
+    assert set(kept.pairs) == {*known.pairs, again, more} - {first}
+    assert kept.trials == known.trials
+    assert kept.tried == known.tried
+    with pytest.raises(InputError, match="other packages, galleries, datasets or sizes"):
+        add(replace(own, datasets={first.source: {"content_digest": ""}}), path)
 
 
 def test_the_repositorys_records_are_small_and_hold_the_decisive_arms() -> None:
     records = load(COMMITTED)
     assert COMMITTED.stat().st_size < 150_000
-    assert {"moco", "clip", "moco-k0", "clip-learned", "clip-b64"} <= {a for a, runs in records.trials.items() if runs}
-    assert all(figures.samples == records.plan.samples for figures in records.figures().values())
+    assert {"moco", "clip", "moco-k0", "clip-learned", "clip-b64"} <= {trial.arm for trial in records.trials}
+    figures = records.figures()
+    for claim in CLAIMS:  # without its hits a claim would be judged by the seeds alone
+        for arm in {claim.better, claim.other} & figures.keys():
+            if claim.gallery in records.families and {claim.better, claim.other} <= figures.keys():
+                samples = min(figures[claim.better].samples, figures[claim.other].samples)
+                assert figures[arm].hits(claim.gallery, records.families, claim.budget, samples), (claim.says, arm)

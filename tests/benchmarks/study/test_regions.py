@@ -1,9 +1,9 @@
-"""Runs of the second question: read from shards, the same for the same seed, and judged by their intervals."""
+"""Runs of the second question: read from shards, and the same for the same seed."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from tests.benchmarks.study import regions
 from tests.benchmarks.study.arms import CLIP
-from tests.benchmarks.study.regions import Job, Run, content, jobs_of
+from tests.benchmarks.study.regions import Job
 from tests.benchmarks.study.scenes import Source
 from training.data.index import open_dataset
 
@@ -80,48 +80,3 @@ def test_true_boxes_are_pooled_like_those_of_a_detector(source: Source, weights:
     torch.testing.assert_close(things.regions_NRC, grid.regions_NRC, atol=0.01, rtol=0.01)
     assert float(grid.regions_NRC[:, :2].std(0).mean()) > 0.05  # boxes differ, so that a wrong order would be seen
     assert torch.equal(things.rest.n_boxes_B, grid.rest.n_boxes_B)
-
-
-def _record(job: Job, val: float) -> None:
-    run = Run(
-        job.source.name, job.sight, job.seed, (job.samples,), (val,), (val,), (val,), (val,), 0.1, (20, 8, 8), 1.0
-    )
-    job.folder.mkdir(parents=True, exist_ok=True)
-    job.file.write_text(json.dumps({"key": job.key(), "run": asdict(run)}))
-
-
-@pytest.mark.parametrize(
-    ("gains", "says"),
-    [
-        (
-            {"grid": 0.2, "proposals": 0.3},
-            ("The grid’s regions beat the whole", "detector’s boxes beat the grid’s"),
-        ),
-        ({"grid": -0.2, "proposals": -0.1}, ("The grid’s regions are worse than the whole", "boxes beat the grid’s")),
-        (
-            {"grid": 0.0, "proposals": -0.1},
-            ("The grid’s regions are not shown to beat", "boxes are worse than the grid’s"),
-        ),
-    ],
-)
-def test_the_page_says_what_the_intervals_imply(
-    source: Source, weights: Path, tmp_path: Path, gains: dict[str, float], says: tuple[str, str]
-) -> None:
-    jobs = jobs_of([source], {"howtocook": 64}, (0, 1, 2), tmp_path, weights)
-    assert [job.sight for job in jobs] == 3 * ["whole", "grid", "proposals"]  # its true boxes are not known
-    for job in jobs:
-        wobble = 0.01 * job.seed * (1 if job.sight == "whole" else -1) * (gains["grid"] == 0)
-        _record(
-            job,
-            0.4
-            + gains.get(job.sight, 0.0)
-            + 0.001 * job.seed
-            + wobble
-            - 0.01 * (gains["grid"] == 0) * (job.sight == "whole"),
-        )
-    shown = content([source], jobs)
-    assert shown is not None
-    (part,) = shown["parts"]
-    said = " ".join(english for english, _ in part.says)
-    assert all(sentence in said for sentence in says), said
-    assert [row.n for row in part.rows] == [3, 3, 3]
