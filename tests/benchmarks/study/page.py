@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.benchmarks.study.arms import BASES, Arm
 from tests.benchmarks.study.charts import Series, curves, forest
-from tests.benchmarks.study.drawings import NAMES, Part, raster, read_emoji
+from tests.benchmarks.study.drawings import NAMES, Drawings, Part, raster, read_emoji
 from tests.benchmarks.study.records import Records, records_of
 from tests.benchmarks.study.results import (
     CLAIMS,
@@ -33,7 +33,7 @@ from tests.benchmarks.study.results import (
     statement,
     too_short,
 )
-from tests.benchmarks.study.runs import Study, drawings_of, tarballs_of
+from tests.benchmarks.study.runs import Study, tarballs_of
 from tests.benchmarks.study.sections import sections
 from tests.benchmarks.study.trial import SMALL_GALLERY, dev
 from training.errors import InputError
@@ -355,7 +355,7 @@ def _search(figures: Mapping[str, Figures], galleries: Sequence[tuple[str, int, 
 def _strip(study: Study) -> list[tuple[str, str, list[tuple[str, Part, str]]]]:
     """A few emoji in all styles: (name, keywords, [(style, part, data URI)]); none without the packages."""
     try:
-        drawings, rows = drawings_of(study.out), list[tuple[str, str, list[tuple[str, Part, str]]]]()
+        drawings, rows = Drawings(tarballs_of(study.out)), list[tuple[str, str, list[tuple[str, Part, str]]]]()
     except InputError:
         return []
     icons = {style: drawings.codes(style) for style in study.plan.styles}

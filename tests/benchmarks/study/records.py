@@ -59,7 +59,7 @@ def collect(study: Study) -> Records:
     corpus = load_corpus(study.out, study.weights, study.plan.styles)
     tried = []
     for arm in study.plan.arms:
-        for task in study.tried(arm):
+        for task in study.choice(arm)[2]:
             trial = study.trial(task)
             if trial is not None and (row := (task.arm.name, task.setting, dev(trial.points[-1]))) not in tried:
                 tried.append(row)

@@ -165,53 +165,36 @@ class Study:
         parts = (VERSION, made_of, asdict(task))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def choice(self, arm: Arm) -> tuple[Setting, list[Task]]:
-        """The arm's setting as far as it is chosen, and the runs that the next choice waits for; none: it is final."""
-        setting = Setting()
-        for candidates in self._stages(arm):
-            done = {task: self.trial(task) for _, tasks in candidates(setting) for task in tasks}
-            if waits := [task for task, trial in done.items() if trial is None]:
-                return setting, waits
-            reached = {
-                one: sum(dev(trial.points[-1]) for task in tasks if (trial := done[task]))
-                for one, tasks in candidates(setting)
-            }
-            setting = max(reached, key=reached.__getitem__, default=setting)
-        return setting, []
-
-    def tried(self, arm: Arm) -> list[Task]:
-        """Runs that the arm's setting is chosen by, as far as it is."""
-        setting, _ = self.choice(arm)
-        begun = (Setting(), Setting(setting.captions), replace(setting, rate=Setting().rate))
-        found = [t for c, at in zip(self._stages(arm), begun, strict=False) for _, tasks in c(at) for t in tasks]
-        return list(dict.fromkeys(found))
-
-    def _stages(self, arm: Arm) -> list[Callable[[Setting], list[tuple[Setting, list[Task]]]]]:
-        """Choices one after another: candidates, with their runs, from the setting so far.
+    def choice(self, arm: Arm) -> tuple[Setting, list[Task], list[Task]]:
+        """The arm's setting as far as it is chosen, the runs that the next choice waits for (none: it is final), and
+        all runs of the choices so far.
 
         Captions are chosen by the mean of both bases; temperature and rate by the arm's own runs, of a control with
         shuffled pairs by the base's.
         """
         own = table.BASE if arm.shuffled else arm
         bases = [base for base in table.DECISIVE if base.name in table.BASES]
-        stages: list[tuple[str, Sequence[Captions | float], Sequence[Arm]]] = [
-            ("captions", self.plan.captions, bases),
-            ("temperature", self.plan.temperatures if own.tempered else (), [own]),
-            ("rate", self.plan.rates, [own]),
+        temperatures = self.plan.temperatures if own.tempered else ()
+        stages: list[tuple[list[Arm], list[dict[str, Any]]]] = [
+            (bases, [{"captions": value} for value in self.plan.captions]),
+            ([own], [{"temperature": value} for value in temperatures]),
+            ([own], [{"rate": value} for value in self.plan.rates]),
         ]
-
-        def of(field: str, values: Sequence[Captions | float], judges: Sequence[Arm]) -> Any:
-            def candidates(setting: Setting) -> list[tuple[Setting, list[Task]]]:
-                tried = [replace(setting, **{field: value}) for value in values]  # type: ignore[arg-type]
-                return [(c, [Task(one, TUNING_SEED, c, self.plan.tuning, True) for one in judges]) for c in tried]
-
-            return candidates
-
-        return [of(*stage) for stage in stages] if self.plan.tuning else []
+        setting, tried = Setting(), list[Task]()
+        for judges, changes in stages if self.plan.tuning else ():
+            candidates = [replace(setting, **change) for change in changes]
+            runs = {c: [Task(one, TUNING_SEED, c, self.plan.tuning, True) for one in judges] for c in candidates}
+            done = {task: self.trial(task) for tasks in runs.values() for task in tasks}
+            tried += done
+            if waits := [task for task, trial in done.items() if trial is None]:
+                return setting, waits, tried
+            reached = {c: sum(dev(t.points[-1]) for task in tasks if (t := done[task])) for c, tasks in runs.items()}
+            setting = max(reached, key=reached.__getitem__, default=setting)
+        return setting, [], tried
 
     def reported(self, arm: Arm) -> list[Task]:
         """The arm's runs of all seeds; empty before its setting is chosen."""
-        setting, waits = self.choice(arm)
+        setting, waits, _ = self.choice(arm)
         samples = self.plan.samples_of(arm)
         return [] if waits else [Task(arm, seed, setting, samples) for seed in self.plan.seeds_of(arm)]
 
@@ -255,7 +238,14 @@ def go_on(study: Study, jobs: int, minutes: float, on_change: Callable[[], objec
         def do(arms: Sequence[Arm]) -> bool:
             return all(_do_round(study, workers, tasks, pace, deadline, on_change) for tasks in _rounds(study, arms))
 
-        return do(decisive) and do(others) and _do_regions(study, workers, deadline, on_change)
+        if not (do(decisive) and do(others)):
+            return False
+        left = [job for job in study.region_jobs() if job.record() is None]
+        for job, _ in workers.all(regions.do, left, lambda _: time.monotonic() < deadline):
+            LOG.info("a run with regions is done (%s)", job.file.stem)
+        if left:
+            on_change()
+        return all(job.record() for job in left)
 
 
 def _do_round(
@@ -273,20 +263,6 @@ def _do_round(
     if left:
         on_change()
     return all(study.trial(task) is not None for task in left)
-
-
-def _do_regions(study: Study, workers: Workers, deadline: float, on_change: Callable[[], object]) -> bool:
-    """Do the runs of the second question that are not done, as far as the time reaches; returns whether all are."""
-    left = [job for job in study.region_jobs() if job.record() is None]
-    done = 0
-    for job, _ in workers.all(regions.do, left, lambda _: time.monotonic() < deadline):
-        done += 1
-        LOG.info(
-            "%d of %d runs with regions done (%s, %s, seed %d)", done, len(left), job.source.name, job.sight, job.seed
-        )
-    if left:
-        on_change()
-    return done == len(left)
 
 
 def _rounds(study: Study, arms: Sequence[Arm]) -> Iterator[list[Task]]:
@@ -431,11 +407,6 @@ def load_corpus(out: Path, weights: Path, styles: tuple[Style, ...], dev_names: 
             raise InputError(str(out / "features"), f"{style.name} has no features yet; run the study once")
         loaded.append(of_style)
     return Corpus(read_emoji(tarballs_of(out)[NAMES]), loaded, dev_names=dev_names)
-
-
-def drawings_of(out: Path) -> Drawings:
-    """The drawings of a study whose packages are there. Raises InputError."""
-    return Drawings(tarballs_of(out))
 
 
 def _features(out: Path, weights: Path, style: Style) -> features.StyleFeatures | None:
