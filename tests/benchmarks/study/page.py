@@ -163,6 +163,7 @@ def _content(study: Study, records: Records) -> dict[str, Any]:
 
     figures, short = records.figures(), study.plan.samples < SHORT
     shown = sections(records.pairs, records.datasets)
+    answers = [section["answer"] for section in shown if section["answer"][0]]
     verdicts = [] if short else [judge(claim, figures, records.families) for claim in CLAIMS]
     judged = [v for v in verdicts if v.gain is not None]
     # The axis is that of the large galleries: what reaches further is cut, with an arrow.
@@ -174,10 +175,7 @@ def _content(study: Study, records: Records) -> dict[str, Any]:
     chance = {name: fmean(1 / names for names in own) for name, own in styles.items()}
     planned = sum(len(study.plan.seeds_of(arm)) for arm in study.plan.arms)
     return {
-        "statements": [
-            *([too_short(study.plan.samples)] if short else _statements(figures, records.families)),
-            *(section["answer"] for section in shown if section["answer"][0]),
-        ],
+        "statements": [too_short(study.plan.samples)] if short else [*_statements(figures, records.families), *answers],
         "settings": _settings(records),
         "lasts": _lasts(study, figures),
         "heads": _HEADS,

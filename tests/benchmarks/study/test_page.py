@@ -111,6 +111,7 @@ def test_a_short_study_has_no_verdict(make_study: Any) -> None:
     text = text_of(write_page(study))
     assert "Too short to judge: N is 320 samples" in text
     assert "What holds and what does not" not in text
+    assert "Real pairs out of packages, 3 seeds" not in text
     assert "claim holds here" not in text
 
 
