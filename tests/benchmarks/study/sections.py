@@ -121,9 +121,9 @@ def _note(what: Words, run: Run, more: Words = ("", "")) -> Words:
     epochs = f"{samples / run.pairs[0]:.1f}"
     return (
         f"{what[0]}; {train} pairs to train, {dev} dev, {val} val; {samples:,} samples at batch 16 are {epochs} "
-        f"epochs; chance {chance}{more[0]}",
+        f"epochs; chance {chance}{more[0]}; intervals over the seeds alone",
         f"{what[1]}；训练 {train} 对，dev {dev}，val {val}；批大小 16，{samples:,} 个样本即 {epochs} 轮；"
-        f"随机 {chance}{more[1]}",
+        f"随机 {chance}{more[1]}；区间只对种子而言",
     )
 
 
