@@ -16,7 +16,7 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,7 @@ class Gone:
     values: frozenset[bytes]
     images: dict[str, bytes]
     looks: Takedowns
+    searched: dict[tuple[Path, bytes], list[bytes | str]] = field(default_factory=dict)
 
     @staticmethod
     def of(builds: list[Build], host: str, goes: Callable[[dict[str, Any]], bool]) -> Gone:
@@ -216,22 +217,27 @@ class Gone:
                 others.update(_values(table[name].filter(pa.array(~named))))
 
     def found(self, *folders: str) -> list[tuple[str, bytes | str]]:
-        """(file, what it holds of what went)."""
+        """(file, what it holds of what went). A file that an earlier call has read is not searched again."""
         found = list[tuple[str, bytes | str]]()
-        chunks = {data[len(data) // 2 :][:48] for data in self.images.values()}
         for path, data in files(*folders):
-            said, table = unpacked(data), _table(data)
-            found += [(str(path), own) for own in (*self.values, *chunks) if own in said or own in data]
-            if path.name != "build.json" and self.host.encode() in said:  # whose spec may name it
-                found.append((str(path), self.host))
-            if table is not None and "_decisions" not in str(path) and _named(table, self.ids).any():
-                found.append((str(path), "a row"))
-            measured = filter(None, map(_measured, _pictures(data)))
-            rows = [{**features, "sha256": f"picture {number}"} for number, features in enumerate(measured)]
-            if rows:
-                shown = pa.Table.from_pylist(rows, FEATURE_SCHEMA).select(LOOKED_AT)
-                found += [(str(path), name) for name in self.looks.alike(shown, feature_id())]
+            if (path, data) not in self.searched:
+                self.searched[path, data] = list(self._held(path, data))
+            found += [(str(path), own) for own in self.searched[path, data]]
         return found
+
+    def _held(self, path: Path, data: bytes) -> Iterator[bytes | str]:
+        """What a file holds of what went."""
+        said, table = unpacked(data), _table(data)
+        chunks = {image[len(image) // 2 :][:48] for image in self.images.values()}
+        yield from (own for own in self.values | chunks if own in said or own in data)
+        if path.name != "build.json" and self.host.encode() in said:  # whose spec may name it
+            yield self.host
+        if table is not None and "_decisions" not in str(path) and _named(table, self.ids).any():
+            yield "a row"
+        measured = filter(None, map(_measured, _pictures(data)))
+        if rows := [{**features, "sha256": f"picture {number}"} for number, features in enumerate(measured)]:
+            shown = pa.Table.from_pylist(rows, FEATURE_SCHEMA).select(LOOKED_AT)
+            yield from self.looks.alike(shown, feature_id())
 
 
 def _jpeg(number: int, *size: tuple[int, int]) -> tuple[int, dict[str, str], bytes]:
