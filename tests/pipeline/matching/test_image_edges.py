@@ -60,7 +60,7 @@ def test_a_picture_without_structure_has_no_hashes() -> None:
 def looks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     """phash [N, HASHES] and signature [N, GRIDS, SIZE] with many near ones."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    size = draw(st.integers(0, 24))
+    size = draw(st.integers(0, 12))
     bases = rng.integers(0, 2**63, 3, dtype=np.uint64)
     phash = rng.choice(bases, (size, HASHES))
     for _ in range(draw(st.integers(0, 8))):
@@ -72,7 +72,7 @@ def looks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None)
-@given(looks(), st.integers(0, 24))
+@given(looks(), st.integers(0, 12))
 def test_images_agree_with_comparing_one_by_one(made: tuple[np.ndarray, np.ndarray], cut: int) -> None:
     phash, signature = made
 
@@ -105,7 +105,7 @@ def _compared(radius: int, fine: bool) -> list[tuple[Family, int, int]]:
 
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 9), st.integers(0, 3), st.integers(0, 9))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.integers(0, 3), st.integers(0, 6))
 def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: int, flips: int, cut: int) -> None:
     """By the definition: grids unless maps differ, or maps and colours, of parts whose hashes are near."""
     rng = np.random.default_rng(seed)
@@ -541,8 +541,8 @@ def test_copies_with_a_seal_or_another_exposure_are_found_where_there_is_texture
 @pytest.mark.slow
 def test_drawn_pictures_are_not_taken_for_each_other() -> None:
     files = [_jpeg(_drawn(seed)) for seed in range(40)]
-    leaders = _leaders(*files)
-    assert [_found(data, leaders) for data in files] == list(range(40))
+    first = first_alike(Rule(RULES.image_distance, THRESHOLD), _look(*files), _leaders(*files))
+    assert first.tolist() == list(range(40))
 
 
 def _flag(colour: str) -> Image.Image:
