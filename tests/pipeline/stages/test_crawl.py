@@ -20,7 +20,7 @@ from pipeline.errors import SourceError, StoreError
 from pipeline.stages import crawl, extract
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
-from pipeline.web import crawler, policy
+from pipeline.web import crawler, pace, policy
 from pipeline.web.frontier import Frontier
 from pipeline.web.page_visitor import Visitor
 from tests import odd_site
@@ -180,6 +180,7 @@ class Failing:
 def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_build, monkeypatch, pages, status):
     monkeypatch.setattr(crawler, "MAX_STREAK", 5)
     monkeypatch.setattr(policy, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(pace, "LEAST_S", 0.001)  # a 429 makes the host slower
     failing = Failing(pages, status)
     web = serve(failing.pages)
     build = make_build(web, sources=site(web.url()))
