@@ -82,8 +82,11 @@ def test_a_build_is_noted_without_a_look_at_what_is_noted_of_others(tmp_path, mo
         store.register(build, 0)
     (tmp_path / "store" / store._record_of(first.out)).write_text("[")
     store.register(second, 1)
+    assert store._find(second.out)["revision"] == 1
     store.unregister(second.build_id, second.out)
+    assert store._find(second.out)["revision"] is None
     store.drop(second.out)
+    assert store._find(second.out) is None
 
 
 @pytest.mark.parametrize("linked", [False, True])
