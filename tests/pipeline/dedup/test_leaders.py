@@ -144,7 +144,7 @@ def splits(draw: st.DrawFn) -> tuple[list[list[tuple[int, bool, list[str], int]]
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(splits())
 def test_any_increments_give_what_one_build_would_have_given(
     tmp_path_factory: Any, filtered: Any, drawn: tuple[Any, dict[str, Any], int, int]

@@ -65,7 +65,7 @@ def test_a_forked_process_writes_what_this_one_reads_and_sends_only_where_it_lie
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"max_boxes": 0}, {"max_tokens": 40, "num_workers": 1}])
+@pytest.mark.parametrize("settings", [{}, {"max_boxes": 0, "max_tokens": 40, "num_workers": 1}])
 def test_batches_of_workers_are_those_of_none_in_every_field_however_long_they_are_kept(
     make_shards: MakeShards, settings: dict[str, int]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Clients that mean ill, in a quick form: a real process takes hundreds of malformed requests, and stays as it was.
+"""Clients that mean ill, in a quick form: a real process takes 150 malformed requests, and stays as it was.
 
 The full form, 10,000 of them, is tests/benchmarks/bench_serve.py.
 """
@@ -26,11 +26,11 @@ def resident_mb(server: Server) -> float:
 @pytest.mark.timeout(280)
 def test_malformed_requests_neither_end_the_server_nor_fill_it(tiny: Path, index: Path) -> None:
     with command(tiny, "--index", f"pictures={index}", "--max-pixels", "5000000") as server:
-        first = attack(server.url, 80, seed=1)
+        first = attack(server.url, 50, seed=1)
         before = resident_mb(server)
-        second = attack(server.url, 160, seed=2)
+        second = attack(server.url, 100, seed=2)
         assert first.faults + second.faults == []
-        assert second.statuses[400] > 40
+        assert second.statuses[400] > 25
         assert resident_mb(server) < before + 150
         assert server.get("/health").json()["status"] == "ok"
         assert server.embeddings(input="红").status_code == 200
