@@ -239,7 +239,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise IndexFault(f"{folder}: cannot be opened (no such folder)")
     with contextlib.ExitStack() as lock:
         try:
-            lock.enter_context(whole_files.exclusive(folder, wait=False))
+            lock.enter_context(whole_files.exclusive(folder, wait_s=0))
         except BlockingIOError:
             todo = "wait until it has ended, or stop it (a stopped embed can be resumed), and run this again"
             raise IndexFault(f"{folder}: another command is writing this index; {todo}") from None

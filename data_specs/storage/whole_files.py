@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 _ASKING = threading.Lock()
 
@@ -36,18 +39,37 @@ def whole_file(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(place: Path, wait: bool = True) -> Iterator[None]:
+def exclusive(place: Path, wait_s: float = math.inf) -> Iterator[None]:
     """Waits until no other process is in such a block of `place`: a folder, or a file, which is made and stays.
 
-    Raises BlockingIOError where another one is and `wait` is not set.
+    Raises BlockingIOError where another one is for longer than `wait_s`.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        until = time.monotonic() + wait_s
+        while wait_s < math.inf:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+def is_locked(file: IO[Any]) -> bool:
+    """True if another process holds the lock of an open file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def flush(path: Path) -> None:

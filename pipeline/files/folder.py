@@ -15,9 +15,9 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
@@ -25,8 +25,8 @@ from data_specs.errors import SpecError
 from data_specs.storage import object_store
 from data_specs.storage.credentials import credentials_in
 from data_specs.storage.object_store import StorageError, told
-from data_specs.storage.store_lock import check_locks
-from data_specs.storage.whole_files import umask
+from data_specs.storage.store_lock import LockedError, check_locks, locked
+from data_specs.storage.whole_files import exclusive, umask
 from pipeline.errors import StoreError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -300,16 +300,26 @@ class Folder:
             check_locks()
             yield
 
-    def lock_file(self) -> IO[str]:
-        """The file `_lock` of a local folder, open, for flock; both are made where they are missing.
+    @contextlib.contextmanager
+    def locked(self, wait_s: float, fault: Callable[[str], StoreError]) -> Iterator[None]:
+        """Hold the folder's file `_lock`, as one process at a time; on an object store by `store_lock`.
 
-        Raises StoreError that names the folder where it is not writable.
+        Raises what `fault` makes of the words "is held by ..." after wait_s seconds, StoreError for a folder that is
+        not writable.
         """
-        try:
-            Path(self.url).mkdir(parents=True, exist_ok=True)
-            return Path(self.at("_lock")).open("a")
-        except OSError as e:
-            raise StoreError(self.url, f"cannot be written ({self._cause(e)})") from e
+        with contextlib.ExitStack() as held:  # what the block raises is none of these
+            try:
+                lock = exclusive(Path(self.at("_lock")), wait_s) if self.is_local else locked(self.at("_lock"), wait_s)
+                held.enter_context(lock)
+            except BlockingIOError:
+                raise fault("is held by another process") from None
+            except LockedError as e:
+                raise fault(e.strerror or "") from None
+            except StorageError:
+                raise
+            except OSError as e:
+                raise StoreError(self.url, f"cannot be written ({self._cause(e)})") from e
+            yield
 
     def _cause(self, error: OSError) -> str:
         """Why the folder is not writable, in words: mkdir says `File exists` of a link that leads nowhere."""

@@ -13,11 +13,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import functools
 import importlib.metadata
 import shlex
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +27,8 @@ from pydantic import ValidationError
 from data_specs.build import BuildSpec
 from data_specs.shard import MANIFEST, ContractError, parse_manifest, placed
 from data_specs.spec_file import describe
-from data_specs.storage.store_lock import LockedError, is_held, locked
+from data_specs.storage.store_lock import is_held
+from data_specs.storage.whole_files import is_locked
 from pipeline import pulse
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -409,22 +408,12 @@ def sole_owner(build: Build) -> Iterator[None]:
 
     At once on a disk; on an object store as soon as it is known that the other lives (`data_specs.storage.store_lock`).
     """
-    if not build.folder.is_local:
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(locked(build.folder.at("_lock"), 0.0))
-            except LockedError as e:
-                raise StoreError(build.out, f"another wenlan-data is running here: the lock {e.strerror}") from None
-            yield
-        return
-    with build.folder.lock_file() as f:
-        for _ in range(5):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.1)  # `status` holds it for a moment
-        else:
-            raise StoreError(build.out, "another wenlan-data is running here")
+
+    def fault(held: str) -> StoreError:
+        by = "" if build.folder.is_local else f": the lock {held}"
+        return StoreError(build.out, f"another wenlan-data is running here{by}")
+
+    with build.folder.locked(0.5 if build.folder.is_local else 0.0, fault):  # `status` holds it for a moment
         yield
 
 
@@ -436,8 +425,4 @@ def _is_owned(build: Build) -> bool | None:
     if not path.exists():
         return False
     with path.open() as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return is_locked(f)

@@ -18,12 +18,11 @@ process copies an index file once, 12 bytes per row.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.storage.store_lock import locked
+from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.files.parquet import read_parquet
 
@@ -43,7 +42,7 @@ MOST_KEYS = 8_000_000
 """No index file larger than this is made by merging: 100 MB, and a merge holds a few times that."""
 
 ALONE_S = 600.0
-"""Seconds to wait on an object store for another process that removes rows."""
+"""Seconds to wait for another process that removes rows."""
 
 LAST = 99
 """Level of an index file that was made from all commits: it is merged with no other one."""
@@ -110,7 +109,7 @@ class Cache:
         count = 0
         if not self.commits():
             return count
-        with self._alone():
+        with self.folder.locked(ALONE_S, lambda held: StoreError(self.folder.at("_lock"), held)):
             for name in self.commits():
                 with self.folder.local(name) as path:
                     rows = read_parquet(path)
@@ -119,17 +118,6 @@ class Cache:
                     count += rows.num_rows - remaining.num_rows
                     self._commit(remaining, name)
         return count
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock of the cache. Raises LockedError on an object store where another process holds it for long."""
-        if not self.folder.is_local:
-            with locked(self.folder.at("_lock"), ALONE_S):
-                yield
-            return
-        with self.folder.lock_file() as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
-            yield
 
     def _commit(self, rows: pa.Table, name: str) -> None:
         with self.folder.making(name) as f:

@@ -18,8 +18,8 @@ import fcntl
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
+from data_specs.storage.whole_files import is_locked
 from pipeline.files.folder import Folder
 
 HEAD = 16
@@ -59,18 +59,9 @@ def _claimed(place: Path) -> set[str]:
         if path.name == "_lock":
             continue
         with contextlib.suppress(FileNotFoundError), path.open("rb") as f:
-            if _is_locked(f):
+            if is_locked(f):
                 heads = f.read().decode()
                 claimed.update(heads[i : i + HEAD] for i in range(0, len(heads), HEAD))
             else:
                 path.unlink(missing_ok=True)
     return claimed
-
-
-def _is_locked(f: BinaryIO) -> bool:
-    """True if a process, this one included, holds the exclusive lock of a claim."""
-    try:
-        fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False

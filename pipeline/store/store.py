@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import functools
 import hashlib
 import shlex
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_specs.storage.store_lock import LockedError, locked
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, noted_in, place_in, place_of, root_of
 from pipeline.store.cache import Cache
@@ -183,23 +180,7 @@ class Store:
         """Hold STORE's lock. Raises StoreError after WAIT_S seconds, naming the lock file."""
         self.check()
         path, later = self.folder.at("_lock"), f"for more than {WAIT_S:g} s; try again when it is done"
-        if not self.folder.is_local:
-            with contextlib.ExitStack() as held:
-                try:
-                    held.enter_context(locked(path, WAIT_S))
-                except LockedError as e:
-                    raise StoreError(path, f"{e.strerror} {later}") from None
-                yield
-            return
-        with self.folder.lock_file() as f:
-            for _ in range(round(WAIT_S * 10)):
-                try:
-                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.1)
-            else:
-                raise StoreError(path, f"held by another publish {later}")
+        with self.folder.locked(WAIT_S, lambda held: StoreError(path, f"{held} {later}")):
             yield
 
     def must_exist(self) -> None:

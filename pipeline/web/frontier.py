@@ -12,7 +12,7 @@ session id in URLs makes sites endless; pages beyond the cap are counted, not li
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import io
 import sqlite3
@@ -21,9 +21,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from data_specs.storage.whole_files import exclusive
 from pipeline.errors import StoreError
 from pipeline.records import Capture, DropReason
 from pipeline.web.page_visitor import Earlier, Page
@@ -86,7 +87,11 @@ class Frontier:
 
     def __init__(self, folder: Path, cap: int, about: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(folder)
+        self._lock = contextlib.ExitStack()
+        try:
+            self._lock.enter_context(exclusive(folder / "lock", LOCK_WAIT_S))
+        except BlockingIOError:
+            raise StoreError(str(folder), "another process is running this crawl; try again later") from None
         self.warc = folder / "pages.warc.gz"
         self._cap = cap
         self._db = sqlite3.connect(folder / "frontier.sqlite")
@@ -408,18 +413,3 @@ def record_of(capture: Capture) -> bytes:
         )
     )
     return member.getvalue()
-
-
-def _locked(folder: Path) -> IO[str]:
-    """Lock the folder until the file is closed or the process ends. Raises StoreError after LOCK_WAIT_S."""
-    file = (folder / "lock").open("a")
-    until = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() > until:
-                file.close()
-                raise StoreError(str(folder), "another process is running this crawl; try again later") from None
-            time.sleep(0.1)

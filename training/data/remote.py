@@ -91,7 +91,7 @@ class TarCache:
 
     def _shrink(self) -> None:
         for part in self._folder.glob("*.part"):
-            with suppress(BlockingIOError), exclusive(part.with_suffix(".lock"), wait=False):
+            with suppress(BlockingIOError), exclusive(part.with_suffix(".lock"), wait_s=0):
                 part.unlink(missing_ok=True)  # left by a process that was killed
         copies = []
         for path in self._folder.glob("*.tar"):

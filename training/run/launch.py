@@ -148,7 +148,7 @@ def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
     with ExitStack() as lock:
         while True:
             try:
-                lock.enter_context(exclusive(out / ".lock", wait=False))
+                lock.enter_context(exclusive(out / ".lock", wait_s=0))
                 break
             except BlockingIOError:
                 if not waiting:

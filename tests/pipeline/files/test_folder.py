@@ -90,8 +90,8 @@ def test_a_link_that_leads_nowhere_is_named_with_its_target(tmp_path: Path) -> N
     for folder in (Folder(str(tmp_path / "out")), Folder(str(tmp_path / "out/build"))):
         with pytest.raises(StoreError, match=re.escape(said)):
             folder.write("a", b"x")
-        with pytest.raises(StoreError, match=re.escape(said)):
-            folder.lock_file()
+        with pytest.raises(StoreError, match=re.escape(said)), folder.locked(0.0, lambda held: StoreError("", held)):
+            pass
 
 
 def test_what_cannot_be_read_is_named(place: str) -> None:

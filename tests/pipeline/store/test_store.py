@@ -136,8 +136,9 @@ def test_one_process_at_a_time_holds_the_lock_and_a_store_is_made_by_it(tmp_path
     store = Store(str(tmp_path / "store"))
     with pytest.raises(StoreError, match="not a STORE"):
         store.must_exist()
-    monkeypatch.setattr("pipeline.store.store.time.sleep", lambda seconds: None)
-    with store.lock(), pytest.raises(StoreError, match=r"_lock: held by another publish"), store.lock():
+    monkeypatch.setattr("pipeline.store.store.WAIT_S", 0.2)
+    held = r"_lock: is held by another process for more than 0\.2 s; try again"
+    with store.lock(), pytest.raises(StoreError, match=held), store.lock():
         pass
     with store.lock():
         store.must_exist()
