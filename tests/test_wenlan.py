@@ -400,7 +400,8 @@ def test_a_detector_that_looks_at_no_picture_makes_no_boxes(place: Path) -> None
 
 def test_pictures_without_boxes_get_those_of_a_detector(place: Path) -> None:
     """The shipped one, run here beside it."""
-    from pipeline.detectors._boxes import cleaned, look
+    from data_specs.pictures.boxes import cleaned
+    from pipeline.detectors._boxes import look
     from pipeline.detectors.proposals import Proposals
     from training.errors import InputError
 

@@ -15,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.build import BuildSpec, PluginRef
+from data_specs.pictures.boxes import Boxes as Boxes
 from data_specs.shard import canonical_json
 from pipeline.plugins import Plugin, configure
 
 Picture = npt.NDArray[np.uint8]
 """[H, W, 3] RGB, as shown: EXIF orientation applied, alpha on white, first frame."""
-
-Boxes = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
-"""boxes [R, 4] x1 y1 x2 y2 in pixels of the picture, scores [R], labels [R]."""
 
 NONE: Boxes = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
 """The boxes of a picture without any: R = 0."""

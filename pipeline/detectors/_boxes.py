@@ -1,7 +1,7 @@
 """Boxes of a picture between a detector, STORE's cache and the contract: checked, cleaned, and as rows.
 
-Raw boxes, as a detector returns them, are what STORE caches. `cleaned` makes of them what the contract asks
-(data_specs/shard.py), on the way out of the cache, so that another cap does not run a detector again.
+Raw boxes, as a detector returns them, are what STORE caches. `data_specs.pictures.boxes` makes of them what the
+contract asks, on the way out of the cache, so that another cap does not run a detector again.
 """
 
 from __future__ import annotations
@@ -44,28 +44,6 @@ def look(detector: Detector, state: Any, pictures: Sequence[Picture]) -> Sequenc
             told = f"returned boxes, scores, labels of shapes {shapes}; expected [R, 4], [R], [R]"
             raise DetectorError(detector.detector_id, told)
     return boxes_of_pictures
-
-
-def cleaned(raw: Boxes, width: int, height: int, max_boxes: int) -> Boxes:
-    """Returns boxes of a picture [R, 4] that meet the contract: finite, inside it, at least a pixel wide and high,
-    unique (the best score stays), not the whole picture, scores descending, at most max_boxes.
-
-    Equal scores are ordered by place from the top left, so that the result does not depend on the raw order.
-    """
-    boxes, scores, labels = raw
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
-    boxes, scores, labels = boxes[finite], scores[finite].astype(np.float32), labels[finite].astype(np.int32)
-    boxes = boxes.clip(0, np.array([width, height, width, height], np.float32))
-    sound = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
-    sound &= (boxes != np.array([0, 0, width, height], np.float32)).any(axis=1)
-    boxes, scores, labels = boxes[sound], scores[sound], labels[sound]
-    # lexsort's last key is the first to count: score descending, then top, left, bottom, right, label
-    order = np.lexsort((labels, boxes[:, 2], boxes[:, 3], boxes[:, 0], boxes[:, 1], -scores))
-    boxes, scores, labels = boxes[order], scores[order], labels[order]
-    _, first = np.unique(boxes, axis=0, return_index=True)  # of equal boxes the first, which has the best score
-    stay = np.sort(first)[:max_boxes]
-    return boxes[stay], scores[stay], labels[stay]
 
 
 UNSEEN = -1

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.pictures.jpeg import MAX_SCANS, Bytes, has_too_many_scans
+from data_specs.pictures.rgb import from_deep, is_deep, on_white
 from pipeline.pictures.formats import READERS, format_of, readable_formats
 
 MAX_PIXELS = 100_000_000
@@ -38,9 +39,6 @@ JPEG_MAX_SIDE = 65_500
 
 MAX_FRAMES = 20_000
 """Frames of a picture are counted up to so many."""
-
-STRIP = 4_000_000
-"""Pixels with alpha that are laid on white at once."""
 
 DECODE_VERSION = 2
 """Raised when this module shows another picture for the same bytes: cached features are then computed again."""
@@ -434,37 +432,10 @@ def _exif_orientation(image: Any) -> int:
 
 def _as_shown(image: Any, header: Header) -> Pixels:
     """[H, W, 3] of a loaded image: in RGB, alpha on white, turned by its orientation."""
-
     if header.alpha:
-        image = _on_white(image)
-    elif image.mode.startswith(("I", "F")):
-        image = _from_deep(image)
-    elif image.mode != "RGB":
-        image = image.convert("RGB")
-    return _turned(np.asarray(image), 1 if header.format == "tiff" else header.orientation)
-
-
-def _on_white(image: Any) -> Any:
-    """RGB of a picture with alpha, laid on white, STRIP pixels at once: whole, it would take four times its memory."""
-    from PIL import Image
-
-    whole = Image.new("RGB", image.size)
-    rows = max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
-        ground = Image.new("RGBA", strip.size, "white")
-        whole.paste(Image.alpha_composite(ground, strip).convert("RGB"), (0, top))
-    return whole
-
-
-def _from_deep(image: Any) -> Any:
-    """RGB from one channel of 16 bits, 32 bits or float, scaled by the range of 16 bits or else of the values."""
-    from PIL import Image
-
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    if image.mode.startswith("I") and values.min() >= 0 and values.max() <= 65_535:
-        low, high = 0.0, 65_535.0
+        pixels = on_white(image)
+    elif is_deep(image):
+        pixels = from_deep(image)
     else:
-        low, high = float(values.min()), float(values.max())
-    scaled = (values - low) * (255.0 / max(high - low, 1e-9))
-    return Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8)).convert("RGB")
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return _turned(pixels, 1 if header.format == "tiff" else header.orientation)

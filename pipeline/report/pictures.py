@@ -27,9 +27,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.pictures.boxes import cleaned
 from data_specs.shard import KEY_LENGTH
 from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
-from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, most_boxes
+from pipeline.detectors._boxes import blank, boxes_of, look, most_boxes
 from pipeline.errors import SourceError
 from pipeline.features import feature_id
 from pipeline.filters import pixel_filters

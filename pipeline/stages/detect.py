@@ -23,8 +23,9 @@ from typing import Any
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
+from data_specs.pictures.boxes import cleaned
 from pipeline.detectors import NONE, Boxes, Detector, Picture, detectors_of, face_detector
-from pipeline.detectors._boxes import EVERY, blank, boxes_of, cleaned, look, most_boxes, rows_of, unseen
+from pipeline.detectors._boxes import EVERY, blank, boxes_of, look, most_boxes, rows_of, unseen
 from pipeline.detectors.given import Given
 from pipeline.model_runner import Model, model_values
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES

@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.build import SpecError, load
+from data_specs.pictures.boxes import cleaned
 from pipeline.detectors import NONE, Boxes, Detector, detectors_of
-from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, rows_of
+from pipeline.detectors._boxes import blank, boxes_of, look, rows_of
 from pipeline.files.folder import Folder
 from pipeline.pictures.decode import MAX_PIXELS, Header, PictureError, decode, header
 from pipeline.plugins import configure

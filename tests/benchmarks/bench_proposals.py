@@ -65,7 +65,7 @@ def main() -> int:
 
 def recalls(files: list[Path]) -> dict[str, float]:
     """Recall of each side over all boxes of the files."""
-    from pipeline.detectors._boxes import cleaned
+    from data_specs.pictures.boxes import cleaned
     from pipeline.detectors.grid import Grid
     from pipeline.detectors.onnx import Onnx
     from pipeline.detectors.proposals import Proposals

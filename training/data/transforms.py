@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.pictures.jpeg import MAX_SCANS, has_too_many_scans
+from data_specs.pictures.rgb import from_deep, is_deep, on_white
 from training.config import DataConfig
 from training.errors import ConfigError, first_line
 
@@ -48,10 +49,6 @@ FORMATS = ("PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 
 _AT_ONCE = 16
 """Pictures that a GPU decodes in one call: in full size, before they are resized, all lie in its memory."""
-
-_STRIP = 4_000_000
-"""Pixels that are laid on white at once: the whole picture, several times over, is what a bomb wants."""
-
 
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 """Markers of a JPEG that no length follows."""
@@ -167,41 +164,10 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> Tensor:
             with Image.open(io.BytesIO(data), formats=FORMATS) as file:
                 _check_sides(file.width, file.height, max_pixels)
                 file.load()
-                pixels = _on_white(_in_8_bits(file))
+                pixels = from_deep(file) if is_deep(file) else on_white(file)
         except UnidentifiedImageError:  # its own words are the address of our buffer
             raise UnreadableImage(f"not an image: it begins with the bytes {data[:4].hex()}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _in_8_bits(image: Any) -> Any:
-    """A loaded image; one of a single channel of 16 bits, 32 bits or floats scaled as the pipeline scales it.
-
-    Pillow would cut it off at 255, which makes most of it white.
-    """
-    from PIL import Image
-
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values_HW = np.nan_to_num(np.asarray(image).astype(np.float32))
-    low, high = float(values_HW.min()), float(values_HW.max())
-    if image.mode.startswith("I") and low >= 0 and high <= 65_535:
-        low, high = 0.0, 65_535.0
-    scaled_HW = (values_HW - low) * np.float32(255 / max(high - low, 1e-9))
-    return Image.fromarray(np.rint(scaled_HW).clip(0, 255).astype(np.uint8))
-
-
-def _on_white(image: Any) -> npt.NDArray[np.uint8]:
-    """[H, W, 3] in RGB of a loaded image, its alpha on white; some rows at once, which bounds what it takes."""
-    from PIL import Image
-
-    width, height = image.size
-    pixels = np.empty((height, width, 3), np.uint8)
-    rows = max(1, _STRIP // max(1, width))
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
-        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
-        pixels[top : top + rows] = np.asarray(Image.alpha_composite(white, strip).convert("RGB"))
-    return pixels
 
 
 def picture(

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from data_specs.pictures.boxes import cleaned
 from training.config import DataConfig
 from training.data.released_rows import Box, boxes_of, json_lines
 from training.data.transforms import sides
@@ -84,26 +84,11 @@ class RegionTable:
                 boxes_R4, scores_R = np.asarray(flat, np.float32).reshape(-1, 4), np.asarray(scores, np.float32)
                 if scores_R.shape != boxes_R4.shape[:1]:
                     raise ValueError(f"{len(boxes_R4)} boxes, but {scores_R.size} scores")
-                flat = _cleaned(boxes_R4, scores_R, *sides(content, DataConfig.max_pixels)).ravel().tolist()
+                raw = boxes_R4, scores_R, np.zeros(len(scores_R), np.int32)
+                flat = cleaned(raw, *sides(content, DataConfig.max_pixels), len(boxes_R4))[0].ravel().tolist()
             return _grouped(flat)
         except (ValueError, TypeError) as e:
             raise InputError(str(self.place), f"boxes of {name}: {first_line(e)}") from None
-
-
-def _cleaned(
-    boxes_R4: npt.NDArray[np.float32], scores_R: npt.NDArray[np.float32], width: int, height: int
-) -> npt.NDArray[np.float32]:
-    """A detector's boxes as a dataset has them (data_specs/shard.py), but for the spec's cap on their number."""
-    finite = np.isfinite(boxes_R4).all(axis=1) & np.isfinite(scores_R)
-    boxes_R4, scores_R = boxes_R4[finite], scores_R[finite]
-    whole_4 = np.array([0, 0, width, height], np.float32)
-    boxes_R4 = boxes_R4.clip(0, whole_4[[2, 3, 2, 3]])
-    sound = (boxes_R4[:, 2:] - boxes_R4[:, :2] >= 1).all(axis=1) & (boxes_R4 != whole_4).any(axis=1)
-    boxes_R4, scores_R = boxes_R4[sound], scores_R[sound]
-    # by score, and equal ones by their place from the top left
-    order = np.lexsort((boxes_R4[:, 2], boxes_R4[:, 3], boxes_R4[:, 0], boxes_R4[:, 1], -scores_R))
-    _, first = np.unique(boxes_R4[order], axis=0, return_index=True)
-    return boxes_R4[order][np.sort(first)]
 
 
 def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:

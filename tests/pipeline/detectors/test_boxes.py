@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_specs.pictures.boxes import cleaned
 from data_specs.shard import REGION_SCHEMA
 from pipeline.detectors import NONE, Boxes, Detector, Picture
-from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, rows_of
+from pipeline.detectors._boxes import blank, boxes_of, look, rows_of
 from pipeline.errors import DetectorError
 from pipeline.records import BOX_SCHEMA
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from pipeline.detectors._boxes import cleaned
+from data_specs.pictures.boxes import cleaned
 from pipeline.detectors.proposals import WEIGHTS, Proposals
 from pipeline.pictures.decode import decode
 from tests.drawn import encoded

@@ -330,7 +330,7 @@ def test_alpha_is_laid_on_white_strip_by_strip_as_at_once(mode: str, monkeypatch
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 21, 4), np.uint8), "RGBA")
     data = encoded(image.quantize(64) if mode == "P" else image.convert(mode), "PNG")
     whole = decode(data).pixels
-    monkeypatch.setattr(pictures, "STRIP", 21 * 4)
+    monkeypatch.setattr("data_specs.pictures.rgb.STRIP", 21 * 4)
     assert np.array_equal(decode(data).pixels, whole)
 
 

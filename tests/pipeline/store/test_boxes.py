@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from data_specs.build import SpecError
+from data_specs.pictures.boxes import cleaned
 from pipeline.detectors import Boxes, Detector, Picture
-from pipeline.detectors._boxes import cleaned
 from pipeline.detectors.grid import Grid
 from pipeline.detectors.proposals import Proposals
 from pipeline.files.folder import Folder

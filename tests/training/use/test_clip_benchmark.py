@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.detectors._boxes import cleaned, look, rows_of
+from data_specs.pictures.boxes import cleaned
+from pipeline.detectors._boxes import look, rows_of
 from pipeline.detectors.proposals import Proposals
 from pipeline.pictures.decode import decode
 from pipeline.store.store import Store
