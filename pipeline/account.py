@@ -152,7 +152,6 @@ class Account:
 
     @staticmethod
     def of_json(values: Mapping[str, Mapping[str, Any]]) -> Account:
-        """The account that `as_json` wrote."""
         units = Account()
         for unit, own in values.items():
             counts = {name: own[name] for name in ("met", "candidates", "decisions")}

@@ -290,7 +290,6 @@ def _most_in_flight(ray: Any, options: Resources) -> int:
 
 
 def _nodes(ray: Any) -> list[Resources]:
-    """Returns the resources of each live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 

@@ -93,7 +93,6 @@ class Confined(Generic[T]):
         return value
 
     def close(self) -> None:
-        """End the child."""
         child, self._child = self._child, None
         if child is not None:
             child.kill()

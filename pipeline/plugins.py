@@ -72,7 +72,6 @@ def find(family: Family, name: str) -> type[Plugin]:
 
 @functools.cache
 def _class_in(module: ModuleType) -> type[Plugin]:
-    """The one plug-in class of a module."""
     classes = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)

@@ -98,7 +98,6 @@ class _Pulse:
                 self._expected = True
 
     def add(self, host: str, what: str, value: int) -> None:
-        """Add to a host's counters."""
         with self._lock:
             self._hosts.setdefault(host, Counter())[what] += value
 

@@ -550,7 +550,6 @@ def candidate_rows(candidates: list[Candidate], seed: int) -> pa.Table:
 
 
 def provenance_rows(candidates: list[Candidate], seed: int) -> pa.Table:
-    """Rows of PROVENANCE_SCHEMA, of the candidates that have a provenance."""
     rows = [
         {
             "order_key": order_key(c.fetch_id, seed),
@@ -567,7 +566,6 @@ def provenance_rows(candidates: list[Candidate], seed: int) -> pa.Table:
 
 
 def text_of(row: dict[str, Any]) -> Text:
-    """Returns a Text from its entry in a row's `texts`."""
     return Text(row["kind"], row["text"], row["original"])
 
 
@@ -587,6 +585,5 @@ def candidates_of(table: pa.Table) -> list[Candidate]:
 
 
 def decision_rows(decisions: list[Decision]) -> pa.Table:
-    """Table of DECISION_SCHEMA."""
     names = DECISION_SCHEMA.names
     return pa.Table.from_pylist([{n: getattr(d, n) for n in names} for d in decisions], schema=DECISION_SCHEMA)

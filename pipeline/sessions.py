@@ -158,7 +158,6 @@ class Queue:
         return self._done()
 
     def rest(self) -> list[Answer]:
-        """Returns all answers that are still awaited."""
         wait(self._in_flight, return_when=FIRST_EXCEPTION)
         return self._done()
 

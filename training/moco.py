@@ -208,7 +208,6 @@ class BriVL(nn.Module):
 
     @staticmethod
     def group_of(name: str) -> ParameterGroup:
-        """Learning-rate group of a parameter of `named_parameters()`."""
         for modality in ("image", "text"):
             if name.startswith(f"{modality}_query.trunk.backbone."):
                 return "image_backbone" if modality == "image" else "text_backbone"

@@ -67,7 +67,6 @@ class Batch:
         return int(self.images_B3HW.shape[0])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch on `device`."""
         return self._each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def rows(self, start: int, stop: int) -> Batch:

@@ -60,7 +60,6 @@ def read_picture(row: Row) -> tuple[bytes, str]:
 
 
 def media_type(data: bytes) -> str:
-    """The media type of a picture by its first bytes."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     if data[4:8] == b"ftyp":

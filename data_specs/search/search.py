@@ -152,7 +152,6 @@ class SearchIndex:
         return self._state.index.revision
 
     def at(self, row: int) -> Row | None:
-        """The row of a number (`Hit.row`), or None."""
         state = self._state
         return state.record(row) if 0 <= row < state.index.rows else None
 
@@ -167,7 +166,6 @@ class SearchIndex:
         return self._state.search(query)
 
     def row(self, id: str) -> Row | None:
-        """The row of an id, or None."""
         state = self._state
         number = state.number(id)
         return None if number is None else state.record(number)
@@ -295,7 +293,6 @@ class _State:
         return present & query.filters.mask(self.rows, query.target) if query.filters.of_rows() else present
 
     def _approximate(self, query: Query, allowed: int) -> Approximate | None:
-        """The approximate search where it is wanted."""
         small = 2 * self.index.about.width * allowed <= FROM // 4
         return None if query.exact or (query.exact is None and small) else self.approximate.get(query.target)
 
@@ -373,7 +370,6 @@ class _State:
         return rows_of.record(self.rows, row)
 
     def number(self, id: str) -> int | None:
-        """Number of the row of an id, or None."""
         try:
             row = pc.index(self.rows["id"], pa.scalar(id, pa.string())).as_py()
         except UnicodeEncodeError:  # half of a surrogate pair: no id has one

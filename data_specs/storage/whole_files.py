@@ -90,6 +90,5 @@ def umask() -> int:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file, in hex."""
     with path.open("rb", buffering=0) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

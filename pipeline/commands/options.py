@@ -64,7 +64,6 @@ class About:
 
     @property
     def missing_extra(self) -> str:
-        """The extra that it needs, if that is not installed."""
         extra = re.search(r"the extra (\w+)", self.needs)
         return extra[1] if extra and not is_installed(extra[1]) else ""
 

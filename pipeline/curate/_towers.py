@@ -179,7 +179,6 @@ def resources(spec: BuildSpec) -> dict[str, float]:
 
 
 def models_of(spec: BuildSpec) -> tuple[ImageFeatures, TextFeatures]:
-    """The models of a spec that asks for scores."""
     towers = towers_of(spec)
     gpus = towers.options.num_gpus
     return ImageFeatures(towers.image_id, towers, gpus=gpus), TextFeatures(towers.text_id, towers, gpus=gpus)

@@ -74,7 +74,6 @@ def _hosts_token(build: Build) -> Any:
 
 
 def _hosts(build: Build) -> list[str]:
-    """Hosts by the hash of their names."""
     of = math.ceil(math.sqrt(count_before(build, "watermark") / PAIRS)) or 1
     return [f"hosts-{number:05d}-{of:05d}" for number in range(of)]
 

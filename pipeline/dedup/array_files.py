@@ -47,7 +47,6 @@ def write_found(attempt: Attempt, found: Mapping[str, npt.NDArray[Any]]) -> None
 
 
 def crowd_arrays(kind: str, crowds: Crowds) -> dict[str, npt.NDArray[Any]]:
-    """Crowds as arrays, by name."""
     return {f"crowds.{kind}.{name}": getattr(crowds, name).astype(of) for name, of in _CROWDS}
 
 
@@ -61,7 +60,6 @@ def read_found(build: Build, stage: str, name: str, width: int) -> Ints:
 
 
 def read_crowds(build: Build, kind: str) -> Crowds:
-    """All crowds that `edges` found."""
     directory, parts = build.stage("dedup.edges"), list[Crowds]()
     for record in directory.records():
         with Arrays(directory.folder, record.files["bin"].name) as arrays:

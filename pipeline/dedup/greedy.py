@@ -184,7 +184,6 @@ class LeaderPass:
         self.leads: Flags = np.zeros(len(texts), np.bool_)
 
     def decide(self, pairs: Pairs) -> Verdicts:
-        """Decide about all pairs."""
         size, rules = len(pairs), self._rules
         found = Verdicts(
             np.zeros(size, np.uint8),

@@ -59,7 +59,6 @@ def write_images(
 
 
 def write_texts(writer: ArrayWriter, texts: TextRows) -> None:
-    """Write distinct texts."""
     own, entries = texts.sketches, TextEntries.of(texts.sketches.keys)
     _write_words(writer, "text.", texts.ids)
     columns: dict[str, npt.NDArray[Any]] = {
@@ -129,7 +128,6 @@ def text_entries_in(arrays: Arrays, first: int = 0, last: int = BUCKETS) -> Text
 
 
 def kept_texts_in(arrays: Arrays) -> KeptTexts:
-    """All texts of a piece."""
     return KeptTexts(text_entries_in(arrays), sketches_in(arrays))
 
 

@@ -99,7 +99,6 @@ def kept_by(build: Build, candidate_id: Digests, part: str) -> npt.NDArray[np.in
 
 
 def records_of(build: Build) -> list[Record]:
-    """The records of the runs, in order."""
     return [record for record in build.stage("dedup.signatures").records() if not record.partition.startswith(STORED)]
 
 

@@ -87,5 +87,4 @@ def face_detector(spec: BuildSpec) -> Detector | None:
 
 
 def detector_of(spec: BuildSpec, ref: PluginRef, where: str = "") -> Detector:
-    """One detector, configured."""
     return configure("detectors", ref.name, {"base": spec.base, **ref.options}, Detector, where)

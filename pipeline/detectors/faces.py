@@ -54,5 +54,4 @@ class Faces(Detector):
 
     @property
     def finder(self) -> Finder:
-        """Returns the face finder."""
         return Finder(within(self.base, self.weights) if self.weights else "", self.score, self.side)

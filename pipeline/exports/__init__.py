@@ -67,7 +67,6 @@ def _files() -> dict[str, Path]:
 
 
 def names() -> list[str]:
-    """Names of the formats, as --to takes them."""
     return list(_files())
 
 

@@ -28,7 +28,6 @@ class Feature(Plugin):
 
 
 def features() -> dict[str, Feature]:
-    """All features by column."""
     return {name: configure("features", name, {}, Feature) for name in names("features")}
 
 

@@ -32,7 +32,6 @@ def hexed(digests: Digests) -> pa.Array:
 
 
 def column_of(digests: Digests) -> pa.Array:
-    """A DIGEST column of digests [N, 32]."""
     raw = np.ascontiguousarray(digests)
     return pa.FixedSizeBinaryArray.from_buffers(DIGEST, len(raw), [None, pa.py_buffer(raw)])
 

@@ -68,5 +68,4 @@ class ImageFaces(PixelFilter):
 
     @property
     def finder(self) -> Finder:
-        """Returns the face finder."""
         return Finder(within(self.base, self.model) if self.model else "", self.min_score, self.side, STEP, NEIGHBOURS)

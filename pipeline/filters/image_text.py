@@ -84,7 +84,6 @@ def text_share(probability: npt.NDArray[np.float32]) -> float:
 
 
 def _mean(probability: npt.NDArray[np.float32], contour: Any) -> float:
-    """Mean of a map within a contour."""
     import cv2
 
     x, y, width, height = cv2.boundingRect(contour)

@@ -117,7 +117,6 @@ class TextLength(TextFilter):
 
 
 def _of_kind(stated: int | dict[TextKind, int] | None, kind: TextKind, default: int) -> int:
-    """The threshold for texts of a kind."""
     if isinstance(stated, int):
         return stated
     return default if stated is None else stated.get(kind, default)

@@ -79,7 +79,6 @@ class TextPerplexity(TextFilter):
         return None
 
     def perplexity(self, text: str) -> float:
-        """Perplexity of a text, per word."""
         if not self.model:
             return density(text).perplexity
         words = [word for word in cut(text) if any(map(str.isalnum, word))]

@@ -84,7 +84,6 @@ def contexts_in(column: pa.ChunkedArray) -> Context:
 
 
 def column_of(contexts: Context) -> pa.Array:
-    """A column of CONTEXT."""
     return pa.FixedSizeListArray.from_arrays(pa.array(contexts.ravel()), WIDTH)
 
 

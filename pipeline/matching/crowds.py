@@ -88,7 +88,6 @@ class Crowds:
 
     @staticmethod
     def joined(parts: Iterable[Crowds]) -> Crowds:
-        """All crowds of several parts."""
         several = list(parts)
         crowds = (
             (part.members[low:high], part.follows[low:high])

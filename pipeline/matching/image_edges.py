@@ -93,7 +93,6 @@ class Loaded:
         return len(self.codes)
 
     def take(self, which: Ints) -> Loaded:
-        """Some of the entries."""
         return Loaded(self.codes[which], self.tones[which], self.image[which], self.place[which])
 
     def block(self, block: int) -> npt.NDArray[np.uint8]:

@@ -69,7 +69,6 @@ class Key:
 
     @property
     def buckets(self) -> int:
-        """Number of buckets of its entries."""
         return 1 << min(BUCKET_BITS, self.bits)
 
     def values(self, codes: Codes) -> Codes:

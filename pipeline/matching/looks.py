@@ -248,11 +248,9 @@ class Held:
         self._grids = signed.whole(images).reshape(len(images), GRIDS, SIZE)
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
-        """See `Signed`."""
         return self._grids[np.searchsorted(self._images, images), grids]
 
     def details(self, images: Ints) -> Details:
-        """See `Signed`."""
         return self._signed.details(images)
 
 
@@ -263,15 +261,12 @@ class OfArrays:
         self._grids, self._details = signatures.reshape(len(signatures), GRIDS, SIZE), own
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
-        """See `Signed`."""
         return self._grids[images, grids]
 
     def whole(self, images: Ints) -> Bytes:
-        """See `Whole`."""
         return self._grids[images].reshape(len(images), GRIDS * SIZE)
 
     def details(self, images: Ints) -> Details:
-        """See `Signed`."""
         return self._details.take(images)
 
 

@@ -104,7 +104,6 @@ class SemanticLeaders:
         self._basis: npt.NDArray[np.float64] | None = None
 
     def add(self, codes: Codes, numbers: Ints) -> None:
-        """Enter leaders."""
         while len(codes):
             room = SEALED - len(self._open)
             self._open.add(codes[:room], numbers[:room])
@@ -118,7 +117,6 @@ class SemanticLeaders:
                 self._open = _Group(self._reach)
 
     def nearest(self, codes: Codes) -> Nearest:
-        """The nearest leader of each image."""
         asked = _Rows.of(codes, self._basis)
         nearest = Nearest.none(len(codes))
         for group in (*self._sealed, self._open):

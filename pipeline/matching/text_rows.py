@@ -57,7 +57,6 @@ class TextRows:
         return len(self.ids)
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64] | slice) -> TextRows:
-        """Some of the texts, in the order of `rows`."""
         if isinstance(rows, slice):
             return self if rows == slice(None) else self.take(np.arange(len(self))[rows])
         at = np.asarray(rows, np.int64)
@@ -71,7 +70,6 @@ class TextRows:
         return TextRows(np.concatenate([one.ids for one in several]), own)
 
     def columns(self) -> pa.StructArray:
-        """The texts as a column of FIELDS."""
         own, size = self.sketches, len(self)
         width = own.keys.shape[1]
         values = [

@@ -43,7 +43,6 @@ class Meta:
 
     @classmethod
     def of(cls, tree: Any, elements: dict[str, list[Any]]) -> Meta:
-        """elements: `elements_of` the page."""
         content_of: dict[str, str] = {}  # name or property of a meta tag -> content of the first such tag
         robots: list[str] = []
         tags: list[str] = []

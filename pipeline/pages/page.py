@@ -581,7 +581,6 @@ def _is_address(url: str) -> bool:
 
 
 def _largest(srcset: str) -> str:
-    """The URL with the largest descriptor of a srcset."""
     return _largest_of(srcset[:MAX_SRCSET])
 
 

@@ -69,7 +69,6 @@ class _Scopes:
         self._articles: list[str] | None = None
 
     def of(self, place: Place) -> Scope:
-        """The scope of an image."""
         found, passed = self._page, list[int]()
         units, cards, tags = self._units, self._cards, self._walk.tags
         for at in reversed(place.path):

@@ -45,7 +45,6 @@ class Choice:
     elsewhere: dict[str, bytes] = field(default_factory=dict)
 
     def rows(self) -> list[Row]:
-        """All rows, in the order of the page."""
         return [*self.sheet, *(member for cluster in self.clusters for member in cluster["members"])]
 
 

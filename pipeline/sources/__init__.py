@@ -409,6 +409,5 @@ def sources_of(spec: BuildSpec) -> list[Source]:
 
 
 def source_of(spec: BuildSpec, ref: SourceRef, where: str = "") -> Source:
-    """One source, configured."""
     options = {"name": ref.name, "source_kind": ref.source_kind, "base": spec.base, **ref.options}
     return configure("sources", ref.kind, options, Source, where)

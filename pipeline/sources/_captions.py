@@ -43,7 +43,6 @@ class CaptionColumns(BaseModel):
     tag: ColumnNames = ()
 
     def by_kind(self) -> dict[TextKind, tuple[str, ...]]:
-        """The columns of each kind of text."""
         return self._named() or {kind: (kind,) for kind in TEXT_KINDS}
 
     def required(self) -> list[str]:

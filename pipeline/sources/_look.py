@@ -82,7 +82,6 @@ class Budget:
 
     @property
     def spent(self) -> bool:
-        """True if the time is up."""
         return time.monotonic() - self._began >= self.seconds
 
 

@@ -216,7 +216,6 @@ def separator_of(first_row: str, wanted: Collection[str] | None, usual: str = ",
 
 
 def columns_of(first_row: str, separator: str) -> list[str]:
-    """Names of the columns in the first row of a table."""
     try:
         return cleaned(next(csv.reader([first_row], delimiter=separator), []))
     except csv.Error:
@@ -413,7 +412,6 @@ class _Feed(Iterator[str]):
         self.begin()
 
     def begin(self) -> None:
-        """A row begins here."""
         self.taken: list[str | LongLine] = []
         self._size = 0
 

@@ -72,7 +72,6 @@ class _Cut(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Rows that are read."""
         return sum(stop - start for _, start, stop in self.groups)
 
 

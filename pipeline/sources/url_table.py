@@ -154,7 +154,6 @@ class UrlTable(FileSource):
         return "" if image in cells else no_column(list(cells), image)
 
     def _of_row(self, cells: Cells, row: str, number: int) -> Iterator[Candidate | Decision]:
-        """The candidate of a row, or a Decision."""
         if isinstance(cells, Exception):
             raise cells
         if isinstance(cells, str):

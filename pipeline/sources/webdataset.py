@@ -315,7 +315,6 @@ def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> 
 
 
 def _data(member: Member) -> bytes | _Picture | Exception:
-    """Returns the bytes of a member for `_members`."""
     name, size = member.name, member.info.size
     if member.info.issparse():
         return ValueError(f"{name[:200]} is a sparse file")
@@ -329,7 +328,6 @@ def _data(member: Member) -> bytes | _Picture | Exception:
 
 @lru_cache(maxsize=16)
 def _listed(source: WebDataset) -> dict[str, str]:
-    """The tars of a source by their names."""
     return {file.rpartition("/")[2]: file for file in source.files()}
 
 
@@ -348,7 +346,6 @@ class _Index:
 
     @staticmethod
     def of(file: str) -> _Index:
-        """Index a tar."""
         places = list[tuple[int, int, int]]()
         with fsspec.open(file, "rb") as f:
             for member in members_of(f):
@@ -394,7 +391,6 @@ class _Indexes:
         self._bytes, self._lock = 0, threading.Lock()
 
     def of(self, file: str, version: str) -> _Index:
-        """The index of a tar."""
         with self._lock:
             if (file, version) in self._held:
                 self._held.move_to_end((file, version))

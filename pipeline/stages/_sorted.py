@@ -84,7 +84,6 @@ def _parts_of(partition: str) -> range:
 
 
 def token(build: Build) -> Any:
-    """The takedowns that the build reads."""
     return build.forgotten_revision
 
 

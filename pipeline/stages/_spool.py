@@ -74,7 +74,6 @@ class Spool:
         return Outcome("", "", sha256, (offset, len(data)), fetched_at, etag)
 
     def read(self, place: tuple[int, int]) -> bytes:
-        """The bytes at the place of an outcome."""
         self._file.seek(place[0])
         return self._file.read(place[1])
 

@@ -143,7 +143,6 @@ class HostTemplates:
     of: dict[Key, Templates]
 
     def cut(self, page_url: str, kind: TextKind, text: str) -> tuple[str, Template | None]:
-        """Cuts a text on a page, as `Templates.cut`."""
         if not self.of or (group := _GROUP.get(kind)) is None:
             return text, None
         own = self.of.get((urlsplit(page_url).netloc, group))
@@ -182,7 +181,6 @@ def rows(build: Build) -> list[dict[str, Any]]:
 
 
 def read(build: Build) -> HostTemplates:
-    """The templates as they were learnt."""
     of: dict[Key, list[Template]] = {}
     for row in build.stage(OF).reduced():
         fields = {name: row[name] for name in ("side", "text", "texts")}

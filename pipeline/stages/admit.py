@@ -217,7 +217,6 @@ def _judged_by_source(
     rewritten: Counter[str],
     templates: HostTemplates,
 ) -> list[Candidate | Decision]:
-    """Judges each candidate by the filters of its source, as `judge`."""
     places: dict[str, list[int]] = {}
     for at, candidate in enumerate(candidates):
         places.setdefault(candidate.source, []).append(at)
@@ -234,7 +233,6 @@ def _tie(candidate: Candidate) -> tuple[Any, ...]:
 
 
 def rewriters(filters: Sequence[TextFilter]) -> list[str]:
-    """Names of the filters that rewrite texts."""
     return [f.plugin_name() for f in filters if type(f).rewrite is not TextFilter.rewrite]
 
 
@@ -264,7 +262,6 @@ def _judge_chunk(
     rewritten: Counter[str],
     templates: HostTemplates,
 ) -> Iterator[Candidate | Decision]:
-    """Judges a few candidates, as `judge`."""
     texts_of = [_cleaned(candidate, order, templates, rewritten) for candidate in candidates]
     given = [text for own in texts_of if isinstance(own, _Cleaned) for text in own.texts]
     texts, faults = list[Text](), dict[int, list[Drop]]()  # faults by place among all texts: few have any

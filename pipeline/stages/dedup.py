@@ -137,7 +137,6 @@ class _Texts:
     leader: Digests
 
     def then(self, other: _Texts) -> _Texts:
-        """Both, one after the other."""
         return _Texts(
             np.concatenate([self.row, other.row]),
             np.concatenate([self.rank, other.rank]),

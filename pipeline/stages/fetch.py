@@ -77,7 +77,6 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    """The partitions of admit."""
     return build.stage("admit").partitions()
 
 
@@ -235,7 +234,6 @@ class _Network:
         return url not in self._aside or self._answered.get(host, 0.0) < self._aside[url][1]
 
     def _settle(self, url: str, image: Image | RequestFailed) -> None:
-        """Keep the outcome for a URL."""
         if isinstance(image, Image):
             outcome = self._spool.add(image.body, image.fetched_at, image.etag)
         else:
@@ -258,7 +256,6 @@ class _HostCounters:
         self._flushed = time.monotonic()
 
     def add(self, host: str, fate: str, size: int) -> None:
-        """Count one image."""
         fates = self._fates.setdefault(host, Counter())
         fates[fate] += 1
         self._received[host] += size

@@ -24,7 +24,6 @@ def partitions(build: Build) -> list[str]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """Write the report."""
     write(build)
 
 

@@ -205,7 +205,6 @@ def _reusable(build: Build) -> Callable[[Record], Set[str]]:
 
 
 def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
-    """The rows of a shard, in order."""
     columns = COLUMNS if build.spec.pair_score is None else [*COLUMNS, PAIR_SCORE.name]
     tables = []
     for partition, low, high in cut.runs:

@@ -38,7 +38,6 @@ class Earlier:
 
 
 def sha256_of(value: Any) -> str:
-    """sha256 of a JSON value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 

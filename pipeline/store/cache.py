@@ -73,7 +73,6 @@ class Cache:
         return pa.concat_tables(tables, promote_options="default") if tables else None
 
     def put(self, rows: pa.Table) -> None:
-        """Add rows in one commit."""
         if not rows.num_rows:
             return
         rows = rows.sort_by(self.key)

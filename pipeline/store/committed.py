@@ -54,7 +54,6 @@ class Committed:
             yield name, self._file.readline().decode().rstrip()
 
     def records(self) -> Iterator[Record]:
-        """Their records, in order of their names."""
         return (Record.model_validate_json(line) for _, line in self._lines())
 
     def compact(self) -> None:

@@ -72,7 +72,6 @@ class Dataset:
         return place if place != self.shards.url and Folder(place).exists("store.json") else ""
 
     def folder_of(self, shard: ShardFiles) -> Folder:
-        """The folder in which the files of a shard lie."""
         return Folder(self.manifest.folder_of(shard, self.shards.url))
 
     @contextmanager

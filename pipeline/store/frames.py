@@ -91,7 +91,6 @@ class Part:
 
     @property
     def url(self) -> str:
-        """Path or URL of the file."""
         return self.folder.at(self.name)
 
     def table(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
@@ -390,7 +389,6 @@ def present(parts: Iterable[Part]) -> list[Part]:
 
 
 def as_expression(filters: Filters) -> pyarrow.dataset.Expression | None:
-    """Filters as one expression of pyarrow."""
     return pq.filters_to_expression(filters) if isinstance(filters, (list, tuple)) else filters
 
 

@@ -66,7 +66,6 @@ def bucket_of(host: str, buckets: int) -> int:
 
 
 def row_of(group: Group, pictures: int, sampled: int, mark: Mark) -> dict[str, Any]:
-    """A row of MARK_SCHEMA."""
     plane = dict(zip(("plane_width", "plane_height"), mark.sides, strict=True))
     arrays = {name: getattr(mark, name).tolist() for name in ("at", "across", "down")}
     own = {"pictures": pictures, "sampled": sampled, "verdict": mark.verdict, "share": mark.share}
@@ -74,7 +73,6 @@ def row_of(group: Group, pictures: int, sampled: int, mark: Mark) -> dict[str, A
 
 
 def mark_of(row: dict[str, Any]) -> Mark:
-    """The mark of a row of MARK_SCHEMA."""
     arrays = (np.array(row[name], np.int64) for name in ("at", "across", "down"))
     return Mark(row["verdict"], row["share"], (row["plane_width"], row["plane_height"]), *arrays)
 

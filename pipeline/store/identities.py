@@ -439,7 +439,6 @@ def commit_name(build: Build) -> str:
 
 
 def build_of(name: str) -> str:
-    """The build id in the name of a commit."""
     return name.removesuffix(".json").rpartition(".")[0]
 
 

@@ -58,5 +58,4 @@ def features_of(
 
 
 def without(rows: pa.Table, images: Iterable[str]) -> pa.Table:
-    """The rows of all other images."""
     return rows.filter(pc.invert(pc.is_in(rows["sha256"], pa.array(sorted(images), pa.string()))))

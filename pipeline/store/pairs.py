@@ -35,7 +35,6 @@ Mask = npt.NDArray[np.bool_]
 
 
 def pass_name(judge: str) -> str:
-    """The pass in which a judge is asked."""
     return f"curate.{judge}"
 
 
@@ -100,7 +99,6 @@ def survivor_records(build: Build) -> list[Record]:
 
 
 def primary_texts(rows: pa.Table) -> list[str]:
-    """The primary text of each row."""
     texts: list[str] = pc.struct_field(pc.list_element(rows["texts"], 0), "text").to_pylist() if rows.num_rows else []
     return texts
 

@@ -545,7 +545,6 @@ class StageDir:
         return self.folder.find_json(f"{REDUCED}/{self.mark}.json", None)
 
     def write_reduced(self, value: Any) -> None:
-        """Leave a JSON value for `reduced`."""
         self.folder.write(f"{REDUCED}/{self.mark}.json", canonical_json(value))
 
     def finished(self) -> bool:
@@ -558,7 +557,6 @@ class StageDir:
         return fingerprint
 
     def finish(self, partitions: Sequence[str], version: int) -> None:
-        """Note that all partitions are committed."""
         self.folder.write_json(
             _FINISHED, {"fingerprint": self.fingerprint, "partitions": len(partitions), "version": version}
         )

@@ -186,10 +186,8 @@ def _moved(release: Manifest, moved: Callable[[str], str]) -> Manifest:
 
 
 def file_name(number: int) -> str:
-    """Name of the manifest of a release."""
     return f"{number:06d}.json"
 
 
 def datasets(root: Folder) -> list[Releases]:
-    """The datasets below STORE/datasets."""
     return [Releases(root / name) for name in root.names() if (root / name).exists(LATEST)]

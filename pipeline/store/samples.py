@@ -59,7 +59,6 @@ class Stored:
 
     @property
     def text(self) -> str:
-        """The primary text."""
         return str(self.row["texts"][0]["text"])
 
 

@@ -71,7 +71,6 @@ def settings(scratch: Path) -> dict[str, Any]:
 
 
 def quoted(text: str) -> str:
-    """A text within SQL quotes."""
     return text.replace("'", "''")
 
 
@@ -164,12 +163,10 @@ class Tables:
         ])  # fmt: skip
 
     def row(self, sql: str, values: Sequence[Any] = ()) -> Row:
-        """The only row of a query."""
         [row] = self.rows(sql, values)
         return row
 
     def column(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """The first column of a query."""
         return self._ask(sql, values, lambda result: [row[0] for row in result.fetchall()])
 
     def pairs(self, sql: str, values: Sequence[Any] = ()) -> dict[Any, Any]:

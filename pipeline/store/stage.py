@@ -143,7 +143,6 @@ class Pass:
 
     @property
     def stage(self) -> str:
-        """Name of the stage that it belongs to."""
         return self.name.partition(".")[0]
 
     def file(self, suffix: str) -> PassFile | None:

@@ -55,11 +55,9 @@ class Store:
         return Cache(self.folder / f"regions/{detector_id}", "sha256")
 
     def releases(self, dataset: str) -> Releases:
-        """The releases of a dataset, by its name."""
         return Releases(self.folder / f"datasets/{dataset}")
 
     def datasets(self) -> list[Releases]:
-        """The releases of every dataset that has one."""
         return datasets(self.folder / "datasets")
 
     def takedowns(self) -> Takedowns:

@@ -109,7 +109,6 @@ def about(place: Place) -> Values:
 
 
 def _title(place: Place) -> Values:
-    """Returns the title, a line in each language."""
     if place.kind == "folder":
         builds = len(place.frames.builds)
         return {"en": f"{builds} builds", "zh": f"{builds} 个构建"}

@@ -140,7 +140,6 @@ class _Entries(dict[str, "_Entry | None"]):
         return entry
 
     def lists(self, word: str) -> bool:
-        """True if the dictionary has a word."""
         return word in self._listed
 
     def _entry(self, word: str) -> _Entry:

@@ -144,7 +144,6 @@ class HostPaused(RequestFailed):
 
 
 def status_failure(response: Response) -> RequestFailed:
-    """The failure that a response of another status than 200 is."""
     retry_after, date = response.header("retry-after"), response.header("date")
     retry = policy.retry_of(policy.is_transient(response.status), retry_after, date)
     return RequestFailed(DropReason.HTTP_STATUS, f"status {response.status}", retry, status=response.status)

@@ -385,7 +385,6 @@ class Frontier:
         return float(row[0]) if row else 0.0
 
     def _note(self, name: str, value: float) -> None:
-        """Store a named number."""
         self._db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, value))
 
 

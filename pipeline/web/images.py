@@ -33,7 +33,6 @@ class Image:
     content_type: str = ""
 
     def with_body(self, body: bytes) -> Image:
-        """The same image with other bytes."""
         return replace(self, body=body)
 
 

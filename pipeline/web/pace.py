@@ -67,7 +67,6 @@ class HostSchedule:
         self._hosts: dict[str, _Host] = {}
 
     def book(self, bookings: Sequence[Booking]) -> list[Booked]:
-        """Book slots of hosts."""
         return [self._book(*booking) for booking in bookings]
 
     def _book(self, host: str, delay_s: float, slots: int) -> Booked:

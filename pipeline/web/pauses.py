@@ -108,6 +108,5 @@ class Pauses:
         return bool(down)
 
     def of(self, host: str) -> Pause | None:
-        """The pause of a host that is not over."""
         pause = self._last.get(host)
         return pause if pause is not None and time.time() < pause.until else None

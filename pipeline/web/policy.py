@@ -424,7 +424,6 @@ class Tdm:
     unreadable: str = ""
 
     def reserves(self, url: str) -> bool:
-        """True if the file reserves a URL."""
         if not self.rules:
             return False
         parts = urlsplit(url)

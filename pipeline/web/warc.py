@@ -125,7 +125,6 @@ class _Reading:
             start = yield from self._by_members(run)
 
     def _by_warcio(self, record: bytes) -> Capture | Decision | str:
-        """The entry of one record, not gzipped."""
         members = Members(io.BytesIO(record))
         members.next()
         return _entry(next(records(members)), self._max_body)

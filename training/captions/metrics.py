@@ -90,7 +90,6 @@ def figures(captions: Sequence[str], references: Sequence[Sequence[str]], tokens
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> float:
-    """CIDEr alone, for stopping by it."""
     return float(cider_of(*_apart(captions, references, tokens)).mean())
 
 

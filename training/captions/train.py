@@ -111,7 +111,6 @@ def fit_captioner(
 
 
 def write_captions(captioner: Captioner, images: Captioned, beams: int | None = None, batch: int = 32) -> list[str]:
-    """The best caption of each image, in order."""
     starts = range(0, len(images), batch)
     parts = (images.regions(range(start, min(start + batch, len(images)))) for start in starts)
     return [caption for part in parts for caption, _ in captioner.best(*part, beams)]

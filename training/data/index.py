@@ -169,7 +169,6 @@ class Dataset:
         )
 
     def boxes(self, number: int) -> Sequence[float] | None:
-        """`boxes` of a row by number."""
         at = bisect.bisect_right(self._ends, number)
         shard = self._shards[at] = self._shards[at].ready()
         if shard.regions is None:

@@ -81,7 +81,6 @@ class Order:
         return shards, np.cumsum(self._sizes[shards])[last]
 
     def _make_rows(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
-        """Permuted row numbers of one window."""
         shards, _ = self._layout(epoch)
         mine = shards[window * self._window : (window + 1) * self._window]
         rows = np.concatenate([np.arange(self._starts[s], self._starts[s] + self._sizes[s]) for s in mine])

@@ -55,7 +55,6 @@ class Clusters:
         return len(self.text_ids_N)
 
     def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """See `Hits`."""
         size = len(self.image_ids_N)
         pairs = [np.zeros(0, np.int64)]
         for by_id in self._sorted:
@@ -86,7 +85,6 @@ class Captions:
     text_P: Ids
 
     def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """See `Hits`."""
         image_P, text_P = self._by_image
         low, high = np.searchsorted(image_P, [start, stop])
         return image_P[low:high], text_P[low:high]
@@ -124,7 +122,6 @@ class Peers:
         return len(self.group_N)
 
     def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """See `Hits`."""
         row_P, other_P = _same(*self._groups, start, stop)
         hit_P = self.copy_N[row_P] != self.copy_N[other_P]
         return row_P[hit_P], other_P[hit_P]
@@ -141,7 +138,6 @@ class Peers:
         return len(ids) - (np.searchsorted(copies, ids, "right") - np.searchsorted(copies, ids, "left"))
 
     def unit(self) -> Ids:
-        """See `Hits`."""
         return self.unit_N
 
     @functools.cached_property

@@ -105,7 +105,6 @@ class Journal:
         self._shown = _summary(metrics) or self._shown
 
     def advance(self, step: int) -> None:
-        """Show that `step` steps are done."""
         if self._silent:
             return
         if self._bar is not None:

@@ -42,7 +42,6 @@ _TIMEOUT = timedelta(minutes=30)
 
 
 def under_torchrun() -> bool:
-    """True if torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 

@@ -174,7 +174,6 @@ def _add_state(app: FastAPI, service: Service, health: HealthCheck) -> None:
 
     @app.get("/metrics", tags=["state"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Figures for Prometheus."""
         return Response(service.metrics.text(), media_type=TEXT)
 
 

@@ -65,7 +65,6 @@ class MetadataRow(BaseModel):
 
 
 def routes(service: Service, galleries: Galleries) -> APIRouter:
-    """The routes of this module."""
     router = APIRouter(tags=["clip-retrieval"])
 
     @router.post("/knn-service", response_model=list[KnnHit], openapi_extra=_body(KnnRequest))
@@ -83,7 +82,6 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
 
     @router.get("/indices-list", response_model=list[str])
     async def indices() -> Response:
-        """Names of the collections."""
         return json_of(galleries.names())
 
     return router

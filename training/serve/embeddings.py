@@ -90,7 +90,6 @@ def json_of(value: Any) -> Response:
 
 
 def routes(service: Service) -> APIRouter:
-    """The routes of this module."""
     router = APIRouter(tags=["embeddings"])
 
     @router.post("/image_query", response_model=Embedding)
@@ -111,12 +110,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models", response_model=ModelList)
     async def models() -> Response:
-        """The model that this server serves."""
         return json_of(ModelList(data=[_card(service)]).model_dump())
 
     @router.get("/v1/models/{model}", response_model=ModelCard)
     async def model(model: str) -> Response:
-        """The model of this name."""
         _check_model(service, model)
         return json_of(_card(service).model_dump())
 

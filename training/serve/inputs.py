@@ -51,7 +51,6 @@ def vector_of(numbers: Sequence[float], width: int, param: str) -> Features:
 
 
 def too_many(count: int, most: int, what: str, param: str) -> Refused:
-    """400 for a request of too many inputs."""
     return bad_request(
         "too_many", f"{count} {what} in one request, at most {most} are allowed; send several requests", param
     )

@@ -30,7 +30,6 @@ class Refused(Exception):
 
 
 def bad_request(code: str, message: str, param: str | None = None) -> Refused:
-    """The answer 400: the request is invalid."""
     return Refused(400, code, message, param=param)
 
 

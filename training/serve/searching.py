@@ -160,13 +160,11 @@ class DeletedAnswer(BaseModel):
 
 
 def routes(service: Service, galleries: Galleries) -> APIRouter:
-    """The routes of this module."""
     router = APIRouter(tags=["search"])
     pictures = Pictures(service)
 
     @router.get("/collections", response_model=list[CollectionAnswer])
     async def collections() -> Response:
-        """All collections."""
         every = await service.searched(galleries.every)
         return json_of([await service.searched(lambda g=one, p=bad: _described(g, p)) for one, bad in every])  # type: ignore[misc]
 
@@ -180,7 +178,6 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
 
     @router.delete("/collections/{name}", response_model=DeletedAnswer)
     async def delete(name: str) -> Response:
-        """Delete an uploaded collection."""
         await galleries.delete(name)
         return json_of({"deleted": name})
 

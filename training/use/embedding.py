@@ -283,7 +283,6 @@ class _Embedder:
     def embedded(
         self, run: Sequence[int], made: Iterator[_Made], batches: Sequence[Sequence[int]], done: Done
     ) -> Embedded:
-        """The features of a run, from its next batches."""
         place = {row: number for number, row in enumerate(run)}
         width, count = int(self._loaded.config.moco.feature_dim), len(run)
         image_ND = np.zeros((count, width), np.float32) if self._source.has_images else None

@@ -90,7 +90,6 @@ def held_out(request: Request, leaders: Sequence[tuple[str, str]]) -> Mask | Non
 def result_of(
     request: Request, name: str, loaded: Loaded, protocol: Mapping[str, Any], candidates: str, corrupt: int
 ) -> Result:
-    """`results.head` of a request."""
     named = request.source.data[0].partition(":")[0] in (*BENCHMARKS, *LABELLED, *BOXED)  # no dataset
     detector = request.detector or (GRID if named else loaded.checkpoint.detector)
     return head(name, loaded, protocol, candidates, request.towers, detector=detector, corrupt=corrupt)
