@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-from data_specs.shard import PAIR_SCORE, REGION_SCHEMA, SourceKind, Split, Text, TextKind
+from data_specs.shard import REGION_SCHEMA, SourceKind, Split, Text, TextKind
 from pipeline.urls import SURROGATE, without_userinfo
 
 
@@ -412,9 +412,6 @@ DEDUP_SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
-
-SCORED_SCHEMA = pa.schema([*DEDUP_SCHEMA, PAIR_SCORE])
-"""Pairs with their score, null for one that the towers could not read."""
 
 SCORE_SCHEMA = pa.schema([("sha256", pa.string()), ("score", pa.float32())])
 """Rows of a pixel filter's STORE/features/<score-id>: its model's score of each image."""

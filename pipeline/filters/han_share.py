@@ -64,12 +64,6 @@ _SHARE = Annotated[float, Field(ge=0, le=1)]
 _OF_TERMS, _OF_SENTENCES = 0.2, 0.5
 
 
-def han_of_letters(text: str) -> float:
-    """Share of Han characters among the letters of a text, 0 to 1; 0 without any letter."""
-    han, _, letters = scripts(text)
-    return han / letters if letters else 0.0
-
-
 class HanShare(TextFilter):
     """Share of Han characters among the letters of a text."""
 

@@ -41,7 +41,7 @@ HAN_SHARE = _share(_without(f"[^{_HAN}\\x{{2FFFF}}]+"), f"length({_NO_SPACE})")
 """SQL of the share of Han characters among all characters of `text` but white space."""
 
 HAN_LETTERS = _share(_without(f"[^{_HAN}\\x{{323AF}}〇]+"), _without(r"[^\pL〇]+"))
-"""SQL of the share of Han characters among the letters of `text` (`filters.han_share.han_of_letters`)."""
+"""SQL of the share of Han characters among the letters of `text` (`filters.han_share.scripts`)."""
 
 
 @dataclass(frozen=True)

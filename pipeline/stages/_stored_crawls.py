@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from pipeline.records import OPT_OUTS, Candidate, Decision, DropReason, sha256_hex
+from pipeline.records import OPT_OUTS, Candidate, Decision, DropReason, drop_capture
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
@@ -50,7 +50,10 @@ class StoredCrawls:
         if OPT_OUTS in record.files:
             self._closed.update(set(self._column(record, OPT_OUTS)) - self._pages)
         pages = {url for url in self._column(record, "parquet") if self._site.holds(url)}
-        closed = [self._closes(url) for url in sorted((pages & self._closed) - self._pages)]
+        closed = [
+            drop_capture(url, self._site.name, "extract", DropReason.OPT_OUT, "its owner opted out in a later crawl")
+            for url in sorted((pages & self._closed) - self._pages)
+        ]
         candidates, decisions = self._read(record, own)
         for candidate in candidates:
             if candidate.page_url in pages and candidate.page_url not in self._closed:
@@ -68,18 +71,3 @@ class StoredCrawls:
     def _column(self, record: Record, suffix: str) -> list[str]:
         urls: list[str] = self._stage.column(record, suffix, "url").to_pylist()
         return urls
-
-    def _closes(self, url: str) -> Decision:
-        return Decision(
-            subject="capture",
-            id=sha256_hex(url),
-            fetch_id="",
-            source=self._site.name,
-            page_url=url,
-            url=url,
-            stage="extract",
-            kept=False,
-            reason=DropReason.OPT_OUT.value,
-            reasons=(DropReason.OPT_OUT.value,),
-            evidence="its owner opted out in a later crawl",
-        )

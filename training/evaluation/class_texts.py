@@ -18,7 +18,7 @@ import numpy as np
 from training.errors import InputError
 from training.evaluation.features import text_rows
 from training.evaluation.hits import Features
-from training.evaluation.labelled import ClassName
+from training.evaluation.labelled import ClassName, lines_of
 from training.weights.load import BATCH, Loaded
 
 TEMPLATES = (
@@ -42,11 +42,7 @@ _TEXTS = 64 * BATCH
 
 def read_templates(file: Path) -> tuple[str, ...]:
     """Templates of a file, one per line. Raises InputError naming a line without a place for the name."""
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(str(file), f"cannot be read ({getattr(e, 'strerror', None) or 'not UTF-8'})") from None
-    return checked(str(file), [line for line in lines if line])
+    return checked(str(file), lines_of(file))
 
 
 def checked(where: str, templates: Sequence[str]) -> tuple[str, ...]:

@@ -245,7 +245,7 @@ def _of_tars(data: str, place: Path, split: str, given: Path | None) -> Labelled
     classes = read_classes(listed) if listed else _of_classnames(place / "classnames.txt")
     tars = [folders[split] / f"{number}.tar" for number in range(_count(folders[split] / "nshards.txt"))]
     file = place / "zeroshot_classification_templates.txt"
-    templates = tuple(_lines(file)) if file.is_file() else ()
+    templates = tuple(lines_of(file)) if file.is_file() else ()
 
     def items() -> Iterator[LabelledPicture]:
         for tar in tars:
@@ -265,12 +265,13 @@ def _of_classnames(file: Path) -> tuple[ClassName, ...]:
     return check_names(str(file), [ClassName(str(number), (name,)) for number, name in enumerate(names)])
 
 
-def _lines(file: Path) -> list[str]:
+def lines_of(file: Path) -> list[str]:
+    """Lines of a UTF-8 file that are not empty, stripped. Raises InputError."""
     return [line.strip() for line in _text(file).split("\n") if line.strip()]
 
 
 def _count(file: Path) -> int:
-    lines = _lines(file)
+    lines = lines_of(file)
     if len(lines) != 1 or not lines[0].isascii() or not lines[0].isdigit() or len(lines[0]) > 9:
         raise InputError(str(file), "not a number of tars")
     return int(lines[0])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.filters.han_share import han_of_letters
+from pipeline.filters.han_share import scripts
 from pipeline.report.measures import HAN_SHARE, MEASURES, SAMPLED, SHOWN_TEXT, Measure, histograms
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
@@ -47,6 +47,11 @@ def characters(text: str) -> float:
 def han_share(text: str) -> float:
     visible = "".join(text.split())
     return len(_HAN.findall(visible)) / len(visible) if visible else 0.0
+
+
+def han_of_letters(text: str) -> float:
+    han, _, letters = scripts(text)
+    return han / letters if letters else 0.0
 
 
 @pytest.mark.slow
