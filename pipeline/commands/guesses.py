@@ -454,4 +454,3 @@ _READERS: dict[str, Callable[..., Source]] = {
     ".wacz": _warc,
     ".paths": _warc_list,
 }
-"""Readers of the formats, by suffix."""

@@ -10,7 +10,6 @@ from pipeline.files.tars import TarWriter
 from pipeline.store.samples import Stored
 
 PER_TAR = 10_000
-"""Samples of a tar."""
 
 Members = list[tuple[str, bytes]]
 

@@ -31,7 +31,6 @@ MANY_TAGS = 10_000
 """Tags up to which nesting costs at most 0.3 s, however deep it is."""
 
 MAX_ATTRIBUTES = 2_000
-"""Attributes of one element."""
 
 MAX_IMAGES = 10_000
 """Images of a page; each becomes a candidate or a decision, some 40 microseconds."""

@@ -31,7 +31,6 @@ CONTENT = len(BOXES)
 """Number of the hash of what lies between the margins, 0 of a picture without margins; those of HALVES follow."""
 
 HASHES = len(BOXES) + 1 + len(HALVES)
-"""Hashes of a picture."""
 
 SIDE = 32
 """Cells to a side of a part, of which the DCT is taken."""

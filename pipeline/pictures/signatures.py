@@ -43,7 +43,6 @@ CONTENT = len(BOXES)
 """Number of the grid of what lies between the margins, of zeros of a picture without margins."""
 
 GRIDS = CONTENT + 1
-"""Grids of a signature."""
 
 STRICTER = 2
 """Factor by which brightness must agree better where colours, or an edge, are left out of the comparison."""

@@ -33,7 +33,6 @@ PER_FILE = 20
 """Faults listed per file; beyond that they are counted."""
 
 Row = dict[str, Any]
-"""A row of SHARD_SCHEMA."""
 
 Faces = Mapping[str, npt.NDArray[np.float32]]
 """Boxes [N, 4] of a sample's faces, by its key: where its image must be a mosaic."""

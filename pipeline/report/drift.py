@@ -20,7 +20,6 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 
 REPORT_VERSION = 3
-"""Version of the layout of report.json."""
 
 STEADY, MOVED = 0.1, 0.25
 """PSI below which a distribution is steady, and from which it has moved; between them it has shifted."""

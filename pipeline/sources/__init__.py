@@ -240,7 +240,6 @@ class TableSource(Source):
 
 
 BAD_LINE = (DropReason.BAD_ROW, DropReason.UNREADABLE)
-"""Reasons of a line that is not a row."""
 
 
 def weighed(

@@ -54,7 +54,6 @@ REFUSED_SCHEMA = pa.schema(
 """Addresses whose owners opted out, and those that answered with an HTTP error."""
 
 HEADERS_ONLY = Kind("image/*,*/*;q=0.5", "identity", 0, whole=False)
-"""The kind of a picture of which only the headers are read."""
 
 
 def when(spec: BuildSpec) -> bool:

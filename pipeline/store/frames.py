@@ -67,7 +67,6 @@ BUILD = "build"
 """Column that a whole table has besides those of its files: the id of the build that a row comes from."""
 
 ROWS = 10_000
-"""Rows of a batch."""
 
 Filters = Any
 """An expression of pyarrow.dataset, or tuples as pandas and pyarrow take them: [("width", ">=", 256), ...]."""

@@ -378,6 +378,5 @@ VIEWS: dict[str, Callable[[_Sources], str]] = {
     "near": _near,
     "balanced": _balanced,
 }
-"""SQL of each view."""
 
 _NAMED = re.compile(rf"\b(?:FROM|JOIN)\s+(?:(\w+)\.)?({'|'.join(VIEWS)})\b")

@@ -37,7 +37,6 @@ _NEEDED = (
 """Headers of a record that a capture is made of, beside its length."""
 
 CAPTURES = ("response", "revisit", "resource")
-"""Types of records that are captures."""
 
 _OTHERS = {
     **dict.fromkeys(("request", "metadata", "warcinfo", "arc_header"), Named.OTHER_RECORD),

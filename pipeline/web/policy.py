@@ -64,7 +64,6 @@ DISALLOWED = "robots.txt disallows it"
 """Evidence of a URL that a rule of robots.txt disallows."""
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
-"""Media types of a page."""
 
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 """Robots directives that forbid us a page or an image."""

@@ -130,7 +130,6 @@ MAX_HREF = 4_096
 """Characters of a link; no address longer than `pipeline.urls.MAX_URL` is taken, and white space is cut."""
 
 LIKENESS_DIGITS = 32
-"""Hex digits of a likeness."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,7 +302,6 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""Names of a split's folder."""
 
 
 def folder_of_split(data: str, place: Path, split: str) -> tuple[Path, dict[str, Path]]:
