@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -143,20 +142,15 @@ def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
 
     Raises RunError after `wait` seconds. A file system without locks goes unlocked, which is logged.
     """
-    deadline, waiting = time.monotonic() + wait, False
     with ExitStack() as lock:
-        while True:
+        try:
             try:
                 lock.enter_context(exclusive(out / ".lock", wait_s=0))
-                break
             except BlockingIOError:
-                if not waiting:
-                    LOG.info("%s: another run is writing to it; waiting up to %g s for its end", out, wait)
-                    waiting = True
-                if time.monotonic() > deadline:
-                    raise RunError(str(out), "another run is writing to it; choose another --out") from None
-                time.sleep(0.2)
-            except OSError as e:
-                LOG.warning("%s: cannot be locked (%s); make sure that no other run writes to it", out, e.strerror)
-                break
+                LOG.info("%s: another run is writing to it; waiting up to %g s for its end", out, wait)
+                lock.enter_context(exclusive(out / ".lock", wait))
+        except BlockingIOError:
+            raise RunError(str(out), "another run is writing to it; choose another --out") from None
+        except OSError as e:
+            LOG.warning("%s: cannot be locked (%s); make sure that no other run writes to it", out, e.strerror)
         yield
