@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -70,6 +71,14 @@ def is_locked(file: IO[Any]) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system, or another disk, allows no link."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def flush(path: Path) -> None:

@@ -11,7 +11,6 @@ Limits: a release is one file, about 700 bytes per shard, which is read and writ
 from __future__ import annotations
 
 import functools
-import os
 import shlex
 import shutil
 from collections import defaultdict
@@ -33,6 +32,7 @@ from data_specs.shard import (
     leaves_folder,
     pretty_manifest,
 )
+from data_specs.storage.whole_files import link
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, place_of
 from pipeline.publish import card
@@ -471,10 +471,7 @@ def _copy_file(source: Folder, place: Folder, file: FileDigest) -> None:
         if place.is_local and source.is_local:
             target = Path(place.at(file.path))
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, target)
-            except OSError:  # another disk
-                shutil.copyfile(path, target)
+            link(path, target)
             return
         with place.making(file.path) as f, path.open("rb") as data:
             shutil.copyfileobj(data, f)

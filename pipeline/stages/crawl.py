@@ -29,7 +29,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -41,6 +40,7 @@ import pyarrow.parquet as pq
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
+from data_specs.storage.whole_files import link
 from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, SHOWN, SHOWN_SCHEMA, DropReason, drop_capture, sha256_hex
@@ -163,7 +163,7 @@ def _take_over(build: Build, partition: str) -> None:
         for suffix, ref in record.files.items():
             if suffix == "parquet" or suffix.endswith("warc.gz") or suffix == OPT_OUTS:
                 with stage.file(record, suffix) as source:
-                    _link(source, attempt.path(suffix))
+                    link(source, attempt.path(suffix))
                 attempt.hashed(suffix, ref.sha256)
         pages = len(stage.column(record, "parquet", "url"))
         if DECISIONS in record.files:
@@ -171,14 +171,6 @@ def _take_over(build: Build, partition: str) -> None:
             attempt.write_table(OPT_OUTS, rows.cast(OPT_OUT_SCHEMA))
         info = {"source": name, "snapshot": snapshot, "crawl": int(number)}
         attempt.commit({"seen": pages, "kept": pages, "dropped": 0}, info)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make one file two, without a copy where both lie on one disk."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def is_stored(build: Build, partition: str) -> bool:
@@ -280,7 +272,7 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
         log.warning("%s", beyond_depth(site.name, totals.too_deep, site.max_depth))
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
-        _link(Path(frontier.warc), target)  # not moved: until the record is there the frontier must be able to go on
+        link(Path(frontier.warc), target)  # not moved: until the record is there the frontier must be able to go on
         rows = (pa.Table.from_pylist(some, schema=CRAWL_SCHEMA) for some in _some(frontier.kept()))
         attempt.write_table("parquet", pa.concat_tables([CRAWL_SCHEMA.empty_table(), *rows]))
         for some in _some(frontier.not_kept()):  # ten times as many as may be kept: as objects they would fill memory

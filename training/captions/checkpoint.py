@@ -16,8 +16,6 @@ Limits: those of training/outputs/checkpoint.py.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from data_specs.storage.whole_files import link
 from training.captions.decoder import CaptionerConfig, Decoder, Vocabulary, beam_search
 from training.config import read_record
 from training.data.tokenizer import JSON_FILE
@@ -114,7 +113,7 @@ def write(
     others = [name for name in (JSON_FILE, BACKGROUND_FILE) if (towers / name).is_file()]
     with whole_folder(folder) as temporary:
         for name in (*TOWERS, *others):
-            _link(towers / name, temporary / name)
+            link(towers / name, temporary / name)
         (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (temporary / CAPTIONS).write_text("".join(f"{text}\n" for text in captioner.captions), encoding="utf-8")
         (temporary / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
@@ -122,14 +121,6 @@ def write(
         write_tensors(temporary / _TRAINING, checkpoint.moments_of(captioner.decoder, optimizer))
     checkpoint.keep(folder, 1, best=best)
     return folder
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system, or another disk, allows no link."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def read(folder: Path) -> Captioner:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from data_specs.search.pictures import media_type
 from data_specs.shard import ContractError
 from data_specs.storage.whole_files import exclusive
 from training.data.index import default_cache, weighted
@@ -39,7 +40,8 @@ DEV_EVERY = 20
 _VERSION = 1
 """Raised when a set is packed otherwise."""
 
-_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
+_SUFFIXES = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
+"""Suffixes by which readers of tars know an image's format."""
 
 
 def packed(data: Sequence[str], split: str, cache: Path | None) -> list[str]:
@@ -112,7 +114,7 @@ def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -
             except (ContractError, OSError) as e:  # as an evaluation leaves it out
                 LOG.warning("image left out: %s: %s", picture.id, getattr(e, "strerror", None) or e)
                 continue
-            suffix = _suffix(content)
+            suffix = _SUFFIXES.get(media_type(content))
             if suffix is None:
                 LOG.warning("image left out: %s: not a JPEG, PNG or WebP", picture.id)
                 continue
@@ -130,10 +132,3 @@ def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -
 
 def _is_dev(image: bytes) -> bool:
     return int(hashlib.sha256(image).hexdigest()[:8], 16) % DEV_EVERY == 0
-
-
-def _suffix(image: bytes) -> str | None:
-    """The suffix by which readers of tars know an image's format."""
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        return "webp"
-    return next((suffix for magic, suffix in _MAGIC.items() if image.startswith(magic)), None)
