@@ -53,32 +53,38 @@ class Published:
 
 
 @pytest.fixture(scope="session")
-def _made(tmp_path_factory: pytest.TempPathFactory, synthetic: ModuleType) -> tuple[Path, list[Build]]:
-    """The folder of the builds of all NAMES, of the same six pictures, and what they are restored from beside it."""
+def _restored(tmp_path_factory: pytest.TempPathFactory, synthetic: ModuleType) -> Callable[[int], list[Build]]:
+    """Puts so many published builds of the same six pictures in one folder; each number of them is made once."""
     folder = tmp_path_factory.mktemp("published") / "now"
-    folder.mkdir()
-    weeks = Weeks(folder, synthetic.encode)
-    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(NAMES, 1)]
-    for build in builds:
-        release.publish(build)
-    shutil.copytree(folder, folder.with_name("made"), symlinks=True)
-    return folder, builds
+    weeks, builds = Weeks(folder, synthetic.encode), list[Build]()
+
+    def restored(count: int) -> list[Build]:
+        shutil.rmtree(folder, ignore_errors=True)
+        made = folder.with_name(f"made-{count}")
+        if made.exists():
+            shutil.copytree(made, folder, symlinks=True)
+        elif not count:
+            folder.mkdir()
+        else:
+            restored(count - 1)
+            build = weeks.build(f"2026-01-0{count}", range(6), name=NAMES[count - 1])
+            release.publish(build)
+            builds.append(build)
+            shutil.copytree(folder, made, symlinks=True)
+        return builds[:count]
+
+    return restored
 
 
 @pytest.fixture
-def published_builds(_made: tuple[Path, list[Build]], capsys: pytest.CaptureFixture[str]) -> Callable[[int], Published]:
+def published_builds(
+    _restored: Callable[[int], list[Build]], capsys: pytest.CaptureFixture[str]
+) -> Callable[[int], Published]:
     """published_builds(2): as many builds as they were published, all that STORE knows."""
 
     def make(count: int) -> Published:
-        folder, builds = _made
-        shutil.rmtree(folder)
-        shutil.copytree(folder.with_name("made"), folder, symlinks=True)
-        store = builds[0].store
-        for build in builds[count:]:
-            store.drop(build.out)
-            store.releases(build.spec.name).folder.delete("")
-            shutil.rmtree(build.out)
-        return Published(store, tuple(builds[:count]), capsys)
+        builds = _restored(count)
+        return Published(builds[0].store, tuple(builds), capsys)
 
     return make
 
