@@ -1,7 +1,7 @@
 """Records of a study in one small file, from which its page is made again without training.
 
-    {"plan", "training", "packages", "galleries": [[name, pictures, names]], "families": {gallery: [style: [family]]},
-     "tried": [[arm, setting, dev]], "trials": [...],
+    {"plan", "version", "training", "packages", "galleries": [[name, pictures, names]],
+     "families": {gallery: [style: [family]]}, "tried": [[arm, setting, dev]], "trials": [...],
      "datasets": {name: {content_digest, ...}}, "pairs": [...]}
 
 `families` numbers the family of each name (split.py), in the order of the hits. Hits are kept at the lengths that are
@@ -22,7 +22,7 @@ from tests.benchmarks.study.arms import Setting
 from tests.benchmarks.study.corpus import Corpus
 from tests.benchmarks.study.regions import Run, run_of
 from tests.benchmarks.study.results import BUDGETS, Families, Figures, gather
-from tests.benchmarks.study.runs import PLANS, Plan, Study, load_corpus, tarballs_of
+from tests.benchmarks.study.runs import PLANS, VERSION, Plan, Study, load_corpus, tarballs_of
 from tests.benchmarks.study.sections import Datasets
 from tests.benchmarks.study.split import family
 from tests.benchmarks.study.trial import REPORTED, Point, Trial, dev
@@ -132,6 +132,7 @@ def save(records: Records, path: Path) -> None:
     lengths = {f.samples for f in figures.values()}
     head = {
         "plan": records.plan.name,
+        "version": VERSION,
         "training": records.training,
         "packages": records.packages,
         "galleries": records.galleries,
@@ -155,6 +156,10 @@ def load(path: Path) -> Records:
     """Records of a file. Raises InputError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if values["version"] != VERSION:
+            raise InputError(
+                str(path), f"has runs of version {values['version']} of the study, not {VERSION}; do all again"
+            )
         return Records(
             PLANS[values["plan"]],
             values["training"],

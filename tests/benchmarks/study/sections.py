@@ -79,7 +79,8 @@ def part(title: Words, note: Words, sides: Mapping[str, Side], base: str, questi
                 if gain is not None:
                     english, chinese = verdict(sides[one].name, sides[other].name, gain)
                     says.append((f"R@{by[1:]}: {english}", f"R@{by[1:]}：{chinese}"))
-    rows = [_row(own, None if name == base else difference(own.r1, sides[base].r1)) for name, own in sides.items()]
+    others = sides.keys() - {base} if base in sides else ()
+    rows = [_row(own, difference(own.r1, sides[base].r1) if name in others else None) for name, own in sides.items()]
     return Part(title, note, tuple(rows), tuple(says))
 
 
@@ -215,8 +216,9 @@ _SIGHTS: dict[str, Words] = {
 }
 
 _QUESTIONS = (
-    ("grid", "whole"), ("proposals", "whole"), ("proposals", "grid"), ("things", "whole"), ("things", "grid"),
+    ("proposals", "whole"), ("proposals", "grid"), ("things", "whole"), ("things", "grid"), ("grid", "whole"),
 )  # fmt: skip
+"""What is asked, in this order; the first, which is the paper's choice, is answered at the top of the page."""
 
 
 def _regions(name: str, runs: Sequence[Run], facts: Mapping[str, Any]) -> Part:
@@ -225,6 +227,4 @@ def _regions(name: str, runs: Sequence[Run], facts: Mapping[str, Any]) -> Part:
     sides = {sight: side(_SIGHTS[sight], own) for sight, own in of.items() if own}
     most = facts.get("ceiling")
     limit = (f"; a perfect guess {100 * most:.0f}%", f"；完美的猜测 {100 * most:.0f}%") if most else ("", "")
-    if "whole" not in sides:
-        return Part(title, what, (), (("No runs yet of the whole picture.", "整图还没有训练。"),))
     return part(title, _note(what, runs[0], limit), sides, "whole", _QUESTIONS)

@@ -75,6 +75,9 @@ def test_runs_on_pairs_are_added_and_those_of_another_dataset_are_refused(tmp_pa
     assert kept.tried == known.tried
     with pytest.raises(InputError, match="other packages, galleries, datasets or sizes"):
         add(replace(own, datasets={first.source: {"content_digest": ""}}), path)
+    path.write_text(path.read_text(encoding="utf-8").replace('"version": ', '"version": 1'), encoding="utf-8")
+    with pytest.raises(InputError, match="has runs of version 1"):
+        add(own, path)
 
 
 def test_the_repositorys_records_are_small_and_hold_the_decisive_arms() -> None:

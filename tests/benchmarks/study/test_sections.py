@@ -51,5 +51,13 @@ def test_the_page_says_what_the_intervals_imply(grid: float, proposals: float, s
     (part,) = section["parts"]
     said = " ".join(english for english, _ in part.says)
     assert all(sentence in said for sentence in says), said
+    assert section["answer"][0].startswith("Scenes of stamps, 3 seeds: R@1: The detector’s boxes ")
     assert [row.n for row in part.rows] == [3, 3, 3]
     assert "a perfect guess 36%" in part.note[0]
+
+
+def test_a_study_that_was_cut_short_before_the_whole_picture_has_figures_and_no_answer() -> None:
+    (section,) = sections([_run("scenes", "moco", "grid", 0, 0.4)], {"scenes": {}})
+    (part,) = section["parts"]
+    assert [(row.r1, row.gain) for row in part.rows] == [("40.0", "")]
+    assert section["answer"] == ("", "")
