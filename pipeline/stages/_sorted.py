@@ -14,7 +14,6 @@ that have some are read once by each partition of `fetch`.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -161,22 +160,11 @@ def rows_with(build: Build, suffix: str, keys: Collection[str]) -> Iterator[pa.T
 
 def _batches(stage: StageDir, record: Record, suffix: str, numbers: Callable[[int], Iterable[int]]) -> pa.Table:
     """Batches of a gathered file. numbers(shift): those of keys as numbers that are shifted right by so many bits."""
-    with _opened(stage, record, suffix) as source, pa.ipc.open_file(source) as file:
+    stage.check(record, suffix)
+    with stage.folder.opened(record.files[suffix].name) as source, pa.ipc.open_file(source) as file:
         shift = KEY_BITS - max(0, file.num_record_batches.bit_length() - 1)
         wanted = numbers(shift) if file.num_record_batches else ()
         return pa.Table.from_batches([file.get_batch(number) for number in wanted], schema=file.schema)
-
-
-@contextlib.contextmanager
-def _opened(stage: StageDir, record: Record, suffix: str) -> Iterator[Any]:
-    """A committed file open for reading at any position; by Arrow itself where it lies on a disk."""
-    if stage.folder.is_local:
-        with stage.file(record, suffix) as path, pa.OSFile(str(path)) as file:
-            yield file
-    else:
-        stage.check(record, suffix)
-        with stage.folder.opened(record.files[suffix].name) as other:
-            yield other
 
 
 def with_userinfo(build: Build) -> list[Record]:
