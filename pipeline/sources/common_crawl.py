@@ -2,9 +2,9 @@
 
 Common Crawl publishes for each crawl, beside its WARC files, a table of all captures in Parquet (its columnar URL
 index, `cc-index/table/cc-main/warc/crawl=.../subset=warc/*.parquet`): URL, detected languages, status, and where the
-record lies in which WARC file. This source reads from that table which pages to take, and of the WARC files only the
-ranges of their records. `path` and `path_list` name the files of the table as source `warc` does its own:
-`cc-index-table.paths.gz` is the list that Common Crawl publishes.
+record lies in which WARC file. This source reads from that table which pages to take, and of the WARC files, which
+`prefix` stands before, only the ranges of their records. `path` and `path_list` name the files of the table as source
+`warc` does its own: `cc-index-table.paths.gz` is the list that Common Crawl publishes.
 
 A page is taken if its status is 200, its detected type is one of `mime_types`, and one of `languages` is among the
 three that Common Crawl detected on it (CLD2), or is the first of them with `first_language`. Row groups of the table
@@ -24,7 +24,6 @@ to be immutable. Rows of the table are held a row group at a time, packed. Damag
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import re
@@ -39,9 +38,10 @@ from pydantic import ConfigDict, Field, model_validator
 from pipeline.account import Account, Named
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
-from pipeline.files.inputs import emptiness, expand, faults, has_globs, listed, reason, version, writable
+from pipeline.files.inputs import emptiness, faults, reason, version, writable
 from pipeline.records import Decision, DropReason, drop_capture
-from pipeline.sources import PageRange, Paths, RangeSource, unreadable_part
+from pipeline.sources import PageRange, RangeSource, unreadable_part
+from pipeline.sources._listed import ListedSource
 from pipeline.sources._look import Budget, Count, Exactness, Look, broken_files, spread
 from pipeline.urls import without_userinfo
 
@@ -75,7 +75,7 @@ class _Cut(NamedTuple):
         return sum(stop - start for _, start, stop in self.groups)
 
 
-class CommonCrawl(RangeSource):
+class CommonCrawl(ListedSource, RangeSource):
     """Pages of some languages, by Common Crawl's columnar URL index."""
 
     model_config = ConfigDict(
@@ -84,12 +84,6 @@ class CommonCrawl(RangeSource):
 
     VERSION: ClassVar[int] = 2
 
-    path: Paths = Field((), description="path, URL or glob of the index's Parquet files, or a list of them")
-    path_list: str = Field("", description="path or URL of a file that lists them, one per line, plain or .gz")
-    prefix: str = Field(
-        "https://data.commoncrawl.org/", description="prepended to the lines of path_list and the names of WARC files"
-    )
-    limit: int = Field(0, ge=0, description="read only this many files of the index; 0: all")
     languages: tuple[str, ...] = Field(
         ("zho",), min_length=1, description="ISO 639-3 codes; a page must have at least one of these languages"
     )
@@ -100,34 +94,18 @@ class CommonCrawl(RangeSource):
     rows_per_part: int = Field(400_000, ge=1, description="rows of the index, of any language, per partition")
 
     @model_validator(mode="after")
-    def _names_something(self) -> CommonCrawl:
-        if not self.path and not self.path_list:
-            raise ValueError("path or path_list is required")
+    def _has_codes(self) -> CommonCrawl:
         if odd := [code for code in self.languages if not re.fullmatch("[a-z]{3}", code)]:
             raise ValueError(f"languages: {odd[0]!r} is not a three-letter code; Chinese is zho")
         return self
 
     def files(self) -> list[str]:
         """The Parquet files of the index, each once, without those of other subsets than `warc`. Raises SourceError."""
-        files = self._given()
-        if self.path_list:
-            path = self.resolve(self.path_list)
-            files += [self._published(line) for line in listed(path, self.name)]
+        files = [*self._given(), *map(self._published, self._lines())]
         files = [file for file in dict.fromkeys(files) if _SUBSET.findall(file)[-1:] in ([], ["warc"])]
         if not files:
             raise SourceError(self.name, "none of the files of the index belongs to subset=warc")
         return files[: self.limit] if self.limit else files
-
-    def token(self) -> Any:
-        """Name, size and time (or ETag) of each file of `path`, and a digest of the lines of `path_list`."""
-        lines: list[Any] = []
-        if self.path_list:
-            text = "\n".join(listed(self.resolve(self.path_list), self.name))
-            lines = [hashlib.sha256(text.encode()).hexdigest()]
-        return [version(file) for file in self._given()] + lines
-
-    def listing(self) -> list[str]:
-        return self.files() if self.path_list or has_globs(self.path) else []
 
     def parts(self) -> int:
         """Runs of at most `rows_per_part` rows, of row groups that may hold a page; at least one per file.
@@ -193,10 +171,6 @@ class CommonCrawl(RangeSource):
     def _published(self, name: str) -> str:
         """The path or URL of a file of the crawl."""
         return f"{self.resolve(self.prefix).rstrip('/')}/{name}"
-
-    def _given(self) -> list[str]:
-        """Files that `path` names."""
-        return expand(self.path, self.name, self.base)
 
     def _cuts(self) -> Iterator[_Cut]:
         """The parts; of a file that cannot be read one without rows, which says so. Raises SourceError at the end if

@@ -12,18 +12,17 @@ one by one; a plain http URL cannot be listed, so globs need a disk, s3, gs or t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict
 
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files import wacz
-from pipeline.files.inputs import expand, has_globs, listed, no_damage, reason, version, writable
-from pipeline.sources import PageSource, Paths
+from pipeline.files.inputs import no_damage, reason, version, writable
+from pipeline.sources._listed import ListedSource
 from pipeline.sources._look import Budget, Count, Look, Reading, broken_files, size_of_files, total_of
 
 _IMG = re.compile(rb"<img[\s/]", re.IGNORECASE)
@@ -35,21 +34,10 @@ MAX_PAGE = 10_000_000
 """Bytes of a page that are looked at: one of some kilobytes may unpack to gigabytes."""
 
 
-class Warc(PageSource):
+class Warc(ListedSource):
     """Existing WARC files. One file is one part of the extract stage."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "captures/*.warc.gz"}]})
-
-    path: Paths = Field((), description="path, URL or glob of the WARC files, or a list of them")
-    path_list: str = Field("", description="path or URL of a file that lists WARC files, one per line, plain or .gz")
-    prefix: str = Field("https://data.commoncrawl.org/", description="prepended to each line of path_list")
-    limit: int = Field(0, ge=0, description="read only this many files; 0: all")
-
-    @model_validator(mode="after")
-    def _names_something(self) -> Warc:
-        if not self.path and not self.path_list:
-            raise ValueError("path or path_list is required")
-        return self
 
     def warcs(self) -> list[str]:
         """Paths or URLs, each once: those of `path` sorted within each glob, then those of `path_list` as listed.
@@ -58,9 +46,8 @@ class Warc(PageSource):
         missing, matches nothing or cannot be read.
         """
         files = {file: json.dumps(version(file)) if wacz.is_wacz(file) else "" for file in self._given()}
-        if self.path_list:
-            lines = (self.prefix + line for line in listed(self.resolve(self.path_list), self.name))
-            files = {**files, **{line: "" for line in lines if line not in files}}
+        lines = (self.prefix + line for line in self._lines())
+        files = {**files, **{line: "" for line in lines if line not in files}}
         warcs, fault = list[str](), None
         for file, mark in files.items():
             try:
@@ -71,19 +58,8 @@ class Warc(PageSource):
             raise fault
         return warcs[: self.limit] if self.limit else warcs
 
-    def listing(self) -> list[str]:
-        return self.warcs() if self.path_list or has_globs(self.path) else []
-
-    def token(self) -> Any:
-        """Path, size and time (or ETag) of each file of `path`, and a digest of the lines of `path_list`.
-
-        Raises SourceError as `warcs` does.
-        """
-        lines: list[Any] = []
-        if self.path_list:
-            text = "\n".join(listed(self.resolve(self.path_list), self.name))
-            lines = [hashlib.sha256(text.encode()).hexdigest()]
-        return [version(file) for file in self._given()] + lines
+    def files(self) -> list[str]:
+        return self.warcs()
 
     def address_of(self, part: int, offset: int, length: int) -> str:
         """The address (`stored_at`) of a record in one of its WARC files, or in the WACZ that holds that file."""
@@ -154,10 +130,6 @@ class Warc(PageSource):
                 raise BrokenFile(file, f"source {self.name}: not a WARC file ({reason(e)})") from None
             seen.damage = reason(e)
         return seen
-
-    def _given(self) -> list[str]:
-        """Files that `path` names."""
-        return expand(self.path, self.name, self.base)
 
 
 @dataclass(slots=True)
