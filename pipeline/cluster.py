@@ -45,7 +45,8 @@ from pipeline.files.parquet import arrow_without_pandas
 from pipeline.pulse import pulse
 from pipeline.sessions import Sessions, lent
 from pipeline.store.build import Build
-from pipeline.store.partitions import reading, timed
+from pipeline.store.commits import timed
+from pipeline.store.partitions import reading
 from pipeline.watchdog import Watchdog
 
 log = logging.getLogger("wenlan")

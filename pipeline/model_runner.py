@@ -27,8 +27,8 @@ from pipeline.sessions import Answer, Queue
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.claims import claim
+from pipeline.store.commits import on_gpu
 from pipeline.store.images import partition_images
-from pipeline.store.partitions import on_gpu
 from pipeline.store.store import Store
 from pipeline.unreadable import OURS, evidence
 

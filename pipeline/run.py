@@ -28,8 +28,9 @@ from pipeline.report.estimate import Reference
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import PassResult, Running, StageResult
+from pipeline.store.commits import Record
 from pipeline.store.committed import Committed
-from pipeline.store.partitions import Record, reading
+from pipeline.store.partitions import reading
 from pipeline.store.progress import Progress, Silent, Watch
 from pipeline.store.stage import EVERY, Pass
 from pipeline.takedown import forget

@@ -10,7 +10,7 @@ from warcio.archiveiterator import ArchiveIterator
 
 from pipeline.stages import crawl
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 
 
 def site(url: str, **options: object) -> list[dict[str, object]]:

@@ -12,7 +12,7 @@ from data_specs.shard import Text
 from pipeline.records import FETCH_SCHEMA, Candidate, candidate_rows
 from pipeline.stages import fetch
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from tests.drawn import encoded
 
 SITE = [{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}]

@@ -46,10 +46,10 @@ from pipeline.files.parquet import Rows
 from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, codes_of, joined, millionths, resolved
 from pipeline.model_runner import model_values
 from pipeline.store.build import Build
+from pipeline.store.commits import Attempt, Record
 from pipeline.store.identities import SEMANTIC, Identities, Published
 from pipeline.store.pair_scores import in_units
 from pipeline.store.pairs import SCORES, pairs_before, primary_texts, reads_before
-from pipeline.store.partitions import Attempt, Record
 from pipeline.store.sql import in_order
 from pipeline.store.stage import Pass, PassFile
 

@@ -40,9 +40,9 @@ from pipeline.model_runner import model_values, text_values
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
+from pipeline.store.commits import ROWS_DIGEST
 from pipeline.store.pair_scores import CUTS, UNITS, UNSCORED, Counts, Cut, Cuts, in_units
 from pipeline.store.pairs import PAIRS, SCORES, columns_of, pairs_before, primary_texts, reaching, reads_before
-from pipeline.store.partitions import ROWS_DIGEST
 from pipeline.store.stage import Pass, PassFile, no_partitions, no_run
 
 log = logging.getLogger("wenlan")

@@ -13,7 +13,7 @@ from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.matching.crowds import Crowds
 from pipeline.matching.image_keys import Ints
 from pipeline.store.build import Build
-from pipeline.store.partitions import Attempt
+from pipeline.store.commits import Attempt
 from pipeline.store.ranges import KeyRange
 
 COPIES = "copies"

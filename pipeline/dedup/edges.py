@@ -40,7 +40,7 @@ from pipeline.matching.image_keys import Ints, Key
 from pipeline.matching.sketches import bands, distinct
 from pipeline.matching.text_edges import BUCKETS, KeptTextJoin, TextJoin
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record
+from pipeline.store.commits import Record
 from pipeline.store.stage import Pass, PassFile
 
 ENTRIES = 1 << 22

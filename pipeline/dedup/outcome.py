@@ -24,8 +24,8 @@ from pipeline.matching.sketches import distinct, spread
 from pipeline.matching.text_rows import TextRows
 from pipeline.records import DropReason
 from pipeline.store.build import Build
+from pipeline.store.commits import Attempt
 from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
-from pipeline.store.partitions import Attempt
 from pipeline.texts.text_order import TextOrder
 
 VERDICT_SCHEMA = pa.schema(

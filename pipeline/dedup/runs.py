@@ -30,8 +30,8 @@ from pipeline.matching.looks import NO_DETAILS, Hashed, Rule, fine_of
 from pipeline.matching.sketches import Sketches, distinct
 from pipeline.records import LOOKS, OWN_WORDS, TEXTS_TYPE
 from pipeline.store.build import Build
+from pipeline.store.commits import Record
 from pipeline.store.identities import DETAILS, SIGNATURES, Identities
-from pipeline.store.partitions import Record
 from pipeline.store.ranges import KeyRange
 
 ROWS, ARRAYS = "rows.arrow", "arrays.bin"

@@ -39,8 +39,8 @@ from pipeline.matching.looks import Details, coarse_of, fine_of, hashes_of, sign
 from pipeline.matching.text_rows import TextRows
 from pipeline.records import LOOKS, split_of
 from pipeline.store.build import Build
+from pipeline.store.commits import Attempt
 from pipeline.store.identities import DETAILS, SIGNATURES
-from pipeline.store.partitions import Attempt
 from pipeline.store.stage import Pass, PassFile
 from pipeline.urls import domain_key
 

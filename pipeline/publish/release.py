@@ -45,9 +45,10 @@ from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store import build_json
 from pipeline.store.build import RELEASES, Build, shard_files
+from pipeline.store.commits import Record
 from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import Identities
-from pipeline.store.partitions import Record, remembering
+from pipeline.store.partitions import remembering
 
 log = logging.getLogger("wenlan")
 

@@ -21,9 +21,10 @@ from pipeline.records import order_key
 from pipeline.report import earlier_samples
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
+from pipeline.store.commits import Record
 from pipeline.store.images import records_between
 from pipeline.store.pairs import PAIRS, columns_of
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.partitions import StageDir
 from pipeline.store.ranges import KeyRange
 from pipeline.store.sql import Tables
 from pipeline.store.stage import Pass, PassFile

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.account import Account
 from pipeline.records import DropReason
 from pipeline.store.build import Build
-from pipeline.store.partitions import REMOVED_LATER
+from pipeline.store.commits import REMOVED_LATER
 from pipeline.store.sql import Tables
 from pipeline.store.stage import in_funnel
 

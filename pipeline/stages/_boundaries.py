@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 
 from data_specs.shard import SPLITS
 from pipeline.store.build import Build
+from pipeline.store.commits import Record
 from pipeline.store.pairs import SURVIVORS, survivor_records, survivors
-from pipeline.store.partitions import Record, read_at_once
+from pipeline.store.partitions import read_at_once
 from pipeline.store.stage import Pass, no_partitions, no_run
 
 NAME = "shard.plan"

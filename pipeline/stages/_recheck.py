@@ -36,7 +36,7 @@ from pipeline.files.folder import Folder
 from pipeline.records import Capture, DropReason
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.store.stage import Pass, PassFile
 from pipeline.unreadable import OURS
 from pipeline.web import policy

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pipeline.records import OPT_OUTS, Candidate, Decision, DropReason, drop_capture
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record
+from pipeline.store.commits import Record
 
 ReadCrawl = Callable[[Record, Counter[str]], tuple[list[Candidate], list[Decision]]]
 """Reads one crawl: its candidates and decisions; counts pages."""

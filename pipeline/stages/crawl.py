@@ -48,7 +48,8 @@ from pipeline.sources import IMAGE_CAPS, sources_of
 from pipeline.sources.site import Site
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.commits import DECISIONS, Record
+from pipeline.store.partitions import StageDir
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.web.policy import DISALLOWED, user_agent
 

@@ -24,8 +24,8 @@ from pipeline.curate.judging import Judge, pair_partitions
 from pipeline.records import Decision, DropReason, candidates_of, drop
 from pipeline.store import pairs
 from pipeline.store.build import Build
+from pipeline.store.commits import ROWS_DIGEST
 from pipeline.store.pairs import KEPT_SCHEMA, PAIRS, SCORES, SELECTION, asked, columns_of, pass_name
-from pipeline.store.partitions import ROWS_DIGEST
 from pipeline.store.stage import Pass, PassFile, Stage
 
 JUDGES: tuple[Judge, ...] = tuple(import_module(f"pipeline.curate.{name}").JUDGE for name in pairs.JUDGES)

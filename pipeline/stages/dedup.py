@@ -39,7 +39,7 @@ from pipeline.records import (
     drop,
 )
 from pipeline.store.build import Build
-from pipeline.store.partitions import ROWS_DIGEST, rows_digest
+from pipeline.store.commits import ROWS_DIGEST, rows_digest
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.texts.text_order import TextOrder
 from pipeline.urls import domain_of

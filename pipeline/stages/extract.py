@@ -66,7 +66,8 @@ from pipeline.stages._archived_images import Archive
 from pipeline.stages._furniture import capped, without_furniture, without_list_covers, without_traps
 from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.store.build import Build
-from pipeline.store.partitions import FileRef, Record, StageDir
+from pipeline.store.commits import FileRef, Record
+from pipeline.store.partitions import StageDir
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo

@@ -13,7 +13,8 @@ import pyarrow as pa
 from data_specs.build import BuildSpec
 from data_specs.shard import FileDigest, ShardFiles, canonical_json
 from pipeline.files.folder import Folder
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.commits import Record
+from pipeline.store.partitions import StageDir
 from pipeline.store.stage import EVERY, Pass, Stages, passes_of
 from pipeline.store.store import Store
 

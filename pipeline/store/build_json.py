@@ -33,7 +33,8 @@ from pipeline import pulse
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store.build import Build, Earlier
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.commits import Record
+from pipeline.store.partitions import StageDir
 from pipeline.store.progress import Figures, Ran, counts_of, figures
 from pipeline.store.stage import Pass, Stages
 from pipeline.store.store import Store

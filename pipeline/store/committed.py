@@ -11,7 +11,8 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.commits import Record
+from pipeline.store.partitions import StageDir
 
 EVERY = 5_000
 """Partitions after which the file is written again: a driver that is killed leaves as many to be read one by one."""

@@ -46,7 +46,8 @@ from pipeline.matching.contexts import CONTEXT
 from pipeline.matching.looks import ROW, Details
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
-from pipeline.store.partitions import FileRef, Record, StageDir
+from pipeline.store.commits import FileRef, Record
+from pipeline.store.partitions import StageDir
 from pipeline.store.store import Store
 
 IMAGE_SCHEMA = pa.schema(

@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 from pipeline.errors import StageError
 from pipeline.records import order_key
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.commits import Record
+from pipeline.store.partitions import StageDir
 from pipeline.store.ranges import KeyRange
 
 READ_AHEAD, GAP = 1 << 20, 64 << 10

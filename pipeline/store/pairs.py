@@ -17,7 +17,7 @@ from data_specs.shard import PAIR_SCORE
 from pipeline.errors import StoreError
 from pipeline.records import DEDUP_SCHEMA
 from pipeline.store.build import Build
-from pipeline.store.partitions import REMOVED_LATER, ROWS_DIGEST, Record
+from pipeline.store.commits import REMOVED_LATER, ROWS_DIGEST, Record
 
 JUDGES = ("screen", "watermark", "pair_score", "semantic_dedup", "balance")
 """Names of all judges, in the order in which they are asked."""

@@ -1,8 +1,7 @@
 """Partitions and their records: how finished work becomes visible.
 
 Work is cut into partitions. A partition is committed by writing one small record that names its files with their
-sizes and sha256; readers trust records, never listings. Files carry the attempt in their name, so that an attempt that
-was killed leaves only files that no record names, and two attempts at one partition cannot mix.
+sizes and sha256 (`pipeline.store.commits`); readers trust records, never listings.
 
     FOLDER/<stage>/_records/<fingerprint>/<partition>.json    one record: the commit
     FOLDER/<stage>/_records/<fingerprint>/records.parquet     copies of them in one file (`Committed`)
@@ -22,71 +21,26 @@ pyarrow, Spark and Ray Data read of a folder leaves out names that begin with an
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import shutil
-import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from data_specs.shard import canonical_json
 from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import StoreError
 from pipeline.files.folder import SMALL, Folder
-from pipeline.files.parquet import read_parquet, write_parquet
-from pipeline.memory import begin_peak, peak_bytes
-from pipeline.records import USERINFO, Decision, decision_rows
-from pipeline.store.decision_counts import Decided, decided
-
-
-class FileRef(BaseModel):
-    """A committed file: name within its folder, bytes, sha256."""
-
-    model_config = ConfigDict(frozen=True)
-    name: str
-    bytes: int
-    sha256: str
-
-
-class Record(BaseModel):
-    """The commit of one partition. `files` maps a suffix to the file; `counts` is what the pass counted; `decided` is
-    counted of its decisions; `peak_bytes` is the most memory of its worker, 0 where that is unknown; `gpu_seconds` are
-    seconds of models on GPUs times the share of a GPU that each had."""
-
-    model_config = ConfigDict(frozen=True)
-    stage: str
-    partition: str
-    fingerprint: str
-    attempt: str
-    files: dict[str, FileRef]
-    counts: dict[str, int]
-    info: dict[str, Any] = {}
-    seconds: float
-    cpu_seconds: float
-    gpu_seconds: float = 0.0
-    peak_bytes: int = 0
-    decided: Decided | None = None
-
-    @property
-    def fates(self) -> Decided | None:
-        """`decided`, where it is of the decisions that the record names."""
-        ref = self.files.get(DECISIONS)
-        return self.decided if self.decided is not None and ref is not None and self.decided.of == ref.sha256 else None
-
-
-DECISIONS = "decisions.parquet"
-"""Suffix of a partition's decisions, in every stage that drops something."""
+from pipeline.files.parquet import read_parquet
+from pipeline.records import USERINFO
+from pipeline.store.commits import APART, DECISIONS, MARK, Attempt, FileRef, Record, file_name
+from pipeline.store.decision_counts import decided
 
 _ANEW = "delete the stage's folder to rebuild it"
 """Advice for a damaged file."""
@@ -101,158 +55,6 @@ _COMPLETE = {b"wenlan": b"complete"}
 
 REDUCED = "_reduced"
 """Folder, within a pass's, of what the driver made of its partitions, by the fingerprint's mark."""
-
-APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "merged", "shown")
-"""Kinds of files whose rows are not the stage's own rows: each kind lies in a folder of its own (`_file_name`)."""
-
-ROWS_DIGEST = "rows"
-"""In a record's `info`: digest of the ids of its rows (`rows_digest`), of a table that column files belong to, and of
-each of these files."""
-
-REMOVED_LATER = "forgotten"
-"""Count of a record: candidates that takedowns have removed since it was committed. Its other counts stay the same."""
-
-MARK = 16
-"""Hex digits of a fingerprint by which its records' folder is named."""
-
-
-def _file_name(partition: str, attempt: str, suffix: str) -> str:
-    """A committed file's name: each attempt has its own, so that two attempts at one partition cannot mix.
-
-    A file of a kind in APART is named with its folder, so that it is in no glob of the stage's rows.
-    """
-    name = f"{partition}-{attempt}.{suffix}"
-    kind = suffix.removesuffix(".parquet").removesuffix(".bin").rpartition(".")[2]
-    return f"_{kind}/{name}" if kind in APART else name
-
-
-@dataclass
-class _Clock:
-    """Cost of a running partition so far. began, cpu: the clocks when it began."""
-
-    began: float = field(default_factory=time.monotonic)
-    cpu: float = field(default_factory=time.process_time)
-    gpu: float = 0.0
-
-
-_CLOCK: ContextVar[_Clock | None] = ContextVar("clock", default=None)
-
-
-@contextlib.contextmanager
-def timed() -> Iterator[None]:
-    """Start the clock of a partition: an attempt that is opened within the block counts time and memory from here."""
-    begin_peak()
-    token = _CLOCK.set(_Clock())
-    try:
-        yield
-    finally:
-        _CLOCK.reset(token)
-
-
-def on_gpu(seconds: float) -> None:
-    """Count GPU seconds of the running partition."""
-    clock = _CLOCK.get()
-    if clock is not None:
-        clock.gpu += seconds
-
-
-def rows_digest(ids: Iterable[str]) -> str:
-    """Digest of the ids of rows in their order."""
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:MARK]
-
-
-class Attempt:
-    """One try at a partition: write files to `path(suffix)`, then `commit`. Without commit nothing remains.
-
-    Use as a context manager. `final` is a fixed name instead of an attempt-unique one: only for files that
-    do not depend on the writer.
-    """
-
-    def __init__(self, folder: Folder, stage: str, partition: str, fingerprint: str) -> None:
-        self._folder, self._stage, self._partition, self._fingerprint = folder, stage, partition, fingerprint
-        self.attempt = uuid.uuid4().hex[:8]
-        self._final: dict[str, str] = {}
-        self._fixed = False
-        self._clock = _CLOCK.get() or _Clock()
-        self._decisions: list[pa.Table] = []
-        self._hashed: dict[str, str] = {}
-
-    def __enter__(self) -> Attempt:
-        base = self._folder.url if self._folder.is_local else tempfile.gettempdir()
-        Path(base).mkdir(parents=True, exist_ok=True)
-        self._scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{self._partition}-", dir=base))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def path(self, suffix: str, final: str = "") -> Path:
-        """Local path to write one file to, e.g. suffix "tar" or "parquet"."""
-        self._fixed |= bool(final)
-        self._final[suffix] = final or _file_name(self._partition, self.attempt, suffix)
-        return self._scratch / suffix.replace("/", "_")
-
-    def hashed(self, suffix: str, sha256: str) -> None:
-        """Note the sha256 of a file that was hashed while it was written, and is not written to any more."""
-        self._hashed[suffix] = sha256
-
-    def folder(self, name: str) -> Path:
-        """A local folder for temporary files of the attempt; deleted with it."""
-        path = self._scratch / name
-        path.mkdir()
-        return path
-
-    def write_table(self, suffix: str, table: pa.Table, row_group_size: int = 10_000) -> None:
-        """Write one Parquet file of the partition."""
-        write_parquet(self.path(suffix), table, row_group_size)
-
-    def decide(self, decisions: Sequence[Decision] | pa.Table) -> None:
-        """Add decisions; they are committed with the partition and become part of the union."""
-        table = decisions if isinstance(decisions, pa.Table) else decision_rows(list(decisions))
-        self._decisions.append(table)
-
-    def commit(
-        self, counts: dict[str, int], info: dict[str, Any] | None = None, kept: Mapping[str, FileRef] | None = None
-    ) -> Record:
-        """Make the partition visible: its files first, then the record that names them.
-
-        If another attempt has committed it meanwhile, that stays, and its record is returned; unless files have fixed
-        names, since this one's are in the place of the other's.
-        kept: files of an earlier record, by suffix, that are part of this one as they are.
-        """
-        if self._decisions:
-            self.write_table(DECISIONS, pa.concat_tables(self._decisions))
-        files, own = dict(kept or {}), None
-        for suffix, name in self._final.items():
-            local = self._scratch / suffix.replace("/", "_")
-            digest = self._hashed.get(suffix) or sha256_of(local)
-            files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=digest)
-            if suffix == DECISIONS:
-                own = decided(local, digest)
-            self._folder.take(local, name, suffix == USERINFO)
-        record = Record(
-            stage=self._stage,
-            partition=self._partition,
-            fingerprint=self._fingerprint,
-            attempt=self.attempt,
-            files=files,
-            counts=counts,
-            info=info or {},
-            seconds=round(time.monotonic() - self._clock.began, 3),
-            cpu_seconds=round(time.process_time() - self._clock.cpu, 3),
-            gpu_seconds=round(self._clock.gpu, 3),
-            peak_bytes=peak_bytes(),
-            decided=own,
-        )
-        directory = StageDir(self._folder, self._stage, self._fingerprint)
-        first = directory.find_record(self._partition)
-        if first is None:
-            directory.add_record(record)
-        elif self._fixed:
-            directory.write_record(record)
-        else:
-            return first
-        return record
 
 
 def _is_complete(file: pq.ParquetFile) -> bool:
@@ -376,7 +178,7 @@ class StageDir:
         return replace(self, fingerprint=fingerprint)
 
     def attempt(self, partition: str) -> Attempt:
-        return Attempt(self.folder, self.name, partition, self.fingerprint)
+        return Attempt(self.folder, self.name, partition, self.fingerprint, self._commit)
 
     def record(self, partition: str) -> Record:
         """The record of a committed partition. Raises StoreError."""
@@ -472,14 +274,24 @@ class StageDir:
             while some := list(itertools.islice(lines, _BATCH)):
                 file.write_table(pa.table([*zip(*some, strict=True)], schema=schema))
 
-    def add_record(self, record: Record) -> None:
+    def _commit(self, record: Record, replaces: bool) -> Record:
+        """Add the record of an attempt, unless an earlier one has committed the partition and may not be replaced;
+        returns the record that is there."""
+        first = self.find_record(record.partition)
+        if first is None:
+            self._add_record(record)
+        elif replaces:
+            self.write_record(record)
+        return record if first is None or replaces else first
+
+    def _add_record(self, record: Record) -> None:
         """The commit itself, of a partition that was not committed."""
         self._records.write(f"{record.partition}.json", record.model_dump_json(indent=1).encode() + b"\n")
 
     def write_record(self, record: Record) -> None:
         """Change the record of a committed partition."""
         self._records.delete_files([_COMPACTED])
-        self.add_record(record)
+        self._add_record(record)
 
     def adopt(self, partition: str, **info: Any) -> Record | None:
         """Commit a partition again that another fingerprint committed from the same input, without doing it again.
@@ -492,7 +304,7 @@ class StageDir:
             record = other.record(partition)
             if info.items() <= record.info.items() and self.has_files(record, record.files):
                 adopted = record.model_copy(update={"fingerprint": self.fingerprint})
-                self.add_record(adopted)
+                self._add_record(adopted)
                 return adopted
         return None
 
@@ -509,7 +321,7 @@ class StageDir:
         """
         attempt, refs, own = uuid.uuid4().hex[:8], dict(record.files), record.decided
         for suffix, path in files.items():
-            name = _file_name(record.partition, attempt, suffix)
+            name = file_name(record.partition, attempt, suffix)
             refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=sha256_of(path))
             if suffix == DECISIONS:
                 own = decided(path, refs[suffix].sha256)

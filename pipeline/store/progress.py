@@ -21,7 +21,7 @@ from pipeline import pulse
 from pipeline.pulse import Beat
 from pipeline.records import rfc3339
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record
+from pipeline.store.commits import Record
 from pipeline.store.stage import Pass
 
 NEAR_S, FAR_S = 1.0, 10.0

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build

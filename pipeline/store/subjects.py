@@ -30,7 +30,7 @@ from pipeline.errors import PipelineError
 from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.sources import TableSource, local_path, sources_of
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
 PREFIX = 8

@@ -14,7 +14,7 @@ from pipeline.files.folder import place_of
 from pipeline.records import sha256_hex
 from pipeline.store import build_json
 from pipeline.store.build import RELEASES, STUDIO, Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.store.store import PAIR_FEATURES
 from pipeline.store.takedowns import Takedowns
 from pipeline.takedown.request import fetched_images, text_array

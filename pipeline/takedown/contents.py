@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from pipeline.files.folder import place_of
 from pipeline.files.tars import TarWriter
 from pipeline.matching.looks import NO_DETAILS, Details
+from pipeline.store.commits import Record
 from pipeline.store.identities import DETAILS, SIGNATURES, write_without
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.partitions import StageDir
 from pipeline.store.stage import Kind
 from pipeline.store.store import Store
 from pipeline.takedown.rewrite import Rewrite

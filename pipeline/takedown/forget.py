@@ -51,9 +51,10 @@ from pipeline.records import DropReason, rfc3339
 from pipeline.report import drift, page
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.commits import DECISIONS
 from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import IDENTITY_STAGES, Identities, build_of
-from pipeline.store.partitions import DECISIONS, remembering
+from pipeline.store.partitions import remembering
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
 from pipeline.takedown import indexes, known_builds, rewrite_partitions, rewrite_shards

@@ -29,8 +29,9 @@ from pipeline.features._rows import measure_image
 from pipeline.pictures.decode import MAX_PIXELS, PictureError
 from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.store.build import Build
+from pipeline.store.commits import Record
 from pipeline.store.measured import known_features, measured
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.partitions import StageDir
 from pipeline.store.store import Store
 from pipeline.store.subjects import exactly
 from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns, domain_hashes

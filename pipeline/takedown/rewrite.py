@@ -25,7 +25,8 @@ from data_specs.shard import KEY_LENGTH, nfc
 from pipeline.files.digests import DIGEST
 from pipeline.files.parquet import write_parquet
 from pipeline.records import DropReason, sha256_hex
-from pipeline.store.partitions import REMOVED_LATER, ROWS_DIGEST, Record, StageDir, rows_digest
+from pipeline.store.commits import REMOVED_LATER, ROWS_DIGEST, Record, rows_digest
+from pipeline.store.partitions import StageDir
 from pipeline.store.stage import ID_COLUMNS
 from pipeline.store.takedowns import Takedowns
 

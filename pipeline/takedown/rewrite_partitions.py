@@ -27,7 +27,8 @@ import pyarrow.dataset
 
 from data_specs.shard import canonical_json, nfc
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS, REDUCED, ROWS_DIGEST, Record, StageDir, rows_digest
+from pipeline.store.commits import DECISIONS, ROWS_DIGEST, Record, rows_digest
+from pipeline.store.partitions import REDUCED, StageDir
 from pipeline.store.stage import Pass, PassFile
 from pipeline.takedown.contents import CONTENTS
 from pipeline.takedown.request import text_array

@@ -21,7 +21,8 @@ from data_specs.shard import decode_sample, encode_sample
 from data_specs.storage.whole_files import sha256_of
 from pipeline.files.tars import BLOCK, TarWriter, padded
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS, FileRef, Record, StageDir
+from pipeline.store.commits import DECISIONS, FileRef, Record
+from pipeline.store.partitions import StageDir
 from pipeline.takedown.rewrite import Removal, scratch
 from pipeline.takedown.rewrite_partitions import borrowed_texts
 

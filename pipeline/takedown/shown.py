@@ -29,7 +29,8 @@ from pipeline.pages.page import parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import SHOWN, SHOWN_SCHEMA, Capture, sha256_hex
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.commits import DECISIONS, Record
+from pipeline.store.partitions import StageDir
 from pipeline.store.takedowns import Takedowns
 from pipeline.takedown.rewrite import scratch
 from pipeline.texts.charset import decode

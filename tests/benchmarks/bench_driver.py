@@ -37,9 +37,10 @@ from harness import Figure, at_most, quick, report
 from data_specs.build import BuildSpec
 from pipeline import cluster, run
 from pipeline.store.build import Build
+from pipeline.store.commits import FileRef, Record
 from pipeline.store.committed import EVERY
 from pipeline.store.decision_counts import Decided, Fate
-from pipeline.store.partitions import FileRef, Record, StageDir
+from pipeline.store.partitions import StageDir
 from pipeline.store.stage import Pass, Stage
 from pipeline.store.store import Store
 

@@ -24,7 +24,7 @@ from pipeline.model_runner import BATCH, TEXT_BATCH
 from pipeline.pictures.decode import decode
 from pipeline.records import DEDUP_SCHEMA, order_key, sha256_hex
 from pipeline.store.build import Build
-from pipeline.store.partitions import ROWS_DIGEST, rows_digest
+from pipeline.store.commits import ROWS_DIGEST, rows_digest
 from tests import fetched, towered
 from tests.drawn import blobs, encoded
 from tests.stages import run_stage

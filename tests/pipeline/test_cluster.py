@@ -26,7 +26,7 @@ from pipeline import cluster, opening, run, watchdog
 from pipeline.actors import Actors
 from pipeline.errors import StageError
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record
+from pipeline.store.commits import Record
 from pipeline.watchdog import MARK
 from tests.places import ROOT
 from tests.processes import descendants, is_running, wait_until

@@ -20,7 +20,8 @@ from pipeline.report.gates import names
 from pipeline.stages import STAGES
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS, reading
+from pipeline.store.commits import DECISIONS
+from pipeline.store.partitions import reading
 from pipeline.store.stage import EVERY, Pass, PassFile, Stage, in_funnel, passes_of
 from pipeline.takedown import garbage
 from pipeline.takedown.forget import Request, forget

@@ -36,7 +36,7 @@ from pipeline.sources import folder, microblog, url_table, webdataset
 from pipeline.stages import STAGES, _page_candidates, admit, crawl, extract, fetch, shard
 from pipeline.store import measured
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.store.store import Store
 from pipeline.web import client, crawler, frontier, policy, readers, sitemaps
 from pipeline.web import warc as warcs

@@ -20,7 +20,7 @@ from pipeline.report import limits
 from pipeline.report.measures import MEASURES, SHOWN_TEXT, add_bins
 from pipeline.stages.filter import features_of, judge
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.store.sql import Tables
 from tests.drawn import blobs
 from tests.stages import run_noted

@@ -28,7 +28,7 @@ from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.webdataset import WebDataset, _key_and_suffix, _samples
 from pipeline.store.build import sha256_of
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.takedown.forget import Request, forget
 from tests import archived
 from tests.candidates import put, read, texts

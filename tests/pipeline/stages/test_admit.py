@@ -19,7 +19,7 @@ from pipeline.stages import STAGES
 from pipeline.stages._templates import HostTemplates
 from pipeline.stages.admit import admit, partitions, ranges_for, run_partition, token
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
 from pipeline.texts.templates import Template, Templates

@@ -17,7 +17,7 @@ import pytest
 from pipeline.records import ARCHIVED, sha256_hex, utc
 from pipeline.stages import _archived_images, fetch
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
 from tests.archived import jpeg, moved, page, record, revisit, wacz

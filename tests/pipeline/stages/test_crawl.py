@@ -18,7 +18,7 @@ from warcio.archiveiterator import ArchiveIterator
 
 from pipeline.errors import SourceError, StoreError
 from pipeline.stages import crawl, extract
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import crawler, pace, policy
 from pipeline.web.frontier import Frontier

@@ -32,7 +32,7 @@ from pipeline.sources._look import Budget
 from pipeline.stages import STAGES, extract
 from pipeline.stages._page_candidates import extract_page
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.store.store import Store
 from pipeline.web.warc import read_captures
 from tests import archived

@@ -15,7 +15,7 @@ from pipeline.sources.site import Site
 from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.stages.crawl import CRAWL_SCHEMA
 from pipeline.store.build import Build, Earlier
-from pipeline.store.partitions import Record
+from pipeline.store.commits import Record
 
 SITE = Site(name="site", source_kind="news", start=("http://a.test/",), exclude=("/private/",))
 

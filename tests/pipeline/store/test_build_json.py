@@ -20,7 +20,7 @@ from pipeline.stages import fetch
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, PassResult, Running
-from pipeline.store.partitions import on_gpu, timed
+from pipeline.store.commits import on_gpu, timed
 
 
 def _begin(build: Build, partitions: int, ago_s: float = 0.0) -> None:

@@ -11,8 +11,9 @@ from pipeline import run
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store import committed
+from pipeline.store.commits import Record
 from pipeline.store.committed import Committed
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.partitions import StageDir
 
 NAMES = [f"{number:03d}" for number in range(7)]
 

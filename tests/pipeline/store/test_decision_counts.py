@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.files.folder import Folder
 from pipeline.records import DECISION_SCHEMA
+from pipeline.store.commits import DECISIONS, Record
 from pipeline.store.decision_counts import Fate
-from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.partitions import StageDir
 
 FATES = [("candidate", "s1", True, ""), ("candidate", "s2", False, "near_image"), ("capture", "s1", False, "opt_out")]
 

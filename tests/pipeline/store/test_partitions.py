@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 from pathlib import Path
@@ -18,7 +17,8 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import Decision
 from pipeline.store import partitions
-from pipeline.store.partitions import DECISIONS, StageDir, remembering
+from pipeline.store.commits import DECISIONS
+from pipeline.store.partitions import StageDir, remembering
 
 
 def stage(folder: Path, fingerprint: str = "f" * 64) -> StageDir:
@@ -27,45 +27,6 @@ def stage(folder: Path, fingerprint: str = "f" * 64) -> StageDir:
 
 def rows(*keys: str, value: int = 0) -> pa.Table:
     return pa.table({"sha256": list(keys), "value": [value] * len(keys)})
-
-
-def test_an_attempt_without_commit_leaves_nothing_that_a_reader_sees(tmp_path):
-    with contextlib.suppress(InterruptedError), stage(tmp_path).attempt("00000") as attempt:
-        attempt.write_table("parquet", rows("a"))
-        raise InterruptedError
-    assert list(stage(tmp_path).records()) == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_committed_partition_is_read_back_with_its_counts(tmp_path):
-    with stage(tmp_path).attempt("00000") as attempt:
-        attempt.write_table("parquet", rows("a", "b"))
-        attempt.commit({"seen": 3, "kept": 2, "dropped": 1})
-    [record] = stage(tmp_path).records()
-    assert record.counts == {"seen": 3, "kept": 2, "dropped": 1}
-    assert stage(tmp_path).table(record).equals(rows("a", "b"))
-
-
-def test_the_first_of_two_attempts_wins_whole(tmp_path):
-    first, second = stage(tmp_path).attempt("00000"), stage(tmp_path).attempt("00000")
-    with first, second:
-        first.write_table("parquet", rows("a"))
-        second.write_table("parquet", rows("b"))
-        committed = first.commit({})
-        assert second.commit({}) == committed
-    [record] = stage(tmp_path).records()
-    assert stage(tmp_path).table(record)["sha256"].to_pylist() == ["a"]
-    assert len(stage(tmp_path).sweep()) == 1
-    stage(tmp_path).check(record, "parquet")
-
-
-def test_the_second_of_two_attempts_wins_where_both_write_the_same_files(tmp_path):
-    for size in (1, 2):
-        with stage(tmp_path).attempt("00000") as attempt:
-            attempt.path("html", final="index.html").write_bytes(b"x" * size)
-            attempt.commit({"bytes": size})
-    [record] = stage(tmp_path).records()
-    stage(tmp_path).check(record, "html")
 
 
 def test_another_fingerprint_sees_none_of_it(tmp_path):
@@ -89,13 +50,6 @@ def test_a_file_that_lost_its_tail_is_named(tmp_path):
         stage(tmp_path).file(record, "tar"),
     ):
         pass
-
-
-def test_decisions_of_an_attempt_are_committed_with_it(tmp_path):
-    with stage(tmp_path).attempt("00000") as attempt:
-        attempt.decide([decision()])
-        record = attempt.commit({"dropped": 1})
-    assert stage(tmp_path).table(record, DECISIONS)["reason"].to_pylist() == ["timeout"]
 
 
 def decision(name: str = "c") -> Decision:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline import pulse
 from pipeline.pulse import Beat
 from pipeline.stages import STAGES
-from pipeline.store.partitions import Record
+from pipeline.store.commits import Record
 from pipeline.store.progress import Figures, Ran, Watch, duration, figures, size_of
 from tests.processes import wait_until
 

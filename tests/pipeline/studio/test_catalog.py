@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
+from pipeline.store.commits import Record
 from pipeline.store.frames import Frames
-from pipeline.store.partitions import Record
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.facets import Filters
 from pipeline.studio.prepared import Preparation

@@ -19,7 +19,7 @@ from pipeline.publish.verify import verify
 from pipeline.records import DropReason, sha256_hex
 from pipeline.stages import _recheck
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.takedown import vanished
 from pipeline.web import policy
 from pipeline.web.client import RequestFailed

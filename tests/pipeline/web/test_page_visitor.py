@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.records import sha256_hex
 from pipeline.stages import crawl
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import policy
 from tests.crawled import html, run, site, take_down

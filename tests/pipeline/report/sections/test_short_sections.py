@@ -26,7 +26,7 @@ from pipeline.stages.admit import admit
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, PassResult
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.commits import DECISIONS
 from tests.fetched import begun
 
 Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
