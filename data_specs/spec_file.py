@@ -111,7 +111,7 @@ def _text_in(path: Path) -> str:
 
 def _text_at(url: str) -> str:
     try:
-        with object_store.told(url), fsspec.open(url, "rb") as file:
+        with object_store.storage_errors(url), fsspec.open(url, "rb") as file:
             return _decoded(file)
     except (ValueError, ImportError) as e:  # an unknown protocol, or one whose package is not installed
         if isinstance(e, UnicodeDecodeError):

@@ -89,7 +89,7 @@ def _range(path: str, offset: int, size: int) -> bytes:
 
 def _of_store(url: str, offset: int, size: int) -> bytes:
     """A range of an object, by one request; what there is of it where the object ends before it."""
-    with object_store.told(url):
+    with object_store.storage_errors(url):
         fs, path = fsspec.url_to_fs(url)
         try:
             return bytes(fs.cat_file(path, start=offset, end=offset + size))
@@ -106,7 +106,7 @@ def _looked_up(row: Row) -> tuple[int, int] | None:
     if beside == f"{row.where.path}.parquet":
         return None
     try:
-        with object_store.told(beside), fsspec.open(beside, "rb") as file:
+        with object_store.storage_errors(beside), fsspec.open(beside, "rb") as file:
             columns = ["key", "image_offset", "image_size"]
             found: list[dict[str, Any]] = pq.read_table(
                 file, columns=columns, filters=[("key", "=", row.id)]

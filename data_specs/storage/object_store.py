@@ -127,7 +127,7 @@ def reason(e: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def told(url: str) -> Iterator[None]:
+def storage_errors(url: str) -> Iterator[None]:
     """Convert errors of a store's client in the block to StorageError with the URL, except for missing files.
 
     Elsewhere nothing changes.
@@ -151,7 +151,7 @@ def content(url: str) -> bytes:
 
     One request: s3fs asks for a file's size first, to receive a large one in parts.
     """
-    with told(url):
+    with storage_errors(url):
         fs, path = fsspec.url_to_fs(url)
         return bytes(fs.cat_file(path, **_in_one_piece(fs)))
 
@@ -167,7 +167,7 @@ def delete(url: str) -> None:
 
     Where there is nothing that costs one listing, of this name alone.
     """
-    with told(url), contextlib.suppress(FileNotFoundError):
+    with storage_errors(url), contextlib.suppress(FileNotFoundError):
         fs, path = fsspec.url_to_fs(url)
         if not _is_s3(url):
             _delete_whole(fs, path, url)
@@ -190,7 +190,7 @@ def delete_files(folder: str, names: Sequence[str]) -> None:
         for name in names:
             delete(f"{folder}/{name}")
         return
-    with told(folder):
+    with storage_errors(folder):
         fs, path = fsspec.url_to_fs(folder)
         bucket, _, prefix = path.partition("/")
         for first in range(0, len(names), AT_ONCE):
@@ -236,7 +236,7 @@ def names(url: str) -> list[str]:
     One listing of that folder, in pages of a thousand. s3fs's own `ls` of a folder that is not there lists the one
     above it as well, and that one may hold a dataset.
     """
-    with told(url):
+    with storage_errors(url):
         if not _is_s3(url):
             fs, path = fsspec.url_to_fs(url)
             fs.invalidate_cache(path)
@@ -261,7 +261,7 @@ def names(url: str) -> list[str]:
 
 def read(url: str) -> tuple[bytes, str] | None:
     """(content, version) of a small file, or None. The version is for `replace`. Raises StorageError."""
-    with told(url):
+    with storage_errors(url):
         fs, bucket, key = _s3(url)
         try:
             return _read(fs, bucket, key)
@@ -302,7 +302,7 @@ def _unconditional(probe: str) -> str:
     """Why the store of a URL cannot write on a condition; "" if it can."""
     if not _is_s3(probe):
         return "does not support conditional writes"
-    with told(probe):
+    with storage_errors(probe):
         fs, bucket, key = _s3(probe)
         fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"1")
         try:
@@ -313,7 +313,7 @@ def _unconditional(probe: str) -> str:
 
 
 def _put(url: str, data: bytes, condition: dict[str, str]) -> str:
-    with told(url):
+    with storage_errors(url):
         fs, bucket, key = _s3(url)
         for attempt in range(8):
             try:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from data_specs.errors import SpecError
 from data_specs.storage import object_store
 from data_specs.storage.credentials import credentials_in
-from data_specs.storage.object_store import StorageError, told
+from data_specs.storage.object_store import StorageError, storage_errors
 from data_specs.storage.store_lock import LockedError, check_locks, locked
 from data_specs.storage.whole_files import exclusive, umask
 from pipeline.errors import StoreError
@@ -120,7 +120,7 @@ class Folder:
         Arrow opens what lies on a disk: its threads then need nothing of Python, which may be ending meanwhile.
         """
         try:
-            with told(self.at(name)):
+            with storage_errors(self.at(name)):
                 fs, path = fsspec.url_to_fs(self.at(name))
                 with pa.OSFile(path) if self.is_local else fs.open(path, "rb", block_size=1 << 20) as f:
                     yield f
@@ -130,7 +130,7 @@ class Folder:
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes of a file from `offset` on; fewer if it ends before that. Raises StoreError that names it."""
         try:
-            with told(self.at(name)):
+            with storage_errors(self.at(name)):
                 fs, path = fsspec.url_to_fs(self.at(name))
                 return bytes(fs.cat_file(path, start=offset, end=offset + size))
         except OSError as e:
@@ -292,7 +292,7 @@ class Folder:
     def _told(self, name: str) -> Iterator[None]:
         """Faults of an object store as a StoreError that names the file; those of a disk stay as they are."""
         try:
-            with told(self.url):
+            with storage_errors(self.url):
                 yield
         except StorageError as e:
             raise StoreError(self.at(name).rstrip("/"), f"cannot be reached: {e.strerror}") from e

@@ -24,7 +24,7 @@ import fsspec.compression
 
 from data_specs.build import within
 from data_specs.storage import object_store
-from data_specs.storage.object_store import told
+from data_specs.storage.object_store import storage_errors
 from pipeline.errors import SourceError
 
 _MAGIC, _WEB = "*?[", ("http://", "https://")
@@ -217,7 +217,7 @@ def files_below(folder: str) -> Listing:
     """All files below a folder, by its path or URL. Raises SourceError if the folder is missing, or one in it cannot
     be looked into."""
     try:
-        with told(folder):
+        with storage_errors(folder):
             fs, root = fsspec.url_to_fs(folder)
             if not fs.isdir(root):
                 raise SourceError(folder, "no such folder")
@@ -303,7 +303,7 @@ def content(folder: str, name: str, most: int = MAX_FILE) -> bytes:
     OSError for a file that is not there, and ValueError for one that may not be read, has more than `most` bytes, or
     never ends: a pipe, a device.
     """
-    with told(folder):
+    with storage_errors(folder):
         fs, root = fsspec.url_to_fs(folder)
         path = f"{str(root).rstrip('/')}/{name}"
         if getattr(fs, "local_file", False):
@@ -323,7 +323,7 @@ def first_bytes(folder: str, name: str, size: int) -> bytes:
     """
     if not size:
         return b""
-    with told(folder):
+    with storage_errors(folder):
         fs, root = fsspec.url_to_fs(folder)
         path = f"{str(root).rstrip('/')}/{name}"
         try:

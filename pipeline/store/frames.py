@@ -41,7 +41,7 @@ from data_specs.shard import (
     FileDigest,
     ShardFiles,
 )
-from data_specs.storage.object_store import StorageError, told
+from data_specs.storage.object_store import StorageError, storage_errors
 from pipeline.errors import StoreError
 from pipeline.files.folder import SMALL, Folder
 from pipeline.records import CANDIDATE_SCHEMA, DECISION_SCHEMA, FEATURE_SCHEMA
@@ -137,7 +137,7 @@ class Part:
         """Raise StoreError that names the file if it is missing or its size differs from its record."""
         fs, path = fsspec.url_to_fs(self.url)
         try:
-            with told(self.url):
+            with storage_errors(self.url):
                 size = Path(path).stat().st_size if self.folder.is_local else int(fs.size(path))
         except StorageError as e:
             raise StoreError(self.url, f"cannot be reached: {e.strerror}") from None

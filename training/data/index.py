@@ -33,7 +33,7 @@ import fsspec
 
 from data_specs.release import open_manifest
 from data_specs.shard import SPLITS, ContractError, Manifest, Split
-from data_specs.storage.object_store import StorageError, reason, told
+from data_specs.storage.object_store import StorageError, reason, storage_errors
 from training.config import DataConfig
 from training.data.index_cache import (
     COLUMNS,
@@ -237,7 +237,7 @@ class Dataset:
         remote = "://" in row.tar
         if remote and self._copies is None:
             fs, path = fsspec.core.url_to_fs(row.tar)
-            with told(row.tar):
+            with storage_errors(row.tar):
                 data: bytes = fs.cat_file(path, start=row.image_offset, end=row.image_offset + row.image_size)
             return data
         handle = self._files.get(row.tar)
@@ -421,7 +421,7 @@ def _not_there(name: str, refusals: Sequence[str]) -> str:
 def read_file(path: str) -> bytes:
     """Content of a file, path or URL. Raises ContractError for what is not a regular file, OSError."""
     check_regular(path)
-    with told(path), fsspec.open(path, "rb") as file:
+    with storage_errors(path), fsspec.open(path, "rb") as file:
         return bytes(file.read())
 
 

@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 
 from data_specs.search.rows import read_mapped, write_mapped
 from data_specs.shard import REGION_SCHEMA, SHARD_SCHEMA, SOURCE_KINDS, ContractError, FileDigest, ShardFiles
-from data_specs.storage.object_store import StorageError, told
+from data_specs.storage.object_store import StorageError, storage_errors
 from training.data.plain_tars import index_tar
 from training.errors import first_line
 
@@ -207,7 +207,7 @@ def check_regular(name: str) -> None:
 def _asking(name: str, missing: str) -> Iterator[None]:
     """Turns errors of the file system that holds a file into a ContractError that names it: `missing` if it is gone."""
     try:
-        with told(name):
+        with storage_errors(name):
             yield
     except StorageError as e:
         raise ContractError(f"{name}: {e.strerror}") from None

@@ -24,7 +24,7 @@ from pathlib import Path
 import fsspec
 
 from data_specs.shard import ContractError
-from data_specs.storage.object_store import reason, told
+from data_specs.storage.object_store import reason, storage_errors
 from data_specs.storage.whole_files import exclusive
 
 _BLOCK = 8 << 20
@@ -110,7 +110,7 @@ def _copy(url: str, target: Path) -> int:
     """Bytes fetched; three attempts, since a connection may break in the middle of a gigabyte."""
     for attempt in range(3):
         try:
-            with told(url), fsspec.open(url, "rb") as source, target.open("wb") as file:
+            with storage_errors(url), fsspec.open(url, "rb") as source, target.open("wb") as file:
                 got = 0
                 while block := source.read(_BLOCK):
                     got += file.write(block)

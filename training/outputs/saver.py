@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from data_specs.storage import object_store
-from data_specs.storage.object_store import reason, told
+from data_specs.storage.object_store import reason, storage_errors
 from data_specs.storage.store_lock import LockedError, check_locks, locked
 from training.config import Config
 from training.data.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def fetch(run: Path, mirror: str, name: str = "") -> None:
     Nothing is done where the mirror lacks such a checkpoint. Raises RunError.
     """
     fs, root = _filesystem(mirror)
-    with told(mirror):
+    with storage_errors(mirror):
         whole = [step for step in _names(fs, root) if fs.exists(posixpath.join(root, step, INDEX))]
     wanted = name or max(whole, key=_step, default="")
     ours = checkpoint.latest(run)
@@ -137,7 +137,7 @@ def _bring(fs: Any, root: str, mirror: str, folder: Path) -> None:
     temporary.mkdir(parents=True)
     source = posixpath.join(root, folder.name)
     try:
-        with told(mirror):
+        with storage_errors(mirror):
             for path in fs.ls(source, detail=False):
                 fs.get_file(path, str(temporary / posixpath.basename(path)))
         if not (folder / INDEX).is_file():
@@ -189,9 +189,9 @@ def here(url: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _answered(url: str) -> Iterator[None]:
-    """`told`, and a RunError with the URL for what a client of the web raises, which names none."""
+    """Convert errors as `storage_errors` does, and those of a web client, which name no URL, to RunError with it."""
     try:
-        with told(url):
+        with storage_errors(url):
             yield
     except Exception as e:
         aiohttp = sys.modules.get("aiohttp")  # what has not imported it, which takes 0.2 s, has not raised it
@@ -208,7 +208,7 @@ def copy_again(folder: Path, mirror: str) -> None:
     """
     fs, root = _filesystem(mirror)
     index = posixpath.join(root, folder.name, INDEX)
-    with told(mirror):
+    with storage_errors(mirror):
         if fs.exists(index) and fs.cat_file(index) == (folder / INDEX).read_bytes():
             return
     with owned_mirror(mirror):
@@ -220,7 +220,7 @@ def _copy(folder: Path, mirror: str, kept: Sequence[str]) -> None:
     fs, root = _filesystem(mirror)
     target = posixpath.join(root, folder.name)
     try:
-        with told(mirror):
+        with storage_errors(mirror):
             fs.makedirs(target, exist_ok=True)
             for path in sorted(folder.iterdir(), key=lambda p: p.name == INDEX):
                 check_locks()

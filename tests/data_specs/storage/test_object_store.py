@@ -17,7 +17,7 @@ import pytest
 
 from data_specs.storage import object_store
 from data_specs.storage.credentials import credentials_in
-from data_specs.storage.object_store import StorageError, told
+from data_specs.storage.object_store import StorageError, storage_errors
 from tests import s3_server
 from tests.places import ROOT
 from tests.s3_server import Remote
@@ -192,7 +192,7 @@ def test_a_percent_of_faults_is_sat_out(remote: Remote) -> None:
     for kind in ("503", "reset"):
         remote.proxy.fail(kind, share=0.05)
         for number in range(40):
-            with told(f"{remote.url}/x"):
+            with storage_errors(f"{remote.url}/x"):
                 fs.pipe_file(f"{remote.url}/percent/{number}", body)
                 assert fs.cat_file(f"{remote.url}/percent/{number}") == body
     assert len(remote.proxy.failed()) > 2
@@ -202,7 +202,7 @@ def test_a_percent_of_faults_is_sat_out(remote: Remote) -> None:
 def test_an_outage_of_some_seconds_is_sat_out(remote: Remote) -> None:
     until = time.monotonic() + 4
     remote.proxy.fail("503", hits=lambda *_: time.monotonic() < until or len(remote.proxy.failed()) < 3)
-    with told(f"{remote.url}/x"):
+    with storage_errors(f"{remote.url}/x"):
         fsspec.filesystem("s3").pipe_file(f"{remote.url}/after", b"1")
     assert object_store.read(f"{remote.url}/after") is not None
     assert len(remote.proxy.failed()) <= 60, "the pauses grow"
