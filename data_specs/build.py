@@ -28,7 +28,7 @@ from data_specs.errors import SpecError as SpecError
 from data_specs.names import NAME as NAME
 from data_specs.names import SourceKind
 from data_specs.shard import canonical_json
-from data_specs.spec_file import Lines, describe, one_line, read
+from data_specs.spec_file import OptionLines, describe, one_line, read
 
 
 class Spec(BaseModel):
@@ -533,7 +533,7 @@ def load(path: str | Path) -> BuildSpec:
     try:
         spec = BuildSpec.model_validate(raw)
     except ValidationError as e:
-        raise SpecError(Lines(path).located(describe(e, BuildSpec))) from None
+        raise SpecError(OptionLines(path).with_locations(describe(e, BuildSpec))) from None
     try:
         _ = spec.digest  # every build needs it: what JSON cannot hold is a fault of the spec
     except (ArithmeticError, TypeError, ValueError, RecursionError) as e:
@@ -541,7 +541,7 @@ def load(path: str | Path) -> BuildSpec:
     return spec
 
 
-def within(base: str, path: str) -> str:
+def resolve_path(base: str, path: str) -> str:
     """A path or URL of a spec, made absolute against its `base`, a folder or its URL."""
     if "://" in path or Path(path).is_absolute() or not base:
         return path

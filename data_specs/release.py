@@ -22,7 +22,15 @@ from collections.abc import Callable
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.names import LATEST as LATEST
-from data_specs.shard import MANIFEST, SCHEMA_VERSION, ContractError, Manifest, Split, misleads, parse_manifest
+from data_specs.shard import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    ContractError,
+    Manifest,
+    Split,
+    parse_manifest,
+    unsafe_place_reason,
+)
 
 SHARDS = "shards"
 """Folder of a build in which its dataset lies, with the manifest."""
@@ -81,8 +89,8 @@ class Latest(_Model):
     pending: Pending | None = None
     withdrawn: str = ""
 
-    def settled(self, read: Read) -> Latest:
-        """The same without `pending`, which has become the current release or never will."""
+    def without_pending(self, read: Read) -> Latest:
+        """This record without `pending`, which has become the current release or never will."""
         if self.pending is None:
             return self
         current = self.pending.release if self._is_committed(self.pending, read) else self.current
@@ -109,7 +117,7 @@ def parse_latest(data: bytes | str, name: str, own: bool = False) -> Latest:
                 f"{name}: schema version {version} is newer than this wenlan reads ({SCHEMA_VERSION}); upgrade wenlan"
             )
         latest = Latest.model_validate(raw)
-        if latest.pending is not None and not own and (why := misleads(latest.pending.commit, name)):
+        if latest.pending is not None and not own and (why := unsafe_place_reason(latest.pending.commit, name)):
             raise ContractError(f"{name}: {why}")
         return latest
     except ContractError:
@@ -133,15 +141,15 @@ def open_manifest(place: str, read: Read) -> tuple[str, Manifest]:
             continue
         if posixpath.basename(path) != LATEST:
             return path, parse_manifest(data, path)
-        return _newest(path, parse_latest(data, path), read)
+        return _open_current(path, parse_latest(data, path), read)
     raise FileNotFoundError(place)
 
 
-def _newest(path: str, latest: Latest, read: Read) -> tuple[str, Manifest]:
-    """The release that a latest.json names, and its path."""
+def _open_current(path: str, latest: Latest, read: Read) -> tuple[str, Manifest]:
+    """The manifest of the release that a latest.json names, and its path."""
     if latest.withdrawn:
         raise ContractError(f"{path}: dataset {latest.dataset} is withdrawn: {latest.withdrawn}")
-    current = latest.settled(read).current
+    current = latest.without_pending(read).current
     if current is None:
         raise ContractError(f"{path}: dataset {latest.dataset} is not released yet")
     manifest = posixpath.join(posixpath.dirname(path), current.manifest)

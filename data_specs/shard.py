@@ -150,11 +150,11 @@ _LED_TO = _STORES | {"file", "local", "simplecache", "filecache", "blockcache"}
 """Schemes of the places that a release leads to, those of a copy on the disk among them (`simplecache::s3://...`)."""
 
 
-def misleads(place: str, manifest: str) -> str:
+def unsafe_place_reason(place: str, manifest: str) -> str:
     """Reason not to open a place that an untrusted manifest or latest.json names; "" if it is safe.
 
     Builds lie on disks and in object stores; on any other server only where the file itself comes from there. A
-    relative place is one in the folder of a copy, or below the folder in which STORE lies (`placed`).
+    relative place is one in the folder of a copy, or below the folder in which STORE lies (`resolve_place`).
     """
     if "://" in place or "::" in place:  # fsspec opens `github::` too
         own = "::" not in place and place.split("/", 3)[:3] == manifest.split("/", 3)[:3]
@@ -173,7 +173,7 @@ FROM_RELEASE = "../../../"
 """From the folder of a release, STORE/datasets/NAME, to the one in which STORE lies."""
 
 
-def placed(place: str, base: str) -> str:
+def resolve_place(place: str, base: str) -> str:
     """The path or URL of a place that a manifest in the folder `base` names; "" for "".
 
     Relative to the manifest are the builds of a copy, and those below the folder in which STORE lies.
@@ -306,15 +306,15 @@ def pretty_manifest(manifest: Manifest) -> bytes:
     What only a release has is left out of a build's.
     """
     raw = manifest.model_dump(mode="json")
-    shards = [shard if shard["build"] else _without(shard, "build") for shard in raw.pop("shards")]
+    shards = [shard if shard["build"] else _omit(shard, "build") for shard in raw.pop("shards")]
     if not manifest.dataset:
-        raw = _without(raw, "dataset", "release", "generation", "builds")
+        raw = _omit(raw, "dataset", "release", "generation", "builds")
     lines = ",\n  ".join(canonical_json(shard).decode() for shard in shards)
     head = json.dumps(raw, indent=1, ensure_ascii=False, sort_keys=True)
     return f'{head.removesuffix("}").rstrip()},\n "shards": [\n  {lines}\n ]\n}}\n'.encode()
 
 
-def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+def _omit(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
 
 
@@ -324,7 +324,7 @@ def parse_manifest(data: bytes | str, name: str, own: bool = False) -> Manifest:
     own: it is trusted.
 
     Raises ContractError for invalid JSON, missing fields, a schema version above SCHEMA_VERSION, and builds at places
-    that it must not lead to (`misleads`), unless it is our own.
+    that it must not lead to (`unsafe_place_reason`), unless it is our own.
     """
     manifest: Manifest | None
     try:
@@ -357,9 +357,9 @@ def _with_places(manifest: Manifest, name: str, own: bool) -> Manifest:
     """The same, with the places of its builds. Raises ContractError for a release that leads where none does."""
     base, builds = posixpath.dirname(name), list[ReleasedBuild]()
     for build in manifest.builds:
-        if not own and (why := misleads(build.folder, name) or misleads(build.out, name)):
+        if not own and (why := unsafe_place_reason(build.folder, name) or unsafe_place_reason(build.out, name)):
             raise ContractError(f"{name}: {why}")
-        places = {"folder": placed(build.folder, base), "out": placed(build.out, base)}
+        places = {"folder": resolve_place(build.folder, base), "out": resolve_place(build.out, base)}
         builds.append(build.model_copy(update=places))
     return manifest.model_copy(update={"builds": tuple(builds)}) if builds else manifest
 

@@ -61,7 +61,7 @@ MAX_VALUES = 1_000_000
 """Values of a spec at most, each alias counted as all that it stands for: nine lines can stand for 10^9 of them."""
 
 
-class Lines:
+class OptionLines:
     """Line numbers of a spec's options, for messages. Reads the file again."""
 
     def __init__(self, path: Path | str) -> None:
@@ -71,7 +71,7 @@ class Lines:
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, SpecError):
             self._root = None
 
-    def where(self, option: str) -> str:
+    def location_of(self, option: str) -> str:
         """Returns `demo.yaml:31` for `filters[0].min_char`, or for the innermost part that is written; else the path.
 
         option: may have a message behind it, after a colon.
@@ -85,9 +85,9 @@ class Lines:
             line = mark.start_mark.line + 1
         return f"{self._path}:{line}" if line else str(self._path)
 
-    def located(self, problems: Sequence[str]) -> list[str]:
+    def with_locations(self, problems: Sequence[str]) -> list[str]:
         """Messages that begin with an option, each behind the file and line of the option."""
-        return [f"{self.where(problem)}: {problem}" for problem in problems]
+        return [f"{self.location_of(problem)}: {problem}" for problem in problems]
 
 
 def _part_of(node: yaml.Node | None, part: str) -> tuple[yaml.Node, yaml.Node] | None:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_specs import build
 from data_specs.build import BuildSpec, PluginRef, SourceRef, SpecError
-from data_specs.spec_file import Lines, describe, read
+from data_specs.spec_file import OptionLines, describe, read
 from pipeline.urls import loopback_pairs
 
 Family = Literal["sources", "filters", "detectors", "features"]
@@ -116,7 +116,9 @@ def _faults_beside(path: str | Path) -> list[str]:
     except SpecError:
         return []
     base = "" if "://" in str(path) else str(Path(path).resolve().parent)
-    return Lines(path).located(_of_plugins({"base": base, **values})[0]) if isinstance(values, dict) else []
+    return (
+        OptionLines(path).with_locations(_of_plugins({"base": base, **values})[0]) if isinstance(values, dict) else []
+    )
 
 
 def check(spec: BuildSpec, path: str | Path = "") -> None:
@@ -131,7 +133,7 @@ def check(spec: BuildSpec, path: str | Path = "") -> None:
     except SpecError as e:
         problems += e.problems
     if problems:
-        raise SpecError(Lines(path).located(problems) if path else problems)
+        raise SpecError(OptionLines(path).with_locations(problems) if path else problems)
 
 
 def _of_plugins(values: Mapping[str, Any]) -> tuple[list[str], set[tuple[Family, str]]]:

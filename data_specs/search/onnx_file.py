@@ -53,7 +53,7 @@ class TowerFault(IndexFault):
 
 @dataclass(frozen=True, slots=True)
 class OnnxFile:
-    """A file that passed `checked`. sha256: of its bytes, and of external weights, if any."""
+    """A file that passed `check_onnx_file`. sha256: of its bytes, and of external weights, if any."""
 
     path: Path
     has_beside: bool
@@ -61,16 +61,16 @@ class OnnxFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A session, the metadata of its file, and its inputs: name -> (element type, shape with 0 for a free size)."""
+class OpenTower:
+    """A tower's session, its file's metadata, its inputs: name -> (element type, shape with 0 for a free size)."""
 
     session: Any
     about: dict[str, str]
     inputs: dict[str, tuple[str, tuple[int, ...]]]
 
 
-def checked(path: Path) -> OnnxFile:
-    """Check a file before it is read as a model. Raises TowerFault."""
+def check_onnx_file(path: Path) -> OnnxFile:
+    """Check the sizes and references of an ONNX file before a model is read from it. Raises TowerFault."""
     digest = hashlib.sha256()
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -96,22 +96,22 @@ def checked(path: Path) -> OnnxFile:
     return OnnxFile(path, True, digest.hexdigest())
 
 
-def opened(file: OnnxFile, threads: int = 0, gpu: bool = False) -> Opened:
+def open_onnx_file(file: OnnxFile, threads: int = 0, gpu: bool = False) -> OpenTower:
     """A session on `threads` of the CPU (0: as onnxruntime takes them), or on CUDA. Raises TowerFault."""
     try:
         # of bytes no path is resolved: what lies elsewhere would not be found
         graph: str | bytes = str(file.path) if file.has_beside else file.path.read_bytes()
-        session = started(graph, threads, gpu)
+        session = start_session(graph, threads, gpu)
         about: dict[str, str] = session.get_modelmeta().custom_metadata_map
         inputs = {given.name: (str(given.type), _shape(given.shape)) for given in session.get_inputs()}
     except NoCuda as e:
         raise TowerFault(f"{file.path}: {e}") from None
     except Exception as e:  # onnxruntime raises types of its own, below Exception alone
         raise TowerFault(f"{file.path}: cannot be read ({(str(e).splitlines() or [''])[0][:200]})") from None
-    return Opened(session, about, inputs)
+    return OpenTower(session, about, inputs)
 
 
-def started(graph: str | bytes, threads: int = 0, gpu: bool = False, spinning: bool = True) -> Any:
+def start_session(graph: str | bytes, threads: int = 0, gpu: bool = False, spinning: bool = True) -> Any:
     """An onnxruntime session on `threads` of the CPU (0: as it takes them) or, without falling back, on CUDA.
 
     spinning: its threads use a core while they wait. Raises NoCuda, and onnxruntime's own.

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.search.folder import Towers
-from data_specs.search.onnx_file import Opened, TowerFault, checked, opened, width_of
+from data_specs.search.onnx_file import OpenTower, TowerFault, check_onnx_file, open_onnx_file, width_of
 from data_specs.search.queries import Vectors, unit_rows
 
 Resize = Literal["bilinear", "bicubic"]
@@ -75,7 +75,7 @@ class PictureTower:
     @staticmethod
     def open(path: Path, threads: int = 0, gpu: bool = False) -> PictureTower:
         """Open an image tower of wenlan. Raises TowerFault for a file that cannot be used so."""
-        model = opened(checked(path), threads, gpu)
+        model = open_onnx_file(check_onnx_file(path), threads, gpu)
         about, names = model.about, frozenset(model.inputs)
         if "images" not in names or not names <= _OURS or "pixel_mean" not in about:
             raise TowerFault(f"{path}: is not an image tower made by wenlan-train export --to onnx")
@@ -98,8 +98,8 @@ class PictureTower:
 
         Raises TowerFault for a file that cannot be used so.
         """
-        file = checked(path)
-        model = opened(file, threads, gpu)
+        file = check_onnx_file(path)
+        model = open_onnx_file(file, threads, gpu)
         name, kind, shape = _only_input(path, model)
         fixed = {size for size in shape[2:] if size}
         if fixed - {side}:
@@ -162,7 +162,7 @@ def grid_boxes(side: int, most: int) -> npt.NDArray[np.float32]:
     return boxes
 
 
-def _only_input(path: Path, model: Opened) -> tuple[str, str, tuple[int, ...]]:
+def _only_input(path: Path, model: OpenTower) -> tuple[str, str, tuple[int, ...]]:
     """(name, element type, shape) of a tower's one input."""
     taken = ", ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in model.inputs.items())
     name, (kind, shape) = next(iter(model.inputs.items()), ("", ("", ())))

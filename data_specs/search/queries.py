@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.search.folder import IndexFault, Towers
-from data_specs.search.onnx_file import TowerFault, checked, opened, width_of
+from data_specs.search.onnx_file import TowerFault, check_onnx_file, open_onnx_file, width_of
 from data_specs.text.tokenizer import JsonTokenizer, Tokenizer, VocabularyError, from_vocabulary
 
 TEXT = "queries/text.onnx"
@@ -93,7 +93,7 @@ class TextQuery:
             if path == folder:
                 todo = "wenlan-train export CHECKPOINT --to onnx writes it"
             raise IndexFault(f"{path}: is missing; {todo}")
-        model = opened(checked(path), threads, gpu)
+        model = open_onnx_file(check_onnx_file(path), threads, gpu)
         about = model.about
         if ":" in about.get("tokenizer", "") and "vocabulary" not in about:
             todo = "give the checkpoint with --checkpoint"
@@ -126,8 +126,8 @@ class TextQuery:
 
         vocabulary: a vocab.txt of BERT, or a tokenizer.json. Raises TowerFault for any other file.
         """
-        file = checked(path)
-        model, tokenizer = opened(file, threads, gpu), read_tokenizer(vocabulary)
+        file = check_onnx_file(path)
+        model, tokenizer = open_onnx_file(file, threads, gpu), read_tokenizer(vocabulary)
         rest = {name: own for name, own in model.inputs.items() if name not in ("attention_mask", "token_type_ids")}
         kind, shape = next(iter(rest.values()), ("", ()))
         if len(rest) != 1 or kind not in _INTEGERS or len(shape) != 2:

@@ -86,7 +86,7 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def guarded(
+def with_checks(
     app: App,
     *,
     token: str | None,
@@ -96,14 +96,14 @@ def guarded(
     probes: tuple[str, ...] = (),
     once: Iterable[str] = (),
 ) -> App:
-    """An application behind the checks of this module.
+    """Returns an application behind the checks of this module.
 
     token: None for a server that everyone who reaches it may use. hosts: names in the Host header, without the port;
     "*" for any. open_paths: answered without a token: a page's own files. probes: likewise, and under any name: a probe
     (`/health`) calls by an address that cannot be listed. once: further tokens, each good for one link, for a browser
     that is started with it: other users of a machine see how programs are started.
     """
-    return _Guarded(app, token, hosts, limits or Limits(), open_paths, probes, once)
+    return _WithChecks(app, token, hosts, limits or Limits(), open_paths, probes, once)
 
 
 class _Refused(Exception):
@@ -114,7 +114,7 @@ class _Refused(Exception):
         self.status, self.message, self.code, self.retry_after = status, message, code, retry_after
 
 
-class _Guarded:
+class _WithChecks:
     def __init__(
         self,
         app: App,
@@ -174,11 +174,11 @@ class _Guarded:
         if self._token is None or scope["path"] in self._open:
             return
         scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        if scheme.lower() == "bearer" and _same(given.strip(), self._token):
+        if scheme.lower() == "bearer" and _is_same_secret(given.strip(), self._token):
             return
         for part in headers.get(b"cookie", b"").decode("latin-1").split(";"):
             name, _, value = part.strip().partition("=")
-            if name == self._cookie_name(scope) and _same(value, self._cookie()):
+            if name == self._cookie_name(scope) and _is_same_secret(value, self._cookie()):
                 return
         raise _Refused(
             401, "needs the token: Authorization: Bearer TOKEN, or the link that the server printed", "token"
@@ -198,8 +198,8 @@ class _Guarded:
             return None
         asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = [value for name, value in asked if name == "token"]
-        used = [token for token in self._once if any(_same(value, token) for value in given)]
-        if not used and not any(_same(value, self._token) for value in given):
+        used = [token for token in self._once if any(_is_same_secret(value, token) for value in given)]
+        if not used and not any(_is_same_secret(value, self._token) for value in given):
             return None
         self._once = [token for token in self._once if token not in used]
         rest = urlencode([(name, value) for name, value in asked if name != "token"])
@@ -264,7 +264,7 @@ class _Body:
         if self._whole:  # the next message is the client's disconnect, which may wait
             return await self._receive()
         try:
-            message = await self._next()
+            message = await self._receive_part()
         except TimeoutError:
             text = f"the request's body did not arrive within {self._limits.body_seconds:g} s"
             self.refused = _Refused(408, text, "slow_body")
@@ -283,9 +283,9 @@ class _Body:
             return
         with contextlib.suppress(TimeoutError):
             while not self._whole and self._bytes <= self._limits.body_bytes + DRAINED:
-                await self._next()
+                await self._receive_part()
 
-    async def _next(self) -> Message:
+    async def _receive_part(self) -> Message:
         """The next part of the body. Raises TimeoutError once the time for all of it is over."""
         now = asyncio.get_running_loop().time()
         if self._until is None:
@@ -334,6 +334,6 @@ async def _refuse(refused: _Refused, rest: _Body, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _same(given: str, own: str) -> bool:
-    """Compare in a time that does not tell how much was right."""
+def _is_same_secret(given: str, own: str) -> bool:
+    """True if two secrets are equal, compared in a time that does not tell how much was right."""
     return hmac.compare_digest(given.encode("utf-8", "replace"), own.encode())

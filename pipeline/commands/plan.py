@@ -63,7 +63,7 @@ def add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
-    from data_specs.spec_file import Lines
+    from data_specs.spec_file import OptionLines
     from pipeline import plugins
     from pipeline.sources import sources_of
 
@@ -92,7 +92,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         answer["sources"].append(_as_json(source, look, probes) | {"thresholds": thresholds})
         if look.start_urls and probes and all(probe.refused for probe in probes):
             start = f"sources[{number}].start: {probes[0].url}: {probes[0].said}; {probes[0].advice}"
-            refused += Lines(args.spec).located([start])
+            refused += OptionLines(args.spec).with_locations([start])
     answer["stages"] = _stages(build, args.stages)
     answer["in_the_way"] = _in_the_way(build) if args.out else []
     tried = [probe for probes in probes_of for probe in probes]
@@ -105,7 +105,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
 
 def _looks(spec: str, sources: list[Source]) -> list[Look]:
     """Returns a look at each source. Raises SpecError with a line for each whose input is missing or cannot be read."""
-    from data_specs.spec_file import Lines
+    from data_specs.spec_file import OptionLines
     from pipeline.sources._look import Budget
 
     looks, problems = [], []
@@ -114,7 +114,7 @@ def _looks(spec: str, sources: list[Source]) -> list[Look]:
             with console.status(f"inspecting source {source.name}"):
                 looks.append(source.look(Budget()))
         except SourceError as e:
-            problems.append(f"{Lines(spec).where(f'sources[{number}]')}: {e}")
+            problems.append(f"{OptionLines(spec).location_of(f'sources[{number}]')}: {e}")
     if problems:
         raise SpecError(problems)
     return looks

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_specs.build import BuildSpec, PairScore, SpecError, within
-from data_specs.search.onnx_file import checked
+from data_specs.build import BuildSpec, PairScore, SpecError, resolve_path
+from data_specs.search.onnx_file import check_onnx_file
 from data_specs.search.picture_tower import OUR_RESIZE, PictureTower, squared
 from data_specs.search.queries import TextQuery
 from data_specs.shard import ContractError, canonical_json
@@ -79,7 +79,9 @@ def towers_of(spec: BuildSpec) -> Towers:
     """The towers of a spec that asks for scores, by their files. Raises SpecError that names one which is not there."""
     options = spec.pair_score
     assert options is not None
-    places = [within(spec.base, path) if path else "" for path in (options.image, options.text, options.vocabulary)]
+    places = [
+        resolve_path(spec.base, path) if path else "" for path in (options.image, options.text, options.vocabulary)
+    ]
     for name, place in zip(("image", "text", "vocabulary"), places, strict=True):
         if "://" in place:
             raise SpecError([f"pair_score.{name}: {place}: is a URL; towers must be on a local path of every worker"])
@@ -92,10 +94,10 @@ def _towers(options: PairScore, image: Path, text: Path, vocabulary: Path | None
     """Read once in a process: files of models do not change while it runs."""
     try:
         told = options.model_dump(include={"side", "resize", "mean", "std"}) if vocabulary is not None else {}
-        image_id = _id("image", checked(image).sha256, [told, DECODE_VERSION, SPARE])
+        image_id = _id("image", check_onnx_file(image).sha256, [told, DECODE_VERSION, SPARE])
         told = options.model_dump(include={"max_tokens"}) if vocabulary is not None else {}
         words = hashlib.sha256(vocabulary.read_bytes()).hexdigest() if vocabulary is not None else ""
-        text_id = _id("text", checked(text).sha256, [told, words])
+        text_id = _id("text", check_onnx_file(text).sha256, [told, words])
     except ContractError as e:
         raise SpecError([f"pair_score: {e}"]) from None
     except OSError as e:

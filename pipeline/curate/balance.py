@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_specs.build import Balance, BuildSpec, within
+from data_specs.build import Balance, BuildSpec, resolve_path
 from pipeline import pulse
 from pipeline.curate.judging import KEEP, Judge, Judged, Verdict, pair_partitions
 from pipeline.errors import SourceError
@@ -160,7 +160,7 @@ def draw(candidate_id: str, seed: int) -> float:
 
 def _changed(build: Build) -> SourceError:
     assert build.spec.balance is not None
-    where = within(build.spec.base, build.spec.balance.entries)
+    where = resolve_path(build.spec.base, build.spec.balance.entries)
     return SourceError(where, "has changed since the build started; run the same command again")
 
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from data_specs.build import within
+from data_specs.build import resolve_path
 from pipeline.detectors import Boxes, Detector, Picture
 from pipeline.errors import DetectorError, ModelError
 from pipeline.pictures.faces import Finder
@@ -54,4 +54,4 @@ class Faces(Detector):
 
     @property
     def finder(self) -> Finder:
-        return Finder(within(self.base, self.weights) if self.weights else "", self.score, self.side)
+        return Finder(resolve_path(self.base, self.weights) if self.weights else "", self.score, self.side)

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import fsspec
 import fsspec.compression
 
-from data_specs.build import within
+from data_specs.build import resolve_path
 from data_specs.storage import object_store
 from data_specs.storage.object_store import storage_errors
 from pipeline.errors import SourceError
@@ -139,7 +139,7 @@ def _is_there(fs: Any, path: str) -> bool:
 
 
 def _expand(written: str, source: str, base: str) -> list[str]:
-    path = within(base, written)
+    path = resolve_path(base, written)
     try:
         object_store.prepare(path.partition("://")[0])
         fs, inner = fsspec.url_to_fs(path)
@@ -147,7 +147,7 @@ def _expand(written: str, source: str, base: str) -> list[str]:
             if fs.info(inner)["type"] == "directory":
                 raise SourceError(path, f"source {source}: is a folder; expected a file or a glob")
             return [path]
-        _, pattern = fsspec.url_to_fs(within(glob.escape(base), written))
+        _, pattern = fsspec.url_to_fs(resolve_path(glob.escape(base), written))
         names = sorted({str(name) for name in fs.glob(pattern) if not fs.isdir(name)}.union(_behind_links(fs, pattern)))
     except object_store.faults(*faults(), ValueError, ImportError) as e:
         raise SourceError(path, f"source {source}: {_absence(e)}") from None

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from data_specs.build import within
+from data_specs.build import resolve_path
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures.decode import Pixels
 from pipeline.pictures.faces import Finder
@@ -68,4 +68,6 @@ class ImageFaces(PixelFilter):
 
     @property
     def finder(self) -> Finder:
-        return Finder(within(self.base, self.model) if self.model else "", self.min_score, self.side, STEP, NEIGHBOURS)
+        return Finder(
+            resolve_path(self.base, self.model) if self.model else "", self.min_score, self.side, STEP, NEIGHBOURS
+        )

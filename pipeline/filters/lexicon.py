@@ -32,7 +32,7 @@ from typing import Any
 import fsspec
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from data_specs.build import within
+from data_specs.build import resolve_path
 from data_specs.shard import Text
 from pipeline.errors import SourceError
 from pipeline.files.inputs import faults, reason
@@ -60,7 +60,7 @@ class Lexicon(TextFilter):
     def _lists_can_be_read(self) -> Lexicon:
         files = []
         for name, path in sorted(self.lists.items()):
-            where = within(self.base, path)
+            where = resolve_path(self.base, path)
             digest, words = _read(where)
             if not any(len(bare(word)) >= self.min_letters for word in words):
                 raise ValueError(f"{where}: contains no word of {self.min_letters} letters or more")

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from data_specs.build import within
+from data_specs.build import resolve_path
 from data_specs.shard import Text
 from data_specs.storage.whole_files import sha256_of
 from pipeline.filters import Drop, Limit, TextFilter
@@ -86,7 +86,7 @@ class TextPerplexity(TextFilter):
 
     @property
     def _file(self) -> Path:
-        return Path(within(self.base, self.model))
+        return Path(resolve_path(self.base, self.model))
 
 
 def _said(perplexity: float) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.command.extras import install
-from data_specs.search.onnx_file import NoCuda, started
+from data_specs.search.onnx_file import NoCuda, start_session
 from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import ModelError
 
@@ -44,7 +44,7 @@ def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = Fa
     gpu: on CUDA. Raises ModelError that names the file (`name`, or the path), or says what CUDA needs.
     """
     try:
-        return started(data if isinstance(data, bytes) else str(data), threads, gpu)
+        return start_session(data if isinstance(data, bytes) else str(data), threads, gpu)
     except NoCuda as e:
         raise ModelError(name or str(data), str(e)) from None
     except Exception as e:  # onnxruntime's own exceptions lack a common base

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field
 
-from data_specs.build import BuildSpec, SourceRef, within
+from data_specs.build import BuildSpec, SourceRef, resolve_path
 from data_specs.shard import SourceKind, Text
 from data_specs.storage.object_store import StorageError
 from pipeline.account import Account, Units
@@ -58,7 +58,7 @@ class Source(Plugin):
 
     def resolve(self, path: str) -> str:
         """A path or URL of the spec, made absolute against `base`."""
-        return within(self.base, path)
+        return resolve_path(self.base, path)
 
     def token(self) -> Any:
         """A JSON value that changes with the source's content (sizes and times of files, ETags), for the fingerprint.

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_specs.build import BuildSpec
-from data_specs.shard import MANIFEST, ContractError, parse_manifest, placed
+from data_specs.shard import MANIFEST, ContractError, parse_manifest, resolve_place
 from data_specs.spec_file import describe
 from data_specs.storage.store_lock import is_held
 from data_specs.storage.whole_files import is_locked
@@ -173,7 +173,7 @@ def store_of(folder: Folder, known: Mapping[str, Any]) -> str:
     Raises KeyError where none is noted.
     """
     noted: str = known["store"]
-    beside = placed(known.get("store_from_here", ""), folder.url)
+    beside = resolve_place(known.get("store_from_here", ""), folder.url)
     return beside if beside and beside != noted and Folder(beside).exists("store.json") else noted
 
 

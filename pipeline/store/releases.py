@@ -5,7 +5,7 @@ visible. Readers need no lock; a writer holds STORE's. On an object store `lates
 condition that it is as it was read: a writer that has lost the lock does not overwrite another one's release.
 
 What it reads is STORE's own and leads wherever builds of STORE lie; others follow a release to few places alone
-(`data_specs.shard.misleads`).
+(`data_specs.shard.unsafe_place_reason`).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Releases:
     def _parsed(self, data: bytes | None) -> Latest:
         if data is None:
             return Latest(dataset=self.dataset)
-        return parse_latest(data, self.folder.at(LATEST), own=True).settled(read_url)
+        return parse_latest(data, self.folder.at(LATEST), own=True).without_pending(read_url)
 
     def _change(self, change: Callable[[Latest], Latest]) -> None:
         """Rewrite latest.json, from what it says now. Raises StoreError if another process writes it meanwhile."""

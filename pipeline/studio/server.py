@@ -36,7 +36,7 @@ from data_specs.build import SpecError
 from data_specs.errors import WenlanError
 from data_specs.shard import ContractError
 from data_specs.web import PAGE_KIT
-from data_specs.web.http_app import App, Limits, error_body, guarded
+from data_specs.web.http_app import App, Limits, error_body, with_checks
 from pipeline.errors import SourceError
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO
@@ -286,9 +286,9 @@ class _View(_Asked):
 
 def app(studio: Studio, token: str | None, once: Iterable[str] = ()) -> App:
     """The ASGI application, behind the checks of every request. The page's own files, which are public, need no
-    token: who comes without the link is told so by the page. once: as `guarded` has it."""
+    token: who comes without the link is told so by the page. once: as `with_checks` has it."""
     limits, files = Limits(body_bytes=256 * 1024, body_seconds=10.0), (f"/static/{name}" for name in _files())
-    return guarded(_routes(studio), token=token, limits=limits, open_paths=("/", *files), once=once)
+    return with_checks(_routes(studio), token=token, limits=limits, open_paths=("/", *files), once=once)
 
 
 def _routes(studio: Studio) -> FastAPI:

@@ -21,7 +21,7 @@ from typing import Any
 
 import fsspec
 
-from data_specs.build import Balance, SpecError, within
+from data_specs.build import Balance, SpecError, resolve_path
 from pipeline.files.inputs import faults, reason
 from pipeline.texts.forms import even
 
@@ -47,7 +47,7 @@ def digest(balance: Balance, base: str) -> str:
     content = _content(balance, base)
     if next(_words(content, balance.min_letters), None) is None:
         least = f"no entry of {balance.min_letters} characters or more, one per line (min_letters)"
-        raise SpecError([f"balance.entries: {within(base, balance.entries)}: {least}"])
+        raise SpecError([f"balance.entries: {resolve_path(base, balance.entries)}: {least}"])
     return hashlib.sha256(content).hexdigest()
 
 
@@ -60,7 +60,7 @@ def concepts(balance: Balance, base: str) -> Concepts:
 def _content(balance: Balance, base: str) -> bytes:
     if not balance.entries:
         return resources.files("jieba").joinpath("dict.txt").read_bytes().replace(b" ", b"\t")
-    where = within(base, balance.entries)
+    where = resolve_path(base, balance.entries)
     try:
         with fsspec.open(where, "rb") as file:
             data = bytes(file.read(MOST_BYTES + 1))

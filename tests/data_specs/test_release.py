@@ -54,7 +54,7 @@ def test_a_pending_release_counts_from_the_moment_its_build_has_the_manifest(tmp
     commit.write_bytes(data)
     path, manifest = open_manifest(str(tmp_path / LATEST), read)
     assert (path, manifest.release) == (str(tmp_path / "000002.json"), 2)
-    settled = parse_latest((tmp_path / LATEST).read_bytes(), "latest").settled(read)
+    settled = parse_latest((tmp_path / LATEST).read_bytes(), "latest").without_pending(read)
     assert (settled.current, settled.pending) == (pending.release, None)
 
 

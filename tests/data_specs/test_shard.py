@@ -28,9 +28,9 @@ from data_specs.shard import (
     content_digest,
     decode_sample,
     encode_sample,
-    misleads,
     parse_manifest,
     read_manifest,
+    unsafe_place_reason,
 )
 
 JPEG = b"\xff\xd8\xff\xd9"
@@ -283,7 +283,7 @@ def fault_of(read: Callable[[bytes, str], object], data: bytes) -> str:
 )
 def test_a_release_leads_to_no_server_that_fsspec_would_open(place: str) -> None:
     """A list of what is forbidden lacked most of them."""
-    assert "a release may only refer to disks, object stores (" in misleads(
+    assert "a release may only refer to disks, object stores (" in unsafe_place_reason(
         place, "hdfs://own.example:9000/store/latest.json"
     )
 
@@ -305,7 +305,7 @@ def test_a_release_leads_to_no_server_that_fsspec_would_open(place: str) -> None
     ],
 )
 def test_a_release_leads_to_disks_object_stores_and_its_own_server(place: str, manifest: str) -> None:
-    assert misleads(place, manifest) == ""
+    assert unsafe_place_reason(place, manifest) == ""
 
 
 @pytest.mark.parametrize(
@@ -338,4 +338,4 @@ def test_a_release_names_places_relative_to_itself(folder: str, base: str, place
     ],
 )
 def test_a_relative_place_leads_out_of_no_copy_and_not_above_the_folder_of_store(folder: str, manifest: str) -> None:
-    assert "which is outside its folder" in misleads(folder, manifest)
+    assert "which is outside its folder" in unsafe_place_reason(folder, manifest)

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from data_specs.web import PAGE_KIT
-from data_specs.web.http_app import App, Limits, error_body, guarded
+from data_specs.web.http_app import App, Limits, error_body, with_checks
 from training.serve import clip_retrieval, embeddings, searching
 from training.serve.galleries import Galleries
 from training.serve.health import HealthCheck
@@ -124,7 +124,7 @@ def protected(app: App, service: Service, token: str | None, hosts: Sequence[str
     inner = Intake(app, options.bodies_mb * 2**20)
     service.metrics.watch_bodies(lambda: inner.held)
     return Counted(
-        guarded(inner, token=token, hosts=tuple(hosts), limits=limits, open_paths=OPEN, probes=("/health",)),
+        with_checks(inner, token=token, hosts=tuple(hosts), limits=limits, open_paths=OPEN, probes=("/health",)),
         service.metrics,
     )
 

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.command.extras import install
-from data_specs.search.onnx_file import started
+from data_specs.search.onnx_file import start_session
 from training.config import to_dict
 from training.data.index import default_cache
 from training.data.transforms import decode, grid_boxes, input_boxes, prepare, sides, square
@@ -176,7 +176,9 @@ class TorchTowers:
 class OnnxTowers:
     def __init__(self, files: dict[str, Path], config: Config, threads: int | None = None) -> None:
         # Threads that spin while they wait take a core from the threads that read requests and pictures.
-        self._image, self._text = (started(str(files[n]), threads or 0, spinning=False) for n in ("image", "text"))
+        self._image, self._text = (
+            start_session(str(files[n]), threads or 0, spinning=False) for n in ("image", "text")
+        )
         about: dict[str, str] = self._image.get_modelmeta().custom_metadata_map
         mean, std = (np.asarray(json.loads(about[f"pixel_{name}"]), np.float32) for name in ("mean", "std"))
         self._scale, self._shift = (1 / (255 * std))[:, None, None], (mean / std)[:, None, None]

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from data_specs.web import http_app
-from data_specs.web.http_app import Limits, error_body, guarded, is_loopback, new_token
+from data_specs.web.http_app import Limits, error_body, is_loopback, new_token, with_checks
 from tests.processes import wait_until
 
 pytest.importorskip("fastapi")
@@ -55,7 +55,7 @@ def running(**options: Any) -> Iterator[str]:
     """URL of a server of `application` behind the checks."""
     import uvicorn
 
-    app = guarded(application(), **options)
+    app = with_checks(application(), **options)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
     bound = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
