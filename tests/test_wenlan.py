@@ -40,7 +40,7 @@ from training.use.indexing import Inputs, embed_index
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with builds/1, builds/2, store, copy, runs/1, index and photo.jpg: what the docstrings name."""
     folder = tmp_path_factory.mktemp("first")
-    weeks = Weeks(folder, synthetic.encode)
+    weeks = Weeks(folder, synthetic.encode, "report")
     for number, (snapshot, pictures) in enumerate([("2024-01-01", range(24)), ("2024-01-08", range(16, 32))], 1):
         spec = weeks.spec(list(pictures), shards={"samples_per_shard": 10, "dev_share": 0.15, "val_share": 0.15})
         build = opening.open_build(spec, str(folder / f"builds/{number}"), weeks.store, snapshot)

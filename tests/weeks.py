@@ -21,12 +21,14 @@ WORDS = ("红色的花", "海边的日落", "一只小猫在睡觉", "番茄炒�
 class Weeks:
     """Makes builds of the dataset `weekly` below a folder. encode(format, seed, size): a picture, distinct by seed.
 
+    until: the last stage of each build; a report takes as long as all stages before it.
     made: first builds in this folder by what they were made from, each with a copy of the folder: one that is asked for
     again is copied back.
     """
 
     folder: Path
     encode: Callable[[str, int, tuple[int, int]], bytes]
+    until: str = "shard"
     made: dict[str, tuple[Build, Path]] = field(default_factory=dict)
 
     @property
@@ -58,10 +60,10 @@ class Weeks:
         return opening.open_build(self.spec(pictures, **options), str(self.folder / snapshot), self.store, snapshot)
 
     def build(self, snapshot: str, pictures: Sequence[int], **options: Any) -> Build:
-        """The build of a week, run up to its report."""
+        """The build of a week, run up to `until`."""
         if any(self.folder.iterdir()):
             return self.finish(self.open(snapshot, pictures, **options))
-        key = json.dumps([snapshot, [*pictures], options], sort_keys=True)
+        key = json.dumps([snapshot, [*pictures], self.until, options], sort_keys=True)
         if key in self.made:
             shutil.copytree(self.made[key][1], self.folder, dirs_exist_ok=True)
         else:
@@ -74,8 +76,7 @@ class Weeks:
         """The build of a week by a spec whose pictures were changed since."""
         return self.finish(opening.open_build(spec, str(self.folder / snapshot), self.store, snapshot))
 
-    @staticmethod
-    def finish(build: Build, **changes: Any) -> Build:
-        build = replace(build, **changes)
-        run_noted(build, *build.stages)
+    def finish(self, build: Build) -> Build:
+        names = [*build.stages]
+        run_noted(build, *names[: names.index(self.until) + 1])
         return build

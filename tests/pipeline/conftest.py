@@ -107,7 +107,8 @@ def _servers() -> Iterator[Callable[..., Web]]:
 
 serve = pytest.fixture(_servers)
 serve_for_module = pytest.fixture(_servers, scope="module")
-"""`serve`, of servers that stay for all tests of a file."""
+serve_for_session = pytest.fixture(_servers, scope="session")
+"""`serve`, of servers that stay for all tests of a file, or of a process."""
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
 from tests.kept import Kept
+from tests.weeks import Weeks
 
 Run = Callable[[Build, str], None]
 
@@ -32,6 +33,12 @@ def material() -> Iterator[Callable[[Build], Material]]:
     yield of
     for tables in opened:
         tables.close()
+
+
+@pytest.fixture
+def weeks(weeks: Weeks) -> Weeks:
+    """Builds of a dataset that grows, up to their reports."""
+    return replace(weeks, until="report")
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def report_of(build: Build) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def _once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any) -> tuple[Kept, Weeks, list[Build]]:
     folder = tmp_path_factory.mktemp("weeks")
-    weeks = Weeks(folder, synthetic.encode)
+    weeks = Weeks(folder, synthetic.encode, "report")
     builds = []
     for snapshot, pictures in (("2026-01-01", 12), ("2026-01-08", 15)):
         builds.append(weeks.build(snapshot, range(pictures)))

@@ -24,7 +24,7 @@ from tests.weeks import Weeks
 @pytest.fixture(scope="module")
 def _once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any) -> tuple[Kept, Build]:
     folder = tmp_path_factory.mktemp("waiting")
-    build = Weeks(folder, synthetic.encode).build("2026-01-01", range(12), publish={"approve": "manual"})
+    build = Weeks(folder, synthetic.encode, "report").build("2026-01-01", range(12), publish={"approve": "manual"})
     build.store.check()
     return Kept(folder), build
 

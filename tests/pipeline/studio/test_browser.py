@@ -354,7 +354,7 @@ def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path
 
 @pytest.mark.drill(10)
 def test_a_build_is_refused_and_approved(weeks: Any, browse: Browse) -> None:
-    build = weeks.build("2026-01-01", range(12), publish={"approve": "manual"})
+    build = replace(weeks, until="report").build("2026-01-01", range(12), publish={"approve": "manual"})
     build.store.check()
 
     async def say(page: Any, verdict: str, why: str) -> None:

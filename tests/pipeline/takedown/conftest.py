@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -89,28 +90,68 @@ def published_builds(
     return make
 
 
-@pytest.fixture
-def site(serve: Any) -> Any:
-    """A site of six pages with a picture each."""
+@functools.cache
+def _pages() -> dict[str, Any]:
     links = "".join(f"<a href='/{n}.html'>第{n}个页面</a>" for n in range(PAGES))
     pages: dict[str, Any] = {"/": f"<html><body><p>公园的图片都在这里了</p>{links}</body></html>".encode()}
     for n in range(PAGES):
         pages |= {f"/{n}.html": page(n), f"/{n}.jpg": (200, {"Content-Type": "image/jpeg"}, picture(n))}
-    return serve(pages)
+    return pages
+
+
+@dataclass(frozen=True)
+class Park:
+    """A site of six pages with a picture each, and builds of it below a folder.
+
+    made: first builds of the site as it is at first, by what they were made from, each with a copy of the folder.
+    """
+
+    site: Any
+    folder: Path
+    made: dict[tuple[object, ...], tuple[Build, Path]] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """The site as it is at first, and no builds."""
+        self.site.pages = dict(_pages())
+        self.site.asked.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+
+    def week(self, snapshot: str, until: str = "shard", recheck_every: int = 0, **options: Any) -> Build:
+        """The build of that day, not published. until: "" for one that has not run."""
+        key = snapshot, until, recheck_every, *options.items()
+        first = until and self.site.pages == _pages() and not any(self.folder.iterdir())
+        if first and key in self.made:
+            build, copy = self.made[key]
+            shutil.copytree(copy, self.folder, dirs_exist_ok=True)
+            return replace(build)
+        source = {"kind": "site", "name": "park", "source_kind": "news", "start": [self.site.url()], **options}
+        spec = {"name": "parks", "contact": "mailto:a@b.c", "sources": [source], "filters": []}
+        spec |= {"egress": {"allow": [self.site.host], "delay_s": 0}, "fetch": {"recheck_every": recheck_every}}
+        build = opening.open_build(
+            BuildSpec.model_validate(spec), str(self.folder / snapshot), str(self.folder / "store"), snapshot
+        )
+        if until:
+            run_noted(build, *list(STAGES)[: list(STAGES).index(until) + 1])
+        if first:
+            self.made[key] = build, self.folder.with_name(f"first-{len(self.made)}")
+            shutil.copytree(self.folder, self.made[key][1])
+        return replace(build)
+
+
+@pytest.fixture(scope="session")
+def _park(serve_for_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Park:
+    return Park(serve_for_session(), tmp_path_factory.mktemp("park") / "now")
 
 
 @pytest.fixture
-def week(tmp_path: Path, site: Any) -> Callable[..., Build]:
-    """week("2026-11-01", vanished="drop"): the build of that day, not published. until: "" for one that has not run."""
+def site(_park: Park) -> Any:
+    """The site, as it is at first."""
+    _park.begin()
+    return _park.site
 
-    def build(snapshot: str, until: str = "shard", recheck_every: int = 0, **options: Any) -> Build:
-        source = {"kind": "site", "name": "park", "source_kind": "news", "start": [site.url()], **options}
-        spec = {"name": "parks", "contact": "mailto:a@b.c", "sources": [source], "filters": []}
-        spec |= {"egress": {"allow": [site.host], "delay_s": 0}, "fetch": {"recheck_every": recheck_every}}
-        out = str(tmp_path / snapshot)
-        made = opening.open_build(BuildSpec.model_validate(spec), out, str(tmp_path / "store"), snapshot)
-        if until:
-            run_noted(made, *list(STAGES)[: list(STAGES).index(until) + 1])
-        return made
 
-    return build
+@pytest.fixture
+def week(_park: Park, site: Any) -> Callable[..., Build]:
+    """week("2026-11-01", vanished="drop"): Park.week, in a folder that is empty at first."""
+    return _park.week

@@ -19,7 +19,7 @@ Week = tuple[str, dict[str, Any]]
 @pytest.fixture(scope="package")
 def grown(tmp_path_factory: pytest.TempPathFactory, synthetic: ModuleType) -> tuple[Week, Week]:
     """(index.html, report.json) of both weeks, published."""
-    weeks = importlib.import_module("tests.weeks").Weeks(tmp_path_factory.mktemp("grown"), synthetic.encode)
+    weeks = importlib.import_module("tests.weeks").Weeks(tmp_path_factory.mktemp("grown"), synthetic.encode, "report")
     pages = []
     for snapshot, count in (("2026-01-01", 12), ("2026-01-08", 15)):
         build = weeks.build(snapshot, range(count))

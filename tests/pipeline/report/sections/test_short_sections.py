@@ -72,7 +72,7 @@ def test_texts_held_apart_say_what_they_cost(tmp_path: Path, synthetic: ModuleTy
     html, report = grown[0]
     assert "held_apart" not in report
     assert 'id="held-apart"' not in html
-    weeks = importlib.import_module("tests.weeks").Weeks(tmp_path, synthetic.encode)
+    weeks = importlib.import_module("tests.weeks").Weeks(tmp_path, synthetic.encode, "report")
     spec = weeks.spec(range(14), shards={"dev_share": 0.3, "val_share": 0.3, "apart": "texts"})
     for number, path in enumerate(sorted(tmp_path.glob("pictures-*/*.txt"))):
         path.write_text(("红色的花", "海边的日落")[number % 2], "utf-8")
