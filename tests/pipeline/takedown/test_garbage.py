@@ -31,6 +31,7 @@ from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown import garbage
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
+from tests.kept import Kept
 
 pytestmark = pytest.mark.slow
 
@@ -38,25 +39,34 @@ DEAD = ("00000-of-00002-dead.parquet", "_decisions/00000-of-00002-dead.decisions
 """What a killed attempt leaves of a stage."""
 
 
-@pytest.fixture
-def builds(synthetic_build: Build, run_stage: Callable[[Build, str], None], tmp_path: Path) -> list[Build]:
-    """Two published builds of one dataset, an older and a newer one, and STORE/fetched that points into the older."""
-    run_stage(synthetic_build, "shard")
-    run_stage(synthetic_build, "report")
-    newer = replace(synthetic_build, out=str(tmp_path / "newer"), build_id="synthetic-newer", snapshot="2025-01-01")
-    shutil.copytree(synthetic_build.out, newer.out)
-    (Path(synthetic_build.out) / "build.json").write_text("{}", encoding="utf-8")
+@pytest.fixture(scope="module")
+def _once(
+    synthetic: Any, run_stage: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Kept, list[Build]]:
+    folder = tmp_path_factory.mktemp("builds")
+    older: Build = synthetic.make(folder)[0]
+    run_stage(older, "shard", "report")
+    newer = replace(older, out=str(folder / "newer"), build_id="synthetic-newer", snapshot="2025-01-01")
+    shutil.copytree(older.out, newer.out)
+    (Path(older.out) / "build.json").write_text("{}", encoding="utf-8")
     (Path(newer.out) / "build.json").write_text("{}", encoding="utf-8")
-    release.publish(synthetic_build)
+    release.publish(older)
     identity = [path.name for path in (Path(newer.store.url) / "identity").glob("*.json")]
     newer = replace(newer, identities=tuple(identity))
     release.publish(newer)
-    stage = synthetic_build.stage("fetch")
+    stage = older.stage("fetch")
     for record in stage.records():
         tar = stage.folder.at(record.files["tar"].name)
         rows = [{**row, "tar": tar if row["ok"] else "", "policy": ""} for row in stage.table(record).to_pylist()]
-        synthetic_build.store.fetched().put(pa.Table.from_pylist(rows))
-    return [synthetic_build, newer]
+        older.store.fetched().put(pa.Table.from_pylist(rows))
+    return Kept(folder), [older, newer]
+
+
+@pytest.fixture
+def builds(_once: tuple[Kept, list[Build]]) -> list[Build]:
+    """Two published builds of one dataset, an older and a newer one, and STORE/fetched that points into the older."""
+    _once[0].restore()
+    return [replace(build) for build in _once[1]]
 
 
 def collect(builds: list[Build], **options: Any) -> dict[str, Any]:
@@ -196,6 +206,7 @@ def test_the_command_of_an_expired_build_changes_nothing_and_asks_nobody(
     weeks: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Else a build that somebody runs again a year later is made anew, of what is still to be had."""
+    weeks = replace(weeks, until="report")
     first = weeks.build("2026-01-01", range(6))
     release.publish(first)
     release.publish(weeks.build("2026-01-08", range(4, 9)))
@@ -282,9 +293,11 @@ def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(
         for name in ("index-0123456789abcdef.duckdb", ".01234567.duckdb.wal", "views.json"):
             (Path(build.out) / "studio" / name).write_bytes(b"{}")
     whole = files(new.out)
-    before = occupied(tmp_path)
+    before = occupied(Path(old.out).parent)
     collected = collect(builds, keep=1)
-    assert collected["bytes"] == before - occupied(tmp_path) > 10_000, "what STORE shares with it is not free"
+    assert collected["bytes"] == before - occupied(Path(old.out).parent) > 10_000, (
+        "what STORE shares with it is not free"
+    )
     assert [path.name for path in (Path(old.out) / "studio").iterdir()] == ["views.json"]
     assert {path.name for path in Path(old.out).iterdir() if path.name != "_lock"} == {
         "build.json", "captures", "releases.json", "report", "shards", "studio"
