@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -26,9 +25,9 @@ def _copy(source: Path, target: Path) -> None:
     first: dict[int, str] = {}
 
     def copy(source: str, target: str) -> None:
-        if (name := first.setdefault(os.stat(source).st_ino, target)) == target:
+        if (name := first.setdefault(Path(source).stat().st_ino, target)) == target:
             shutil.copy2(source, target)
         else:
-            os.link(name, target)
+            Path(target).hardlink_to(name)
 
     shutil.copytree(source, target, copy_function=copy)
