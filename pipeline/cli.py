@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 1, as_json)
     except OSError as e:  # a folder that may not be written, a disk that fails: nothing that a traceback would explain
         return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1, as_json)
-    except object_store.faults() as e:
+    except object_store.client_errors() as e:
         return _fail(f"{args.command}: {object_store.reason(e)}", 1, as_json)
     except ImportError as e:
         line = missing_line(e, f"wenlan-data {args.command}", "pipeline")

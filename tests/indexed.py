@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_specs.search.index import About, Background, IndexWriter
+from data_specs.search.index import Background, IndexInfo, IndexWriter
 from data_specs.search.rows import MAPPED
 
 Vectors = npt.NDArray[np.float32]
@@ -50,7 +50,7 @@ def make(
     """An index of these rows; `parts`: how many rows each of the first parts has, the last has the rest."""
     given = image_ND if image_ND is not None else text_ND
     assert given is not None
-    about = About(
+    about = IndexInfo(
         name="test",
         width=given.shape[1],
         images=image_ND is not None,

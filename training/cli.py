@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 1, as_json)
     except OSError as e:
         return _fail(f"{e.filename or 'input/output'}: {e.strerror or e}", 1, as_json)
-    except object_store.faults() as e:
+    except object_store.client_errors() as e:
         return _fail(f"{arguments.command}: {object_store.reason(e)}", 1, as_json)
     except ImportError as e:
         line = missing_line(e, f"wenlan-train {arguments.command}", "training")

@@ -85,16 +85,16 @@ class Background(_Model):
         Benjamini and Hochberg, J. R. Stat. Soc. B 57 (1995). Beyond the last share below 1 the tail is exponential.
         """
         best = np.asarray(ranked, np.float64)
-        found = np.minimum.accumulate((self._expected(best, rows) / np.arange(1, len(best) + 1))[::-1])[::-1]
+        found = np.minimum.accumulate((self._expected_unrelated(best, rows) / np.arange(1, len(best) + 1))[::-1])[::-1]
         own = np.asarray(cosines, np.float64)
         nearer = np.searchsorted(-best, -own, "right")
-        beyond = np.minimum(1, self._expected(own, rows) / max(1, len(best)))
+        beyond = np.minimum(1, self._expected_unrelated(own, rows) / max(1, len(best)))
         within = (own >= best[-1]) if len(best) else np.zeros(own.shape, np.bool_)
         rates: npt.NDArray[np.float64] = np.where(within, np.minimum(1, np.append(found, 1.0)[nearer - 1]), beyond)
         return rates
 
-    def _expected(self, cosines: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.float64]:
-        """Number of unrelated rows of so many that are expected to be as near."""
+    def _expected_unrelated(self, cosines: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.float64]:
+        """Number of unrelated rows, of `rows` in all, that are expected to be as near."""
         at, shares = np.array(self.cosines), np.array(self.shares)
         right = 1 - np.interp(cosines, at, shares, left=0.0, right=1.0)
         known = np.flatnonzero(shares < 1)
@@ -108,7 +108,7 @@ class Background(_Model):
         return expected
 
 
-class About(_Model):
+class IndexInfo(_Model):
     """Description of an index.
 
     width: D. images, texts: which vectors its parts have. checkpoint: None where the vectors are of another model.
@@ -131,33 +131,33 @@ class About(_Model):
         """Kinds of vectors that its parts have."""
         return tuple(m for m, present in (("image", self.images), ("text", self.texts)) if present)  # type: ignore[misc]
 
-    def difference(self, other: About) -> str:
+    def difference(self, other: IndexInfo) -> str:
         """Differences that make `other` another index, in words; a new background or a longer input does not."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in About.model_fields)
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in IndexInfo.model_fields)
         return ", ".join(
-            f"its {name} is {_shown(own)}, not {_shown(given)}"
+            f"its {name} is {_describe(own)}, not {_describe(given)}"
             for name, own, given in pairs
             if own != given and name not in ("background", "created_from")
         )
 
 
-def _shown(value: object) -> str:
+def _describe(value: object) -> str:
     return f"{value.recipe} {value.sha256[:8]}" if isinstance(value, Towers) else repr(value)
 
 
-class File(_Model):
-    """A file of the folder: path relative to it, and its size."""
+class FileEntry(_Model):
+    """A file of an index: path relative to its folder, and size."""
 
     path: str
     bytes: int
 
 
-class Part(_Model):
-    """Some rows with their vectors. files: by folder (img_emb, text_emb, metadata, rows)."""
+class IndexPart(_Model):
+    """A part of an index: rows with their vectors. files: by folder (img_emb, text_emb, metadata, rows)."""
 
     part: int
     rows: int
-    files: dict[str, File]
+    files: dict[str, FileEntry]
 
 
 class IndexFile(_Model):
@@ -169,21 +169,21 @@ class IndexFile(_Model):
     """
 
     version: int = INDEX_VERSION
-    about: About
+    about: IndexInfo
     rows: int = 0
     revision: int = 0
-    words: File | None = None
-    approximate: dict[Modality, File] = {}
+    words: FileEntry | None = None
+    approximate: dict[Modality, FileEntry] = {}
     left_out: tuple[int, ...] = ()
-    parts: tuple[Part, ...] = ()
-    waiting: tuple[Part, ...] = ()
+    parts: tuple[IndexPart, ...] = ()
+    waiting: tuple[IndexPart, ...] = ()
 
-    def searched(self) -> list[File]:
+    def searched(self) -> list[FileEntry]:
         """The files that a search opens."""
         searches = [*self.approximate.values(), *([self.words] if self.words else [])]
         return [*(file for part in self.parts for file in part.files.values()), *searches]
 
-    def files(self) -> list[File]:
+    def files(self) -> list[FileEntry]:
         """All files that belong to the index, index.json aside."""
         return [*self.searched(), *(file for part in self.waiting for file in part.files.values())]
 
@@ -228,7 +228,7 @@ def write_index(folder: Path, index: IndexFile) -> None:
     for name in sorted(lists):
         parts = ",\n  ".join(part.model_dump_json() for part in getattr(index, name))
         head += f',\n "{name}": [\n  {parts}\n ]' if parts else f',\n "{name}": []'
-    with whole(folder / INDEX) as temporary:
+    with atomic_file(folder / INDEX) as temporary:
         temporary.write_text(f"{head}\n}}\n", encoding="utf-8")
 
 
@@ -254,7 +254,7 @@ def check_path(folder: Path) -> None:
         raise IndexFault(f"{folder}: an index must be on a local disk; give a path")
 
 
-def check_sizes(folder: Path, files: list[File]) -> None:
+def check_sizes(folder: Path, files: list[FileEntry]) -> None:
     """Raise IndexFault for a file that is missing or has another size."""
     for own in files:
         path = folder / own.path
@@ -279,16 +279,16 @@ def sweep(folder: Path, index: IndexFile) -> int:
     return len(files)
 
 
-def make(folder: Path, name: str, write: Callable[[Path], object]) -> File:
-    """A file that `write` writes to a temporary path, renamed when it is complete. Raises IndexFault."""
-    with whole(folder / name) as temporary:
+def write_file(folder: Path, name: str, write: Callable[[Path], object]) -> FileEntry:
+    """Have `write` write a file to a temporary path, which is renamed when it is complete. Raises IndexFault."""
+    with atomic_file(folder / name) as temporary:
         write(temporary)
-        return File(path=name, bytes=temporary.stat().st_size)
+        return FileEntry(path=name, bytes=temporary.stat().st_size)
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path that is renamed to `path` when the block ends, and deleted if it fails. Raises IndexFault."""
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path that is renamed to `path` when the block ends, deleted if it fails. Raises IndexFault."""
     try:
         with whole_files.whole_file(path) as temporary:
             yield temporary

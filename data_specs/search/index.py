@@ -31,33 +31,33 @@ from data_specs.search import vectors, words
 from data_specs.search.folder import (
     EMBEDDINGS,
     INDEX,
-    About,
     Background,
-    File,
+    FileEntry,
     IndexFault,
     IndexFile,
+    IndexInfo,
+    IndexPart,
     Modality,
-    Part,
     Towers,
     check_path,
     check_sizes,
     damaged,
     exclusive,
-    make,
     read_index,
     sweep,
+    write_file,
     write_index,
 )
 from data_specs.search.rows import Flags
 
-__all__ = ["About", "Background", "IndexFault", "IndexWriter", "Modality", "Towers", "read_index"]
+__all__ = ["Background", "IndexFault", "IndexInfo", "IndexWriter", "Modality", "Towers", "read_index"]
 
 Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 """[n, D] unit rows."""
 
 Stamps = npt.NDArray[np.uint64]
 
-Gone = Callable[[pa.Table], Flags]
+IsRemoved = Callable[[pa.Table], Flags]
 """[n] which rows of a part are removed; the table has the columns of MAPPED."""
 
 Stay = Callable[[pa.Table], dict[int, list[int]]]
@@ -72,7 +72,7 @@ _LENGTH = 5e-3
 
 
 @dataclass(frozen=True)
-class Removed:
+class RemovalCounts:
     """Counts of what a takedown removes from an index. swept: files left over from a killed command."""
 
     rows: int
@@ -111,7 +111,7 @@ class IndexWriter:
 
     @staticmethod
     @contextmanager
-    def begin(folder: Path, about: About) -> Iterator[IndexWriter]:
+    def begin(folder: Path, about: IndexInfo) -> Iterator[IndexWriter]:
         """Start an index, resume one whose writer was killed, or add to a finished one; locked within the block.
 
         A finished index can be searched as it was until `finish`. Raises IndexFault where another index lies there
@@ -121,7 +121,7 @@ class IndexWriter:
             yield IndexWriter.start(folder, about)
 
     @staticmethod
-    def start(folder: Path, about: About) -> IndexWriter:
+    def start(folder: Path, about: IndexInfo) -> IndexWriter:
         """`begin`, for a caller that has the folder `locked`."""
         if not (folder / INDEX).exists():
             if any(file for file in folder.iterdir() if not file.name.startswith(".tmp-")):
@@ -139,7 +139,7 @@ class IndexWriter:
         return 1 + max((part.part for part in self._parts), default=-1)
 
     @property
-    def _parts(self) -> tuple[Part, ...]:
+    def _parts(self) -> tuple[IndexPart, ...]:
         return tuple(sorted((*self.index.parts, *self.index.waiting), key=lambda part: part.part))
 
     def stamps(self) -> Stamps:
@@ -147,7 +147,7 @@ class IndexWriter:
         of_parts = [read_part(self.folder, part)["stamp"].to_numpy() for part in self._parts]
         return np.concatenate([np.array(self.index.left_out, np.uint64), *of_parts])
 
-    def commit(self, part: Part | None, left_out: Iterable[int] = ()) -> None:
+    def commit(self, part: IndexPart | None, left_out: Iterable[int] = ()) -> None:
         """Commit a part, which survives a kill and waits for `finish`. None if none of its rows could be read."""
         waiting = (*self.index.waiting, *([part] if part else []))
         left = tuple(sorted({*self.index.left_out, *left_out}))
@@ -166,11 +166,11 @@ class IndexWriter:
         an id is there twice.
         """
 
-        def gone(table: pa.Table) -> Flags:
+        def is_removed(table: pa.Table) -> Flags:
             stamps = table["stamp"].to_numpy()
             return np.zeros(len(stamps), np.bool_) if wanted is None else ~np.isin(stamps, wanted)
 
-        parts, losses = _rewritten(self.folder, self.index, self._parts, gone, None, False)
+        parts, losses = _rewrite_parts(self.folder, self.index, self._parts, is_removed, None, False)
         if not parts and self.index.words is None:
             raise IndexFault(f"{self.folder}: nothing was embedded: the index would be empty")
         if wanted is not None:
@@ -184,7 +184,7 @@ class IndexWriter:
         return sum(int(np.count_nonzero(loss.gone)) for loss in losses)
 
 
-def remove(folder: Path, gone: Gone, stay: Stay | None = None, dry_run: bool = False) -> Removed:
+def remove(folder: Path, is_removed: IsRemoved, stay: Stay | None = None, dry_run: bool = False) -> RemovalCounts:
     """Remove rows, and texts of rows, from an index, finished or not. dry_run: changes nothing, and counts.
 
     Rows that were removed do not come back by an `embed` of the same input. Raises IndexFault for what is not an index,
@@ -193,8 +193,8 @@ def remove(folder: Path, gone: Gone, stay: Stay | None = None, dry_run: bool = F
     with exclusive(folder):
         index = read_index(folder, unfinished=True)
         swept = 0 if dry_run else sweep(folder, index)
-        parts, losses = _rewritten(folder, index, index.parts, gone, stay, dry_run)
-        waiting, of_waiting = _rewritten(folder, index, index.waiting, gone, stay, dry_run)
+        parts, losses = _rewrite_parts(folder, index, index.parts, is_removed, stay, dry_run)
+        waiting, of_waiting = _rewrite_parts(folder, index, index.waiting, is_removed, stay, dry_run)
         every = [loss for loss in (*losses, *of_waiting) if loss]
         revision = index.revision + bool(every)
         if every and not dry_run:
@@ -205,15 +205,15 @@ def remove(folder: Path, gone: Gone, stay: Stay | None = None, dry_run: bool = F
             write_index(folder, after)
             swept += sweep(folder, after)
         rows = int(sum(np.count_nonzero(loss.gone) for loss in every))
-        return Removed(rows, sum(len(loss.stay) for loss in every), len(every), revision, swept)
+        return RemovalCounts(rows, sum(len(loss.stay) for loss in every), len(every), revision, swept)
 
 
 # --- parts
 
 
 def write_part(
-    folder: Path, about: About, number: int, rows: pa.Table, image_ND: Vectors | None, text_ND: Vectors | None
-) -> Part | None:
+    folder: Path, about: IndexInfo, number: int, rows: pa.Table, image_ND: Vectors | None, text_ND: Vectors | None
+) -> IndexPart | None:
     """Write the files of a part; None without rows.
 
     rows: columns of ROWS and `stamp`, those that are missing are empty; has_image and has_text may be left out where
@@ -228,10 +228,10 @@ def write_part(
     whole = {m: _unit_rows(v, table[f"has_{m}"].to_numpy(), f"{name}: {m}") for m, v in given.items() if v is not None}
     if len(whole) == 2:
         table = _with_similarity(table, whole["image"], whole["text"])
-    return _write(folder, number, "", rows_of.with_words(table, words.cut_rows(table)), whole)
+    return _write_files(folder, number, "", rows_of.with_words(table, words.cut_rows(table)), whole)
 
 
-def read_part(folder: Path, part: Part) -> pa.Table:
+def read_part(folder: Path, part: IndexPart) -> pa.Table:
     """The rows of a part with the columns of MAPPED, memory-mapped. Raises IndexFault."""
     own = part.files["rows"]
     check_sizes(folder, [own])
@@ -241,21 +241,23 @@ def read_part(folder: Path, part: Part) -> pa.Table:
         raise damaged(folder, f"{own.path}: {e}") from None
 
 
-def _write(folder: Path, number: int, suffix: str, rows: pa.Table, whole: Mapping[Modality, Vectors]) -> Part:
+def _write_files(
+    folder: Path, number: int, suffix: str, rows: pa.Table, whole: Mapping[Modality, Vectors]
+) -> IndexPart:
     stem = f"{number:04d}{suffix}"
     files = {}
     for modality, vector_ND in whole.items():
         kind = EMBEDDINGS[modality]
         half = np.ascontiguousarray(vector_ND, np.float16)
-        files[kind] = make(folder, f"{kind}/{kind}_{stem}.npy", functools.partial(_save, half))
+        files[kind] = write_file(folder, f"{kind}/{kind}_{stem}.npy", functools.partial(_save, half))
     plain = rows.select(rows_of.ROWS.names)
-    files["metadata"] = make(
+    files["metadata"] = write_file(
         folder,
         f"metadata/metadata_{stem}.parquet",
         lambda path: pq.write_table(plain, path, compression="zstd", row_group_size=_ROW_GROUP),
     )
-    files["rows"] = make(folder, f"rows/rows_{stem}.arrow", lambda path: rows_of.write_mapped(path, rows))
-    return Part(part=number, rows=rows.num_rows, files=files)
+    files["rows"] = write_file(folder, f"rows/rows_{stem}.arrow", lambda path: rows_of.write_mapped(path, rows))
+    return IndexPart(part=number, rows=rows.num_rows, files=files)
 
 
 def _save(half_ND: npt.NDArray[np.float16], path: Path) -> None:
@@ -263,7 +265,7 @@ def _save(half_ND: npt.NDArray[np.float16], path: Path) -> None:
         np.save(f, half_ND)
 
 
-def _with_flags(rows: pa.Table, given: Mapping[Modality, Vectors | None], about: About, name: str) -> pa.Table:
+def _with_flags(rows: pa.Table, given: Mapping[Modality, Vectors | None], about: IndexInfo, name: str) -> pa.Table:
     """The complete table of a part. Raises IndexFault where rows and vectors do not fit each other or the index."""
     table = rows
     for modality, vector_ND in given.items():
@@ -310,14 +312,14 @@ class _Loss:
         return bool(self.gone.any() or self.stay)
 
 
-def _rewritten(
-    folder: Path, index: IndexFile, parts: Sequence[Part], gone: Gone, stay: Stay | None, dry_run: bool
-) -> tuple[tuple[Part, ...], list[_Loss]]:
+def _rewrite_parts(
+    folder: Path, index: IndexFile, parts: Sequence[IndexPart], is_removed: IsRemoved, stay: Stay | None, dry_run: bool
+) -> tuple[tuple[IndexPart, ...], list[_Loss]]:
     """Parts without what they lose, written beside those that they replace; and what each of `parts` loses."""
-    kept, losses = list[Part](), list[_Loss]()
+    kept, losses = list[IndexPart](), list[_Loss]()
     for part in parts:
         table = read_part(folder, part)
-        gone_n = np.asarray(gone(table), np.bool_)
+        gone_n = np.asarray(is_removed(table), np.bool_)
         texts = {} if stay is None else {row: own for row, own in stay(table).items() if not gone_n[row]}
         loss = _Loss(gone_n, texts, tuple(table["stamp"].to_numpy()[gone_n].tolist()))
         losses.append(loss)
@@ -329,7 +331,7 @@ def _rewritten(
                 for m in index.about.modalities
             }
             rest = _with_texts(table, texts).filter(pa.array(~gone_n)).combine_chunks()
-            kept.append(_write(folder, part.part, f"_r{index.revision + 1}", rest, whole))
+            kept.append(_write_files(folder, part.part, f"_r{index.revision + 1}", rest, whole))
     return tuple(kept), losses
 
 
@@ -349,7 +351,7 @@ def _with_texts(table: pa.Table, stay: Mapping[int, Sequence[int]]) -> pa.Table:
     return table
 
 
-def _with_searches(folder: Path, index: IndexFile, parts: tuple[Part, ...], approximate: bool | None) -> IndexFile:
+def _with_searches(folder: Path, index: IndexFile, parts: tuple[IndexPart, ...], approximate: bool | None) -> IndexFile:
     """The index of these parts, with the searches over all of them written. Raises IndexFault for an id there twice."""
     tables = [read_part(folder, part) for part in parts]
     table = pa.concat_tables([rows_of.MAPPED.empty_table(), *tables])
@@ -359,7 +361,7 @@ def _with_searches(folder: Path, index: IndexFile, parts: tuple[Part, ...], appr
         raise IndexFault(f"{folder}: id {twice} occurs twice")
     revision = index.revision + 1
     text = (word for part in tables for word in part["words"].to_pylist())
-    files: dict[Modality, File] = {}
+    files: dict[Modality, FileEntry] = {}
     for modality in index.about.modalities:
         paths = [folder / part.files[EMBEDDINGS[modality]].path for part in parts]
         stack = vectors.Stack([np.load(path, mmap_mode="r") for path in paths], index.about.width)
@@ -367,12 +369,12 @@ def _with_searches(folder: Path, index: IndexFile, parts: tuple[Part, ...], appr
         large = 2 * index.about.width * len(present) >= vectors.FROM or modality in index.approximate
         if (large if approximate is None else approximate) and len(present) >= vectors.LEAST:
             write = functools.partial(vectors.write_approximate, stack=stack, present=present)
-            files[modality] = make(folder, f"approximate/{modality}_r{revision}.faiss", write)
+            files[modality] = write_file(folder, f"approximate/{modality}_r{revision}.faiss", write)
     return IndexFile(
         about=index.about,
         rows=table.num_rows,
         revision=revision,
-        words=make(folder, f"words/words_r{revision}.sqlite", lambda path: words.write(path, text)),
+        words=write_file(folder, f"words/words_r{revision}.sqlite", lambda path: words.write(path, text)),
         approximate=files,
         left_out=index.left_out,
         parts=parts,

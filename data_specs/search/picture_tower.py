@@ -111,15 +111,15 @@ class PictureTower:
     def encode(self, pictures: Sequence[Picture]) -> Vectors:
         """float32 [n, D] unit rows of pictures, in their order. Raises ValueError for a row that is not finite."""
         size = self._inputs.at_once or len(pictures)
-        rows = [self._features(self.prepared(pictures[low : low + size])) for low in range(0, len(pictures), size or 1)]
+        rows = [self._features(self.prepare(pictures[low : low + size])) for low in range(0, len(pictures), size or 1)]
         return unit_rows(np.concatenate([np.empty((0, self.width), np.float32), *rows]))
 
-    def prepared(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
+    def prepare(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
         """[n, 3, S, S] inputs of the tower."""
         side = self.side
         images = np.empty((len(pictures), 3, side, side), np.float32)
         for row, picture in enumerate(pictures):
-            pixels = squared(picture, side, self._inputs.resize)
+            pixels = to_square(picture, side, self._inputs.resize)
             np.copyto(images[row], pixels.transpose(2, 0, 1))
             images[row] *= self._scale
             images[row] -= self._shift
@@ -141,10 +141,10 @@ class PictureTower:
     def _probed(self, subject: str) -> int:
         """D, by a first picture. Raises TowerFault that names the file, where the tower cannot encode it."""
         grey = np.full((self.side, self.side, 3), 128, np.uint8)
-        return width_of(lambda: self._features(self.prepared([grey])), subject, "a picture")
+        return width_of(lambda: self._features(self.prepare([grey])), subject, "a picture")
 
 
-def squared(picture: Picture, side: int, resize: Resize) -> Picture:
+def to_square(picture: Picture, side: int, resize: Resize) -> Picture:
     """[S, S, 3] of a picture, by Pillow; the picture itself where it has that shape."""
     if picture.shape[:2] == (side, side):
         return picture

@@ -49,9 +49,9 @@ def read_picture(row: Row) -> tuple[bytes, str]:
     if row.where is None or not row.has_image:
         raise IndexFault(f"{row.id}: the index does not list a picture for it")
     wanted = row.where.sha256 or row.sha256
-    data = _range(row.where.path, row.where.offset, row.where.size)
-    if hashlib.sha256(data).hexdigest() != wanted and (moved := _looked_up(row)) is not None:
-        data = _range(row.where.path, *moved)
+    data = _read_range(row.where.path, row.where.offset, row.where.size)
+    if hashlib.sha256(data).hexdigest() != wanted and (moved := _find_in_shard(row)) is not None:
+        data = _read_range(row.where.path, *moved)
     if hashlib.sha256(data).hexdigest() != wanted:
         raise IndexFault(
             f"{row.id}: {row.where.path} no longer contains the picture that was embedded; embed the dataset again"
@@ -67,7 +67,7 @@ def media_type(data: bytes) -> str:
     return next((kind for start, kind in _MEDIA.items() if data.startswith(start)), "application/octet-stream")
 
 
-def _range(path: str, offset: int, size: int) -> bytes:
+def _read_range(path: str, offset: int, size: int) -> bytes:
     if not (0 < size <= MOST_BYTES and offset >= 0):
         raise IndexFault(f"{path}: {size:,} bytes is not a valid size of a picture")
     if "://" in path and not object_store.is_object_store(path):
@@ -76,7 +76,7 @@ def _range(path: str, offset: int, size: int) -> bytes:
         raise IndexFault(f"{path}: is not a file, but the index refers to a picture in it")
     try:
         if object_store.is_object_store(path):
-            return _of_store(path, offset, size)
+            return _read_object(path, offset, size)
         with fsspec.open(path, "rb") as file:
             file.seek(offset)
             return bytes(file.read(size))
@@ -87,7 +87,7 @@ def _range(path: str, offset: int, size: int) -> bytes:
         raise IndexFault(f"{path}: cannot be read ({problem}), but the index refers to a picture in it") from None
 
 
-def _of_store(url: str, offset: int, size: int) -> bytes:
+def _read_object(url: str, offset: int, size: int) -> bytes:
     """A range of an object, by one request; what there is of it where the object ends before it."""
     with object_store.storage_errors(url):
         fs, path = fsspec.url_to_fs(url)
@@ -99,7 +99,7 @@ def _of_store(url: str, offset: int, size: int) -> bytes:
             return b""
 
 
-def _looked_up(row: Row) -> tuple[int, int] | None:
+def _find_in_shard(row: Row) -> tuple[int, int] | None:
     """(offset, size) of a sample's picture in its shard as it is now; None if the shard does not have it."""
     assert row.where is not None
     beside = row.where.path.removesuffix(".tar") + ".parquet"

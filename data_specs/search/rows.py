@@ -63,7 +63,7 @@ FACETS = ("source", "license", "split")
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class PictureLocation:
     """Location of a stored picture: `size` bytes of a file (path or URL) from `offset` on, and their sha256."""
 
     path: str
@@ -92,7 +92,7 @@ class Row:
     image_leader: str
     text_leader: str
     boxes: tuple[tuple[float, float, float, float], ...]
-    where: Where | None
+    where: PictureLocation | None
     similarity: float | None
 
 
@@ -207,4 +207,4 @@ def record(rows: pa.Table, row: int) -> Row:
     boxes = tuple((flat[i], flat[i + 1], flat[i + 2], flat[i + 3]) for i in range(0, len(flat) - 3, 4))
     texts = tuple(Text(text["kind"], text["text"]) for text in raw.pop("texts"))
     where = raw.pop("where")
-    return Row(boxes=boxes, texts=texts, where=None if where is None else Where(**where), **raw)
+    return Row(boxes=boxes, texts=texts, where=None if where is None else PictureLocation(**where), **raw)

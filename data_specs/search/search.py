@@ -31,9 +31,9 @@ from data_specs.search import rows as rows_of
 from data_specs.search.folder import (
     EMBEDDINGS,
     INDEX,
-    About,
     IndexFault,
     IndexFile,
+    IndexInfo,
     Modality,
     check_sizes,
     damaged,
@@ -41,7 +41,17 @@ from data_specs.search.folder import (
 )
 from data_specs.search.pictures import read_picture
 from data_specs.search.rows import FACETS, MAPPED, Filters, Flags, Row
-from data_specs.search.vectors import DEEP, FROM, Approximate, ByVector, Floats, Rows, Stack, fused, joined
+from data_specs.search.vectors import (
+    DEEP,
+    FROM,
+    Approximate,
+    Floats,
+    Rows,
+    Stack,
+    VectorRanking,
+    append_ranking,
+    fuse_rankings,
+)
 from data_specs.search.words import WordSearch
 
 __all__ = ["Filters", "Hit", "Query", "Results", "Row", "SearchIndex"]
@@ -127,7 +137,7 @@ class SearchIndex:
         self.folder = folder
         self._reloading = threading.Lock()
         self._seen = _signature(folder)
-        self._state = _opened(folder)
+        self._state = _open_newest(folder)
 
     @staticmethod
     def open(folder: Path) -> SearchIndex:
@@ -135,7 +145,7 @@ class SearchIndex:
         return SearchIndex(folder)
 
     @property
-    def about(self) -> About:
+    def about(self) -> IndexInfo:
         return self._state.index.about
 
     @property
@@ -173,7 +183,7 @@ class SearchIndex:
     def vector(self, id: str, modality: Modality) -> npt.NDArray[np.float32] | None:
         """float32 [D] of a row; None where the row lacks such a vector. Raises IndexFault for an unknown id."""
         state = self._state
-        number = state.must(id)
+        number = state.require_number(id)
         if modality not in state.stacks or not state.present[modality][number]:
             return None
         vector_D: npt.NDArray[np.float32] = state.stacks[modality].take(np.array([number]))[0].astype(np.float32)
@@ -190,7 +200,7 @@ class SearchIndex:
     def picture(self, id: str) -> tuple[bytes, str]:
         """(bytes, media type) of a row's stored picture, checked against its sha256. Raises IndexFault."""
         state = self._state
-        return read_picture(state.record(state.must(id)))
+        return read_picture(state.record(state.require_number(id)))
 
     def reload_if_changed(self) -> bool:
         """Map the index again if a takedown or an update has changed it; whether it had. Costs one stat otherwise."""
@@ -200,7 +210,7 @@ class SearchIndex:
                 return False
             before = self._state
             if before.index.revision != read_index(self.folder).revision:  # else only parts wait
-                self._state = _opened(self.folder)
+                self._state = _open_newest(self.folder)
             self._seen = seen
             return self._state is not before
 
@@ -215,7 +225,7 @@ def _signature(folder: Path) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True)
-class _State:
+class _Revision:
     """One revision of an index, mapped. rows: of all parts, one behind another, as vectors and words number them."""
 
     folder: Path
@@ -228,10 +238,10 @@ class _State:
 
     def search(self, query: Query) -> Results:
         self._check(query)
-        allowed_N = self._allowed(query)
+        allowed_N = self._allowed_rows(query)
         allowed = int(np.count_nonzero(allowed_N))
         found, bm25 = self._by_words(query, allowed_N)
-        query_D = None if query.vector_D is None else self._unit(query.vector_D)
+        query_D = None if query.vector_D is None else self._unit_vector(query.vector_D)
         if query_D is None:
             exact, listed, ranked = True, found if query.words else np.flatnonzero(allowed_N), None
             rows, more = self._page(query, lambda count: listed[:count])
@@ -239,14 +249,16 @@ class _State:
             approximate = self._approximate(query, allowed)
             exact = approximate is None
             stack = self.stacks[query.target]
-            by_vector = ByVector(stack, query_D, allowed_N, approximate, lambda cosines: self._enough(query, cosines))
-            first, ranked = by_vector.first, by_vector.first(DEEP)
+            by_vector = VectorRanking(
+                stack, query_D, allowed_N, approximate, lambda cosines: self._has_min_score(query, cosines)
+            )
+            first, ranked = by_vector.top_rows, by_vector.top_rows(DEEP)
             if query.words:
                 if query.filters.min_score is not None:
-                    stays = self._enough(query, stack.cosines(found, query_D))
+                    stays = self._has_min_score(query, stack.cosines(found, query_D))
                     found, bm25 = found[stays], bm25[stays]
-                both = fused(ranked, found, query.weight)
-                first = lambda count: joined(both, by_vector.first, count)  # noqa: E731
+                both = fuse_rankings(ranked, found, query.weight)
+                first = lambda count: append_ranking(both, by_vector.top_rows, count)  # noqa: E731
             rows, more = self._page(query, first)
         hits = self._hits(
             rows, ranked, query, query_D, allowed_N, dict(zip(found.tolist(), bm25.tolist(), strict=True))
@@ -259,7 +271,7 @@ class _State:
         count = end + 1
         while True:
             rows = first(count)
-            shown = rows[self._leading(rows, query)]
+            shown = rows[self._first_of_groups(rows, query)]
             if len(shown) > end or len(rows) < count:
                 return shown[query.offset : end], len(shown) > end
             count *= 4  # near-copies: look further
@@ -279,8 +291,8 @@ class _State:
         if not 0 <= query.weight <= 1:
             raise IndexFault(f"weight {query.weight}: the weight of the words must be between 0 and 1")
 
-    def _unit(self, vector_D: npt.NDArray[np.float32]) -> Floats:
-        """A query of length 1. Raises IndexFault."""
+    def _unit_vector(self, vector_D: npt.NDArray[np.float32]) -> Floats:
+        """The query's vector, scaled to length 1. Raises IndexFault."""
         whole, width = np.asarray(vector_D, np.float64), self.index.about.width
         length = float(np.linalg.norm(whole)) if whole.shape == (width,) else 0.0
         if not length > 0 or not np.isfinite(length):
@@ -288,7 +300,7 @@ class _State:
         unit: Floats = (whole / length).astype(np.float32)
         return unit
 
-    def _allowed(self, query: Query) -> Flags:
+    def _allowed_rows(self, query: Query) -> Flags:
         present = self.present[query.target]
         return present & query.filters.mask(self.rows, query.target) if query.filters.of_rows() else present
 
@@ -304,14 +316,14 @@ class _State:
         except sqlite3.Error as e:
             raise damaged(self.folder, f"{self.index.words and self.index.words.path}: {e}") from None
 
-    def _enough(self, query: Query, cosines: Floats) -> Flags:
-        """[n] which cosines have the least score."""
+    def _has_min_score(self, query: Query, cosines: Floats) -> Flags:
+        """[n] flags: which cosines reach the query's `min_score`."""
         least, background = query.filters.min_score, self.index.about.background
         if least is None or background is None:
             return np.ones(len(cosines), np.bool_)
         return background.score(cosines) >= least
 
-    def _leading(self, rows: Rows, query: Query) -> npt.NDArray[np.intp]:
+    def _first_of_groups(self, rows: Rows, query: Query) -> npt.NDArray[np.intp]:
         """Positions of the rows that are shown: of each group of near-copies the first."""
         if query.copies:
             return np.arange(len(rows))
@@ -376,20 +388,20 @@ class _State:
             return None
         return None if row < 0 else int(row)
 
-    def must(self, id: str) -> int:
-        """The same. Raises IndexFault for an unknown id."""
+    def require_number(self, id: str) -> int:
+        """Number of the row with an id. Raises IndexFault for an unknown one."""
         number = self.number(id)
         if number is None:
             raise IndexFault(f"{self.folder}: row {id} does not exist")
         return number
 
 
-def _opened(folder: Path) -> _State:
-    """The newest revision. Files of the one whose index.json was just read may be deleted meanwhile: then once more."""
+def _open_newest(folder: Path) -> _Revision:
+    """Opens the newest revision; tries again if files of an older one are deleted while they are opened."""
     index = read_index(folder)
     for _ in range(_TRIES):
         try:
-            return _mapped(folder, index)
+            return _map_files(folder, index)
         except (OSError, RuntimeError, ValueError, KeyError, pa.ArrowInvalid) as e:  # RuntimeError: faiss's own
             newest = read_index(folder)
             if newest.revision == index.revision:
@@ -398,8 +410,8 @@ def _opened(folder: Path) -> _State:
     raise IndexFault(f"{folder}: keeps being rewritten; try again later")
 
 
-def _mapped(folder: Path, index: IndexFile) -> _State:
-    """Raises what `_opened` catches for a file that is missing or not whole, or that does not fit the others."""
+def _map_files(folder: Path, index: IndexFile) -> _Revision:
+    """Maps the files that an index.json names. Raises what `_open_newest` catches for a missing or damaged one."""
     check_sizes(folder, index.searched())
     tables = [rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts]
     counts = [part.rows for part in index.parts]
@@ -415,7 +427,7 @@ def _mapped(folder: Path, index: IndexFile) -> _State:
                 raise ValueError(f"{file}: {vector_ND.dtype} {list(vector_ND.shape)}")
         stacks[modality] = Stack(vectors, index.about.width)
     assert index.words is not None
-    return _State(
+    return _Revision(
         folder=folder,
         index=index,
         rows=rows,

@@ -146,7 +146,7 @@ def _threads() -> int:
 # --- approximate
 
 
-def cells(rows: int) -> int:
+def cell_count(rows: int) -> int:
     """Number of cells: a power of two near sqrt(rows), small enough that each cell trains on enough rows.
 
     Twice as many would take four times as long to train.
@@ -158,7 +158,7 @@ def write_approximate(path: Path, stack: Stack, present: Rows) -> None:
     """Write the approximate search over rows that have a vector, at least LEAST, to a path. Raises OSError."""
     import faiss
 
-    count = cells(len(present))
+    count = cell_count(len(present))
     index: Any = faiss.index_factory(stack.width, f"HR,IVF{count},RaBitQ", faiss.METRIC_INNER_PRODUCT)
     inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
     inner.cp.seed = _SEED
@@ -209,8 +209,8 @@ Enough = Callable[[Floats], Flags]
 """[n] whether a hit may have such a cosine; never false above a cosine for which it is true."""
 
 
-class ByVector:
-    """By cosine with a query of length 1: exactly, or first the DEEP best that an approximate search finds."""
+class VectorRanking:
+    """Ranking by cosine with a query of length 1: exact, or first the DEEP best that an approximate search finds."""
 
     def __init__(
         self, stack: Stack, query_D: Floats, allowed_N: Flags, approximate: Approximate | None, enough: Enough
@@ -220,8 +220,8 @@ class ByVector:
         near = np.empty(0, np.int64) if approximate is None else approximate.candidates(query_D, allowed_N, CANDIDATES)
         self._candidates, self._near = near, stack.products_of(near, query_D)
 
-    def first(self, count: int) -> Rows:
-        """The first rows, best first: `count` of them, fewer only if the rows end before."""
+    def top_rows(self, count: int) -> Rows:
+        """The `count` best rows, best first; fewer only if the rows end before."""
         near = self._best(*self._near, min(count, DEEP), self._candidates)
         if count <= len(near):
             return near
@@ -231,14 +231,14 @@ class ByVector:
             products_N[~self._enough(products_N + np.float32(margin))] = -np.inf
             self._products = products_N, margin
         products = self._products
-        return joined(near, lambda count: self._best(*products, count), count)
+        return append_ranking(near, lambda count: self._best(*products, count), count)
 
     def _best(self, products: Floats, margin: float, count: int, rows: Rows | None = None) -> Rows:
         found, cosines = best(self._stack, self._query_D, products, margin, count, rows)
         return found[self._enough(cosines)]
 
 
-def fused(by_vector: Rows, by_words: Rows, weight: float) -> Rows:
+def fuse_rankings(by_vector: Rows, by_words: Rows, weight: float) -> Rows:
     """Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009) of the DEEP best of two rankings.
 
     (1 - weight) / (60 + rank by vector) + weight / (60 + rank by words): a cosine and a BM25 lack a common scale.
@@ -251,7 +251,7 @@ def fused(by_vector: Rows, by_words: Rows, weight: float) -> Rows:
     return order
 
 
-def joined(rows: Rows, first: Callable[[int], Rows], count: int) -> Rows:
+def append_ranking(rows: Rows, first: Callable[[int], Rows], count: int) -> Rows:
     """The first `count` rows of a list followed by a ranking, without repeats."""
     if count <= len(rows):
         return rows[:count]

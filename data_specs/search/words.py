@@ -1,8 +1,8 @@
 """Search by words: BM25 over the texts of all rows, by SQLite's FTS5.
 
-Texts are folded (`data_specs.text.folding.even`: width, case, traditional and other variants) and cut into words as
-jieba does for a search engine: 中华人民共和国 is also 中华, 人民, 共和国. rjieba cuts them, jieba in Rust: of 500
-words one differs, at a twentieth of the time. A word of one character is looked for among all characters, so that 猫
+Texts are folded (`fold_characters`: width, case, traditional and other variants) and cut into words as jieba does for
+a search engine: 中华人民共和国 is also 中华, 人民, 共和国. rjieba cuts them, jieba in Rust: of 500 words one differs,
+at a twentieth of the time. A word of one character is looked for among all characters, so that 猫
 finds 小猫咪; a longer one among the words. A row that has any of the words is a hit, ranked by FTS5's BM25
 (k1 1.2, b 0.75).
 
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_specs.text.folding import even
+from data_specs.text.folding import fold_characters
 from data_specs.text.segmenter import rust_segmenter
 
 Rows = npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ _TABLE = "CREATE VIRTUAL TABLE texts USING fts5(words, characters, content = '',
 
 def words_of(text: str) -> list[str]:
     """Words of a text as the index has them, those within longer ones too."""
-    cut = rust_segmenter().cut_for_search(even(text), True)
+    cut = rust_segmenter().cut_for_search(fold_characters(text), True)
     return [word for piece in cut for word in _WORD.findall(piece)]
 
 
@@ -100,13 +100,13 @@ class WordSearch:
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = self._opened()
+            connection = self._connect()
         try:
             yield connection
         finally:
             self._idle.append(connection)
 
-    def _opened(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._address, uri=True, check_same_thread=False)
         connection.execute("PRAGMA trusted_schema = OFF")  # an index may come from anywhere
         connection.execute(f"PRAGMA mmap_size = {1 << 40}")

@@ -65,18 +65,18 @@ class StorageError(WenlanError, OSError):
         return type(self), (self.filename, self.strerror or "", self.errno or errno.EIO)
 
 
-def _patient() -> None:
-    """Let fsspec open S3 with more patience than its client has: whole weeks of work should not end with 503."""
+def _set_retries() -> None:
+    """Let fsspec retry on S3 more often than its client does: whole weeks of work should not end with 503."""
     config = fsspec.config.conf.setdefault("s3", {}).setdefault("config_kwargs", {})
     retries = {"AWS_RETRY_MODE": ("mode", "standard"), "AWS_MAX_ATTEMPTS": ("total_max_attempts", ATTEMPTS)}
     own = {name: value for variable, (name, value) in retries.items() if variable not in os.environ}
     config["retries"] = {**own, **config.get("retries", {})}
 
 
-def answer_soon(attempts: int = 2) -> None:
-    """Give up on a busy store after so many requests: for a server, where people wait for a picture.
+def limit_attempts(attempts: int = 2) -> None:
+    """Limit the attempts on a busy store: for a server, where people wait for a picture.
 
-    For what is opened from now on in this process; AWS_MAX_ATTEMPTS overrides it.
+    Holds for URLs opened from now on in this process; AWS_MAX_ATTEMPTS overrides it.
     """
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries = fsspec.config.conf["s3"]["config_kwargs"]["retries"]
@@ -84,11 +84,11 @@ def answer_soon(attempts: int = 2) -> None:
 
 
 # At import: fsspec is opened in fifty places and in Ray's workers, by URL only.
-_patient()
+_set_retries()
 
 
 @functools.cache
-def prepare(scheme: str) -> None:
+def prepare_client(scheme: str) -> None:
     """Prepare a client before its first use: s3fs multiplies its own tries with those of its client."""
     if scheme in ("s3", "s3a"):
         with contextlib.suppress(ImportError, ValueError):  # opening the URL reports the missing extra
@@ -104,7 +104,7 @@ def is_object_store(url: str) -> bool:
 _USERINFO = re.compile(r"//[^/\s\"']*@")
 
 
-def faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
+def client_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """Returns exceptions of the loaded clients that are not OSErrors, and `more`, for an `except` clause."""
     botocore = sys.modules.get("botocore.exceptions")
     return (botocore.BotoCoreError, botocore.ClientError, *more) if botocore is not None else more
@@ -135,14 +135,14 @@ def storage_errors(url: str) -> Iterator[None]:
     if not is_object_store(url):
         yield
         return
-    prepare(url.partition("://")[0].lower())
+    prepare_client(url.partition("://")[0].lower())
     try:
         yield
     except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, StorageError):
         raise
     except PermissionError as e:
         raise StorageError(url, reason(e), errno.EACCES) from e
-    except faults(OSError) as e:
+    except client_errors(OSError) as e:
         raise StorageError(url, reason(e), errno.EACCES if "Credentials" in type(e).__name__ else errno.EIO) from e
 
 
@@ -153,10 +153,10 @@ def content(url: str) -> bytes:
     """
     with storage_errors(url):
         fs, path = fsspec.url_to_fs(url)
-        return bytes(fs.cat_file(path, **_in_one_piece(fs)))
+        return bytes(fs.cat_file(path, **_one_request(fs)))
 
 
-def _in_one_piece(fs: Any) -> dict[str, int]:
+def _one_request(fs: Any) -> dict[str, int]:
     """Options with which a file system reads a file by one request; an older s3fs knows no other way."""
     read = getattr(fs, "_cat_file", None)
     return {"max_concurrency": 1} if read and "max_concurrency" in inspect.signature(read).parameters else {}
@@ -271,12 +271,12 @@ def read(url: str) -> tuple[bytes, str] | None:
 
 def create(url: str, data: bytes) -> str:
     """Writes a file unless one has that name; returns its version, "" if one has. Raises StorageError."""
-    return _put(url, data, {"IfNoneMatch": "*"})
+    return _conditional_put(url, data, {"IfNoneMatch": "*"})
 
 
 def replace(url: str, data: bytes, version: str) -> str:
     """Write a file if it is still of that version; returns its new one, "" if it is not. Raises StorageError."""
-    return _put(url, data, {"IfMatch": version})
+    return _conditional_put(url, data, {"IfMatch": version})
 
 
 _conditional: dict[tuple[str, str], bool] = {}
@@ -291,15 +291,15 @@ def is_conditional(url: str) -> bool:
     root = "/".join(url.split("/", 3)[:3])
     about = os.environ.get("AWS_ENDPOINT_URL", ""), root
     if about not in _conditional:
-        why = _unconditional(f"{url}-probe-{uuid.uuid4().hex}")
+        why = _condition_fault(f"{url}-probe-{uuid.uuid4().hex}")
         _conditional[about] = not why
         if why:
             LOG.warning("%s: %s, so locks do not work there; run one build and one publisher at a time", root, why)
     return _conditional[about]
 
 
-def _unconditional(probe: str) -> str:
-    """Why the store of a URL cannot write on a condition; "" if it can."""
+def _condition_fault(probe: str) -> str:
+    """Returns why the store of a URL cannot write on a condition; "" if it can."""
     if not _is_s3(probe):
         return "does not support conditional writes"
     with storage_errors(probe):
@@ -312,13 +312,13 @@ def _unconditional(probe: str) -> str:
     return "ignores conditional writes" if ignored else ""
 
 
-def _put(url: str, data: bytes, condition: dict[str, str]) -> str:
+def _conditional_put(url: str, data: bytes, condition: dict[str, str]) -> str:
     with storage_errors(url):
         fs, bucket, key = _s3(url)
         for attempt in range(8):
             try:
                 return str(fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
-            except faults(OSError) as e:
+            except client_errors(OSError) as e:
                 if _code(e) not in ("ConditionalRequestConflict", "OperationAborted", "409"):
                     if not _is_refusal(e):
                         raise

@@ -47,8 +47,8 @@ class LockLostError(StorageError):
 
 
 @dataclass
-class _Held:
-    """A lock that this process holds. version: of the file as we left it; beaten: when, by the monotonic clock."""
+class _OwnLock:
+    """A lock held by this process. version: of the file as we left it; beaten: when, by the monotonic clock."""
 
     url: str
     holder: str
@@ -69,7 +69,7 @@ class _Held:
                 raise LockLostError(self.url, "this lock was taken over by another process; run the same command again")
             self.version, self.beats, self.beaten = version, self.beats + 1, began
 
-    def beat_now_and_then(self) -> None:
+    def keep_beating(self) -> None:
         while not self.ended.wait(BEAT_S):
             try:
                 self.beat()
@@ -90,7 +90,7 @@ class _Held:
                 replace(self.url, _content("", 0), self.version)
 
 
-_held: contextvars.ContextVar[tuple[_Held, ...]] = contextvars.ContextVar("held", default=())
+_held: contextvars.ContextVar[tuple[_OwnLock, ...]] = contextvars.ContextVar("held", default=())
 
 
 def check_locks() -> None:
@@ -109,9 +109,9 @@ def locked(url: str, wait_s: float) -> Iterator[None]:
     if not is_conditional(url):
         yield
         return
-    lock = _acquired(url, wait_s)
+    lock = _acquire(url, wait_s)
     token = _held.set((*_held.get(), lock))
-    threading.Thread(target=lock.beat_now_and_then, name="wenlan-lock", daemon=True).start()
+    threading.Thread(target=lock.keep_beating, name="wenlan-lock", daemon=True).start()
     try:
         yield
     finally:
@@ -120,7 +120,7 @@ def locked(url: str, wait_s: float) -> Iterator[None]:
         lock.release()
 
 
-def _acquired(url: str, wait_s: float) -> _Held:
+def _acquire(url: str, wait_s: float) -> _OwnLock:
     ours = f"{_process()}#{uuid.uuid4().hex}"
     began = since = time.monotonic()
     seen, changed = "", False
@@ -133,12 +133,12 @@ def _acquired(url: str, wait_s: float) -> _Held:
             theirs = _holder_in(there[0])
             if there[1] != seen:
                 changed, seen, since = bool(seen), there[1], now
-            is_free = not theirs or _ended(theirs) or now - since > LEASE_S
+            is_free = not theirs or _has_ended(theirs) or now - since > LEASE_S
             version = replace(url, _content(ours, 0), there[1]) if is_free else ""
         if version:
-            return _Held(url, ours, version, now)
+            return _OwnLock(url, ours, version, now)
         if theirs and now - began > wait_s and (changed or _runs_here(theirs)):
-            raise LockedError(url, f"is held by process {_place(theirs)}", errno.EAGAIN)
+            raise LockedError(url, f"is held by process {_describe_holder(theirs)}", errno.EAGAIN)
         time.sleep(random.uniform(0.1, 0.3) if now - began < 5 else random.uniform(1.0, 2.0))
 
 
@@ -148,7 +148,7 @@ def is_held(url: str) -> bool | None:
         return None
     there = read(url)
     holder = _holder_in(there[0]) if there is not None else ""
-    if not holder or _ended(holder):
+    if not holder or _has_ended(holder):
         return False
     return True if _runs_here(holder) else None
 
@@ -194,22 +194,22 @@ def _start_of(pid: int) -> str:
 
 def _runs_here(holder: str) -> bool:
     """True if a holder is a process of this machine that runs."""
-    machine, pid, start = _parts(holder)
+    machine, pid, start = _parse_holder(holder)
     return machine == _machine() and bool(start) and _start_of(pid) == start
 
 
-def _ended(holder: str) -> bool:
+def _has_ended(holder: str) -> bool:
     """True if a holder was a process of this machine that has ended."""
-    machine, pid, start = _parts(holder)
+    machine, pid, start = _parse_holder(holder)
     return machine == _machine() and bool(start) and _start_of(pid) != start
 
 
-def _parts(holder: str) -> tuple[str, int, str]:
+def _parse_holder(holder: str) -> tuple[str, int, str]:
     """Returns (machine, process id, its start) of a holder; empty ones for an unreadable name."""
     parts = holder.partition("#")[0].rsplit(":", 2)
     return (parts[0], int(parts[1]), parts[2]) if len(parts) == 3 and parts[1].isdigit() else ("", 0, "")
 
 
-def _place(holder: str) -> str:
-    machine, pid, _ = _parts(holder)
+def _describe_holder(holder: str) -> str:
+    machine, pid, _ = _parse_holder(holder)
     return f"{pid} of {machine.partition(':')[0]}"

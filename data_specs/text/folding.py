@@ -7,7 +7,7 @@ a comparison only have to come out alike. They are read from a file (`data_specs
 once per process.
 
 Limits: different regional words for one thing (软件, 軟體) stay different. Ids of texts follow from the table, whose
-digest `folding` returns.
+digest `folding_digest` returns.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def normals(texts: Sequence[str]) -> list[str]:
     return forms
 
 
-def even(text: str) -> str:
-    """A text with width, case and variants folded but marks and spaces kept, for splitting into words.
+def fold_characters(text: str) -> str:
+    """Fold width, case and variants of a text, but keep its marks and spaces, for splitting into words.
 
     OpenCC's variants are folded to simplified characters where there are any, which are those of jieba's dictionary.
     """
@@ -116,7 +116,7 @@ def letters_and_digits(points: Points) -> npt.NDArray[np.bool_]:
 
 
 @cache
-def folding() -> str:
+def folding_digest() -> str:
     """Short digest of the folding table. Another Python may have another table, and then other text ids."""
     return hashlib.sha256(_tables().stands_for.tobytes()).hexdigest()[:16]
 
@@ -128,7 +128,7 @@ def _batch(texts: Sequence[str]) -> list[str]:
         joined = _SEPARATOR.join(text.replace(_SEPARATOR, "") for text in texts)
     while True:
         wide = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", joined).casefold())
-        kept = _kept(wide).split(_SEPARATOR)
+        kept = _fold(wide).split(_SEPARATOR)
         if not all(kept):
             kept = [short or whole for short, whole in zip(kept, wide.split(_SEPARATOR), strict=True)]
         joined, before = _SEPARATOR.join(kept), joined
@@ -137,8 +137,8 @@ def _batch(texts: Sequence[str]) -> list[str]:
             return kept if texts else []
 
 
-def _kept(wide: str) -> str:
-    """A string with variants replaced and marks deleted, except a point between two digits: 1.5 is not 15."""
+def _fold(wide: str) -> str:
+    """Replace variants in a string and delete its marks, except a point between two digits: 1.5 is not 15."""
     points, tables = code_points(wide), _tables()
     folded = tables.stands_for[points]
     at = np.flatnonzero(points[1:-1] == _POINT) + 1  # the first and the last character lack a digit on one side

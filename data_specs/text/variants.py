@@ -39,7 +39,7 @@ def variants() -> Variants:
     return Variants(head.split()[-1], tuple(groups))
 
 
-def made() -> Variants:
+def compute_variants() -> Variants:
     """The groups, computed with the installed OpenCC."""
     return Variants(importlib.metadata.version("opencc"), tuple(sorted(_groups())))
 
@@ -79,7 +79,7 @@ def _in_gb2312(character: str) -> bool:
 
 
 def _write() -> None:
-    version, groups = made()
+    version, groups = compute_variants()
     head = f"# Variants of Han characters, by the conversions of OpenCC (Apache-2.0) {version}"
     FILE.write_text("\n".join([head, *groups, ""]), encoding="utf-8")
     sys.stdout.write(f"{FILE}: {len(groups):,} groups\n")

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec, PairScore, SpecError, resolve_path
 from data_specs.search.onnx_file import check_onnx_file
-from data_specs.search.picture_tower import OUR_RESIZE, PictureTower, squared
+from data_specs.search.picture_tower import OUR_RESIZE, PictureTower, to_square
 from data_specs.search.queries import TextQuery
 from data_specs.shard import ContractError, canonical_json
 from pipeline.errors import ModelError
@@ -139,7 +139,7 @@ class ImageFeatures(Model[Row]):
 
     def prepare(self, picture: Pixels, reduce_to: int) -> Pixels:
         own = self.towers
-        return squared(picture, reduce_to // SPARE, OUR_RESIZE if own.vocabulary is None else own.options.resize)
+        return to_square(picture, reduce_to // SPARE, OUR_RESIZE if own.vocabulary is None else own.options.resize)
 
     def run(self, state: PictureTower, items: Sequence[Pixels], /) -> list[Row]:
         return list(state.encode(items).astype(np.float16))

@@ -141,7 +141,7 @@ def _is_there(fs: Any, path: str) -> bool:
 def _expand(written: str, source: str, base: str) -> list[str]:
     path = resolve_path(base, written)
     try:
-        object_store.prepare(path.partition("://")[0])
+        object_store.prepare_client(path.partition("://")[0])
         fs, inner = fsspec.url_to_fs(path)
         if not _is_glob(written) or path.startswith(_WEB) or _is_there(fs, inner):
             if fs.info(inner)["type"] == "directory":
@@ -149,7 +149,7 @@ def _expand(written: str, source: str, base: str) -> list[str]:
             return [path]
         _, pattern = fsspec.url_to_fs(resolve_path(glob.escape(base), written))
         names = sorted({str(name) for name in fs.glob(pattern) if not fs.isdir(name)}.union(_behind_links(fs, pattern)))
-    except object_store.faults(*faults(), ValueError, ImportError) as e:
+    except object_store.client_errors(*faults(), ValueError, ImportError) as e:
         raise SourceError(path, f"source {source}: {_absence(e)}") from None
     if not names:
         raise SourceError(path, f"source {source}: no file matches")
@@ -194,7 +194,7 @@ def version(file: str) -> list[Any]:
         if getattr(fs, "local_file", False) and Path(inner).is_symlink() and not Path(inner).exists():
             return [writable(file.rpartition("/")[2]), 0, DANGLING]
         info = fs.info(inner)
-    except object_store.faults(*faults(), ValueError) as e:
+    except object_store.client_errors(*faults(), ValueError) as e:
         raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
     return [writable(file.rpartition("/")[2]), info.get("size"), str(mark)]
@@ -363,7 +363,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 def reason(e: BaseException) -> str:
     """An exception as one short line; the status if it is an HTTP response."""
-    if isinstance(e, object_store.faults()) or (isinstance(e, PermissionError) and not e.filename):
+    if isinstance(e, object_store.client_errors()) or (isinstance(e, PermissionError) and not e.filename):
         return object_store.reason(e)  # of a store
     status = getattr(e, "status", 0)
     line = f"status {status}" if status else getattr(e, "strerror", "") or str(e)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.shard import canonical_json
-from data_specs.text.folding import folding, text_id
+from data_specs.text.folding import folding_digest, text_id
 from data_specs.text.variants import variants
 from pipeline.files.digests import DIGEST, Digests, bytes_of, column_of, digests_of, unhex
 from pipeline.matching.sketches import SHINGLES, Sketches, bands, sketch
@@ -38,7 +38,7 @@ VERSION = 1
 
 def sketch_id(threshold: float) -> str:
     """Name of all that a sketch depends on; sketches of other names are not compared."""
-    return canonical_json([VERSION, SHINGLES, *bands(threshold), folding()]).decode()
+    return canonical_json([VERSION, SHINGLES, *bands(threshold), folding_digest()]).decode()
 
 
 def token(threshold: float) -> list[Any]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from harness import at_least, at_most, quick, report
 
-from data_specs.search.folder import About, read_index
+from data_specs.search.folder import IndexInfo, read_index
 from data_specs.search.index import IndexWriter
 from data_specs.search.rows import Filters
 from data_specs.search.search import Query, SearchIndex
@@ -72,7 +72,7 @@ def _unit(rows: Vectors) -> Vectors:
 def write(folder: Path, count: int, queries: int) -> float:
     """Write the index, and queries beside it; returns the CPU seconds of `finish`."""
     clusters = Clusters()
-    about = About(name="bench", width=WIDTH, images=True, texts=False)
+    about = IndexInfo(name="bench", width=WIDTH, images=True, texts=False)
     with IndexWriter.begin(folder / "index", about) as writer:
         rng, inner = np.random.default_rng(1), []
         for low in range(0, count, PART):

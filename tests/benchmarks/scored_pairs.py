@@ -95,7 +95,7 @@ def tower_ratio(small: bool) -> float:
         ]
         builds = [_until_dedup(folder / str(number), images, section) for number in range(5)]  # one of them to warm up
         image, text = (model.load() for model in _towers.models_of(builds[0].spec))
-        pixels = image.prepared([decode(own.data, reduce_to=448).pixels for own in images])
+        pixels = image.prepare([decode(own.data, reduce_to=448).pixels for own in images])
         ids = _ids(text, texts)
         left = iter(builds)
 

@@ -96,7 +96,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     hosts = _hosts(arguments, token)
     import fastapi  # noqa: F401  which is missing where the extra is
 
-    from data_specs.storage.object_store import answer_soon
+    from data_specs.storage.object_store import limit_attempts
     from training.outputs.checkpoint import TOWERS, open_checkpoint
     from training.serve.app import application, protected
     from training.serve.galleries import Galleries, open_given
@@ -119,7 +119,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         checkpoint = open_checkpoint(arguments.checkpoint, TOWERS)
         of_data = [_embedded(checkpoint, arguments)] if arguments.data else []
         given = open_given([*of_data, *arguments.index], checkpoint)
-        answer_soon()  # of what lies on an object store, from here on pictures alone
+        limit_attempts()  # of what lies on an object store, from here on pictures alone
         name, port = arguments.model_name or _run_of(arguments.checkpoint).name, bound.getsockname()[1]
         detector, regions = choose(checkpoint.detector, arguments.detector, None)
         boxes_of = None if detector is None else boxes_by(InEachProcess(detector))

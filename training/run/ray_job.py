@@ -30,7 +30,7 @@ from typing import Any
 from data_specs.command.extras import install
 from data_specs.command.loopback import start_ray
 from data_specs.errors import WenlanError
-from data_specs.search.folder import About
+from data_specs.search.folder import IndexInfo
 from training.config import Config, from_dict, to_dict
 from training.errors import ConfigError, FirstRankError, RunError
 from training.run.launch import Leave, backends, ending_with_parent
@@ -309,7 +309,7 @@ def embed_on_ray(workers: int, address: str = "") -> Run:
     if address:
         os.environ["RAY_ADDRESS"] = address
 
-    def run(job: Job, folder: Path, about: About, tasks: Sequence[Task]) -> Iterator[Made]:
+    def run(job: Job, folder: Path, about: IndexInfo, tasks: Sequence[Task]) -> Iterator[Made]:
         if not tasks:
             return
         with cluster(cpus=workers):
@@ -324,7 +324,7 @@ def embed_on_ray(workers: int, address: str = "") -> Run:
 class _Dispatch:
     """Gives parts to actors until all are made."""
 
-    def __init__(self, workers: int, arguments: tuple[Job, str, About, str]) -> None:
+    def __init__(self, workers: int, arguments: tuple[Job, str, IndexInfo, str]) -> None:
         import ray
 
         job = arguments[0]
@@ -369,7 +369,7 @@ class _Dispatch:
 class _Embedding:
     """An actor: a checkpoint's towers and the input, from which it makes parts."""
 
-    def __init__(self, job: Job, folder: str, about: About, started_in: str) -> None:
+    def __init__(self, job: Job, folder: str, about: IndexInfo, started_in: str) -> None:
         self._job, self._folder, self._about, self._started_in = job, folder, about, started_in
         self._opened: tuple[Loaded, Source] | None = None
 

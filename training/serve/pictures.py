@@ -14,7 +14,7 @@ from typing import Any
 
 from data_specs.search.index import IndexFault
 from data_specs.search.pictures import StoreFault
-from data_specs.search.rows import Where
+from data_specs.search.rows import PictureLocation
 from data_specs.search.search import SearchIndex
 from data_specs.storage.object_store import is_object_store
 from training.data.transforms import UnreadableImage, decode
@@ -30,7 +30,7 @@ LARGEST_SIDE = 4096
 AS_STORED = ("image/jpeg", "image/png", "image/webp", "image/gif")
 """Media types that browsers show; other pictures become JPEGs."""
 
-_Name = tuple[Where | None, str] | tuple[Path, int, str, int]
+_Name = tuple[PictureLocation | None, str] | tuple[Path, int, str, int]
 """Key of a picture in memory: where it is stored and its sha256, or the index, its revision, the id and the side."""
 
 _BUSY = "the object store cannot deliver this picture now; try again later"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from data_specs.search.folder import INDEX, About, Background, Part, Towers, read_index
+from data_specs.search.folder import INDEX, Background, IndexInfo, IndexPart, Towers, read_index
 from data_specs.search.index import IndexWriter, locked, write_part
 from data_specs.search.rows import ROWS
 from data_specs.shard import SPLITS, Split
@@ -114,10 +114,10 @@ class Task:
     stamps: Stamps
 
 
-Made = tuple[Part | None, list[int]]
+Made = tuple[IndexPart | None, list[int]]
 """A part whose files are written, None where no row of it could be read; and the stamps of rows that could not."""
 
-Run = Callable[[Job, Path, About, Sequence[Task]], Iterator[Made]]
+Run = Callable[[Job, Path, IndexInfo, Sequence[Task]], Iterator[Made]]
 """Makes parts of an index elsewhere, on workers of Ray."""
 
 
@@ -197,7 +197,7 @@ def made_parts(
     loaded: Loaded,
     source: Source,
     folder: Path,
-    about: About,
+    about: IndexInfo,
     tasks: Sequence[Task],
     detector: Detector | None,
     done: Done,
@@ -214,13 +214,13 @@ def made_parts(
             yield writing.result()
 
 
-def _written(folder: Path, about: About, task: Task, embedded: Embedded) -> Made:
+def _written(folder: Path, about: IndexInfo, task: Task, embedded: Embedded) -> Made:
     rows = embedded.rows.append_column("stamp", pa.array(task.stamps[embedded.read]))
     part = write_part(folder, about, task.part, rows, embedded.image_ND, embedded.text_ND)
     return part, task.stamps[~embedded.read].tolist()
 
 
-def _check_same_input(folder: Path, about: About) -> None:
+def _check_same_input(folder: Path, about: IndexInfo) -> None:
     """Raise ConfigError for an index of other files: a dataset's digests change as it grows, a folder's path stays."""
     there = read_index(folder, unfinished=True).about if (folder / INDEX).exists() else about
     if any(":" in origin for origin in there.created_from) and there.created_from != about.created_from:
@@ -278,10 +278,10 @@ def _opened(
 
 def about_of(
     checkpoint: Checkpoint, name: str, *, images: bool = True, texts: bool = True, detector: str = GRID
-) -> About:
+) -> IndexInfo:
     """Describes an index of a checkpoint's vectors."""
     background = checkpoint.background()
-    return About(
+    return IndexInfo(
         name=name,
         width=checkpoint.config.moco.feature_dim,
         images=images,

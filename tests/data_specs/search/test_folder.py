@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_specs.search.folder import INDEX, About, Background, IndexFault, exclusive, read_index
+from data_specs.search.folder import INDEX, Background, IndexFault, IndexInfo, exclusive, read_index
 from data_specs.search.index import IndexWriter
 from data_specs.search.search import SearchIndex
 from tests.indexed import make, named, random_units
 from training.outputs import background as of_checkpoint
 
-ABOUT = About(name="test", width=8, images=True, texts=False)
+ABOUT = IndexInfo(name="test", width=8, images=True, texts=False)
 
 
 def test_a_rate_is_the_share_of_rows_that_unrelated_ones_make() -> None:

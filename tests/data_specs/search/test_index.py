@@ -19,12 +19,12 @@ import pytest
 
 from data_specs.command.extras import extras
 from data_specs.search.folder import INDEX, is_finished
-from data_specs.search.index import NEEDED, About, IndexFault, IndexWriter, Towers, write_part
+from data_specs.search.index import NEEDED, IndexFault, IndexInfo, IndexWriter, Towers, write_part
 from data_specs.search.search import Query, SearchIndex
 from tests.indexed import contents, make, named, random_units, table
 
-ABOUT = About(name="test", width=8, images=True, texts=False)
-WEEKLY = About(name="weekly", width=4, images=True, texts=False, checkpoint=Towers(recipe="tiny", sha256="1" * 64))
+ABOUT = IndexInfo(name="test", width=8, images=True, texts=False)
+WEEKLY = IndexInfo(name="weekly", width=4, images=True, texts=False, checkpoint=Towers(recipe="tiny", sha256="1" * 64))
 
 
 def ids(*names: str, stamps: tuple[int, ...] = ()) -> pa.Table:
@@ -45,7 +45,7 @@ import os, signal, sys
 from pathlib import Path
 from data_specs.search import index
 from tests.indexed import random_units, table
-begun = index.IndexWriter.begin(Path(sys.argv[1]), index.About(name="test", width=8, images=True, texts=False))
+begun = index.IndexWriter.begin(Path(sys.argv[1]), index.IndexInfo(name="test", width=8, images=True, texts=False))
 writer = begun.__enter__()
 vectors, rows = random_units(9, 8), [{"id": f"{n}", "caption": "猫"} for n in range(9)]
 writer.add(table(rows[:3]), vectors[:3], None)
@@ -211,7 +211,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from data_specs.search import vectors, words
-from data_specs.search.folder import IndexFault, make
+from data_specs.search.folder import IndexFault, write_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 rows = np.random.default_rng(0).standard_normal((3_000, 256))
 stack = vectors.Stack([(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)], 256)
@@ -220,7 +220,7 @@ for name, write in (
     ("approximate", lambda path: vectors.write_approximate(path, stack, np.arange(3_000))),
 ):
     try:
-        make(Path(sys.argv[1]), f"{name}/it", write)
+        write_file(Path(sys.argv[1]), f"{name}/it", write)
     except IndexFault as e:
         print(e)
 """

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_specs.search.onnx_file import TowerFault
-from data_specs.search.picture_tower import PictureTower, squared
+from data_specs.search.picture_tower import PictureTower, to_square
 from data_specs.search.queries import TextQuery
 from tests import towered
 from tests.drawn import blobs
@@ -115,8 +115,8 @@ def test_a_picture_that_was_squared_before_has_the_same_inputs(tmp_path: Path) -
     towered.written(tmp_path)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     tower = PictureTower.foreign(tmp_path / "image.onnx", towered.SIDE, mean, std, "bicubic", 1)
-    made = tower.prepared([squared(own, towered.SIDE, "bicubic") for own in PICTURES])
-    assert np.array_equal(made, tower.prepared(PICTURES))
+    made = tower.prepare([to_square(own, towered.SIDE, "bicubic") for own in PICTURES])
+    assert np.array_equal(made, tower.prepare(PICTURES))
     sides = (towered.SIDE, towered.SIDE)
     pixels = np.stack([np.asarray(Image.fromarray(own).resize(sides, Image.Resampling.BICUBIC)) for own in PICTURES])
     scaled = (pixels.transpose(0, 3, 1, 2) / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.search.folder import IndexFault, read_index
-from data_specs.search.index import Gone, IndexWriter, remove
+from data_specs.search.index import IndexWriter, IsRemoved, remove
 from data_specs.search.search import Query, SearchIndex
 from tests.indexed import contents, make, random_units, table
 
@@ -41,7 +41,7 @@ def rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def of(*ids: str) -> Gone:
+def of(*ids: str) -> IsRemoved:
     return lambda table: pc.is_in(table["id"], pa.array(ids, pa.string())).to_numpy()
 
 
@@ -164,7 +164,7 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.compute as pc
 from data_specs.search import index
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
-write_index, write, parts = index.write_index, index._write, []
+write_index, write, parts = index.write_index, index._write_files, []
 def killed_after_one_part(*given):
     if parts: die()
     parts.append(1)
@@ -173,7 +173,7 @@ def killed_after_the_step(*given):
     write_index(*given)
     die()
 name, replacement = {
-    "between parts": ("_write", killed_after_one_part),
+    "between parts": ("_write_files", killed_after_one_part),
     "before index.json": ("write_index", die),
     "before the old files go": ("write_index", killed_after_the_step),
 }[sys.argv[2]]

@@ -28,7 +28,7 @@ def test_rows_are_the_same_in_tables_files_and_records(tmp_path: Path) -> None:
     mapped = rows_of.read_mapped(tmp_path / "r.arrow")
     assert mapped.select(rows_of.ROWS.names).equals(rows)
     first, second, _ = (rows_of.record(mapped, row) for row in range(3))
-    assert (first.boxes, first.where) == (((0, 1, 2, 3),), rows_of.Where("/x.tar", 512, 3, ""))
+    assert (first.boxes, first.where) == (((0, 1, 2, 3),), rows_of.PictureLocation("/x.tar", 512, 3, ""))
     assert (second.caption, second.width, second.texts, second.where) == ("", 0, (), None)
     # a row without a similarity has not the least one
     assert rows_of.Filters(min_similarity=0.2).mask(mapped, "image").tolist() == [True, False, False]

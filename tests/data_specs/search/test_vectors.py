@@ -93,4 +93,4 @@ def test_rows_without_a_vector_are_not_found_approximately(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("rows", "count"), [(1_000, 16), (200_000, 512), (1_000_000, 1_024), (30_000_000, 4_096)])
 def test_cells_grow_with_the_square_root_of_the_rows(rows: int, count: int) -> None:
-    assert vectors.cells(rows) == count
+    assert vectors.cell_count(rows) == count

@@ -202,7 +202,7 @@ def indexed(own: Callable[..., Build]) -> Callable[..., Build]:
     def make(**options: Any) -> Build:
         import numpy as np
 
-        from data_specs.search.folder import About
+        from data_specs.search.folder import IndexInfo
         from data_specs.search.index import IndexWriter
         from data_specs.search.rows import ROWS
         from pipeline.store.frames import Frames
@@ -219,7 +219,7 @@ def indexed(own: Callable[..., Build]) -> Callable[..., Build]:
             ],
             schema=pa.schema([f for f in ROWS if f.name in _GIVEN]),
         )  # fmt: skip
-        about = About(name="synthetic", width=3, images=True, texts=False)
+        about = IndexInfo(name="synthetic", width=3, images=True, texts=False)
         with IndexWriter.begin(Path(build.out) / "index", about) as writer:
             writer.add(table, vectors_ND, None)
             writer.finish()

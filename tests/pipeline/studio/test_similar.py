@@ -98,7 +98,7 @@ def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
     own: Make, client_of: Callable[..., Any], exported: Exported
 ) -> None:
     """By a real tower: a picture's vector is here that of its own caption."""
-    from data_specs.search.folder import About
+    from data_specs.search.folder import IndexInfo
     from data_specs.search.queries import TextQuery
 
     build, tower = own(), exported.folder / "m.text.onnx"
@@ -106,7 +106,7 @@ def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
     captions = [row["texts"][0]["text"] for row in rows]
     query = TextQuery.open(tower)
     vectors_ND = np.asarray(query.encode(captions), np.float32)
-    about = About(name="m", width=vectors_ND.shape[1], images=True, texts=False, checkpoint=query.towers)
+    about = IndexInfo(name="m", width=vectors_ND.shape[1], images=True, texts=False, checkpoint=query.towers)
     with IndexWriter.begin(Path(build.out) / "index", about) as writer:
         writer.add(pa.table({"id": [row["key"] for row in rows], "caption": captions}), vectors_ND, None)
         writer.finish()

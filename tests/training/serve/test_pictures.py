@@ -36,7 +36,7 @@ def _soon() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("AWS_MAX_ATTEMPTS", raising=False)
         patch.setitem(fsspec.config.conf["s3"]["config_kwargs"], "retries", {"mode": "standard"})
-        object_store.answer_soon()
+        object_store.limit_attempts()
         yield
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.search.folder import read_index
-from data_specs.search.index import About, remove
+from data_specs.search.index import IndexInfo, remove
 from data_specs.search.search import SearchIndex
 from data_specs.shard import REGION_SCHEMA
 from tests.training.use.test_indexing import MakeShards, Run, bytes_of, pictures, rows_of
@@ -204,7 +204,7 @@ def test_a_part_of_another_state_of_the_input_loses_what_is_gone(checkpoint: Pat
 def stopped_behind(count: int) -> Any:
     """What makes so many parts, and is interrupted then."""
 
-    def run(job: Job, folder: Path, about: About, tasks: Sequence[Task]) -> Iterator[Made]:
+    def run(job: Job, folder: Path, about: IndexInfo, tasks: Sequence[Task]) -> Iterator[Made]:
         yield from made_parts(*job.open(), folder, about, tasks[:count], None, lambda rows: None)
         raise KeyboardInterrupt
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_specs.search.folder import About, Background, Towers, read_index, write_index
+from data_specs.search.folder import Background, IndexInfo, Towers, read_index, write_index
 from data_specs.search.index import IndexWriter
 from tests.drawn import picture
 from tests.indexed import table
@@ -27,7 +27,7 @@ def index(checkpoint_with_moved_keys: Path, tmp_path_factory: pytest.TempPathFac
     images = [(f"{n}.jpg", picture(n)) for n in range(4)]
     for name, data in images:
         (folder / name).write_bytes(data)
-    about = About(
+    about = IndexInfo(
         name="test",
         width=loaded.config.moco.feature_dim,
         images=True,
