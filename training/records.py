@@ -67,20 +67,20 @@ class Batch:
         return int(self.images_B3HW.shape[0])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
+        return self._map_fields(lambda x: x.to(device, non_blocking=non_blocking))
 
     def rows(self, start: int, stop: int) -> Batch:
         """Samples start..stop-1: a micro-batch."""
-        return self._each(lambda x: x[start:stop])
+        return self._map_fields(lambda x: x[start:stop])
 
     def take(self, which: Tensor) -> Batch:
         """Samples of these numbers, in their order."""
-        return self._each(lambda x: x[which])
+        return self._map_fields(lambda x: x[which])
 
     def pin_memory(self) -> Batch:
         """The same batch with what is on the CPU in page-locked memory (called by torch's DataLoader)."""
-        return self._each(lambda x: x.pin_memory() if x.device.type == "cpu" else x)
+        return self._map_fields(lambda x: x.pin_memory() if x.device.type == "cpu" else x)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _map_fields(self, change: Callable[[Tensor], Tensor]) -> Batch:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: change(x) for name, x in given.items() if x is not None})

@@ -98,10 +98,10 @@ def measured(folder: Path, run: Path, count: int, rounds: int) -> tuple[dict[str
 
 def ready(loaded: Any, source: Any, size: int) -> list[Any]:
     """Batches of the dataset as the loop gets them."""
-    from training.use.embedding import _Reader, _Turn
+    from training.use.embedding import _BatchRequest, _RowReader
 
-    reader = _Reader(loaded, source, None)
-    return [reader[_Turn(range(start, start + size), 0)].batch for start in range(0, READY * size, size)]
+    reader = _RowReader(loaded, source, None)
+    return [reader[_BatchRequest(range(start, start + size), 0)].batch for start in range(0, READY * size, size)]
 
 
 def towers_alone(loaded: Any, batches: list[Any], count: int) -> float:

@@ -34,9 +34,9 @@ def ours(folder: Path, size: int, workers: int) -> Callable[[], int]:
 
 
 def decode(folder: Path, size: int, workers: int) -> Callable[[], int]:
-    from training.data.transforms import prepare
+    from training.data.transforms import import_decoders
 
-    prepare()
+    import_decoders()
 
     def run() -> int:
         with multiprocessing.get_context("fork").Pool(workers) as pool:

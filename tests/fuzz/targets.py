@@ -263,7 +263,7 @@ def image(data: bytes) -> None:
     from pipeline.features._rows import measure_image
     from pipeline.pictures.decode import PictureError, header
     from pipeline.pictures.encode import as_stored
-    from training.data.transforms import UnreadableImage, picture
+    from training.data.transforms import UnreadableImage, decode_square
 
     try:
         header(data)
@@ -274,7 +274,7 @@ def image(data: bytes) -> None:
         as_stored(data, Shards(), (row["width"], row["height"]), PIXELS)
     for full in (False, True):
         with suppress(UnreadableImage):
-            picture(data, 64, full=full, max_pixels=PIXELS)
+            decode_square(data, 64, full=full, max_pixels=PIXELS)
 
 
 _PAGES = (page, charset, linked_data, url, row, links)

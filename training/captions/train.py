@@ -28,7 +28,7 @@ from training.captions.decoder import CaptionerConfig
 from training.captions.metrics import COCO, cider
 from training.captions.regions import Captioned, open_captioned
 from training.config import OptimConfig
-from training.data.index import weighted
+from training.data.index import split_weight
 from training.data.order import fraction, seed_of
 from training.errors import ConfigError, RunError
 from training.outputs.checkpoint import BEST, latest
@@ -81,7 +81,7 @@ def fit_captioner(
     """
     started = time.monotonic()
     for argument in data:
-        name, weight = weighted(argument)
+        name, weight = split_weight(argument)
         if weight is not None:
             advice = f"every image is used once per epoch; leave out {argument.removeprefix(name)}"
             raise ConfigError("--data", f"{argument}: {advice}")

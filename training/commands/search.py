@@ -68,12 +68,12 @@ def add_search(commands: Any) -> None:
 
 def _search(arguments: argparse.Namespace) -> dict[str, Any]:
     from data_specs.search.search import Filters, Query, SearchIndex
-    from training.use.query import Asked, search
+    from training.use.query import QueryInput, search
 
     _check(arguments)
     index = SearchIndex.open(arguments.folder)
     text = (arguments.text or "").strip()
-    asked = Asked(text, arguments.image, arguments.id or "", arguments.checkpoint, arguments.device)
+    asked = QueryInput(text, arguments.image, arguments.id or "", arguments.checkpoint, arguments.device)
     filters = Filters(
         source=frozenset(arguments.source),
         license=frozenset(arguments.license),

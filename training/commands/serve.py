@@ -104,7 +104,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.serve.server import accept, listen, run
     from training.serve.service import Service
     from training.serve.towers import boxes_by
-    from training.use.detector import InEachProcess, choose
+    from training.use.detector import ProcessLocalDetector, choose_detector
 
     options = Options(
         batch=_positive("--batch", arguments.batch),
@@ -121,8 +121,8 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         given = open_given([*of_data, *arguments.index], checkpoint)
         limit_attempts()  # of what lies on an object store, from here on pictures alone
         name, port = arguments.model_name or _run_of(arguments.checkpoint).name, bound.getsockname()[1]
-        detector, regions = choose(checkpoint.detector, arguments.detector, None)
-        boxes_of = None if detector is None else boxes_by(InEachProcess(detector))
+        detector, regions = choose_detector(checkpoint.detector, arguments.detector, None)
+        boxes_of = None if detector is None else boxes_by(ProcessLocalDetector(detector))
         LOG.info("boxes for pictures without any: %s", regions)
         with _towers(checkpoint, arguments, options) as (towers, threads):
             service = Service(name, checkpoint, towers, options, threads, boxes_of)

@@ -11,8 +11,8 @@ its first sentence without the closing mark (training/data/released_rows.py). Wh
 sample has nothing else; a few well-known phrases, not a classifier.
 
 A sample that cannot be decoded keeps its slot with `valid_B` False: nothing after it shifts. A tar that ends early,
-regions or an index that do not match end the run. Both travel as values of a `Made`, because torch's DataLoader would
-wrap a raised error in a traceback.
+regions or an index that do not match end the run. Both travel as values of a `BatchResult`, because torch's DataLoader
+would wrap a raised error in a traceback.
 
 Limits: errors of other kinds (a bug) are raised, and torch reports them its way.
 """
@@ -30,10 +30,17 @@ from data_specs.names import DERIVED_KINDS, SOURCE_KINDS
 from training.config import DataConfig
 from training.data.index import Dataset, Row, RowText
 from training.data.order import Mixture, Order, fraction, seed_of
-from training.data.released_rows import derived
-from training.data.slots import Piece, Slots, room
+from training.data.released_rows import derived_text
+from training.data.slots import Slots, TensorPlace, slot_bytes
 from training.data.tokenizer import Tokenizer
-from training.data.transforms import UnreadableImage, input_boxes, moved, on_device, picture, recolour
+from training.data.transforms import (
+    UnreadableImage,
+    crop_and_flip,
+    decode_on_device,
+    decode_square,
+    input_boxes,
+    recolour,
+)
 from training.records import Batch
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class BatchRequest:
     """Request for a batch: entries start..stop-1 of the stream, and the slot for the result."""
 
     start: int
@@ -62,12 +69,12 @@ class Corrupt:
 
 
 @dataclass(frozen=True, slots=True)
-class InSlot:
+class SlotBatch:
     """A batch that lies in a slot of shared memory (training/data/slots.py)."""
 
     slots: Slots
     slot: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorPlace, ...]
 
     def fetch(self, *, pin_memory: bool = False) -> Batch:
         """The batch in memory of the reader's own."""
@@ -75,17 +82,17 @@ class InSlot:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class BatchResult:
     """Result of a worker: a batch with its corrupt samples, or the error that ends the run."""
 
-    batch: Batch | InSlot | None
+    batch: Batch | SlotBatch | None
     corrupt: tuple[Corrupt, ...] = ()
     fatal: str = ""
 
-    def pin_memory(self) -> Made:
+    def pin_memory(self) -> BatchResult:
         """The same with its batch in page-locked memory; called by torch's DataLoader in a thread of the reader."""
         batch = self.batch
-        if isinstance(batch, InSlot):
+        if isinstance(batch, SlotBatch):
             return replace(self, batch=batch.fetch(pin_memory=True))
         return self if batch is None else replace(self, batch=batch.pin_memory())
 
@@ -107,7 +114,7 @@ class _Sample:
 
 
 class BatchMaker:
-    """Makes batches from spans of the stream: a map-style dataset for torch's DataLoader, whose index is a `Turn`."""
+    """Makes batches from spans of the stream: a map-style dataset for torch's DataLoader; index: a `BatchRequest`."""
 
     slots: Slots | None = None
     """Shared memory in which batches are handed over; None without a worker process."""
@@ -133,34 +140,34 @@ class BatchMaker:
         self._decode_on = decode_on
         self._length = config.max_tokens if as_released else 0
 
-    def __getitem__(self, turn: Turn) -> Made:
+    def __getitem__(self, turn: BatchRequest) -> BatchResult:
         corrupt: list[Corrupt] = []
-        self._dataset.ahead(*self._order.windows(turn.start))
+        self._dataset.fetch_ahead(*self._order.windows(turn.start))
         try:
             entries = [self._order.entry(at) for at in range(turn.start, turn.stop)]
-            there = self._on_device(number for _, number in entries)
+            there = self._decode_on_device(number for _, number in entries)
             samples = [self._sample(epoch, number, there.get(number), corrupt) for epoch, number in entries]
         except ContractError as e:
-            return Made(None, fatal=str(e))
+            return BatchResult(None, fatal=str(e))
         except OSError as e:
-            return Made(None, fatal=f"{e.filename or 'a shard'}: cannot be read ({e.strerror or e})")
+            return BatchResult(None, fatal=f"{e.filename or 'a shard'}: cannot be read ({e.strerror or e})")
         batch = _collate(samples, self._length, self._decode_on)
         if self.slots is None:
-            return Made(batch, tuple(corrupt))
+            return BatchResult(batch, tuple(corrupt))
         tensors = [getattr(batch, field.name) for field in fields(batch)]
-        in_slot = InSlot(self.slots, turn.slot, self.slots.write(turn.slot, tensors))
-        return Made(in_slot, tuple(corrupt))
+        in_slot = SlotBatch(self.slots, turn.slot, self.slots.write(turn.slot, tensors))
+        return BatchResult(in_slot, tuple(corrupt))
 
-    def room(self, samples: int) -> int:
+    def slot_bytes(self, samples: int) -> int:
         """Most bytes of a slot that a batch of so many samples takes."""
         config = self._config
         # (elements a sample, bytes an element) of images_B3HW, boxes_BR4 with the whole-image box, token_ids_BL; every
         # other field of a Batch is one number per sample, of 8 bytes at most.
         each = [(3 * config.image_size**2, 1), (4 * (config.max_boxes + 1), 4), (config.max_tokens, 8)]
         each += [(1, 8)] * (len(fields(Batch)) - len(each))
-        return room((samples * elements, size) for elements, size in each)
+        return slot_bytes((samples * elements, size) for elements, size in each)
 
-    def _on_device(self, numbers: Iterable[int]) -> dict[int, _Picture]:
+    def _decode_on_device(self, numbers: Iterable[int]) -> dict[int, _Picture]:
         """Pictures of rows that the device decodes; of the others the CPU says what is wrong."""
         if self._decode_on is None:
             return {}
@@ -168,7 +175,7 @@ class BatchMaker:
         for number in numbers:
             with suppress(UnreadableImage):
                 files[number] = self._dataset.image(self._dataset.row(number))
-        return on_device(files, self._config.image_size, self._decode_on, self._config.max_pixels)
+        return decode_on_device(files, self._config.image_size, self._decode_on, self._config.max_pixels)
 
     def _sample(self, epoch: int, number: int, decoded: _Picture | None, corrupt: list[Corrupt]) -> _Sample:
         """Row `number` in an epoch; one that cannot be decoded is added to `corrupt`, and a blank takes its place."""
@@ -176,7 +183,7 @@ class BatchMaker:
         config = self._config
         text = choose_text(row, config, self._seed, epoch) if self._train else row.texts[0]
         try:
-            image, width, height = decoded or picture(
+            image, width, height = decoded or decode_square(
                 self._dataset.image(row), config.image_size, full=self._as_released, max_pixels=config.max_pixels
             )
             if row.width and (width, height) != (row.width, row.height):
@@ -188,7 +195,7 @@ class BatchMaker:
             image = self._recolour(image, row, epoch)
         boxes_R4 = input_boxes(row.boxes, width, height, config.image_size, config.max_boxes)
         if self._train and (config.crop_least < 1 or config.flip_p):
-            image, boxes_R4 = self._moved(image, boxes_R4, row, epoch)
+            image, boxes_R4 = self._crop_and_flip(image, boxes_R4, row, epoch)
         return _Sample(row, image, boxes_R4, self._tokenizer.encode(text.text, config.max_tokens), text, True)
 
     def _recolour(self, image: Tensor, row: Row, epoch: int) -> Tensor:
@@ -198,13 +205,13 @@ class BatchMaker:
         config = self._config
         return recolour(image, config.color_jitter, config.color_jitter_p, config.grayscale_p, generator)
 
-    def _moved(
+    def _crop_and_flip(
         self, image: Tensor, boxes_R4: npt.NDArray[np.float32], row: Row, epoch: int
     ) -> tuple[Tensor, npt.NDArray[np.float32]]:
         import torch
 
         generator = torch.Generator().manual_seed(seed_of("moved", self._seed, epoch, row.candidate_id))
-        return moved(image, boxes_R4, self._config.crop_least, self._config.flip_p, generator)
+        return crop_and_flip(image, boxes_R4, self._config.crop_least, self._config.flip_p, generator)
 
     def _blank(self, row: Row, text: RowText) -> _Sample:
         """Substitute for a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""
@@ -304,5 +311,7 @@ def _derived(texts: Sequence[RowText], weights: Mapping[str, float]) -> list[Row
     wanted = [kind for kind in DERIVED_KINDS if kind in weights]
     surrounding = [text for text in texts if text.kind == "surrounding"]
     return [
-        RowText(kind, derived(kind, text.text) or text.text, text.leader) for text in surrounding for kind in wanted
+        RowText(kind, derived_text(kind, text.text) or text.text, text.leader)
+        for text in surrounding
+        for kind in wanted
     ]

@@ -95,7 +95,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class _OpenedShards:
     """Shards of one manifest, or of one argument's plain tars, with the digests that a checkpoint names.
 
     name: what it is in messages; samples: what each split holds by the manifest.
@@ -112,7 +112,9 @@ class _Opened:
 class Dataset:
     """Rows of one split of one or several releases, numbered 0 .. len - 1 in order of the arguments and shards."""
 
-    def __init__(self, opened: Sequence[_Opened], split: Split, detector: str, copies: TarCache | None = None) -> None:
+    def __init__(
+        self, opened: Sequence[_OpenedShards], split: Split, detector: str, copies: TarCache | None = None
+    ) -> None:
         self.name = ", ".join(o.name for o in opened)
         """Names of the opened datasets, for messages."""
         self.split = split
@@ -158,7 +160,7 @@ class Dataset:
         if not 0 <= number < len(self):
             raise IndexError(number)
         at = bisect.bisect_right(self._ends, number)
-        shard = self._shards[at] = self._shards[at].ready()
+        shard = self._shards[at] = self._shards[at].with_index()
         inside = number - (self._ends[at] - shard.rows)
         record = self._table(shard.index).slice(inside, 1).to_pylist()[0]
         return Row(
@@ -170,7 +172,7 @@ class Dataset:
 
     def boxes(self, number: int) -> Sequence[float] | None:
         at = bisect.bisect_right(self._ends, number)
-        shard = self._shards[at] = self._shards[at].ready()
+        shard = self._shards[at] = self._shards[at].with_index()
         if shard.regions is None:
             return None
         boxes: Sequence[float] = self._table(shard.regions)["boxes"][
@@ -180,14 +182,14 @@ class Dataset:
 
     def ids(self, shard: int) -> list[str]:
         """The candidate ids of a shard's samples, in order."""
-        self._shards[shard] = self._shards[shard].ready()
+        self._shards[shard] = self._shards[shard].with_index()
         ids: list[str] = read_index(self._shards[shard].index)["candidate_id"].to_pylist()
         return ids
 
     def leaders(self) -> Iterator[tuple[Any, Any]]:
         """Shard by shard the image leaders of its samples and the leaders of all their texts: Arrow arrays of hex."""
         for number, shard in enumerate(self._shards):
-            shard = self._shards[number] = shard.ready()
+            shard = self._shards[number] = shard.with_index()
             table = read_index(shard.index)
             yield table["image_leader"], table["texts"].combine_chunks().flatten().field("text_leader")
 
@@ -198,11 +200,11 @@ class Dataset:
             raise ContractError(f"{row.tar}: ends before the image of {row.key}; the tar is truncated or was replaced")
         return data
 
-    def ahead(self, here: Sequence[int], later: Sequence[int]) -> None:
+    def fetch_ahead(self, here: Sequence[int], later: Sequence[int]) -> None:
         """Start fetching the remote tars of these shards in the background, those of `here` first."""
         shards = [self._shards[number] for number in (*here, *later)]
         if self._copies is not None:
-            self._copies.ahead((s.tar, s.size, s.index.name) for s in shards if "://" in s.tar)
+            self._copies.fetch_ahead((s.tar, s.size, s.index.name) for s in shards if "://" in s.tar)
 
     def check_not_empty(self) -> None:
         """Raise ContractError, with advice, if the split is empty."""
@@ -320,7 +322,7 @@ def open_dataset(
     """
     cache = default_cache() if cache is None else cache
     cache.mkdir(parents=True, exist_ok=True)
-    parts = [weighted(argument) for argument in data]
+    parts = [split_weight(argument) for argument in data]
     named = [(name, plain_tars_of(name), weight) for name, weight in parts]
     tars = [(names, weight) for _, names, weight in named if names is not None]
     manifests = [(*_manifest(name), weight) for name, names, weight in named if names is None]
@@ -332,9 +334,9 @@ def open_dataset(
         replace(_open_manifest(path, manifest, split, detector, cache), weight=weight)
         for path, manifest, weight in manifests
     ]
-    opened = _each_once(opened)
+    opened = _without_repeats(opened)
     if sum(len(o.shards) for o in opened) <= AT_START:
-        opened = [replace(o, shards=_at_once(Shard.ready, o.shards)) for o in opened]
+        opened = [replace(o, shards=_map_threads(Shard.with_index, o.shards)) for o in opened]
     if tars and plain_tars:
         if detector != GRID:
             raise ContractError(
@@ -343,13 +345,13 @@ def open_dataset(
             )
         if not any(weight for _, weight in tars):
             tars = [([name for names, _ in tars for name in names], None)]
-        opened += _each_once([replace(_open_tars(names, cache), weight=weight) for names, weight in tars])
+        opened += _without_repeats([replace(_open_tars(names, cache), weight=weight) for names, weight in tars])
     copies = TarCache(cache / "tars", int(cache_gb * 1e9)) if cache_gb else None
     return Dataset(opened, split, detector, copies)
 
 
-def _each_once(opened: Sequence[_Opened]) -> list[_Opened]:
-    """The same with every shard in the last part only that names it: equal Parquet files hold the same samples."""
+def _without_repeats(opened: Sequence[_OpenedShards]) -> list[_OpenedShards]:
+    """Keeps a shard in the last part only that names it: equal Parquet files hold the same samples."""
     seen: set[Path] = set()
     parts = []
     for part in reversed(opened):
@@ -358,13 +360,13 @@ def _each_once(opened: Sequence[_Opened]) -> list[_Opened]:
     return parts[::-1]
 
 
-def _at_once(call: Callable[[Shard], Shard], shards: Iterable[Shard]) -> list[Shard]:
-    """Results of `call` for each, in order; raises what the first of them raises."""
+def _map_threads(call: Callable[[Shard], Shard], shards: Iterable[Shard]) -> list[Shard]:
+    """Results of `call` for each shard, by threads, in order; raises what the first of them raises."""
     with ThreadPoolExecutor(_LOOKS, thread_name_prefix="shards") as pool:
         return list(pool.map(call, shards))
 
 
-def weighted(argument: str) -> tuple[str, float | None]:
+def split_weight(argument: str) -> tuple[str, float | None]:
     """An argument's name and, after a last @, its weight."""
     name, at, weight = argument.rpartition("@")
     if not at or not re.fullmatch(r"\d+(\.\d+)?", weight):
@@ -378,7 +380,7 @@ def weighted(argument: str) -> tuple[str, float | None]:
 
 def manifest_of(argument: str) -> tuple[str, Manifest]:
     """The path and the content of the manifest that an argument of `open_dataset` names. Raises ContractError."""
-    return _manifest(weighted(argument)[0])
+    return _manifest(split_weight(argument)[0])
 
 
 def _manifest(name: str) -> tuple[str, Manifest]:
@@ -402,15 +404,15 @@ def _manifest(name: str) -> tuple[str, Manifest]:
     except StorageError as e:
         raise ContractError(f"{name}: {e.strerror}") from None
     except FileNotFoundError:
-        raise ContractError(f"{name}: {_not_there(name, refusals)}") from None
+        raise ContractError(f"{name}: {_missing_reason(name, refusals)}") from None
     except OSError as e:
         raise ContractError(f"{name}: cannot be read ({reason(e)})") from None
     except RecursionError:
         raise ContractError(f"{name}: not a JSON manifest (nested too deeply)") from None
 
 
-def _not_there(name: str, refusals: Sequence[str]) -> str:
-    """Why a place lacks a manifest, and what to do. refusals: what its server said, if it has one."""
+def _missing_reason(name: str, refusals: Sequence[str]) -> str:
+    """Reason why a place lacks a manifest, and advice. refusals: what its server said, if it has one."""
     if refusals:
         return f"cannot be read ({refusals[0]}); check the address and its permissions"
     if "://" in name:
@@ -425,7 +427,7 @@ def read_file(path: str) -> bytes:
         return bytes(file.read())
 
 
-def _open_manifest(path: str, manifest: Manifest, split: Split, detector: str, cache: Path) -> _Opened:
+def _open_manifest(path: str, manifest: Manifest, split: Split, detector: str, cache: Path) -> _OpenedShards:
     if detector != GRID and detector not in manifest.detectors:
         known = ", ".join(manifest.detectors) or "none"
         advice = "name one of them or grid, by --detector in eval and embed, by --set data.detector= in fit"
@@ -439,10 +441,10 @@ def _open_manifest(path: str, manifest: Manifest, split: Split, detector: str, c
     ]
     regions = hashlib.sha256("\n".join(sorted(joined)).encode()).hexdigest() if joined else GRID
     named = f"{path}: release {manifest.release} of dataset {manifest.dataset}" if manifest.dataset else path
-    return _Opened(named, dict(manifest.samples), shards, manifest.content_digest, regions)
+    return _OpenedShards(named, dict(manifest.samples), shards, manifest.content_digest, regions)
 
 
-def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
+def _open_tars(tars: Sequence[str], cache: Path) -> _OpenedShards:
     """Plain tars; their digest is that of their samples' ids, images and texts in order.
 
     Not of the ids alone: img2dataset calls the samples of every dataset alike.
@@ -455,4 +457,4 @@ def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
         ids, leaders = table["candidate_id"].to_pylist(), texts.flatten().field("text_leader").to_pylist()
         for column in (ids, table["sha256"].to_pylist(), texts.value_lengths().to_pylist(), leaders):
             content.update("\n".join([str(len(column)), *map(str, column)]).encode())
-    return _Opened(tars[0], {}, shards, content.hexdigest(), GRID)
+    return _OpenedShards(tars[0], {}, shards, content.hexdigest(), GRID)

@@ -8,8 +8,8 @@ their file is made, after `key` and `sha256` of every row were compared with the
     CACHE/<sha256 of the Parquet>-<sha256 of regions>.v1.arrow    boxes of one detector, row by row (32 digits of each)
     CACHE/tar-<sha256 of path, size, time of change>.arrow        rows of a plain tar
 
-An index may also be made when its shard is first needed (`Shard.ready`): a release of 650 million samples lists 65,000
-shards, and to look at each of their files before the first step would take hours.
+An index may also be made when its shard is first needed (`Shard.with_index`): a release of 650 million samples lists
+65,000 shards, and to look at each of their files before the first step would take hours.
 
 A sha256 that matches the manifest's proves that a file is the one that was published, not that its rows make sense: the
 publisher may be wrong or hostile. What a worker process would stumble over in the middle of a run is refused before
@@ -67,7 +67,7 @@ _BOXES = pa.schema([REGION_SCHEMA.field(name) for name in ("key", "sha256", "box
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _IndexSource:
     """Sources of a shard's index: its files, where its Parquet and the boxes lie (None for the grid)."""
 
     files: ShardFiles
@@ -79,7 +79,7 @@ class _Made:
 class Shard:
     """One tar of `size` bytes, with its index and the boxes of one detector (None for the grid).
 
-    of: what the index is still to be made of; None once it is known to be there.
+    source: of an index that is still to be made; None once it is known to be there.
     """
 
     tar: str
@@ -87,26 +87,26 @@ class Shard:
     index: Path
     regions: Path | None
     size: int
-    of: _Made | None = None
+    source: _IndexSource | None = None
 
-    def ready(self) -> Shard:
-        """The shard with its index in the cache: made if missing, always compared with the manifest.
+    def with_index(self) -> Shard:
+        """Returns the shard with its index in the cache: made if missing, always compared with the manifest.
 
         Raises ContractError: a missing or short tar, a Parquet or regions that do not match.
         """
-        if self.of is None:
+        if self.source is None:
             return self
-        files = self.of.files
+        files = self.source.files
         _check_size(self.tar, self.size)
         if not self.index.exists():
-            _write_arrow(_read_index(self.of.parquet, files, self.tar), self.index)
-        _check_count(self.of.parquet, read_index(self.index), self.rows)  # the manifest may have changed since
-        if self.of.boxes is not None and self.regions is not None:
-            name, digest = self.of.boxes
+            _write_arrow(_read_index(self.source.parquet, files, self.tar), self.index)
+        _check_count(self.source.parquet, read_index(self.index), self.rows)  # the manifest may have changed since
+        if self.source.boxes is not None and self.regions is not None:
+            name, digest = self.source.boxes
             if not self.regions.exists():
                 _write_arrow(_read_regions(name, digest, self.index), self.regions)
             _check_count(name, read_index(self.regions), self.rows)
-        return replace(self, of=None)
+        return replace(self, source=None)
 
 
 def without_grid_id(detector: str) -> str:
@@ -115,20 +115,20 @@ def without_grid_id(detector: str) -> str:
 
 
 def shard_of(base: str, manifest: str, files: ShardFiles, detector: str, cache: Path) -> Shard:
-    """A shard that `manifest` names below the folder `base`. Its files are not read before `Shard.ready`.
+    """A shard that `manifest` names below the folder `base`. Its files are not read before `Shard.with_index`.
 
     Raises ContractError for invalid names and digests, and for a shard without boxes of the detector.
     """
     tar, parquet = locate(base, manifest, files.tar), locate(base, manifest, files.parquet)
     index = cache / f"{_sha256(manifest, files.parquet)}.v{_CACHE_VERSION}.arrow"
     if detector == GRID and GRID not in files.regions:
-        return Shard(tar, files.samples, index, None, files.tar.bytes, _Made(files, parquet, None))
+        return Shard(tar, files.samples, index, None, files.tar.bytes, _IndexSource(files, parquet, None))
     if detector not in files.regions:
         raise ContractError(f"{manifest}: shard {files.tar.path} lacks regions of detector {detector!r}")
     digest = files.regions[detector]
     regions = cache / f"{files.parquet.sha256[:32]}-{_sha256(manifest, digest)[:32]}.v{_CACHE_VERSION}.arrow"
     boxes = locate(base, manifest, digest), digest
-    return Shard(tar, files.samples, index, regions, files.tar.bytes, _Made(files, parquet, boxes))
+    return Shard(tar, files.samples, index, regions, files.tar.bytes, _IndexSource(files, parquet, boxes))
 
 
 def index_plain_tar(tar: str, cache: Path) -> Shard:
@@ -147,7 +147,7 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
 def _identity(tar: str) -> tuple[str, int]:
     """Name of a plain tar's index, which changes when the tar does, and the tar's size in bytes."""
     fs, path = fsspec.core.url_to_fs(tar)
-    with _asking(tar, "no such file"):
+    with _file_errors(tar, "no such file"):
         info = fs.info(path)
     if info.get("size") is None:
         raise ContractError(f"{tar}: its server does not report the size; copy it to a disk or an object store")
@@ -204,8 +204,8 @@ def check_regular(name: str) -> None:
 
 
 @contextmanager
-def _asking(name: str, missing: str) -> Iterator[None]:
-    """Turns errors of the file system that holds a file into a ContractError that names it: `missing` if it is gone."""
+def _file_errors(name: str, missing: str) -> Iterator[None]:
+    """Turn errors of the file system that holds a file into a ContractError that names it: `missing` if it is gone."""
     try:
         with storage_errors(name):
             yield
@@ -221,7 +221,7 @@ _NAMED = "missing, but listed in the manifest"
 def _check_size(name: str, expected: int) -> None:
     check_regular(name)
     fs, path = fsspec.core.url_to_fs(name)
-    with _asking(name, _NAMED):
+    with _file_errors(name, _NAMED):
         size = fs.size(path)
     if size != expected:
         raise ContractError(f"{name}: {size} bytes, the manifest says {expected}; the tar is truncated or was replaced")
@@ -235,7 +235,7 @@ def _check_count(name: str, table: Any, samples: int) -> None:
 def read_parquet(name: str, digest: str, schema: Any) -> Any:
     """Table with the columns of `schema` from a Parquet file whose sha256 is `digest`. Raises ContractError."""
     check_regular(name)
-    with _asking(name, _NAMED), fsspec.open(name, "rb") as file:
+    with _file_errors(name, _NAMED), fsspec.open(name, "rb") as file:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != digest:
         raise ContractError(f"{name}: its sha256 differs from the manifest; the file is damaged or was replaced")
@@ -244,7 +244,7 @@ def read_parquet(name: str, digest: str, schema: Any) -> Any:
     except Exception as e:  # Arrow raises many types on a damaged file, OSError and MemoryError among them
         reason = first_line(e)
         raise ContractError(f"{name}: not a Parquet file of this contract ({reason})") from None
-    return typed(table, name, schema)
+    return cast_table(table, name, schema)
 
 
 def _read_index(name: str, files: ShardFiles, tar: str) -> Any:
@@ -303,7 +303,7 @@ def read_index(path: Path) -> Any:
 _SHA256 = "^[0-9a-f]{64}$"
 
 
-def typed(table: Any, name: str, schema: Any) -> Any:
+def cast_table(table: Any, name: str, schema: Any) -> Any:
     """The table with the types of `schema`, every text of it UTF-8. Raises ContractError."""
     try:
         table.validate(full=True)

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from data_specs.shard import ContractError
 from training.config import DataConfig
-from training.data.batch_maker import BatchMaker, Corrupt, InSlot, Turn
+from training.data.batch_maker import BatchMaker, BatchRequest, Corrupt, SlotBatch
 from training.data.index import Dataset
 from training.data.order import Mixture, Order
 from training.data.slots import Slots
 from training.data.tokenizer import Tokenizer
-from training.data.transforms import prepare
+from training.data.transforms import import_decoders
 from training.device import keep_memory
 from training.errors import ConfigError, RunError
 from training.records import Batch
@@ -77,7 +77,7 @@ class Share:
         return [(start, start + self.micro) for start in starts]
 
 
-def _begin(worker: int, *, nice: int) -> None:
+def _start_worker(worker: int, *, nice: int) -> None:
     """First call in a new worker process: keep memory, as a step on the CPU does, and lower the worker's priority.
 
     A step of several threads stands still while one of them waits for a core: a worker that takes one costs all.
@@ -187,15 +187,15 @@ class Loader:
         return self._load((start, start + size) for start in (i * total // count for i in range(count)))
 
     def _load(self, spans: Iterator[tuple[int, int]]) -> Iterator[Batch]:
-        room = self._maker.room(self.share.micro)
+        room = self._maker.slot_bytes(self.share.micro)
         nice = 0 if self._pin else self._nice  # a step on a GPU needs no core
-        turns = (partial(Turn, *span) for span in spans)
+        turns = (partial(BatchRequest, *span) for span in spans)
         for made in in_workers(self._maker, turns, self._workers, room, nice=nice, pin_memory=self._pin):
             for sample in made.corrupt:
                 self._count(sample)
             if made.batch is None:
                 raise ContractError(made.fatal)
-            yield made.batch.fetch() if isinstance(made.batch, InSlot) else made.batch
+            yield made.batch.fetch() if isinstance(made.batch, SlotBatch) else made.batch
 
     def _count(self, sample: Corrupt) -> None:
         if (sample.tar, sample.key) in self._corrupt:
@@ -240,7 +240,7 @@ def in_workers(
     """
     from torch.utils.data import DataLoader
 
-    prepare()
+    import_decoders()
     maker = copy(maker)
     # Asked for and not read are at most _AHEAD batches per worker, and the one that is being read.
     count = _AHEAD * workers + 1
@@ -253,7 +253,7 @@ def in_workers(
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=partial(_begin, nice=nice),
+        worker_init_fn=partial(_start_worker, nice=nice),
         collate_fn=_identity,
         pin_memory=pin_memory,
     )

@@ -72,26 +72,26 @@ def plain_tars_of(argument: str) -> list[str] | None:
     """
     if not argument.endswith((".tar", *_COMPRESSED)):
         _check_no_glob(argument)
-        return _of_folder(argument)
-    return _uncompressed([name for pattern in _braces(argument) for name in _globbed(pattern)])
+        return _tars_in_folder(argument)
+    return _check_uncompressed([name for pattern in _expand_braces(argument) for name in _expand_glob(pattern)])
 
 
-def _uncompressed(names: list[str]) -> list[str]:
-    """The same names. Raises ContractError on the first of a compressed tar."""
+def _check_uncompressed(names: list[str]) -> list[str]:
+    """Returns the names. Raises ContractError on the first of a compressed tar."""
     for name in names:
         if name.endswith(_COMPRESSED):
-            raise _compressed(name)
+            raise _compressed_error(name)
     return names
 
 
-def _compressed(name: str) -> ContractError:
+def _compressed_error(name: str) -> ContractError:
     return ContractError(
         f"{name}: a compressed tar; decompress it first (for example gunzip -k), because images are read by offset. It "
         "hardly grows, since pictures are already compressed"
     )
 
 
-def _braces(pattern: str) -> list[str]:
+def _expand_braces(pattern: str) -> list[str]:
     from braceexpand import braceexpand
 
     try:
@@ -100,11 +100,11 @@ def _braces(pattern: str) -> list[str]:
         raise ContractError(f"{pattern}: unbalanced braces") from None
 
 
-def _globbed(pattern: str) -> list[str]:
+def _expand_glob(pattern: str) -> list[str]:
     """Files that a glob matches, sorted; the name itself where it is not a glob."""
     if not _is_glob(pattern):
         return [pattern]
-    fs, path = _opened(pattern)
+    fs, path = _file_system(pattern)
     found = sorted(fs.glob(path))
     if not found:
         raise ContractError(f"{pattern}: no file matches")
@@ -120,15 +120,15 @@ def _is_glob(name: str) -> bool:
     """True if a name has a glob's marks, and is not the name of a file that has them."""
     if name.startswith(("http://", "https://")) or not any(mark in name for mark in "*?["):
         return False  # a ? is part of a URL there, and servers list nothing
-    fs, path = _opened(name)
+    fs, path = _file_system(name)
     return not fs.exists(path)
 
 
-def _of_folder(name: str) -> list[str] | None:
+def _tars_in_folder(name: str) -> list[str] | None:
     """The plain tars in a folder, sorted; None where it is not a folder, or holds a manifest, or no tar."""
     if name.endswith(".json") or name.startswith(("http://", "https://")):
         return None
-    fs, path = _opened(name)
+    fs, path = _file_system(name)
     try:
         if any(fs.exists(posixpath.join(path, file)) for file in (MANIFEST, LATEST)) or not fs.isdir(path):
             return None
@@ -142,10 +142,10 @@ def _of_folder(name: str) -> list[str] | None:
         raise ContractError(
             f"{name}: belongs to an unpublished build (manifest.json is missing); publish it with wenlan-data"
         )
-    return _uncompressed([posixpath.join(name, tar) for tar in tars]) or None
+    return _check_uncompressed([posixpath.join(name, tar) for tar in tars]) or None
 
 
-def _opened(name: str) -> tuple[Any, str]:
+def _file_system(name: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(name)
     except Exception as e:  # an unknown protocol, a missing package, a server that does not answer
@@ -163,7 +163,7 @@ def index_tar(tar: str, columns: Sequence[str]) -> Any:
         opened = functools.partial(tarfile.open, mode="r:", encoding="utf-8", errors="backslashreplace")
         with fsspec.open(tar, "rb") as file:
             if file.read(_MAGIC_BYTES).startswith(_MAGIC):
-                raise _compressed(tar)
+                raise _compressed_error(tar)
             file.seek(0)
             with opened(fileobj=file) as archive:
                 for key, members in itertools.groupby(_members(archive), key=lambda m: m.key):
@@ -207,15 +207,15 @@ def _members(archive: tarfile.TarFile) -> Iterator[_Member]:
         key, suffix = f"{folder}/{stem}" if folder else stem, suffix.lower()
         if suffix in _IMAGE_SUFFIXES:
             digest = hashlib.sha256()
-            for block in _blocks(archive, member):
+            for block in _read_member(archive, member):
                 digest.update(block)
             yield _Member(key, suffix, member.offset_data, member.size, sha256=digest.hexdigest())
         elif suffix in _TEXT_SUFFIXES and member.size <= TEXT_BYTES:
-            text = b"".join(_blocks(archive, member))
+            text = b"".join(_read_member(archive, member))
             yield _Member(key, suffix, member.offset_data, member.size, text=text)
 
 
-def _blocks(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
     """The data of a member. Raises tarfile.ReadError when the tar ends before it does."""
     source, remaining = archive.fileobj, member.size
     assert source is not None

@@ -6,7 +6,7 @@ Boxes are pixels of the image, best first. Text kinds go by the release's names 
 `sur_text` and `surText` are `surrounding`); `easy` (the first 128 characters of the surrounding text) and `first` (its
 first sentence, without the closing 。) are taken from the row, or made where it has the surrounding text only.
 
-A line that is not such a row is a value, `Broken`, and not an error: the others are still of use.
+A line that is not such a row is a `BrokenRow`, a value and not an error: the others are still of use.
 
 Limits: the file is read line by line, never whole.
 """
@@ -37,7 +37,7 @@ ROW_TEXT_KINDS = (PRIMARY, *_OURS, *DERIVED_KINDS, *TEXT_KINDS)
 """Values of `--text-kind`."""
 
 
-def derived(kind: str, surrounding: str) -> str:
+def derived_text(kind: str, surrounding: str) -> str:
     """`easy` or `first` (DERIVED_KINDS) of a surrounding text."""
     return surrounding[:_EASY_LENGTH] if kind == "easy" else surrounding.partition("。")[0]
 
@@ -60,18 +60,18 @@ class ReleasedRow:
         surrounding = self.texts.get("surrounding")
         if kind in self.texts or kind not in DERIVED_KINDS or surrounding is None:
             return self.texts.get(kind)
-        return derived(kind, surrounding)
+        return derived_text(kind, surrounding)
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """A row that cannot be used: its place or name, and the reason."""
+class BrokenRow:
+    """A row that cannot be used: its place or name, and the problem."""
 
     where: str
     problem: str
 
 
-def read_rows(file: Path) -> Iterator[ReleasedRow | Broken]:
+def read_rows(file: Path) -> Iterator[ReleasedRow | BrokenRow]:
     """All rows of a file in order; empty lines are skipped. Raises OSError."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -89,21 +89,21 @@ def boxes_of(value: Any) -> tuple[Box, ...]:
     return tuple((float(b[0]), float(b[1]), float(b[2]), float(b[3])) for b in value)
 
 
-def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
+def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | BrokenRow:
     """The row of a line; `where` is its name in messages, `folder` where its image's path begins."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as e:
-        return Broken(where, f"not JSON ({first_line(e)})")
+        return BrokenRow(where, f"not JSON ({first_line(e)})")
     if not isinstance(value, dict) or not isinstance(value.get("image_id"), str) or not value["image_id"]:
-        return Broken(where, "image_id is missing")
+        return BrokenRow(where, "image_id is missing")
     if not is_text(value["image_id"]):
-        return Broken(where, "its image_id contains an unpaired surrogate")
+        return BrokenRow(where, "its image_id contains an unpaired surrogate")
     try:
         boxes = boxes_of(value.get("bbox", []))
         texts = _texts(value.get("sentences", []))
     except ValueError as e:
-        return Broken(where, f"{value['image_id']}: {first_line(e)}")
+        return BrokenRow(where, f"{value['image_id']}: {first_line(e)}")
     return ReleasedRow(where, value["image_id"], folder / value["image_id"], boxes, texts)
 
 

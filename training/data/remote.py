@@ -54,7 +54,7 @@ class TarCache:
             os.utime(handle)  # not the path: another process may have removed it by now
             return handle
 
-    def ahead(self, tars: Iterable[tuple[str, int, str]]) -> None:
+    def fetch_ahead(self, tars: Iterable[tuple[str, int, str]]) -> None:
         """Start fetching these (url, size, mark) in the background. A failure shows when the tar is opened."""
         if self._pool is None:  # not in __init__: a thread does not survive the fork of a worker
             self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="tars")

@@ -25,15 +25,15 @@ _ALIGN = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Place of a tensor in a slot; `start` in bytes."""
+class TensorPlace:
+    """Place of a tensor in a slot: offset in bytes, type, shape and strides."""
 
     start: int
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-    def of(self, memory: Tensor) -> Tensor:
+    def view_in(self, memory: Tensor) -> Tensor:
         """View of the tensor in the bytes `memory` of a slot."""
         typed = memory[self.start : self.start + self.bytes].view(self.dtype)
         return typed.as_strided(self.shape, self.stride)
@@ -57,29 +57,29 @@ class Slots:
         self._number = next(self._numbers)
         self._every[self._number] = self
 
-    def write(self, slot: int, tensors: Iterable[Tensor]) -> tuple[Piece, ...]:
+    def write(self, slot: int, tensors: Iterable[Tensor]) -> tuple[TensorPlace, ...]:
         """Copy tensors into a slot. Raises ValueError if they do not fit."""
         memory, at, pieces = self._memory[slot], 0, []
         for tensor in tensors:
-            piece = Piece(at, tensor.dtype, tuple(tensor.shape), tensor.stride())
+            piece = TensorPlace(at, tensor.dtype, tuple(tensor.shape), tensor.stride())
             assert _dense(tensor), "a tensor with gaps"
             if at + piece.bytes > len(memory):
                 raise ValueError(f"{at + piece.bytes} bytes for a slot of {len(memory)}")
-            piece.of(memory).copy_(tensor)
+            piece.view_in(memory).copy_(tensor)
             pieces.append(piece)
             at += -(-piece.bytes // _ALIGN) * _ALIGN  # rounded up: torch wants aligned memory for every dtype
         return tuple(pieces)
 
-    def read(self, slot: int, pieces: Iterable[Piece], *, pin_memory: bool = False) -> list[Tensor]:
+    def read(self, slot: int, pieces: Iterable[TensorPlace], *, pin_memory: bool = False) -> list[Tensor]:
         """Copies of the tensors in the reader's memory; the slot can then be reused."""
         pieces = tuple(pieces)
         end = max(piece.start + piece.bytes for piece in pieces)
         copy = torch.empty(end, dtype=torch.uint8, pin_memory=pin_memory).copy_(self._memory[slot, :end])
-        return [piece.of(copy) for piece in pieces]
+        return [piece.view_in(copy) for piece in pieces]
 
     def __reduce__(self) -> tuple[object, tuple[int]]:
-        """Sent between the processes that share it, it is itself again."""
-        return _known, (self._number,)
+        """Pickle the number alone: a forked process has the same ring."""
+        return _ring_by_number, (self._number,)
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -87,10 +87,10 @@ def _dense(tensor: Tensor) -> bool:
     return tensor.numel() in (0, last + 1)
 
 
-def _known(number: int) -> Slots:
+def _ring_by_number(number: int) -> Slots:
     return Slots._every[number]
 
 
-def room(tensors: Iterable[tuple[int, int]]) -> int:
-    """Bytes of a slot that holds tensors of these (elements, bytes an element)."""
+def slot_bytes(tensors: Iterable[tuple[int, int]]) -> int:
+    """Bytes of a slot for tensors of these (elements, bytes an element)."""
     return sum(-(-elements * size // _ALIGN) * _ALIGN for elements, size in tensors)

@@ -1,9 +1,9 @@
 """Decoding and resizing: from an image file's bytes to the tower's square uint8 input and its boxes.
 
 The square resize is the released model's: the aspect is lost, but every box moves by two factors and nothing of an
-image is lost. A recipe may ask for crops and mirrored pictures (`moved`), which come last. Pixels stay uint8 until the
-device: handing float tensors between processes was the loader's largest cost. Colour changes are torchvision's on
-Pillow's pictures; they come after the resize, on few pixels, and touch no box.
+image is lost. A recipe may ask for crops and mirrored pictures (`crop_and_flip`), which come last. Pixels stay uint8
+until the device: handing float tensors between processes was the loader's largest cost. Colour changes are
+torchvision's on Pillow's pictures; they come after the resize, on few pixels, and touch no box.
 
 Sound JPEG is decoded by simplejpeg (libjpeg-turbo) with the pixels of torchvision, a third faster; what it refuses
 (another colour model, damage) is left to torchvision. Pixels lie in memory as a decoder writes them, channel last.
@@ -59,8 +59,8 @@ class UnreadableImage(ValueError):
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
-    """Turns whatever a decoder raises into UnreadableImage: MemoryError, struct.error, SystemError and more."""
+def _decoding_errors() -> Iterator[None]:
+    """Turn whatever a decoder raises into UnreadableImage: MemoryError, struct.error, SystemError and more."""
     try:
         yield
     except UnreadableImage:
@@ -110,7 +110,7 @@ def sides(data: bytes, max_pixels: int) -> tuple[int, int]:
     return width, height
 
 
-def prepare() -> None:
+def import_decoders() -> None:
     """Import what `decode` and `square` need, which takes seconds, so that forked workers need not."""
     import simplejpeg  # noqa: F401
     import torchvision.io
@@ -119,7 +119,7 @@ def prepare() -> None:
 
 def decode(data: bytes, max_pixels: int = DataConfig.max_pixels) -> Tensor:
     """RGB uint8 tensor [3, H, W] of an image file. Raises UnreadableImage."""
-    with _readable():
+    with _decoding_errors():
         _check_header(data, max_pixels)
         return _decoded(data, max_pixels)
 
@@ -170,7 +170,7 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def picture(
+def decode_square(
     data: bytes,
     size: int,
     *,
@@ -182,9 +182,9 @@ def picture(
     `full`: decode at full size whatever the size, as the released model has it. `max_pixels`: above so many, by the
     header, an image is unreadable.
     """
-    with _readable():
+    with _decoding_errors():
         _check_header(data, max_pixels)
-        quick = None if full else _reduced(data, size)
+        quick = None if full else _decode_reduced(data, size)
         if quick is not None:
             return quick
         image = _decoded(data, max_pixels)
@@ -192,10 +192,10 @@ def picture(
     return square(image, size), width, height
 
 
-def on_device(
+def decode_on_device(
     files: Mapping[int, bytes], size: int, device: torch.device, max_pixels: int = DataConfig.max_pixels
 ) -> dict[int, tuple[Tensor, int, int]]:
-    """`picture` of full size of the JPEGs among the files, by number, decoded and left on a GPU (nvJPEG).
+    """`decode_square` of full size of the JPEGs among the files, by number, decoded and left on a GPU (nvJPEG).
 
     What it does not take is missing: damage, four components, too many pixels. Raises torch.OutOfMemoryError.
     """
@@ -228,13 +228,13 @@ def check_decodes(device: torch.device) -> None:
     """Raise ConfigError where torchvision cannot decode on a device: the CPU would decode all, without a word."""
     import simplejpeg
 
-    if not on_device({0: simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))}, 16, device):
+    if not decode_on_device({0: simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))}, 16, device):
         problem = f"torchvision cannot decode a JPEG on {device}; install its build for CUDA, or set data.decoder=cpu"
         raise ConfigError("data.decoder", problem)
 
 
-def _reduced(data: bytes, size: int) -> tuple[Tensor, int, int] | None:
-    """`picture` of a JPEG by way of a quarter or half of its size, if that leaves _SPARE times the input's side.
+def _decode_reduced(data: bytes, size: int) -> tuple[Tensor, int, int] | None:
+    """`decode_square` of a JPEG by way of a quarter or half of its size, if that leaves _SPARE times the input's side.
 
     None where it does not, for another type, for damage. (At an eighth libjpeg only has the mean of each block, and the
     resize shows it.)
@@ -298,10 +298,10 @@ def recolour(
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1) if on_cpu else picture  # channel last, as it came
 
 
-def moved(
+def crop_and_flip(
     image: Tensor, boxes_R4: npt.NDArray[np.float32], least: float, p_flip: float, generator: torch.Generator
 ) -> tuple[Tensor, npt.NDArray[np.float32]]:
-    """A crop that keeps `least` of the area or more, and with p_flip mirrored, of square uint8 [3, S, S] and its boxes.
+    """Crops square uint8 [3, S, S] and its boxes to `least` of the area or more, and mirrors them with p_flip.
 
     torchvision moves and clips the boxes; those that are then empty are left out. The last one is the whole image.
     """

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.errors import ContractError
-from training.data.released_rows import PRIMARY, Box, Broken, is_text, json_lines, read_rows
+from training.data.released_rows import PRIMARY, Box, BrokenRow, is_text, json_lines, read_rows
 from training.errors import ConfigError, InputError, first_line
 
 CAPTIONS_OF_IMAGES = "a hit is a caption of the image; every caption is a query"
@@ -209,7 +209,7 @@ def _classes(place: Path, split: str) -> Benchmark:
 def _rows(place: Path, split: str) -> Benchmark:
     pictures, captions = dict[str, Picture](), list[Caption]()
     for row in read_rows(place):
-        if isinstance(row, Broken):
+        if isinstance(row, BrokenRow):
             raise InputError(row.where, row.problem)
         text = row.text(PRIMARY)
         if text is None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from data_specs.search.pictures import media_type
 from data_specs.shard import ContractError
 from data_specs.storage.whole_files import exclusive
-from training.data.index import default_cache, weighted
+from training.data.index import default_cache, split_weight
 from training.data.plain_tars import plain_tars_of
 from training.errors import InputError
 from training.evaluation.benchmarks import Benchmark, is_benchmark, open_benchmark
@@ -52,7 +52,7 @@ def packed(data: Sequence[str], split: str, cache: Path | None) -> list[str]:
     """
     names = []
     for argument in data:
-        name, _ = weighted(argument)
+        name, _ = split_weight(argument)
         if is_benchmark(name):
             tar = _packed(name, split, (default_cache() if cache is None else cache) / "sets")
             names += [f"{tar}{argument.removeprefix(name)}"] if tar.exists() else []

@@ -35,7 +35,7 @@ from training.config import Config, from_dict, to_dict
 from training.errors import ConfigError, FirstRankError, RunError
 from training.run.launch import Leave, backends, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
-from training.use.indexing import Job, Made, Run, Task, made_parts
+from training.use.indexing import EmbedJob, PartResult, PartTask, Run, make_parts
 from training.use.sources import Source
 from training.weights.load import Loaded
 
@@ -309,7 +309,7 @@ def embed_on_ray(workers: int, address: str = "") -> Run:
     if address:
         os.environ["RAY_ADDRESS"] = address
 
-    def run(job: Job, folder: Path, about: IndexInfo, tasks: Sequence[Task]) -> Iterator[Made]:
+    def run(job: EmbedJob, folder: Path, about: IndexInfo, tasks: Sequence[PartTask]) -> Iterator[PartResult]:
         if not tasks:
             return
         with cluster(cpus=workers):
@@ -324,7 +324,7 @@ def embed_on_ray(workers: int, address: str = "") -> Run:
 class _Dispatch:
     """Gives parts to actors until all are made."""
 
-    def __init__(self, workers: int, arguments: tuple[Job, str, IndexInfo, str]) -> None:
+    def __init__(self, workers: int, arguments: tuple[EmbedJob, str, IndexInfo, str]) -> None:
         import ray
 
         job = arguments[0]
@@ -335,7 +335,7 @@ class _Dispatch:
         remote: Any = ray.remote(_Embedding)
         self._actor = remote.options(num_cpus=max(1, cpus // workers), num_gpus=1 if use_gpu else 0)
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Made]:
+    def run(self, tasks: Sequence[PartTask]) -> Iterator[PartResult]:
         """Parts as they are made. A lost actor repeats the parts that it had not handed over."""
         import ray
         from ray.exceptions import RayActorError
@@ -343,7 +343,7 @@ class _Dispatch:
         size = -(-len(tasks) // (self._workers * _CHUNKS))
         waiting = [list(tasks[start : start + size]) for start in range(0, len(tasks), size)][::-1]
         idle = [self._actor.remote(*self._arguments) for _ in range(min(self._workers, len(waiting)))]
-        running: dict[Any, tuple[Any, list[Task]]] = {}
+        running: dict[Any, tuple[Any, list[PartTask]]] = {}
         while waiting or running:
             while waiting and idle:
                 actor, chunk = idle.pop(), waiting.pop()
@@ -369,11 +369,11 @@ class _Dispatch:
 class _Embedding:
     """An actor: a checkpoint's towers and the input, from which it makes parts."""
 
-    def __init__(self, job: Job, folder: str, about: IndexInfo, started_in: str) -> None:
+    def __init__(self, job: EmbedJob, folder: str, about: IndexInfo, started_in: str) -> None:
         self._job, self._folder, self._about, self._started_in = job, folder, about, started_in
         self._opened: tuple[Loaded, Source] | None = None
 
-    def embed(self, tasks: Sequence[Task]) -> Iterator[Made]:
+    def embed(self, tasks: Sequence[PartTask]) -> Iterator[PartResult]:
         """Write the files of parts, in order."""
         if self._opened is None:  # not in __init__: Ray takes an error there for a lost actor
             import logging
@@ -383,4 +383,4 @@ class _Embedding:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
             self._opened = self._job.open()
         folder, detector = Path(self._folder), self._job.detector
-        yield from made_parts(*self._opened, folder, self._about, tasks, detector, lambda rows: None)
+        yield from make_parts(*self._opened, folder, self._about, tasks, detector, lambda rows: None)

@@ -31,7 +31,7 @@ from training.serve.options import MOST_PICTURES
 from training.serve.refusals import Refused, bad_request
 from training.serve.service import Service
 from training.serve.towers import Features
-from training.use.indexing import about_of
+from training.use.indexing import index_info
 
 LOG = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class Galleries:
         has_image = np.array([bool(entry.picture) for entry, _, _ in embedded])
         zeros_ND = np.zeros((len(rows), width), np.float32)
         try:
-            with IndexWriter.begin(folder / "index", about_of(self._service.checkpoint, name)) as writer:
+            with IndexWriter.begin(folder / "index", index_info(self._service.checkpoint, name)) as writer:
                 writer.add(
                     pa.Table.from_pylist(rows),
                     np.where(has_image[:, None], rows_ND, zeros_ND),

@@ -33,11 +33,11 @@ from data_specs.command.extras import install
 from data_specs.search.onnx_file import start_session
 from training.config import to_dict
 from training.data.index import default_cache
-from training.data.transforms import decode, grid_boxes, input_boxes, prepare, sides, square
+from training.data.transforms import decode, grid_boxes, import_decoders, input_boxes, sides, square
 from training.errors import ConfigError, RunError
 from training.outputs.checkpoint import Checkpoint
 from training.serve.refusals import overloaded
-from training.use.detector import InEachProcess
+from training.use.detector import ProcessLocalDetector
 from training.weights.load import Boxes, Loaded, load, open_image
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Reader:
         self, checkpoint: Checkpoint, max_pixels: int, boxes_of: Callable[[bytes], Boxes] | None = None
     ) -> None:
         """boxes_of: makes the boxes of a picture that comes without, from its file's content; None for the grid."""
-        prepare()
+        import_decoders()
         config = checkpoint.config
         self.config: Config = config
         self._max_pixels = min(max_pixels, config.data.max_pixels)
@@ -137,7 +137,7 @@ class Reader:
             return self._tokenizer.encode(text, self.config.data.max_tokens)
 
 
-def boxes_by(detector: InEachProcess) -> Callable[[bytes], Boxes]:
+def boxes_by(detector: ProcessLocalDetector) -> Callable[[bytes], Boxes]:
     """Boxes of a picture by a detector, best first; none of what cannot be read. Any thread may ask; raises Refused.
 
     The detector keeps the boxes of the last pictures: a page asks for a picture's results, then for those of its boxes.
@@ -147,7 +147,7 @@ def boxes_by(detector: InEachProcess) -> Callable[[bytes], Boxes]:
     def boxes_of(content: bytes) -> Boxes:
         with lock:
             try:
-                [boxes] = detector.of([content])
+                [boxes] = detector.detect([content])
             except RunError as e:
                 raise overloaded("detector_down", str(e), 60) from None
         return boxes

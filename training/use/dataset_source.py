@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_specs.shard import KEY_LENGTH, SHARD_SCHEMA, SPLITS, ContractError, FileDigest, Manifest, Split
-from training.data.index import Row, manifest_of, open_dataset, read_file, weighted
+from training.data.index import Row, manifest_of, open_dataset, read_file, split_weight
 from training.data.index_cache import GRID, locate, read_parquet, without_grid_id
 from training.data.plain_tars import plain_tars_of
 from training.use.sources import Entry, Source
@@ -66,7 +66,7 @@ class DatasetSource(Source):
     def __init__(
         self, data: Sequence[str], splits: Sequence[Split] = SPLITS, detector: str = GRID, cache: Path | None = None
     ) -> None:
-        named = [weighted(argument)[0] for argument in data]
+        named = [split_weight(argument)[0] for argument in data]
         tars = [name for name in named if plain_tars_of(name) is not None]
         manifests = [manifest_of(name) for name in named if name not in tars]
         if not detector:
@@ -83,14 +83,14 @@ class DatasetSource(Source):
         self.name = ", ".join([*(m.dataset or m.build_id for _, m in manifests), *tars])
         digests = dict.fromkeys(d for dataset in self._datasets for d in dataset.content_digests)
         self.origins = tuple(digests)
-        self._shards = self._laid_out()
+        self._shards = self._list_shards()
         self._firsts = np.array([shard.first for shard in self._shards], np.int64)
         self._table: tuple[int, pa.Table] | None = None
         if not len(self):
             raise ContractError(f"{self.name}: no samples in {', '.join(splits)}; there is nothing to embed")
         self._check_ids()
 
-    def _laid_out(self) -> list[_Shard]:
+    def _list_shards(self) -> list[_Shard]:
         shards, first = [], 0
         for number, dataset in enumerate(self._datasets):
             inside = 0
@@ -125,11 +125,11 @@ class DatasetSource(Source):
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         entries = []
         for number, row in enumerate(rows):
-            _, shard = self._at(row)
+            _, shard = self._shard_of(row)
             dataset = self._datasets[shard.dataset]
             if not number:
                 following = range(shard.number + 1, min(shard.number + 1 + _AHEAD, len(dataset.shard_sizes)))
-                dataset.ahead([shard.number], following)
+                dataset.fetch_ahead([shard.number], following)
             sample = dataset.row(shard.inside + row - shard.first)
             sides = (sample.width, sample.height) if sample.width else None
             name = f"{sample.tar}: {sample.key}"
@@ -139,19 +139,19 @@ class DatasetSource(Source):
     def boxes(self, rows: Sequence[int]) -> list[bytes]:
         if not self.detector:
             return super().boxes(rows)
-        placed = ((row, self._at(row)[1]) for row in rows)
+        placed = ((row, self._shard_of(row)[1]) for row in rows)
         found = (self._datasets[s.dataset].boxes(s.inside + row - s.first) for row, s in placed)
         return [b"" if boxes is None else np.asarray(boxes, np.float32).tobytes() for boxes in found]
 
     def table(self, rows: Sequence[int]) -> pa.Table:
         parts = []
-        for at, of_shard in itertools.groupby(rows, key=lambda row: self._at(row)[0]):
+        for at, of_shard in itertools.groupby(rows, key=lambda row: self._shard_of(row)[0]):
             shard = self._shards[at]
             inside = [row - shard.first for row in of_shard]
-            parts.append(self._of_build(at, inside) if shard.files else self._of_plain_tar(shard, inside))
+            parts.append(self._build_table(at, inside) if shard.files else self._plain_tar_table(shard, inside))
         return pa.concat_tables(parts, promote_options="default")
 
-    def _of_build(self, at: int, inside: Sequence[int]) -> pa.Table:
+    def _build_table(self, at: int, inside: Sequence[int]) -> pa.Table:
         shard = self._shards[at]
         assert shard.files is not None
         if self._table is None or self._table[0] != at:
@@ -161,11 +161,11 @@ class DatasetSource(Source):
         texts, offsets = table["texts"].to_pylist(), zip(table["image_offset"], table["image_size"], strict=True)
         named = {"key": "id", "image_url": "url"}
         columns = {named.get(name, name): table[name] for name in _COLUMNS if name != "texts"}
-        places = [_where(shard.tar, offset.as_py(), size.as_py()) for offset, size in offsets]
+        places = [_location(shard.tar, offset.as_py(), size.as_py()) for offset, size in offsets]
         license = [shard.license] * table.num_rows
-        return pa.table({**columns, **_of_texts(texts), "license": license, "where": places})
+        return pa.table({**columns, **_text_columns(texts), "license": license, "where": places})
 
-    def _of_plain_tar(self, shard: _Shard, inside: Sequence[int]) -> pa.Table:
+    def _plain_tar_table(self, shard: _Shard, inside: Sequence[int]) -> pa.Table:
         dataset = self._datasets[shard.dataset]
         rows = [dataset.row(shard.inside + row) for row in inside]
         texts = [[{"kind": t.kind, "text": t.text, "text_leader": t.leader} for t in row.texts] for row in rows]
@@ -174,12 +174,12 @@ class DatasetSource(Source):
                 "id": [row.candidate_id[:KEY_LENGTH] for row in rows],
                 "sha256": [row.image_leader for row in rows],
                 "image_leader": [row.image_leader for row in rows],
-                **_of_texts(texts),
-                "where": [_where(row.tar, row.image_offset, row.image_size) for row in rows],
+                **_text_columns(texts),
+                "where": [_location(row.tar, row.image_offset, row.image_size) for row in rows],
             }
         )
 
-    def _at(self, row: int) -> tuple[int, _Shard]:
+    def _shard_of(self, row: int) -> tuple[int, _Shard]:
         at = int(np.searchsorted(self._firsts, row, side="right")) - 1
         while not self._shards[at].rows:
             at -= 1
@@ -212,7 +212,7 @@ def _license(folder: str) -> str:
     return str(stated) if isinstance(stated, str) and stated != "not stated" else ""
 
 
-def _of_texts(texts: Sequence[Sequence[dict[str, str]]]) -> dict[str, list[Any]]:
+def _text_columns(texts: Sequence[Sequence[dict[str, str]]]) -> dict[str, list[Any]]:
     return {
         "caption": [of_row[0]["text"] for of_row in texts],
         "texts": [[{"kind": t["kind"], "text": t["text"]} for t in of_row] for of_row in texts],
@@ -220,6 +220,6 @@ def _of_texts(texts: Sequence[Sequence[dict[str, str]]]) -> dict[str, list[Any]]
     }
 
 
-def _where(tar: str, offset: int, size: int) -> dict[str, Any]:
+def _location(tar: str, offset: int, size: int) -> dict[str, Any]:
     path = tar if "://" in tar else str(Path(tar).absolute())
     return {"path": path, "offset": offset, "size": size, "sha256": ""}

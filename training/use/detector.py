@@ -35,18 +35,20 @@ class Detector:
     regions: str
 
 
-class InEachProcess:
+class ProcessLocalDetector:
     """A detector that each process loads at its first picture: sessions of onnxruntime do not survive a fork."""
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
         self._makers: dict[int, BoxMaker] = {}
 
-    def of(self, contents: Sequence[bytes]) -> list[Boxes]:
+    def detect(self, contents: Sequence[bytes]) -> list[Boxes]:
         """Boxes of each picture from its file's content, empty for an unreadable one. Raises RunError."""
         maker = self._makers.get(os.getpid())
         if maker is None:
-            maker = self._makers[os.getpid()] = _maker(self._detector.name, self._detector.id, self._detector.regions)
+            maker = self._makers[os.getpid()] = _open_maker(
+                self._detector.name, self._detector.id, self._detector.regions
+            )
             # A worker process of multiprocessing ends without `atexit`; this runs at the end of either kind.
             Finalize(None, maker.save, exitpriority=0)
         from data_specs.errors import WenlanError
@@ -63,7 +65,7 @@ class InEachProcess:
             maker.save()
 
 
-def choose(trained: str, given: str, regions: Path | None) -> tuple[Detector | None, str]:
+def choose_detector(trained: str, given: str, regions: Path | None) -> tuple[Detector | None, str]:
     """The detector that makes boxes of pictures without any, None for the grid; and its name, for the log.
 
     trained: the checkpoint's detector id. given: "" for that one, `grid`, a detector's name or a spec's file. regions:
@@ -74,7 +76,7 @@ def choose(trained: str, given: str, regions: Path | None) -> tuple[Detector | N
         return None, GRID
     name = given or trained.rpartition("-")[0] or trained
     try:
-        id = _maker(name, "" if given else trained, "").detector_id
+        id = _open_maker(name, "" if given else trained, "").detector_id
     except ConfigError as e:
         if given:
             raise
@@ -82,8 +84,8 @@ def choose(trained: str, given: str, regions: Path | None) -> tuple[Detector | N
     return Detector(name, id, str(regions or "")), id
 
 
-def _maker(name: str, id: str, regions: str) -> BoxMaker:
-    """Raises ConfigError where the extra is missing, or the detector is unknown."""
+def _open_maker(name: str, id: str, regions: str) -> BoxMaker:
+    """Opens a detector's maker of boxes. Raises ConfigError for a missing extra or an unknown detector."""
     try:
         from data_specs.errors import WenlanError
         from pipeline.store.boxes import open_maker

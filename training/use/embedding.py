@@ -27,15 +27,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.shard import ContractError
-from training.data.batch_maker import InSlot
+from training.data.batch_maker import SlotBatch
 from training.data.loader import in_workers
-from training.data.slots import Slots, room
+from training.data.slots import Slots, slot_bytes
 from training.data.transforms import UnreadableImage, grid_boxes
 from training.errors import RunError
 from training.records import Batch
-from training.use.detector import Detector, InEachProcess
+from training.use.detector import Detector, ProcessLocalDetector
 from training.use.sources import Entry, MixedSource, Source
-from training.weights.load import Boxes, Loaded, Opened
+from training.weights.load import Boxes, Loaded, OpenedImage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ Done = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class EmbeddedRun:
     """An embedded run: the readable rows with their unit features [n, D], if any.
 
     rows: columns of data_specs.search.rows.ROWS. read: which rows of the run they are.
@@ -93,59 +93,59 @@ class _Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
-    """Rows that are to make a batch, and the slot in which it is handed over."""
+class _BatchRequest:
+    """Rows of a batch, and the slot of shared memory that takes it."""
 
     rows: Sequence[int]
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """A batch of the rows that could be read (None: of none), a fact of every row, or what ends the work."""
+class _BatchResult:
+    """Result of a worker: a batch of the readable rows, if any, facts of every row, or the error that ends the work."""
 
-    batch: Batch | InSlot | None
+    batch: Batch | SlotBatch | None
     facts: tuple[_Fact, ...]
     fatal: str = ""
 
 
-class _Reader:
-    """Makes batches of rows: what runs in a worker process."""
+class _RowReader:
+    """Reads rows and makes batches of them, in a worker process."""
 
     slots: Slots | None = None
 
-    def __init__(self, loaded: Loaded, source: Source, detector: InEachProcess | None) -> None:
+    def __init__(self, loaded: Loaded, source: Source, detector: ProcessLocalDetector | None) -> None:
         self._loaded, self._source, self._detector = loaded, source, detector
 
-    def __getitem__(self, turn: _Turn) -> _Made:
+    def __getitem__(self, turn: _BatchRequest) -> _BatchResult:
         try:
             entries = self._source.entries(turn.rows)
         except ContractError as e:
-            return _Made(None, (), str(e))
+            return _BatchResult(None, (), str(e))
         except OSError as e:
-            return _Made(None, (), f"{e.filename or 'a file'}: cannot be read ({e.strerror or e})")
+            return _BatchResult(None, (), f"{e.filename or 'a file'}: cannot be read ({e.strerror or e})")
         try:
             boxes = self._boxes(entries)
         except RunError as e:  # of a worker process torch would make a traceback of it
-            return _Made(None, (), str(e))
+            return _BatchResult(None, (), str(e))
         read = [self._read(entry, of_entry) for entry, of_entry in zip(entries, boxes, strict=True)]
         facts = tuple(fact for fact, _ in read)
         sound = [(entry, opened) for entry, (fact, opened) in zip(entries, read, strict=True) if not fact.problem]
         if not sound:
-            return _Made(None, facts)
+            return _BatchResult(None, facts)
         batch = self._batch([entry for entry, _ in sound], [opened for _, opened in sound])
         if self.slots is None:
-            return _Made(batch, facts)
-        tensors = [getattr(batch, name).contiguous() for name in _sent()]  # blanks of a Batch are expanded
-        return _Made(InSlot(self.slots, turn.slot, self.slots.write(turn.slot, tensors)), facts)
+            return _BatchResult(batch, facts)
+        tensors = [getattr(batch, name).contiguous() for name in _sent_fields()]  # blanks of a Batch are expanded
+        return _BatchResult(SlotBatch(self.slots, turn.slot, self.slots.write(turn.slot, tensors)), facts)
 
-    def room(self, rows: int) -> int:
+    def slot_bytes(self, rows: int) -> int:
         """Bytes that a batch of so many rows takes at most in a slot."""
         config = self._loaded.config
         pixels = 3 * config.data.image_size**2 if self._source.has_images else 1
         each = [(pixels, 1), (4 * (config.data.max_boxes + 1), 4), (config.data.max_tokens, 8)]
-        each += [(1, 8)] * (len(_sent()) - len(each))
-        return room((rows * elements, size) for elements, size in each)
+        each += [(1, 8)] * (len(_sent_fields()) - len(each))
+        return slot_bytes((rows * elements, size) for elements, size in each)
 
     def _boxes(self, entries: Sequence[Entry]) -> list[Boxes | None]:
         """Boxes of each entry: its own, or those that the detector makes now."""
@@ -154,11 +154,11 @@ class _Reader:
             return boxes
         lacking = [n for n, e in enumerate(entries) if e.content is not None and e.boxes is None and not e.problem]
         contents = [content for n in lacking if (content := entries[n].content) is not None]
-        for number, made in zip(lacking, self._detector.of(contents) if contents else [], strict=True):
+        for number, made in zip(lacking, self._detector.detect(contents) if contents else [], strict=True):
             boxes[number] = made[: self._loaded.config.data.max_boxes]
         return boxes
 
-    def _read(self, entry: Entry, boxes: Boxes | None) -> tuple[_Fact, Opened | None]:
+    def _read(self, entry: Entry, boxes: Boxes | None) -> tuple[_Fact, OpenedImage | None]:
         if entry.problem or entry.content is None:
             return _Fact(entry.problem and f"{entry.name}: {entry.problem}"), None
         try:
@@ -175,7 +175,7 @@ class _Reader:
         digest = hashlib.sha256(entry.content).hexdigest()
         return _Fact("", digest, len(entry.content), opened.width, opened.height, flat), opened
 
-    def _batch(self, entries: Sequence[Entry], opened: Sequence[Opened | None]) -> Batch:
+    def _batch(self, entries: Sequence[Entry], opened: Sequence[OpenedImage | None]) -> Batch:
         batch = self._loaded.text_batch([entry.text or "" for entry in entries])
         pictures = [one for one in opened if one is not None]
         if not pictures:
@@ -184,8 +184,8 @@ class _Reader:
         return replace(of_images, token_ids_BL=batch.token_ids_BL, n_tokens_B=batch.n_tokens_B)
 
 
-def _sent() -> list[str]:
-    """Fields of a Batch that are handed over: `sources_B` is None here, and is the last one."""
+def _sent_fields() -> list[str]:
+    """Fields of a Batch that a worker sends: `sources_B` is None here, and is the last one."""
     return [field.name for field in fields(Batch) if field.name != "sources_B"]
 
 
@@ -197,7 +197,7 @@ def embed_runs(
     *,
     workers: int | None = None,
     done: Done = lambda rows: None,
-) -> Iterator[Embedded]:
+) -> Iterator[EmbeddedRun]:
     """Embeds runs of rows, in their order. detector: makes the boxes of pictures without; None for the grid.
 
     Raises ContractError for what ends the work: a tar that is cut, a detector that fails.
@@ -206,30 +206,30 @@ def embed_runs(
     if not listed:
         return
     if isinstance(source, MixedSource):
-        for own, of_own in groupby(map(source.of, listed), key=lambda pair: pair[0]):
+        for own, of_own in groupby(map(source.source_of, listed), key=lambda pair: pair[0]):
             for part in embed_runs(loaded, own, [run for _, run in of_own], detector, workers=workers, done=done):
-                yield _among_others(part, source)
+                yield _with_missing_vectors(part, source)
         return
     count = workers_for(loaded) if workers is None else workers
-    running = InEachProcess(detector) if detector is not None and source.has_images else None
-    reader, most = _Reader(loaded, source, running), _rows_at_once(loaded, source)
-    turns = (partial(_Turn, batch) for run in listed for batch in _batches(loaded, source, run, most))
+    running = ProcessLocalDetector(detector) if detector is not None and source.has_images else None
+    reader, most = _RowReader(loaded, source, running), _rows_at_once(loaded, source)
+    turns = (partial(_BatchRequest, batch) for run in listed for batch in _batches(loaded, source, run, most))
     pinned = loaded.device.type == "cuda"
     nice = 0 if pinned else loaded.config.data.worker_nice
     longest = min(most, max(map(len, listed)))
-    made = in_workers(reader, turns, count, reader.room(longest), nice=nice)
+    made = in_workers(reader, turns, count, reader.slot_bytes(longest), nice=nice)
     embedder = _Embedder(loaded, source, pinned)
     try:
         for run in listed:
-            yield embedder.embedded(run, made, _batches(loaded, source, run, most), done)
+            yield embedder.embed_run(run, made, _batches(loaded, source, run, most), done)
     finally:
         made.close()  # type: ignore[attr-defined]  # the worker processes end, and fill their detectors' caches
         if running is not None:
             running.close()
 
 
-def _among_others(part: Embedded, source: Source) -> Embedded:
-    """A run of one source among rows of others, which have vectors that its own rows have not."""
+def _with_missing_vectors(part: EmbeddedRun, source: Source) -> EmbeddedRun:
+    """Adds zeros for the vectors that rows of other sources have and this run lacks."""
     vectors = {"image": part.image_ND, "text": part.text_ND}
     [shape] = {own.shape for own in vectors.values() if own is not None}
     rows = part.rows
@@ -274,15 +274,15 @@ def _batches(loaded: Loaded, source: Source, run: Sequence[int], most: int) -> l
 
 
 class _Embedder:
-    """Features of batches, put together by run."""
+    """Computes the features of batches, and puts them together by run."""
 
     def __init__(self, loaded: Loaded, source: Source, pinned: bool) -> None:
         self._loaded, self._source, self._pinned = loaded, source, pinned
         self._named = 0
 
-    def embedded(
-        self, run: Sequence[int], made: Iterator[_Made], batches: Sequence[Sequence[int]], done: Done
-    ) -> Embedded:
+    def embed_run(
+        self, run: Sequence[int], made: Iterator[_BatchResult], batches: Sequence[Sequence[int]], done: Done
+    ) -> EmbeddedRun:
         place = {row: number for number, row in enumerate(run)}
         width, count = int(self._loaded.config.moco.feature_dim), len(run)
         image_ND = np.zeros((count, width), np.float32) if self._source.has_images else None
@@ -296,11 +296,11 @@ class _Embedder:
             for row, fact in zip(rows, one.facts, strict=True):
                 facts[place[row]] = fact
                 if fact.problem:
-                    self._left_out(fact.problem)
+                    self._log_unreadable(fact.problem)
                 else:
                     sound.append(place[row])
             if one.batch is not None:
-                batch = one.batch.fetch(pin_memory=self._pinned) if isinstance(one.batch, InSlot) else one.batch
+                batch = one.batch.fetch(pin_memory=self._pinned) if isinstance(one.batch, SlotBatch) else one.batch
                 batch = batch.to(self._loaded.device, non_blocking=self._pinned)
                 if image_ND is not None:
                     image_ND[sound] = self._features(batch, "image").cpu().numpy()
@@ -310,9 +310,9 @@ class _Embedder:
         read = np.array([fact is not None and not fact.problem for fact in facts], np.bool_)
         table = _with_facts(self._source.table(run), facts, self._source.has_images)
         kept = [None if x is None else x[read] for x in (image_ND, text_ND)]
-        return Embedded(table.filter(pa.array(read)), kept[0], kept[1], read)
+        return EmbeddedRun(table.filter(pa.array(read)), kept[0], kept[1], read)
 
-    def _left_out(self, problem: str) -> None:
+    def _log_unreadable(self, problem: str) -> None:
         self._named += 1
         if self._named <= MOST_NAMED:
             LOG.warning("left out: %s", problem)

@@ -82,16 +82,18 @@ class Encoder:
         or the grid, which is not what a model has seen that was trained on a detector's boxes. Raises InputError naming
         a picture that cannot be read.
         """
-        listed = _listed(images)
+        listed = _as_list(images)
         of_images: list[Boxes | None] = [None] * len(listed) if boxes is None else list(boxes)
         if len(of_images) != len(listed):
             raise InputError("boxes", f"{len(of_images)} lists of boxes for {len(listed)} images; give each its own")
 
         def of_batch(batch: range) -> Tensor:
-            named = [_named(listed[number], number) for number in batch]
+            named = [_named_image(listed[number], number) for number in batch]
             given = [of_images[number] for number in batch]
             if self.boxes_of is not None:
-                given = [self._made(image) if own is None else own for image, own in zip(named, given, strict=True)]
+                given = [
+                    self._detect_boxes(image) if own is None else own for image, own in zip(named, given, strict=True)
+                ]
             return image_features(self.loaded, named, given, batch_size)
 
         return self._by_batches(len(listed), of_batch, batch_size, "pictures" if progress else "")
@@ -140,7 +142,7 @@ class Encoder:
                     bar.add(len(batch))
         return np.concatenate(parts)
 
-    def _made(self, image: Image) -> Boxes:
+    def _detect_boxes(self, image: Image) -> Boxes:
         """Boxes of a picture by `boxes_of`. Raises InputError naming it."""
         name, file = image
         assert self.boxes_of is not None
@@ -155,12 +157,12 @@ def open_encoder(path: Path, device: str, boxes_of: Callable[[bytes], Boxes] | N
     return Encoder(load(path, device), boxes_of)
 
 
-def _listed(images: Any) -> list[Any]:
+def _as_list(images: Any) -> list[Any]:
     single = isinstance(images, (str, Path, bytes)) or hasattr(images, "save")
     return [images] if single else list(images)
 
 
-def _named(image: Any, number: int) -> Image:
+def _named_image(image: Any, number: int) -> Image:
     """A picture with its name in messages. Raises InputError for anything else."""
     if isinstance(image, (str, Path)):
         return str(image), Path(image)

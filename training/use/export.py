@@ -68,14 +68,14 @@ def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
     with naming_older(path):
         opened = open_checkpoint(path, TOWERS)
         towers = opened.tensors("towers.safetensors")
-    about = {"format": "pt", "wenlan": "query towers", **_about(opened)}
+    about = {"format": "pt", "wenlan": "query towers", **_metadata(opened)}
     with whole_file(out) as temporary:
         write_tensors(temporary, towers, about)
     return {"out": [str(out)], "format": "safetensors", "tensors": len(towers)}
 
 
-def _about(opened: Checkpoint) -> dict[str, str]:
-    """Metadata for the use of the towers."""
+def _metadata(opened: Checkpoint) -> dict[str, str]:
+    """Metadata of an export: what a user of the towers needs."""
     config, background = opened.config, opened.background()
     sizes = {"image_size": config.data.image_size, "max_boxes": config.data.max_boxes}
     sizes |= {"max_tokens": config.data.max_tokens, "feature_dim": config.moco.feature_dim}
@@ -117,7 +117,7 @@ def write_onnx(loaded: Loaded, image: Path, text: Path) -> list[Path]:
     for package in ("onnx", "onnxscript"):
         if not _installed(package):
             raise ConfigError("--to onnx", f"{package} is not installed: {install('onnx')}")
-    about = {"wenlan": "query towers", **_about(loaded.checkpoint), **_pixels(loaded.model)}
+    about = {"wenlan": "query towers", **_metadata(loaded.checkpoint), **_pixels(loaded.model)}
     model = loaded.model.cpu() if loaded.device.type != "cpu" else loaded.model
     made = _write_onnx(_image_tower(model), _image_example(loaded.config), "image_features", image, about)
     # A tower that looks positions up is traced twice where the exporter has to find their number by itself.

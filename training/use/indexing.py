@@ -36,8 +36,8 @@ from training.outputs.checkpoint import Checkpoint
 from training.outputs.progress import Progress
 from training.outputs.whole import whole_file
 from training.use.dataset_source import DatasetSource
-from training.use.detector import Detector, choose
-from training.use.embedding import Done, Embedded, embed_runs
+from training.use.detector import Detector, choose_detector
+from training.use.embedding import Done, EmbeddedRun, embed_runs
 from training.use.sources import MixedSource, PictureSource, RowSource, Source, Stamps, TextSource, part_rows
 from training.weights.load import Loaded, load
 
@@ -86,7 +86,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class EmbedJob:
     """Everything that a process needs to embed rows of an input, by path and plain values."""
 
     checkpoint: str
@@ -106,7 +106,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class PartTask:
     """A part to make: its number, and the rows with their stamps."""
 
     part: int
@@ -114,10 +114,10 @@ class Task:
     stamps: Stamps
 
 
-Made = tuple[IndexPart | None, list[int]]
+PartResult = tuple[IndexPart | None, list[int]]
 """A part whose files are written, None where no row of it could be read; and the stamps of rows that could not."""
 
-Run = Callable[[Job, Path, IndexInfo, Sequence[Task]], Iterator[Made]]
+Run = Callable[[EmbedJob, Path, IndexInfo, Sequence[PartTask]], Iterator[PartResult]]
 """Makes parts of an index elsewhere, on workers of Ray."""
 
 
@@ -141,9 +141,9 @@ def embed_index(
     IndexFault where another index is there, or another command writes it.
     """
     with locked(folder):
-        loaded, source, job = _opened(checkpoint, inputs, detector, device, precision, regions_cache)
+        loaded, source, job = _open_job(checkpoint, inputs, detector, device, precision, regions_cache)
         kinds = {"images": source.has_images, "texts": source.has_texts}
-        about = about_of(loaded.checkpoint, source.name, **kinds, detector=job.boxes)
+        about = index_info(loaded.checkpoint, source.name, **kinds, detector=job.boxes)
         about = about.model_copy(update={"created_from": source.origins, "precision": precision})
         _check_same_input(folder, about)
         writer = IndexWriter.start(folder, about)
@@ -156,7 +156,7 @@ def embed_index(
             if run is not None:
                 parts = run(job, folder, about, tasks)
             else:
-                parts = made_parts(loaded, source, folder, about, tasks, job.detector, progress.add)
+                parts = make_parts(loaded, source, folder, about, tasks, job.detector, progress.add)
             for part, left_out in parts:
                 writer.commit(part, left_out)
                 unreadable += len(left_out)
@@ -184,24 +184,24 @@ def embed_index(
     }
 
 
-def plan(writer: IndexWriter, source: Source, size: int) -> tuple[list[Task], Stamps]:
+def plan(writer: IndexWriter, source: Source, size: int) -> tuple[list[PartTask], Stamps]:
     """The parts to make from the rows that the index lacks, and the stamps of all rows of the input."""
     chunks = source.runs(range(len(source)), _STAMPED)
     wanted = np.concatenate([np.empty(0, np.uint64), *(source.stamps(rows) for rows in chunks)])
     missing = np.flatnonzero(~np.isin(wanted, writer.stamps())).tolist()
     runs = source.runs(missing, size)
-    return [Task(writer.next_part + n, run, wanted[np.asarray(run)]) for n, run in enumerate(runs)], wanted
+    return [PartTask(writer.next_part + n, run, wanted[np.asarray(run)]) for n, run in enumerate(runs)], wanted
 
 
-def made_parts(
+def make_parts(
     loaded: Loaded,
     source: Source,
     folder: Path,
     about: IndexInfo,
-    tasks: Sequence[Task],
+    tasks: Sequence[PartTask],
     detector: Detector | None,
     done: Done,
-) -> Iterator[Made]:
+) -> Iterator[PartResult]:
     """Embeds the rows of tasks and writes their parts, in order; a part is written while the next is computed."""
     runs = [task.rows for task in tasks]
     with ThreadPoolExecutor(1, thread_name_prefix="parts") as pool:
@@ -209,12 +209,12 @@ def made_parts(
         for task, embedded in zip(tasks, embed_runs(loaded, source, runs, detector, done=done), strict=True):
             if writing is not None:
                 yield writing.result()
-            writing = pool.submit(_written, folder, about, task, embedded)
+            writing = pool.submit(_write_part, folder, about, task, embedded)
         if writing is not None:
             yield writing.result()
 
 
-def _written(folder: Path, about: IndexInfo, task: Task, embedded: Embedded) -> Made:
+def _write_part(folder: Path, about: IndexInfo, task: PartTask, embedded: EmbeddedRun) -> PartResult:
     rows = embedded.rows.append_column("stamp", pa.array(task.stamps[embedded.read]))
     part = write_part(folder, about, task.part, rows, embedded.image_ND, embedded.text_ND)
     return part, task.stamps[~embedded.read].tolist()
@@ -238,7 +238,7 @@ def embed_parquet(
     regions_cache: Path | None = None,
 ) -> dict[str, Any]:
     """Write the features of an input into a Parquet file; returns counts as JSON values. Raises InputError if empty."""
-    loaded, source, job = _opened(checkpoint, inputs, detector, device, precision, regions_cache)
+    loaded, source, job = _open_job(checkpoint, inputs, detector, device, precision, regions_cache)
     runs = source.runs(range(len(source)), part_rows(len(source)))
     with Progress(len(source), "pictures" if source.has_images else "texts") as progress, whole_file(out) as temporary:
         parts = embed_runs(loaded, source, runs, job.detector, done=progress.add)
@@ -251,9 +251,9 @@ def embed_parquet(
     return {"out": str(out), "rows": rows, "width": width, "unreadable": unreadable, "detector": job.boxes}
 
 
-def _opened(
+def _open_job(
     checkpoint: Path, inputs: Inputs, given: str, device: str, precision: Precision, regions_cache: Path | None
-) -> tuple[Loaded, Source, Job]:
+) -> tuple[Loaded, Source, EmbedJob]:
     """The checkpoint, the input, and where boxes come from, which is logged."""
     loaded = load(checkpoint, device, precision=precision)
     trained = loaded.checkpoint.detector
@@ -265,7 +265,7 @@ def _opened(
             LOG.warning("regions come from %r; the checkpoint was trained with those of %r", given, trained)
     elif source.has_images:
         cache = regions_cache or (Path(inputs.cache) if inputs.cache else default_cache().parent) / "regions"
-        detector, said = choose(trained, given, cache)
+        detector, said = choose_detector(trained, given, cache)
         boxes = GRID if detector is None else detector.id
         LOG.info("boxes for pictures without any: %s", said)
     for texts in source.sources if isinstance(source, MixedSource) else (source,):
@@ -273,10 +273,10 @@ def _opened(
             said = "%s lines of %s repeat earlier ones and are embedded once"
             LOG.info(said, f"{texts.repeated:,}", texts.name)
     folder = str(loaded.checkpoint.folder)
-    return loaded, source, Job(folder, inputs, given or trained, detector, boxes, device, precision)
+    return loaded, source, EmbedJob(folder, inputs, given or trained, detector, boxes, device, precision)
 
 
-def about_of(
+def index_info(
     checkpoint: Checkpoint, name: str, *, images: bool = True, texts: bool = True, detector: str = GRID
 ) -> IndexInfo:
     """Describes an index of a checkpoint's vectors."""
@@ -293,7 +293,7 @@ def about_of(
     )
 
 
-def _write_parquet(file: Path, parts: Iterable[Embedded], source: Source, loaded: Loaded) -> tuple[int, int]:
+def _write_parquet(file: Path, parts: Iterable[EmbeddedRun], source: Source, loaded: Loaded) -> tuple[int, int]:
     """Rows that were written, and rows that were left out."""
     import pyarrow.parquet as pq
 
@@ -316,7 +316,7 @@ def _parquet_schema(features: Sequence[str], loaded: Loaded) -> pa.Schema:
     return pa.schema([ROWS.field("id"), *fields, *own], metadata=about)
 
 
-def _write_group(writer: pq.ParquetWriter, part: Embedded, schema: pa.Schema) -> None:
+def _write_group(writer: pq.ParquetWriter, part: EmbeddedRun, schema: pa.Schema) -> None:
     if not part.rows.num_rows:
         return
     given = {"image_features": part.image_ND, "text_features": part.text_ND}

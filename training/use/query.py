@@ -28,8 +28,8 @@ _SHOWN = ("caption", "url", "page_url", "width", "height", "source", "license", 
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Source of a query's vector: one of text, image and id."""
+class QueryInput:
+    """Input that a query's vector is made of: one of text, image and id."""
 
     text: str = ""
     image: Path | None = None
@@ -38,7 +38,7 @@ class Asked:
     device: str = "auto"
 
 
-def search(index: SearchIndex, query: Query, asked: Asked | None) -> dict[str, Any]:
+def search(index: SearchIndex, query: Query, asked: QueryInput | None) -> dict[str, Any]:
     """A page of hits as JSON values. asked: source of the query's vector; None for words only.
 
     Raises ConfigError, InputError, CheckpointError for a vector that cannot be made, IndexFault for a query that does
@@ -69,16 +69,16 @@ def search(index: SearchIndex, query: Query, asked: Asked | None) -> dict[str, A
     }
 
 
-def _vector(index: SearchIndex, asked: Asked, target: Modality) -> tuple[npt.NDArray[np.float32], Modality]:
+def _vector(index: SearchIndex, asked: QueryInput, target: Modality) -> tuple[npt.NDArray[np.float32], Modality]:
     """The query's vector [D], and what it is of."""
     if asked.id:
-        return _of_row(index, asked.id, target)
+        return _row_vector(index, asked.id, target)
     if asked.image is not None:
-        return _of_image(index, asked.image, asked), "image"
-    return _of_text(index, asked), "text"
+        return _image_vector(index, asked.image, asked), "image"
+    return _text_vector(index, asked), "text"
 
 
-def _of_row(index: SearchIndex, id: str, target: Modality) -> tuple[npt.NDArray[np.float32], Modality]:
+def _row_vector(index: SearchIndex, id: str, target: Modality) -> tuple[npt.NDArray[np.float32], Modality]:
     """A row's own vector: of the kind that is searched where it has that, else of the other one."""
     other: Modality = "text" if target == "image" else "image"
     for modality in (target, other):
@@ -87,39 +87,39 @@ def _of_row(index: SearchIndex, id: str, target: Modality) -> tuple[npt.NDArray[
     raise InputError(id, "the row lacks a vector to search by")
 
 
-def _of_text(index: SearchIndex, asked: Asked) -> npt.NDArray[np.float32]:
+def _text_vector(index: SearchIndex, asked: QueryInput) -> npt.NDArray[np.float32]:
     if asked.checkpoint is None:
         tower = TextQuery.open(index.folder)
-        _check(index, tower.towers, str(index.folder))
+        _check_towers(index, tower.towers, str(index.folder))
         vector_D: npt.NDArray[np.float32] = tower.encode([asked.text])[0]
         return vector_D
     from training.use.embed import text_features
 
-    loaded = _loaded(index, asked)
+    loaded = _load_checkpoint(index, asked)
     features: npt.NDArray[np.float32] = text_features(loaded, [asked.text])[0].numpy()
     return features
 
 
-def _of_image(index: SearchIndex, image: Path, asked: Asked) -> npt.NDArray[np.float32]:
+def _image_vector(index: SearchIndex, image: Path, asked: QueryInput) -> npt.NDArray[np.float32]:
     if asked.checkpoint is None:
         raise ConfigError("--image", "needs --checkpoint CHECKPOINT, the one that made the index")
     import tempfile
 
-    from training.use.detector import InEachProcess, choose
+    from training.use.detector import ProcessLocalDetector, choose_detector
     from training.use.embed import image_features
 
-    loaded = _loaded(index, asked)
+    loaded = _load_checkpoint(index, asked)
     try:
         content = image.read_bytes()
     except OSError as e:
         raise InputError(str(image), f"cannot be read ({e.strerror})") from None
     with tempfile.TemporaryDirectory(prefix="wenlan-") as cache:
-        detector, name = choose(loaded.checkpoint.detector, "", Path(cache))
+        detector, name = choose_detector(loaded.checkpoint.detector, "", Path(cache))
         boxes = None
         if detector is not None:
-            running = InEachProcess(detector)
+            running = ProcessLocalDetector(detector)
             try:
-                (boxes,) = running.of([content])
+                (boxes,) = running.detect([content])
             finally:
                 running.close()
     LOG.info("boxes of %s: %s", image, name)
@@ -127,17 +127,17 @@ def _of_image(index: SearchIndex, image: Path, asked: Asked) -> npt.NDArray[np.f
     return features
 
 
-def _loaded(index: SearchIndex, asked: Asked) -> Any:
+def _load_checkpoint(index: SearchIndex, asked: QueryInput) -> Any:
     from training.weights.load import load
 
     assert asked.checkpoint is not None
     loaded = load(asked.checkpoint, asked.device)
     own = Towers(recipe=loaded.config.recipe, sha256=loaded.checkpoint.towers)
-    _check(index, own, str(asked.checkpoint))
+    _check_towers(index, own, str(asked.checkpoint))
     return loaded
 
 
-def _check(index: SearchIndex, towers: Towers, where: str) -> None:
+def _check_towers(index: SearchIndex, towers: Towers, where: str) -> None:
     made_by = index.about.checkpoint
     if made_by is not None and made_by.sha256 != towers.sha256:
         raise ConfigError(

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from training.data.released_rows import Broken, ReleasedRow, parse_row
+from training.data.released_rows import BrokenRow, ReleasedRow, parse_row
 from training.errors import InputError
 from training.evaluation.file_regions import RegionTable
 from training.weights.load import Boxes
@@ -127,7 +127,7 @@ class PictureSource(Source):
     def __init__(self, places: Sequence[str], regions: Path | None = None, whole: bool = False) -> None:
         files = [file for place in places for file in _pictures(place)]
         named: dict[str, str] = {}
-        for name, file in zip(whole_paths(files) if whole else files, files, strict=True):
+        for name, file in zip(real_paths(files) if whole else files, files, strict=True):
             named.setdefault(name, file)
         self.files, self._ids = list(named.values()), list(named)
         folders = [place for place in places if Path(place).is_dir()]
@@ -147,7 +147,7 @@ class PictureSource(Source):
 
     def table(self, rows: Sequence[int]) -> pa.Table:
         ids, files = [self._ids[row] for row in rows], [Path(self.files[row]) for row in rows]
-        return pa.table({"id": pa.array(ids, pa.string()), "where": [_where(file) for file in files]})
+        return pa.table({"id": pa.array(ids, pa.string()), "where": [_location(file) for file in files]})
 
     def boxes(self, rows: Sequence[int]) -> list[bytes]:
         if self._regions is None:
@@ -156,7 +156,7 @@ class PictureSource(Source):
         return [b"" if boxes is None else np.asarray(boxes, np.float32).tobytes() for boxes in found]
 
     def stamps(self, rows: Sequence[int]) -> Stamps:
-        named = ((_changed(self.files[row]), self._ids[row]) for row in rows)
+        named = ((_file_version(self.files[row]), self._ids[row]) for row in rows)
         hashes = [hash64(*own, boxes) for own, boxes in zip(named, self.boxes(rows), strict=True)]
         return np.array(hashes, np.uint64)
 
@@ -174,22 +174,22 @@ class MixedSource(Source):
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
-    def of(self, rows: Sequence[int]) -> tuple[Source, Sequence[int]]:
+    def source_of(self, rows: Sequence[int]) -> tuple[Source, Sequence[int]]:
         """The source that some rows belong to, all to one, and their numbers in it."""
         at = int(np.searchsorted(self._firsts, rows[0], side="right")) - 1
         first = int(self._firsts[at])
         return self.sources[at], [row - first for row in rows]
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
-        source, own = self.of(rows)
+        source, own = self.source_of(rows)
         return source.entries(own)
 
     def table(self, rows: Sequence[int]) -> pa.Table:
-        source, own = self.of(rows)
+        source, own = self.source_of(rows)
         return source.table(own)
 
     def stamps(self, rows: Sequence[int]) -> Stamps:
-        found = [source.stamps(own) for source, own in map(self.of, self.runs(rows, len(self)))]
+        found = [source.stamps(own) for source, own in map(self.source_of, self.runs(rows, len(self)))]
         return np.concatenate([np.empty(0, np.uint64), *found])
 
     def runs(self, rows: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -241,7 +241,7 @@ class TextSource(_Lines):
         super().__init__(file)
         self._distinct = distinct
         if distinct and len(self):
-            hashes = np.fromiter((hash64(line) for line in _each_line(file)), np.uint64, len(self._rows))
+            hashes = np.fromiter((hash64(line) for line in _read_lines(file)), np.uint64, len(self._rows))
             _, first = np.unique(hashes, return_index=True)
             self._rows = np.sort(first)
 
@@ -254,7 +254,7 @@ class TextSource(_Lines):
         entries = []
         for row, line in zip(rows, self._read(rows), strict=True):
             name = f"{self._file}:line {self.number(row)}"
-            text, _ = _cut(line)
+            text, _ = _split_line(line)
             problem = "not UTF-8" if text is None else "" if text.strip() else "empty line"
             entries.append(Entry(name, text=None if problem else text, problem=problem))
         return entries
@@ -262,7 +262,7 @@ class TextSource(_Lines):
     def table(self, rows: Sequence[int]) -> pa.Table:
         columns: dict[str, list[Any]] = {name: [] for name in ("id", "caption", "texts", "text_leader")}
         for row, line in zip(rows, self._read(rows), strict=True):
-            text, more = _cut(line)
+            text, more = _split_line(line)
             named = digest(line.decode("utf-8", "replace"))[:MOST_IDS] if self._distinct else str(self.number(row))
             columns["id"].append(named if text is not None and text.strip() else "")
             columns["caption"].append(text or "")
@@ -286,44 +286,44 @@ class RowSource(_Lines):
     def __init__(self, file: Path, text_kind: str, distinct: bool = True) -> None:
         super().__init__(file)
         self._kind = text_kind
-        lines = [number for number, line in enumerate(_each_line(file)) if line.strip()]
+        lines = [number for number, line in enumerate(_read_lines(file)) if line.strip()]
         self._rows = np.array(lines, np.int64)
-        ids = (_id64(line) for line in _each_line(file) if line.strip())
+        ids = (_id64(line) for line in _read_lines(file) if line.strip())
         hashes = np.fromiter(ids, np.uint64, len(self._rows))
         first = np.zeros(len(hashes), np.bool_)
         first[np.unique(hashes, return_index=True)[1]] = True
         self._repeats = ~first & distinct
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
-        return [self._entry(self._parsed(line, row)) for row, line in zip(rows, self._read(rows), strict=True)]
+        return [self._entry(self._parse(line, row)) for row, line in zip(rows, self._read(rows), strict=True)]
 
     def table(self, rows: Sequence[int]) -> pa.Table:
         names = ("id", "caption", "texts", "text_leader", "where")
         columns: dict[str, list[Any]] = {name: [] for name in names}
         for number, line in zip(rows, self._read(rows), strict=True):
-            row = self._parsed(line, number)
-            text = None if isinstance(row, Broken) else row.text(self._kind)
-            if isinstance(row, Broken) or text is None:
+            row = self._parse(line, number)
+            text = None if isinstance(row, BrokenRow) else row.text(self._kind)
+            if isinstance(row, BrokenRow) or text is None:
                 values: tuple[Any, ...] = ("", "", [], "", None)
             else:
                 named = f"{row.id}#{self.number(number)}" if self._repeats[number] else row.id
-                values = (named, text, _texts(row.texts.items()), digest(text), _where(row.image))
+                values = (named, text, _texts(row.texts.items()), digest(text), _location(row.image))
             for name, value in zip(names, values, strict=True):
                 columns[name].append(value)
         return pa.table(columns)
 
     def stamps(self, rows: Sequence[int]) -> Stamps:
         ids, lines = self.table(rows)["id"].to_pylist(), self._read(rows)
-        parsed = [self._parsed(line, row) for row, line in zip(rows, lines, strict=True)]
-        files = [_changed(str(row.image)) if isinstance(row, ReleasedRow) else row.problem for row in parsed]
+        parsed = [self._parse(line, row) for row, line in zip(rows, lines, strict=True)]
+        files = [_file_version(str(row.image)) if isinstance(row, ReleasedRow) else row.problem for row in parsed]
         hashes = [hash64(self._kind, *row) for row in zip(ids, lines, files, strict=True)]
         return np.array(hashes, np.uint64)
 
-    def _parsed(self, line: bytes, row: int) -> ReleasedRow | Broken:
+    def _parse(self, line: bytes, row: int) -> ReleasedRow | BrokenRow:
         return parse_row(line, f"{self._file}:line {self.number(row)}", self._file.parent)
 
-    def _entry(self, row: ReleasedRow | Broken) -> Entry:
-        if isinstance(row, Broken):
+    def _entry(self, row: ReleasedRow | BrokenRow) -> Entry:
+        if isinstance(row, BrokenRow):
             return Entry(row.where, problem=row.problem)
         name, text = f"{row.where}: {row.id}", row.text(self._kind)
         if text is None:
@@ -363,7 +363,7 @@ def _picture(file: str, boxes: Any) -> Entry:
         return Entry(file, problem=getattr(e, "strerror", None) or str(e))
 
 
-def _where(file: Path) -> dict[str, Any]:
+def _location(file: Path) -> dict[str, Any]:
     try:
         size = file.stat().st_size
     except (OSError, ValueError):
@@ -371,24 +371,24 @@ def _where(file: Path) -> dict[str, Any]:
     return {"path": str(file.absolute()), "offset": 0, "size": size, "sha256": ""}
 
 
-def whole_paths(files: Iterable[str]) -> Iterator[str]:
-    """Paths of files from the root on, through no link to their folders."""
+def real_paths(files: Iterable[str]) -> Iterator[str]:
+    """Absolute paths of files, with links to their folders resolved."""
     folders: dict[str, str] = {}
     for file in files:
         folder, name = os.path.split(file)
         if folder not in folders:
-            folders[folder] = _real(folder).rstrip("/")
+            folders[folder] = _real_path(folder).rstrip("/")
         yield f"{folders[folder]}/{name}"
 
 
-def _real(folder: str) -> str:
+def _real_path(folder: str) -> str:
     try:
         return os.path.realpath(folder)
     except ValueError:  # a zero byte in it: the reader of the file says so
         return folder
 
 
-def _changed(file: str) -> str:
+def _file_version(file: str) -> str:
     try:
         about = Path(file).stat()
     except (OSError, ValueError):
@@ -403,7 +403,7 @@ def _texts(pairs: Any) -> list[dict[str, str]]:
 # --- lines
 
 
-def _each_line(file: Path) -> Iterator[bytes]:
+def _read_lines(file: Path) -> Iterator[bytes]:
     """Lines of a file without their ends, and the first without a byte-order mark."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines):
@@ -424,7 +424,7 @@ def _line_starts(file: Path) -> npt.NDArray[np.int64]:
     return np.array(starts, np.int64)
 
 
-def _cut(line: bytes) -> tuple[str | None, str]:
+def _split_line(line: bytes) -> tuple[str | None, str]:
     """The text of a line, None where it is not UTF-8, and what follows its first tab."""
     try:
         text, _, more = line.decode("utf-8").removesuffix("\r").partition("\t")

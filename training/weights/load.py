@@ -27,7 +27,7 @@ from data_specs.shard import Split
 from training.config import Config, Precision
 from training.data.index import Dataset, open_dataset
 from training.data.loader import Loader, Share
-from training.data.transforms import UnreadableImage, input_boxes, picture
+from training.data.transforms import UnreadableImage, decode_square, input_boxes
 from training.errors import CheckpointError, ConfigError
 from training.outputs.background import Background
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
@@ -57,7 +57,7 @@ Boxes = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedImage:
     """A prepared picture: uint8 [3, S, S], boxes [R, 4] in its pixels, the whole image last; its sides."""
 
     image_3SS: Tensor
@@ -110,10 +110,10 @@ class Loaded:
         share, compat = Share(BATCH), bool(config.compat)
         return Loader(dataset, config.data, self.checkpoint.tokenizer, share, seed=0, train=False, as_released=compat)
 
-    def open_image(self, file: Path | bytes, boxes: Boxes | None) -> Opened:
+    def open_image(self, file: Path | bytes, boxes: Boxes | None) -> OpenedImage:
         return open_image(self.config, file, boxes)
 
-    def opened_batch(self, opened: Sequence[Opened]) -> Batch:
+    def opened_batch(self, opened: Sequence[OpenedImage]) -> Batch:
         return self.image_batch([one.image_3SS for one in opened], [one.boxes_R4 for one in opened])
 
     def image_batch(self, images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]]) -> Batch:
@@ -156,7 +156,7 @@ def distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
     return list(place_of), places
 
 
-def open_image(config: Config, file: Path | bytes, boxes: Boxes | None) -> Opened:
+def open_image(config: Config, file: Path | bytes, boxes: Boxes | None) -> OpenedImage:
     """Prepares an image file for the towers.
 
     `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
@@ -165,14 +165,14 @@ def open_image(config: Config, file: Path | bytes, boxes: Boxes | None) -> Opene
     data, as_released = config.data, bool(config.compat)
     try:
         content = file if isinstance(file, bytes) else file.read_bytes()
-        image, width, height = picture(content, data.image_size, full=as_released, max_pixels=data.max_pixels)
+        image, width, height = decode_square(content, data.image_size, full=as_released, max_pixels=data.max_pixels)
     except UnreadableImage:
         raise
     except (OSError, ValueError) as e:
         raise UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
     flat = None if boxes is None else [number for box in boxes[: data.max_boxes] for number in box]
     boxes_R4 = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
-    return Opened(image, boxes_R4, width, height)
+    return OpenedImage(image, boxes_R4, width, height)
 
 
 def load(path: Path, device: str, towers: Towers = "query", precision: Precision = "fp32") -> Loaded:
@@ -189,7 +189,7 @@ def load(path: Path, device: str, towers: Towers = "query", precision: Precision
         # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
         config = checkpoint.config
         alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
-        with _unfilled():
+        with _without_random_weights():
             model = BriVL(alone, load_weights=False)
         checkpoint.load_towers(model)
         if towers == "key":
@@ -197,7 +197,7 @@ def load(path: Path, device: str, towers: Towers = "query", precision: Precision
     return Loaded(checkpoint, model.to(where).eval(), where, precision)
 
 
-def _unfilled() -> AbstractContextManager[Any]:
+def _without_random_weights() -> AbstractContextManager[Any]:
     """A context in which modules get no random weights: half the time that a tower of paper size takes to load.
 
     What a module sets to a number it sets all the same; nothing else is in it that the checkpoint does not hold.

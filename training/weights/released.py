@@ -52,7 +52,7 @@ _CLASSES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class ReleasedTensor:
     """One tensor of a released file. `ours`: its name in `BriVL.state_dict()`, or "" if it is only stored.
 
     `query`: for a kept tensor of a key tower, the query tower's, which it equals unless it is kept.
@@ -65,7 +65,7 @@ class Slot:
     optional: bool = False
 
 
-Slots = dict[str, Slot]
+Slots = dict[str, ReleasedTensor]
 
 
 def import_brivl(
@@ -150,7 +150,7 @@ def slots_of(config: Config, subject: str = "config") -> Slots:
         if name.startswith(QUERY_PREFIXES):
             there = _released_name(name, config, subject)
             shape = (*tensor.shape, 1, 1) if there.endswith("max_pool.0.weight") else tuple(tensor.shape)
-            slots[there] = Slot(shape, tensor.dtype, ours=name)
+            slots[there] = ReleasedTensor(shape, tensor.dtype, ours=name)
     if "imgencoder.backbone.bn2.weight" not in slots:
         raise CheckpointError(subject, f"brivl-1.0 supports a timm EfficientNet, not {config.image.backbone}")
     slots |= _unused(config, slots)
@@ -196,11 +196,11 @@ def _unused(config: Config, slots: Slots) -> Slots:
     width = config.text.backbone_width
     bert = "textencoder.backbone.bert"
     return {
-        "imgencoder.backbone.classifier.weight": Slot((_CLASSES, channels), torch.float32),
-        "imgencoder.backbone.classifier.bias": Slot((_CLASSES,), torch.float32),
-        f"{bert}.pooler.dense.weight": Slot((width, width), torch.float32),
-        f"{bert}.pooler.dense.bias": Slot((width,), torch.float32),
-        f"{bert}.embeddings.position_ids": Slot((1, config.text.max_positions), torch.int64, optional=True),
+        "imgencoder.backbone.classifier.weight": ReleasedTensor((_CLASSES, channels), torch.float32),
+        "imgencoder.backbone.classifier.bias": ReleasedTensor((_CLASSES,), torch.float32),
+        f"{bert}.pooler.dense.weight": ReleasedTensor((width, width), torch.float32),
+        f"{bert}.pooler.dense.bias": ReleasedTensor((width,), torch.float32),
+        f"{bert}.embeddings.position_ids": ReleasedTensor((1, config.text.max_positions), torch.int64, optional=True),
     }
 
 
@@ -211,14 +211,14 @@ def _read(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state:
         raise CheckpointError(str(file), 'not a BriVL-1.0 checkpoint: no tensors under "learnable" in it')
     for name, tensor in state.items():
-        if not isinstance(name, str) or not _plain(tensor):
+        if not isinstance(name, str) or not _is_plain(tensor):
             raise CheckpointError(str(file), f"{name!r} under learnable is not a plain tensor")
     if all(name.startswith("module.") for name in state):  # saved from DataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
 
 
-def _plain(value: object) -> bool:
+def _is_plain(value: object) -> bool:
     import torch
 
     return (

@@ -90,7 +90,7 @@ def is_two_towers(path: Path) -> bool:
 
 def overrides_of(folder: Path) -> list[str]:
     """The overrides of a recipe that make its towers those of a folder. Raises InputError."""
-    described = _described(folder)
+    described = _read_config(folder)
     family, text = str(described.model_type), described.text_config
     vision_options, text_options = (_options(part) for part in (described.vision_config, text))
     for name in _TEXT_SIZES.values():
@@ -98,7 +98,7 @@ def overrides_of(folder: Path) -> list[str]:
     tokenizer = load_tokenizer(str(folder))
     if family.startswith("siglip"):
         text_options["pad_token_id"] = _padding(folder)
-    logit_scale = _learned(folder, "logit_scale")
+    logit_scale = _learned_number(folder, "logit_scale")
     dimension = text.projection_size if family.startswith("siglip") else described.projection_dim
     size = getattr(described.vision_config, "image_size", None)
     if size is None:
@@ -164,7 +164,7 @@ def import_transformers(folder: Path, out: Path) -> dict[str, Any]:
     """Convert a folder into a checkpoint; returns a summary as JSON values. Raises InputError, ConfigError."""
     from training.moco import BriVL
 
-    bias = _learned(folder, "logit_bias")
+    bias = _learned_number(folder, "logit_bias")
     config = resolve(RECIPE, [*overrides_of(folder), *([] if bias is None else [f"moco.bias={bias!r}"])])
     model = BriVL(config, load_weights=False)
     fill(model, folder)
@@ -212,7 +212,7 @@ def ours_of(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], subject: s
 
     What is ours alone (regions) is left out; so is their logit scale.
     """
-    places = _places(ours)
+    places = _names_by_part(ours)
     found: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
         place = _our_name(name)
@@ -230,7 +230,7 @@ def ours_of(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], subject: s
 
 def theirs_of(ours: Mapping[str, Tensor], names: Mapping[str, Tensor], subject: str) -> dict[str, Tensor]:
     """The inverse: our tensors by transformers' names. Raises CheckpointError if they do not match the model."""
-    places = _places(ours)
+    places = _names_by_part(ours)
     wanted = {name: _our_name(name) for name in names}
     lacking = [name for name, place in wanted.items() if place is not None and place not in places]
     extra = sorted(set(places) - set(wanted.values()))
@@ -246,13 +246,13 @@ def _our_name(name: str) -> str | None:
     return None  # logit_scale, logit_bias
 
 
-def _places(ours: Mapping[str, Tensor]) -> dict[str, str]:
+def _names_by_part(ours: Mapping[str, Tensor]) -> dict[str, str]:
     """Name without `prefix` or `trunk` -> name, of the query towers' tensors that a folder may hold."""
     named = {re.sub(r"^(\w+_query)\.(?:prefix|trunk)\.", r"\1.", name): name for name in ours}
     return {place: name for place, name in named.items() if re.match(r"\w+_query\.backbone\.", place)}
 
 
-def _described(folder: Path) -> Any:
+def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
@@ -303,7 +303,7 @@ def _padding(folder: Path) -> int:
     return int(number)
 
 
-def _learned(folder: Path, name: str) -> float | None:
+def _learned_number(folder: Path, name: str) -> float | None:
     """A learned number of a folder of safetensors; None if it is missing or in another form."""
     from safetensors import SafetensorError, safe_open
 

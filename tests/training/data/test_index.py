@@ -83,7 +83,7 @@ def test_a_shard_that_two_arguments_name_belongs_to_the_last(make_shards: MakeSh
 @pytest.mark.parametrize("weight", ["0", "0.0", "9" * 400])
 def test_a_weight_by_which_nothing_can_be_mixed_is_bad_usage(weight: str) -> None:
     with pytest.raises(ConfigError, match=r"--data: x\.tar@"):
-        index.weighted(f"x.tar@{weight}")
+        index.split_weight(f"x.tar@{weight}")
 
 
 def test_a_shard_that_was_replaced_after_it_was_opened_is_named(make_shards: MakeShards) -> None:

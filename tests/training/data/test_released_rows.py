@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from training.data.released_rows import Broken, read_rows
+from training.data.released_rows import BrokenRow, read_rows
 
 BOXES = [[4, 2, 30, 40], [0, 0, 20, 20], [30, 10, 60, 50], [8, 8, 16, 16], [1, 2, 3, 4], [9, 9, 50, 60]]
 
@@ -30,9 +30,9 @@ def test_text_kinds_go_by_both_names_and_derived_ones_are_made(tmp_path: Path) -
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(row("x.png", sentences=s) for s in rows), encoding="utf-8")
     first, second, third = read_rows(file)
-    assert not isinstance(first, Broken)
-    assert not isinstance(second, Broken)
-    assert not isinstance(third, Broken)
+    assert not isinstance(first, BrokenRow)
+    assert not isinstance(second, BrokenRow)
+    assert not isinstance(third, BrokenRow)
     kinds = ("primary", "alt_text", "alt", "sur_text", "surText", "surrounding", "easy", "first", "content")
     assert [first.text(k) for k in kinds] == ["甲", "甲", "甲", long, long, long, "长" * 128, "长" * 130, None]
     assert [second.text(k) for k in ("primary", "easy", "first")] == ["丙。丁", "戊", "己"]
@@ -46,9 +46,9 @@ def test_a_box_of_a_number_without_end_is_a_broken_row(number: float, tmp_path: 
     file = tmp_path / "rows.jsonl"
     file.write_text(f"{row('x.png', boxes=[[1, 2, 3, number]])}\n{row('y.png')}\n", encoding="utf-8")
     broken, sound = read_rows(file)
-    assert isinstance(broken, Broken)
+    assert isinstance(broken, BrokenRow)
     assert broken.problem == "x.png: its boxes are not finite numbers"
-    assert not isinstance(sound, Broken)
+    assert not isinstance(sound, BrokenRow)
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,5 @@ def test_a_box_of_a_number_without_end_is_a_broken_row(number: float, tmp_path: 
 def test_half_of_a_surrogate_pair_is_a_broken_row(line: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(line, encoding="utf-8")
     [broken] = read_rows(tmp_path / "rows.jsonl")
-    assert isinstance(broken, Broken)
+    assert isinstance(broken, BrokenRow)
     assert broken.problem == problem

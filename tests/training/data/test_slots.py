@@ -14,7 +14,7 @@ import torch
 from training.config import DataConfig
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
-from training.data.slots import Slots, room
+from training.data.slots import Slots, slot_bytes
 from training.data.tokenizer import load_tokenizer
 from training.resolve import resolve
 
@@ -28,7 +28,7 @@ def tensors() -> list[torch.Tensor]:
 
 def test_tensors_come_out_as_they_went_in_and_in_the_same_order_of_memory() -> None:
     given = tensors()
-    slots = Slots(2, room((tensor.numel(), tensor.itemsize) for tensor in given))
+    slots = Slots(2, slot_bytes((tensor.numel(), tensor.itemsize) for tensor in given))
     found = slots.read(1, slots.write(1, given))
     for before, after in zip(given, found, strict=True):
         assert after.dtype == before.dtype

@@ -16,11 +16,11 @@ from tests.drawn import claiming
 from training.data.transforms import (
     UnreadableImage,
     check_decodes,
+    crop_and_flip,
     decode,
+    decode_on_device,
+    decode_square,
     input_boxes,
-    moved,
-    on_device,
-    picture,
     sides,
     square,
 )
@@ -62,7 +62,7 @@ def test_a_device_decodes_many_jpegs_at_once_and_leaves_the_rest_to_the_cpu() ->
     data = io.BytesIO()
     Image.open(io.BytesIO(jpeg(300, 240))).convert("L").save(data, "JPEG")
     sound[40] = data.getvalue()
-    found = on_device(files | sound, 64, torch.device("cpu"))
+    found = decode_on_device(files | sound, 64, torch.device("cpu"))
     assert found.keys() == sound.keys()
     for number, (image, *size) in found.items():
         assert size == [300, 200 + number]
@@ -75,7 +75,7 @@ def test_a_device_without_memory_is_not_taken_for_a_damaged_picture(monkeypatch:
 
     monkeypatch.setattr("torchvision.io.decode_jpeg", full)
     with pytest.raises(torch.OutOfMemoryError):
-        on_device({0: jpeg(30, 20)}, 64, torch.device("cpu"))
+        decode_on_device({0: jpeg(30, 20)}, 64, torch.device("cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may decode here")
@@ -100,8 +100,8 @@ def jpeg(width: int, height: int) -> bytes:
     ("size", "near"), [((317, 1003), 1.0), ((256, 290), 1.0), ((1021, 773), 0.5), ((255, 640), 0.0), ((64, 64), 0.0)]
 )
 def test_a_large_picture_is_decoded_reduced_with_nearly_the_same_pixels(size: tuple[int, int], near: float) -> None:
-    full, *sides = picture(jpeg(*size), 64, full=True)
-    found, *same = picture(jpeg(*size), 64)
+    full, *sides = decode_square(jpeg(*size), 64, full=True)
+    found, *same = decode_square(jpeg(*size), 64)
     assert tuple(sides) == tuple(same) == size
     assert full.shape == found.shape == (3, 64, 64)
     assert torch.equal(full, square(decode(jpeg(*size)), 64))
@@ -111,7 +111,7 @@ def test_a_large_picture_is_decoded_reduced_with_nearly_the_same_pixels(size: tu
 
 def test_a_large_picture_that_ends_early_is_unreadable_as_a_small_one() -> None:
     with pytest.raises(UnreadableImage):
-        picture(jpeg(1200, 900)[:-2000], 64)
+        decode_square(jpeg(1200, 900)[:-2000], 64)
 
 
 def png(mode: str = "RGB") -> bytes:
@@ -129,7 +129,7 @@ def test_a_bomb_is_unreadable_by_its_header_alone(number: int, full: bool) -> No
     tracemalloc.start()
     line = r"^\d{5} x \d{5} pixels, more than the 100,000,000 allowed \(data.max_pixels\)$"
     with pytest.raises(UnreadableImage, match=line):
-        picture(BOMBS[number], 64, full=full)
+        decode_square(BOMBS[number], 64, full=full)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 
@@ -148,18 +148,18 @@ def test_the_frame_header_is_where_libjpeg_finds_it(garbage: bytes) -> None:
     """Between segments libjpeg passes over fill bytes, noise, and markers that have no length."""
     data = claiming(jpeg(64, 64), 20_000, 20_000)
     with pytest.raises(UnreadableImage, match="pixels"):
-        picture(data[:2] + garbage + data[2:], 64)
+        decode_square(data[:2] + garbage + data[2:], 64)
     sound = jpeg(64, 64)
-    image, *sides = picture(sound[:2] + garbage + sound[2:], 64)
+    image, *sides = decode_square(sound[:2] + garbage + sound[2:], 64)
     assert sides == [64, 64]
-    assert torch.equal(image, picture(sound, 64)[0])
+    assert torch.equal(image, decode_square(sound, 64)[0])
 
 
 def test_the_bound_is_the_config_s() -> None:
-    picture(jpeg(64, 64), 64, max_pixels=64 * 64)
+    decode_square(jpeg(64, 64), 64, max_pixels=64 * 64)
     for data in (jpeg(64, 64), claiming(png(), 64, 64)):
         with pytest.raises(UnreadableImage, match="64 x 64 pixels, more than the 4,095 allowed"):
-            picture(data, 64, max_pixels=64 * 64 - 1)
+            decode_square(data, 64, max_pixels=64 * 64 - 1)
 
 
 @pytest.mark.parametrize("error", [MemoryError, SystemError, struct.error, TypeError, zlib.error])
@@ -174,7 +174,7 @@ def test_whatever_a_decoder_raises_is_an_unreadable_image(
     monkeypatch.setattr("torchvision.io.decode_jpeg", fail)
     for data in (png(), jpeg(64, 64), jpeg(640, 640)):
         with pytest.raises(UnreadableImage, match=error.__name__):
-            picture(data, 64)
+            decode_square(data, 64)
 
 
 def test_a_program_is_no_picture() -> None:
@@ -216,7 +216,7 @@ def test_boxes_move_with_the_pixels_of_a_crop_and_a_mirror() -> None:
     boxes_R4 = input_boxes([40, 30, 80, 60, 0, 0, 4, 4], 96, 96, 96, 9)
     left, sizes = set[int](), set[int]()
     for seed in range(20):
-        pixels, moved_R4 = moved(image, boxes_R4, 0.6, 0.5, torch.Generator().manual_seed(seed))
+        pixels, moved_R4 = crop_and_flip(image, boxes_R4, 0.6, 0.5, torch.Generator().manual_seed(seed))
         x1, y1, x2, y2 = moved_R4[0].round().astype(int)
         inside = pixels[0, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2]
         around = pixels[0].clone()
@@ -228,6 +228,6 @@ def test_boxes_move_with_the_pixels_of_a_crop_and_a_mirror() -> None:
         sizes.add(len(moved_R4))
     assert sizes == {2, 3}
     assert len(left) > 5
-    same, same_R4 = moved(image, boxes_R4, 1.0, 0.0, torch.Generator())
+    same, same_R4 = crop_and_flip(image, boxes_R4, 1.0, 0.0, torch.Generator())
     assert torch.equal(same, image)
     assert np.array_equal(same_R4, boxes_R4)

@@ -37,7 +37,7 @@ from training.serve.options import Options
 from training.serve.server import listen, make_server
 from training.serve.service import Service
 from training.serve.towers import Features, TorchTowers, Towers
-from training.use.indexing import about_of
+from training.use.indexing import index_info
 from training.weights.load import load
 
 COLOURS = {"红": (200, 30, 30), "绿": (30, 170, 40), "蓝": (30, 60, 210), "黄": (230, 210, 40), "紫": (130, 40, 160)}
@@ -178,7 +178,7 @@ def write_index(folder: Path, checkpoint: Path, pictures: Sequence[bytes], texts
                 "where": {"path": str(file), "offset": 0, "size": len(content), "sha256": digest},
             }
         )
-    about = about_of(open_checkpoint(checkpoint), "pictures")
+    about = index_info(open_checkpoint(checkpoint), "pictures")
     with IndexWriter.begin(folder / "index", about) as writer:
         writer.add(pa.Table.from_pylist(rows), encoder.encode_image(list(pictures)), encoder.encode_text(list(texts)))
         writer.finish()

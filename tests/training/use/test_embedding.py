@@ -15,7 +15,7 @@ from PIL import Image
 
 from training.records import Batch
 from training.use import embedding
-from training.use.embedding import Embedded, embed_runs, workers_for
+from training.use.embedding import EmbeddedRun, embed_runs, workers_for
 from training.use.encode import open_encoder
 from training.use.sources import PictureSource, TextSource
 from training.weights.load import Loaded, load
@@ -158,7 +158,7 @@ def test_facts_of_a_picture_come_with_its_row(loaded: Loaded, tmp_path: Path) ->
     import hashlib
 
     source = drawn(tmp_path / "p", 1)
-    part: Embedded = next(iter(embed_runs(loaded, source, source.runs(range(len(source)), 5), workers=0)))
+    part: EmbeddedRun = next(iter(embed_runs(loaded, source, source.runs(range(len(source)), 5), workers=0)))
     [row] = part.rows.to_pylist()
     content = Path(source.files[0]).read_bytes()
     assert (row["width"], row["height"]) == (12, 9)

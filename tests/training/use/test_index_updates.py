@@ -19,7 +19,7 @@ from data_specs.search.index import IndexInfo, remove
 from data_specs.search.search import SearchIndex
 from data_specs.shard import REGION_SCHEMA
 from tests.training.use.test_indexing import MakeShards, Run, bytes_of, pictures, rows_of
-from training.use.indexing import Inputs, Job, Made, Task, embed_index, made_parts
+from training.use.indexing import EmbedJob, Inputs, PartResult, PartTask, embed_index, make_parts
 
 
 def moved_boxes(table: Path, last: Sequence[float]) -> None:
@@ -204,8 +204,8 @@ def test_a_part_of_another_state_of_the_input_loses_what_is_gone(checkpoint: Pat
 def stopped_behind(count: int) -> Any:
     """What makes so many parts, and is interrupted then."""
 
-    def run(job: Job, folder: Path, about: IndexInfo, tasks: Sequence[Task]) -> Iterator[Made]:
-        yield from made_parts(*job.open(), folder, about, tasks[:count], None, lambda rows: None)
+    def run(job: EmbedJob, folder: Path, about: IndexInfo, tasks: Sequence[PartTask]) -> Iterator[PartResult]:
+        yield from make_parts(*job.open(), folder, about, tasks[:count], None, lambda rows: None)
         raise KeyboardInterrupt
 
     return run

@@ -26,7 +26,7 @@ from tests.processes import Forks
 from tests.training.conftest import picture as drawn
 from tests.training.conftest import sample, write_manifest, write_shard
 from training.use.encode import open_encoder
-from training.use.indexing import Inputs, Made, embed_index, embed_parquet, made_parts
+from training.use.indexing import Inputs, PartResult, embed_index, embed_parquet, make_parts
 from training.weights.load import load
 
 MakeShards = Callable[..., Path]
@@ -396,8 +396,8 @@ def test_a_takedown_while_an_index_is_written_is_refused_and_one_behind_a_kill_i
     def forget() -> int:
         return remove(index, lambda rows: np.isin(rows["id"].to_pylist(), [forgotten])).rows
 
-    def disturbed(job: Any, folder: Path, about: Any, tasks: Any) -> Iterator[Made]:
-        yield from made_parts(*job.open(), folder, about, tasks, None, lambda rows: None)
+    def disturbed(job: Any, folder: Path, about: Any, tasks: Any) -> Iterator[PartResult]:
+        yield from make_parts(*job.open(), folder, about, tasks, None, lambda rows: None)
         with pytest.raises(IndexFault, match=f"{index}: another command is writing this index; wait until"):
             forget()
         raise KeyboardInterrupt
@@ -469,8 +469,8 @@ def test_an_index_is_searchable_while_it_grows(checkpoint: Path, tmp_path: Path)
     (folder / "0000.png").unlink()
     seen: list[int] = []
 
-    def look(job: Any, index: Path, about: Any, tasks: Any) -> Iterator[Made]:
-        for made in made_parts(*job.open(), index, about, tasks, None, lambda rows: None):
+    def look(job: Any, index: Path, about: Any, tasks: Any) -> Iterator[PartResult]:
+        for made in make_parts(*job.open(), index, about, tasks, None, lambda rows: None):
             yield made
             seen.append(SearchIndex.open(index).rows)
 

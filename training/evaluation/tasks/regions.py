@@ -27,7 +27,7 @@ import numpy as np
 
 from data_specs.shard import ContractError
 from training.data.released_rows import Box
-from training.data.transforms import UnreadableImage, decode, input_boxes, picture, square
+from training.data.transforms import UnreadableImage, decode, decode_square, input_boxes, square
 from training.errors import InputError
 from training.evaluation.class_texts import class_features, digest
 from training.evaluation.classification import Classified, classify, cosines, figures, resampled
@@ -163,7 +163,7 @@ def embed_regions(loaded: Loaded, boxed: Boxed) -> Regions:
             continue
         try:
             content = item.picture.read()
-            pixels, width, height = picture(
+            pixels, width, height = decode_square(
                 content,
                 loaded.config.data.image_size,
                 full=bool(loaded.config.compat),

@@ -22,7 +22,7 @@ from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.checkpoint import open_checkpoint
 from training.outputs.whole import add_tensors
 from training.use.encode import open_encoder
-from training.use.indexing import about_of
+from training.use.indexing import index_info
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     copies = encoder.encode_image([Path(r["where"]["path"]).read_bytes() for r in rows])
 
     def index(name: str, count: int) -> Path:
-        with IndexWriter.begin(folder / name, about_of(open_checkpoint(checkpoint), "pictures")) as writer:
+        with IndexWriter.begin(folder / name, index_info(open_checkpoint(checkpoint), "pictures")) as writer:
             writer.add(pa.Table.from_pylist(rows[:count]), copies[:count], texts[:count])
             writer.finish()
         return folder / name
