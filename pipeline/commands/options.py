@@ -7,6 +7,7 @@ does, needs and took its thresholds from stands in the docstring of its file, in
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -68,6 +69,7 @@ class About:
         return extra[1] if extra and not is_installed(extra[1]) else ""
 
 
+@functools.cache
 def options_of(model: type[BaseModel]) -> tuple[Option, ...]:
     """The options of a plug-in, or of a part of a spec, in the order of its fields."""
     schema = model.model_json_schema()

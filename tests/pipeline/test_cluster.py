@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from data_specs.build import load
@@ -406,7 +407,7 @@ with contextlib.suppress(StageError):
         raise _failure(ray, e, "measure")
 ray.remote(lambda: time.sleep(600)).remote()
 time.sleep(4)  # the watchdog looks every two seconds at what has started
-print("up", MARK in os.environ, flush=True)
+print("up", MARK in os.environ, [*{"aiohttp", "ray.dashboard.optional_deps"} & set(sys.modules)], flush=True)
 sys.stdin.readline()
 cluster.close()
 print("closed", flush=True)
@@ -433,7 +434,7 @@ def _driver() -> subprocess.Popen[str]:
 def _up(driver: subprocess.Popen[str]) -> dict[int, bytes]:
     """What a driver has started, once its Ray is up."""
     assert driver.stdout is not None
-    assert driver.stdout.readline() == "up False\n", "only what Ray starts bears the mark"
+    assert driver.stdout.readline() == "up False []\n", "only what Ray starts bears the mark, no dashboard"
     return descendants(driver.pid)
 
 
@@ -443,6 +444,7 @@ def test_nothing_outlives_a_killed_driver_by_ten_seconds_and_what_its_workers_sa
     with _driver() as driver:
         started = _up(driver)
         assert any(b"ray::" in title for title in started.values())
+        _is_alone(driver.pid)
         driver.kill()
         driver.wait()
         assert driver.stderr is not None
@@ -485,40 +487,40 @@ def test_marks_are_of_the_processes_that_bear_them_only() -> None:
             other.communicate()
 
 
-LISTENING = """
-import contextlib, json, sys, psutil
-from pipeline import cluster
-from training.run import ray_job
-with contextlib.ExitStack() as stack:
-    if sys.argv[1] == "pipeline":
-        own = cluster.Cluster(workers=1)
-        own.start()
-        stack.callback(own.close)
-    else:
-        stack.enter_context(ray_job.cluster(1))
-    import ray
-    ray.get(ray.remote(lambda: 1).remote())
-    addresses, programs = set(), []
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+def _is_alone(driver: int) -> None:
+    """Asserts that a driver's Ray listens to this machine alone, and has no dashboard.
+
+    Whoever reaches Ray's GCS, raylet or dashboard can run commands as its user.
+    """
+    addresses, programs = set[str](), set[str]()
+    for process in (psutil.Process(driver), *psutil.Process(driver).children(recursive=True)):
         with contextlib.suppress(psutil.Error):
             addresses |= {c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN"}
-            programs += [word.rpartition("/")[2] for word in process.cmdline()]
-    of_the_dashboard = sorted({"aiohttp", "ray.dashboard.optional_deps"} & set(sys.modules))
-    print(json.dumps([sorted(addresses), programs, of_the_dashboard]))
+            programs |= {word.rpartition("/")[2] for word in process.cmdline()}
+    assert "raylet" in programs
+    assert not {"monitor.py", "dashboard.py"} & programs  # a second of CPU each, and of no use on one machine
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+_TRAINING = """
+import sys
+from training.run import ray_job
+with ray_job.cluster(1):
+    import ray
+    ray.get(ray.remote(lambda: 1).remote())
+    print([*{"aiohttp", "ray.dashboard.optional_deps"} & set(sys.modules)], flush=True)
+    sys.stdin.readline()
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("half", ["pipeline", "training"])
-def test_an_embedded_ray_listens_to_this_machine_alone(half: str) -> None:
-    """Whoever reaches Ray's GCS, raylet or dashboard can run commands as its user."""
-    words = [sys.executable, "-c", LISTENING, half]
+def test_an_embedded_ray_listens_to_this_machine_alone() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    addresses, programs, of_the_dashboard = json.loads(done.stdout.splitlines()[-1])
-    assert "raylet" in programs
-    assert not {"monitor.py", "dashboard.py"} & set(programs)  # a second of CPU each, and of no use on one machine
-    assert of_the_dashboard == []
-    assert addresses
-    assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    pipe, words = subprocess.PIPE, [sys.executable, "-c", _TRAINING]
+    with subprocess.Popen(words, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "[]\n"
+        _is_alone(driver.pid)
+        driver.communicate("\n")
