@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from tests.benchmarks.rehearsal import config_of, ranks, rehearse, without_memory
 from training.method.key_queue import KeyQueue, SampleIds
 from training.run.footprint import footprint
 
@@ -27,6 +26,8 @@ EXACT = {
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", ["starter", "brivl_b5_base"])
 def test_a_step_stays_on_its_device_and_in_its_types_and_is_read_from_once(recipe: str) -> None:
+    from tests.benchmarks.rehearsal import config_of, ranks, rehearse, without_memory
+
     config = config_of(recipe, "run.precision=bf16", "run.batch_size=64")
     model, needs = without_memory(config), footprint(config)
     with ranks():
@@ -43,6 +44,8 @@ def test_a_step_stays_on_its_device_and_in_its_types_and_is_read_from_once(recip
 
 @pytest.mark.slow
 def test_what_a_gpu_would_refuse_or_wait_for_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.benchmarks.rehearsal import config_of, ranks, rehearse
+
     config = config_of("tiny", "moco.objective=albef", "run.batch_size=16", "run.accumulate=2")
     ids = KeyQueue.ids
     with ranks():

@@ -44,7 +44,10 @@ def forget(build: Build, *words: str) -> int:
     return cli.main(["forget", "--store", build.store.url, "--exact", *words])
 
 
-@pytest.mark.parametrize(("state", "by"), [("expired", "url"), ("expired", "domain"), ("crawled", "sha256")])
+@pytest.mark.parametrize(
+    ("state", "by"),
+    [("expired", "url"), pytest.param("expired", "domain", marks=pytest.mark.drill(3)), ("crawled", "sha256")],
+)
 def test_a_page_goes_with_its_picture_where_no_candidates_are_left(week: Week, site: Any, state: str, by: str) -> None:
     """After `gc --keep` the pages stayed in the captures; a build that had only crawled kept them too."""
     old = week("2026-11-01", until="crawl" if state == "crawled" else "report")

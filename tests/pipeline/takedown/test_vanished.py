@@ -148,7 +148,7 @@ def test_known_addresses_are_asked_again_and_opt_outs_that_came_later_reach_thei
     assert released(second) == PAGES - len(found)
 
 
-@pytest.mark.parametrize(("drops", "lost"), [("keep", 0), ("drop", 2)])
+@pytest.mark.parametrize(("drops", "lost"), [pytest.param("keep", 0, marks=pytest.mark.drill(2)), ("drop", 2)])
 def test_known_addresses_that_are_gone_count_if_the_source_says_so_and_silent_hosts_never(
     week: Any, site: Any, drops: str, lost: int
 ) -> None:
@@ -165,7 +165,9 @@ def test_robots_rules_that_ask_for_long_pauses_are_no_opt_out() -> None:
     assert {words: _recheck._is_answer(failure) for words, failure in failures.items()} == said
 
 
-@pytest.mark.parametrize("reason", ["opt_out", "robots_disallowed", "http_status"])
+@pytest.mark.parametrize(
+    "reason", [pytest.param("opt_out", marks=pytest.mark.drill(2)), "robots_disallowed", "http_status"]
+)
 def test_a_picture_that_was_refused_later_stays_out_though_its_page_still_shows_it(
     week: Any, site: Any, reason: str
 ) -> None:
@@ -190,7 +192,7 @@ def test_a_picture_that_was_refused_later_stays_out_though_its_page_still_shows_
     assert released(third) == PAGES - 1
 
 
-@pytest.mark.parametrize("pace", [0, 1_000])
+@pytest.mark.parametrize("pace", [pytest.param(0, marks=pytest.mark.drill(2)), 1_000])
 def test_a_site_that_disallows_everything_ends_no_build_and_loses_all_its_samples_at_once(
     week: Any, site: Any, pace: int
 ) -> None:
@@ -295,7 +297,7 @@ def test_only_opt_outs_are_honoured_while_a_build_waits(week: Any, site: Any) ->
     assert vanished.leave_out(second)["samples"] == 1
 
 
-@pytest.mark.parametrize("until", ["published", "held by a gate", "fetch"])
+@pytest.mark.parametrize("until", [pytest.param("published", marks=pytest.mark.drill(2)), "held by a gate", "fetch"])
 def test_an_opt_out_reaches_earlier_builds_that_were_never_published_and_waits_for_no_gate(
     week: Any, site: Any, until: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
