@@ -114,15 +114,7 @@ def test_nothing_of_what_is_taken_down_is_left_in_any_state_of_a_build(
         assert verify(f"{store}/datasets/parks") == []
 
 
-@pytest.mark.parametrize(
-    ("by", "until"),
-    [
-        ("url", "report"),
-        pytest.param("like", "report", marks=pytest.mark.drill(4)),
-        pytest.param("url", "crawl", marks=pytest.mark.drill(2)),
-        ("url", "extract"),
-    ],
-)
+@pytest.mark.parametrize(("by", "until"), [("url", "report"), ("like", "report"), ("url", "crawl"), ("url", "extract")])
 def test_what_was_taken_down_is_not_in_what_a_later_build_brings_back(
     week: Week,
     site: Any,
