@@ -19,8 +19,8 @@ from typing import Any
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline import run
 from pipeline.cluster import Cluster
+from pipeline.pass_runner import PassRunner
 from pipeline.records import Candidate, candidate_rows, order_range
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
@@ -101,7 +101,7 @@ def main() -> None:
             build = begun(f"{number}", urls[at : at + size], job)
             at += size
             start = time.perf_counter()
-            result = run._run_pass(build, [build.passes["fetch"]], cluster, memory, True, {}, {})
+            result = PassRunner(build, cluster, memory, {"fetch"}).run(build.passes["fetch"])
             seconds = time.perf_counter() - start
             memory.look()
             reasons: dict[str, int] = {}

@@ -39,7 +39,7 @@ def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tm
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "_run_pass", killed)
+    monkeypatch.setattr(run.PassRunner, "run", killed)
     out, plan = str(tmp_path / "out"), load(spec(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         list(run.run(opening.open_build(plan, out, snapshot="2020-02-02")))

@@ -1,0 +1,167 @@
+"""Runs the passes of a build: which partitions lack a record, their tasks, and what is noted of a finished pass."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from pipeline import observe
+from pipeline.cluster import Cluster
+from pipeline.errors import StageError
+from pipeline.memory import memory_for
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.build_json import PassResult, Running
+from pipeline.store.commits import Record
+from pipeline.store.committed import Committed
+from pipeline.store.partitions import reading
+from pipeline.store.progress import Progress, Watch
+from pipeline.store.stage import Pass
+
+log = logging.getLogger("wenlan")
+
+
+class PassRunner:
+    """Runs the passes of one build in their order.
+
+    wanted: names of the passes that run. crawls: False to work from stored captures only. peaks: the most memory of a
+    worker in an earlier build, by pass.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        cluster: Cluster,
+        progress: Progress,
+        wanted: Set[str],
+        crawls: bool = True,
+        peaks: Mapping[str, int] | None = None,
+    ) -> None:
+        self._build, self._cluster, self._progress = build, cluster, progress
+        self._wanted, self._crawls, self._peaks = wanted, crawls, peaks or {}
+        self._ahead: dict[str, _PassState] = {}  # what tasks of an earlier pass have done of a later one
+        self._unnoted: list[PassResult] = []  # by build.json: each is when the next pass begins, or after the last one
+
+    def run(self, own: Pass) -> PassResult:
+        """Runs a pass; only its result if it is not wanted."""
+        if own.name not in self._wanted:
+            return PassResult.of(own, self._build, [])
+        with observe.about(stage=own.name), reading(own.name, self._build.reads(own.name)):
+            return self._run(own)
+
+    def add(self, result: PassResult) -> None:
+        """Add the result of a pass to what `note` writes."""
+        self._unnoted.append(result)
+
+    def note(self, running: Running | None = None) -> None:
+        """Write to build.json the results that are not there yet, and the pass that begins."""
+        if self._unnoted or running:
+            build_json.note(self._build, *self._unnoted, running=running)
+            self._unnoted.clear()
+
+    def _run(self, own: Pass) -> PassResult:
+        """Runs the partitions of a pass that lack a record, reduces them, and notes that all are committed.
+
+        Its tasks go on with the passes that follow it; what is left of these is done when they are run themselves.
+        """
+        build, chain = self._build, self._chain(own)
+        directory, started = build.stage(own.name), time.monotonic()
+        if directory.finished():
+            return PassResult.of(own, build, directory.records())
+        partitions = own.over(build)
+        own.begin(build)
+        state = self._ahead.pop(own.name, None) or _PassState.of(own, build)
+        missing = [partition for partition in partitions if partition not in state.committed]
+        if own.stored is not None and not self._crawls and build.asks:
+            missing = _stored_only(build, own, missing)
+            state = _PassState.of(own, build)  # with those that were adopted
+        before = len(state.committed)
+        if missing:
+            now = Running(own.name, build.fingerprints[own.name], build_json.now(), before, len(partitions))
+            self.note(now)
+        log.info("pass begins", extra={"partitions": len(partitions), "committed": before})
+        if not self._cluster.started and self._cluster.is_needed(own.resources(build.spec), missing):
+            asked = time.monotonic()
+            with self._progress.starting("Ray"):
+                self._cluster.start()
+            started += time.monotonic() - asked  # not part of the pass
+        states = [state, *(_PassState.of(each, build) for each in chain[1:] if missing)]
+        spent = self._run_tasks(chain, states, len(partitions), missing)
+        state.committed.compact()
+        if own.reduce is not None:
+            directory.write_reduced(own.reduce(build))
+        directory.finish(partitions, own.version)
+        passed = time.monotonic() - started
+        for each, share in zip(states, spent, strict=True) if missing else ():
+            each.ran, each.seconds = each.ran + len(missing), each.seconds + passed * share / (sum(spent) or 1)
+        self._ahead |= {later.name: each for later, each in zip(chain[1:], states[1:], strict=False)}
+        seconds = state.seconds if missing else state.seconds + passed
+        result = PassResult.of(own, build, state.committed.records(), state.ran, seconds)
+        log.info("pass done", extra={"seconds": result.seconds, "funnel": result.funnel})
+        return result
+
+    def _run_tasks(
+        self, chain: Sequence[Pass], states: Sequence[_PassState], partitions: int, missing: Sequence[str]
+    ) -> list[float]:
+        """Runs the missing ones of so many partitions; returns the seconds of each pass. states: of each pass, added
+        to."""
+        build, own = self._build, chain[0]
+        passes, spent = [(each.name, each.run) for each in chain], [0.0] * len(states)
+        memory = max(memory_for(self._peaks.get(each.name, 0)) for each in chain)
+        resources = {**own.resources(build.spec), "memory": memory}
+        with Watch(build, own.name, partitions, states[0].committed.records(), self._progress) as watch:
+            for some in self._cluster.each(build, passes, resources, missing):
+                for number, (each, state) in enumerate(zip(chain, states, strict=True)):
+                    with observe.about(stage=each.name), reading(each.name, build.reads(each.name)):
+                        records = [state.committed.add(done[number]) for done in some]
+                        for record in records:
+                            _tell(record)
+                    spent[number] += sum(record.seconds for record in records)
+                    if each is own:
+                        watch.commit(records)
+        return spent
+
+    def _chain(self, own: Pass) -> list[Pass]:
+        """A pass, and those that follow it in the same tasks."""
+        later = list(self._build.passes.values())
+        later = later[later.index(own) + 1 :]
+        return [own, *itertools.takewhile(lambda each: each.follows and each.name in self._wanted, later)]
+
+
+@dataclass
+class _PassState:
+    """Partitions of a pass that are committed; of those that this run has done the number, and its seconds."""
+
+    committed: Committed
+    ran: int = 0
+    seconds: float = 0.0
+
+    @staticmethod
+    def of(own: Pass, build: Build) -> _PassState:
+        """The state of a pass before any of its tasks has run."""
+        with reading(own.name, build.reads(own.name)):
+            return _PassState(Committed(build.stage(own.name)))
+
+
+def _stored_only(build: Build, own: Pass, missing: list[str]) -> list[str]:
+    """Partitions left to run when stored results are adopted: none. Raises StageError where a result is not stored."""
+    assert own.stored is not None
+    if absent := [partition for partition in missing if not own.stored(build, partition)]:
+        why = f"not crawled for snapshot {build.snapshot}, and past snapshots cannot be crawled"
+        raise StageError(", ".join(absent), why)
+    return []
+
+
+def _tell(record: Record) -> None:
+    """Logs and counts a partition that was just committed."""
+    with observe.about(partition=record.partition):
+        log.info("partition done", extra={"seconds": record.seconds, "counts": record.counts})
+        for fate in ("kept", "dropped", "state"):
+            observe.count("wenlan_rows", record.counts.get(fate, 0), fate=fate)
+        observe.count("wenlan_partitions")
+        observe.count("wenlan_partition_seconds", record.seconds)
+        observe.count("wenlan_cpu_seconds", record.cpu_seconds)
+        observe.count("wenlan_written_bytes", sum(file.bytes for file in record.files.values()))
