@@ -161,10 +161,10 @@ def text_requests(count: int) -> list[Request]:
 def beside_the_towers(checkpoint: Path, pictures: int, texts: int, rounds: int, bar: float) -> dict[str, Figure]:
     """Throughput of the server as a share of its towers'."""
     from training.outputs.checkpoint import TOWERS, open_checkpoint
-    from training.serve.towers import Reader, open_towers
+    from training.serve.towers import InputReader, open_towers
 
     opened = open_checkpoint(checkpoint, TOWERS)
-    towers, reader = open_towers(opened, "auto", "cpu"), Reader(opened, 50_000_000)
+    towers, reader = open_towers(opened, "auto", "cpu"), InputReader(opened, 50_000_000)
     ready_pictures = [reader.picture(photo(n)) for n in range(BATCH)]
     ready_texts = [reader.tokens(SENTENCE.format(n)) for n in range(BATCH)]
 

@@ -98,8 +98,8 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from data_specs.storage.object_store import limit_attempts
     from training.outputs.checkpoint import TOWERS, open_checkpoint
-    from training.serve.app import application, protected
-    from training.serve.galleries import Galleries, open_given
+    from training.serve.app import application, with_request_limits
+    from training.serve.galleries import Galleries, open_collections
     from training.serve.options import Options
     from training.serve.server import accept, listen, run
     from training.serve.service import Service
@@ -118,7 +118,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     with listen(arguments.host, arguments.port) as bound:
         checkpoint = open_checkpoint(arguments.checkpoint, TOWERS)
         of_data = [_embedded(checkpoint, arguments)] if arguments.data else []
-        given = open_given([*of_data, *arguments.index], checkpoint)
+        given = open_collections([*of_data, *arguments.index], checkpoint)
         limit_attempts()  # of what lies on an object store, from here on pictures alone
         name, port = arguments.model_name or _run_of(arguments.checkpoint).name, bound.getsockname()[1]
         detector, regions = choose_detector(checkpoint.detector, arguments.detector, None)
@@ -126,7 +126,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         LOG.info("boxes for pictures without any: %s", regions)
         with _towers(checkpoint, arguments, options) as (towers, threads):
             service = Service(name, checkpoint, towers, options, threads, boxes_of)
-            app = protected(application(service, Galleries(service, given)), service, token, hosts)
+            app = with_request_limits(application(service, Galleries(service, given)), service, token, hosts)
             accept(bound, options)  # who follows the address before the server answers waits
             LOG.info("%s on http://%s:%d (Ctrl-C stops it)", name, arguments.host, port)
             run(app, bound, options)

@@ -29,7 +29,7 @@ from data_specs.web.http_app import App, Limits, error_body, with_checks
 from training.serve import clip_retrieval, embeddings, searching
 from training.serve.galleries import Galleries
 from training.serve.health import HealthCheck
-from training.serve.intake import REFUSED, Counted, Intake
+from training.serve.intake import REFUSED, BodyReader, RequestCounter
 from training.serve.metrics import TEXT
 from training.serve.refusals import Refused
 from training.serve.service import Service
@@ -84,7 +84,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 
 
 def application(service: Service, galleries: Galleries) -> FastAPI:
-    """All routes of a service, without the checks of `protected`."""
+    """All routes of a service, without the checks of `with_request_limits`."""
     health = HealthCheck(service)
 
     @asynccontextmanager
@@ -117,13 +117,13 @@ def application(service: Service, galleries: Galleries) -> FastAPI:
     return app
 
 
-def protected(app: App, service: Service, token: str | None, hosts: Sequence[str]) -> App:
-    """An application behind the checks of every request: host, origin, token, rate, body."""
+def with_request_limits(app: App, service: Service, token: str | None, hosts: Sequence[str]) -> App:
+    """Returns an application behind the checks of every request: host, origin, token, rate, body."""
     options = service.options
     limits = Limits(options.body_mb * 2**20, options.body_s, options.per_minute)
-    inner = Intake(app, options.bodies_mb * 2**20)
-    service.metrics.watch_bodies(lambda: inner.held)
-    return Counted(
+    inner = BodyReader(app, options.bodies_mb * 2**20)
+    service.metrics.watch_bodies(lambda: inner.bytes_in_memory)
+    return RequestCounter(
         with_checks(inner, token=token, hosts=tuple(hosts), limits=limits, open_paths=OPEN, probes=("/health",)),
         service.metrics,
     )
@@ -131,31 +131,31 @@ def protected(app: App, service: Service, token: str | None, hosts: Sequence[str
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
+    async def answer_refused(request: Request, error: Refused) -> JSONResponse:
         request.scope[REFUSED] = error.code
         return JSONResponse(error.body(), error.status, error.headers())
 
     @app.exception_handler(UnicodeEncodeError)
-    async def surrogate(request: Request, _: UnicodeEncodeError) -> JSONResponse:
+    async def answer_surrogate(request: Request, _: UnicodeEncodeError) -> JSONResponse:
         request.scope[REFUSED] = "unicode"
         return JSONResponse(error_body(400, "a text contains an unpaired surrogate", code="unicode"), 400)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def answer_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         request.scope[REFUSED] = "invalid"
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
         return JSONResponse(error_body(400, f"{place}: {first['msg']}", param=place, code="invalid"), 400)
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def answer_http(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method"}.get(error.status_code, "invalid")
         request.scope[REFUSED] = code
         body = error_body(error.status_code, str(error.detail), code=code)
         return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
-    async def fault(request: Request, error: Exception) -> JSONResponse:
+    async def answer_fault(request: Request, error: Exception) -> JSONResponse:
         request.scope[REFUSED] = "fault"
         return JSONResponse(error_body(500, "internal server error; see the server's log", code="fault"), 500)
 

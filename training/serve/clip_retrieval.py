@@ -76,8 +76,8 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
     async def metadata(request: Request) -> Response:
         """Metadata of rows by their numbers; numbers that are not rows are left out."""
         asked = _read(MetadataRequest, await request.body())
-        index = (await service.searched(lambda: galleries.get(asked.indice_name))).index
-        rows = await service.searched(lambda: [(id, index.at(id)) for id in asked.ids])
+        index = (await service.run_search(lambda: galleries.get(asked.indice_name))).index
+        rows = await service.run_search(lambda: [(id, index.at(id)) for id in asked.ids])
         return json_of([{"id": id, "metadata": _metadata(row)} for id, row in rows if row is not None])
 
     @router.get("/indices-list", response_model=list[str])
@@ -102,11 +102,11 @@ def _read(model: type[Any], body: bytes) -> Any:
 
 
 async def _knn(service: Service, galleries: Galleries, asked: KnnRequest) -> list[dict[str, Any]]:
-    gallery = await service.searched(lambda: galleries.get(asked.indice_name))
+    gallery = await service.run_search(lambda: galleries.get(asked.indice_name))
     vector_D = await _vector(service, asked)
     count = asked.num_result_ids or asked.num_images
     query = Query(vector_D, target=asked.modality, limit=count, copies=not asked.deduplicate)
-    results = await service.searched(lambda: gallery.search(query))
+    results = await service.run_search(lambda: gallery.search(query))
     answer: list[dict[str, Any]] = []
     for number, hit in enumerate(results.hits):
         row = {"id": hit.row, "similarity": hit.cosine}
@@ -117,9 +117,9 @@ async def _knn(service: Service, galleries: Galleries, asked: KnnRequest) -> lis
 async def _vector(service: Service, asked: KnnRequest) -> Features:
     """The query [D], by the first that is given, in clip-retrieval's order. Raises Refused."""
     if asked.text:
-        return (await service.texts([asked.text], "text")).first
+        return (await service.texts([asked.text], "text")).row_D
     if asked.image:
-        return (await service.pictures([picture_of(asked.image, "image")], param="image")).first
+        return (await service.pictures([picture_of(asked.image, "image")], param="image")).row_D
     if asked.image_url:
         raise bad_request("url_refused", URL_REFUSED, "image_url")
     if asked.embedding_input:

@@ -96,12 +96,12 @@ def routes(service: Service) -> APIRouter:
     async def image_query(image: Annotated[UploadFile, File()]) -> Response:
         """Feature of a picture (the released WenLan API)."""
         embedded = await service.pictures([await image.read()], param="image")
-        return _released("image", embedded.first)
+        return _released("image", embedded.row_D)
 
     @router.get("/text_query", response_model=Embedding)
     async def text_query(text: Annotated[str, Query()]) -> Response:
         """Feature of a text (the released WenLan API)."""
-        return _released("text", (await service.texts([text], param="text")).first)
+        return _released("text", (await service.texts([text], param="text")).row_D)
 
     @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
     async def embeddings(request: EmbeddingsRequest) -> Response:

@@ -102,14 +102,14 @@ class Galleries:
 
     def get(self, name: str | None) -> Gallery:
         """The collection of a name (None: the first), in its present state on disk. Raises Refused (404)."""
-        gallery = self._named(name)
+        gallery = self._find(name)
         try:
             gallery.index.reload_if_changed()
         except IndexFault as e:
             raise Refused(503, "index_damaged", str(e), retry_after=10) from None
         return gallery
 
-    def _named(self, name: str | None) -> Gallery:
+    def _find(self, name: str | None) -> Gallery:
         gallery = next(iter(self._all.values()), None) if name is None else self._all.get(name)
         if gallery is None:
             known = ", ".join(self._all) or "none exists"
@@ -117,7 +117,7 @@ class Galleries:
             raise Refused(404, "no_collection", text, param="collection")
         return gallery
 
-    def every(self) -> list[tuple[Gallery, str]]:
+    def with_problems(self) -> list[tuple[Gallery, str]]:
         """All collections in their present state on disk, each with its problem, "" for a sound one."""
         found = []
         for gallery in list(self._all.values()):
@@ -131,7 +131,7 @@ class Galleries:
     async def delete(self, name: str) -> None:
         """Delete an own collection, also a damaged one. Raises Refused."""
         async with self._writing:
-            gallery = self._named(name)
+            gallery = self._find(name)
             if not gallery.own:
                 raise Refused(403, "given", f"{name} belongs to the server and cannot be deleted", param="name")
             del self._all[name]
@@ -143,24 +143,24 @@ class Galleries:
         Raises Refused: an invalid name or one given at the start, too much, nothing readable.
         """
         async with self._writing:
-            before = await self._service.searched(lambda: self._room(name))
+            before = await self._service.run_search(lambda: self._own_collection(name))
             entries, refused = _entries(uploads)
-            known = await self._service.searched(lambda: _known(before, entries))
+            known = await self._service.run_search(lambda: _known_ids(before, entries))
             entries = [entry for entry in entries if entry.id not in known]
-            self._check_room(before, entries)
-            embedded, unread = await self._embedded(entries)
+            self._check_limits(before, entries)
+            embedded, unread = await self._embed(entries)
             refused += unread
             if not embedded:
                 if before is not None and known:
                     return before, refused
                 why = refused[0]["message"] if refused else "contains no file"
                 raise bad_request("nothing", f"none of the files could be embedded: {why}", "files")
-            return await self._written(name, embedded, before), refused
+            return await self._write_shielded(name, embedded, before), refused
 
-    async def _written(
+    async def _write_shielded(
         self, name: str, embedded: Sequence[tuple[_Entry, Features, tuple[int, int]]], before: Gallery | None
     ) -> Gallery:
-        """Write to the end, also when the client has left: no thread can be stopped, and the next one would meet it."""
+        """Write to the end, even if the client leaves: no thread can be stopped, and the next one would meet it."""
         folder = before.index.folder.parent if before else Path(tempfile.mkdtemp(dir=self._folder))
         writing = asyncio.ensure_future(asyncio.to_thread(self._write, name, folder, embedded, before))
         try:
@@ -175,8 +175,8 @@ class Galleries:
                 shutil.rmtree(folder, ignore_errors=True)
         return writing.result()
 
-    def _room(self, name: str) -> Gallery | None:
-        """The own collection of this name that is added to; None for a new one. Raises Refused."""
+    def _own_collection(self, name: str) -> Gallery | None:
+        """The client's collection of this name; None for a new one. Raises Refused if nothing may be added to it."""
         if not _NAME.fullmatch(name):
             raise bad_request("name", "a name has 1 to 80 characters and none of / \\ ? # %", "name")
         there = self._all.get(name)
@@ -187,7 +187,7 @@ class Galleries:
             raise Refused(413, "too_many", f"{own} uploaded collections exist already; delete one first", param="name")
         return there and self.get(name)
 
-    def _check_room(self, before: Gallery | None, entries: Sequence[_Entry]) -> None:
+    def _check_limits(self, before: Gallery | None, entries: Sequence[_Entry]) -> None:
         rows = len(entries) + (before.index.rows if before else 0)
         if rows > OWN_ROWS:
             raise Refused(
@@ -197,10 +197,10 @@ class Galleries:
         if size > OWN_BYTES:
             raise Refused(413, "too_large", f"uploaded collections hold at most {OWN_BYTES >> 20} MB", param="files")
 
-    async def _embedded(
+    async def _embed(
         self, entries: Sequence[_Entry]
     ) -> tuple[list[tuple[_Entry, Features, tuple[int, int]]], list[dict[str, str]]]:
-        """Each entry with its row [D] and sides; and the pictures that cannot be read."""
+        """Embeds entries: each with its row [D] and sides; and the pictures that cannot be read."""
         done: list[tuple[_Entry, Features, tuple[int, int]]] = []
         refused: list[dict[str, str]] = []
         texts = [entry for entry in entries if not entry.picture]
@@ -211,7 +211,7 @@ class Galleries:
         readable: list[tuple[_Entry, tuple[int, int]]] = []
         for entry in (entry for entry in entries if entry.picture):
             try:
-                readable.append((entry, await self._service.readable(entry.picture)))
+                readable.append((entry, await self._service.readable_sides(entry.picture)))
             except Refused as e:
                 refused.append({"file": entry.name, "message": e.message})
         for start in range(0, len(readable), MOST_PICTURES):
@@ -263,7 +263,7 @@ class Galleries:
         return replace(before, bytes=before.bytes + size)
 
 
-def open_given(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, SearchIndex]:
+def open_collections(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, SearchIndex]:
     """The indexes of `--index [NAME=]DIR`, by name. Raises ConfigError, IndexFault."""
     given: dict[str, SearchIndex] = {}
     for argument in arguments:
@@ -280,8 +280,8 @@ def open_given(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, Se
     return given
 
 
-def _known(gallery: Gallery | None, entries: Sequence[_Entry]) -> set[str]:
-    """Ids of those rows that a collection has already."""
+def _known_ids(gallery: Gallery | None, entries: Sequence[_Entry]) -> set[str]:
+    """Ids of the entries that a collection has already."""
     return set() if gallery is None else {entry.id for entry in entries if gallery.index.row(entry.id) is not None}
 
 

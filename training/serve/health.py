@@ -86,7 +86,7 @@ class HealthCheck:
         reader = self._service.reader
         # Bytes behind the end of a JPEG change no pixel, but make a file that no detector's cache knows.
         content = self._picture + os.urandom(8)
-        picture, tokens = await self._service.in_thread(lambda: (reader.picture(content), reader.tokens(_TEXT)))
+        picture, tokens = await self._service.run_decoder(lambda: (reader.picture(content), reader.tokens(_TEXT)))
         return await self._service.probe(picture, tokens)
 
 

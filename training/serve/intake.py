@@ -21,8 +21,8 @@ REFUSED = "wenlan.refused"
 """Key of a request's scope: the code of the error that it was answered with."""
 
 
-class Counted:
-    """Outermost middleware: counts every answer."""
+class RequestCounter:
+    """Outermost middleware: counts every answer and times it."""
 
     def __init__(self, app: App, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -32,30 +32,30 @@ class Counted:
             return await self._app(scope, receive, send)
         began, status = time.monotonic(), 0
 
-        async def counted(message: Message) -> None:
+        async def send_counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, receive, send_counted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.request(route, status, time.monotonic() - began)
+            self._metrics.count_request(route, status, time.monotonic() - began)
             if status >= 400:
                 fallback = "rate_limit" if status == 429 else f"http_{status}"
-                self._metrics.refused(scope.get(REFUSED) or _REASONS.get(status, fallback))
+                self._metrics.count_refusal(scope.get(REFUSED) or _REASONS.get(status, fallback))
 
 
-class Intake:
+class BodyReader:
     """Reads a request's body, and cancels the request when its client leaves."""
 
     def __init__(self, app: App, most_bytes: int) -> None:
         self._app, self._most, self._room = app, most_bytes, most_bytes
 
     @property
-    def held(self) -> int:
+    def bytes_in_memory(self) -> int:
         """Bytes of request bodies in memory now, complete or still arriving."""
         return self._most - self._room
 
@@ -71,16 +71,16 @@ class Intake:
                 part: bytes = message.get("body", b"")
                 if len(part) > self._room:
                     scope[REFUSED] = "no_room"
-                    return await _no_room(send)
+                    return await _answer_no_room(send)
                 self._room -= len(part)
                 body += part
                 if not message.get("more_body", False):
                     break
-            await self._while_there(scope, bytes(body), receive, send)
+            await self._run_until_disconnect(scope, bytes(body), receive, send)
         finally:
             self._room += len(body)
 
-    async def _while_there(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    async def _run_until_disconnect(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         unread: bytes | None = body
         ended = asyncio.Event()
         complete = False
@@ -93,12 +93,12 @@ class Intake:
             await ended.wait()
             return {"type": "http.disconnect"}
 
-        async def watched(message: Message) -> None:
+        async def send_watched(message: Message) -> None:
             nonlocal complete
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        work = asyncio.ensure_future(self._app(scope, replay, watched))
+        work = asyncio.ensure_future(self._app(scope, replay, send_watched))
         leaving = asyncio.ensure_future(receive())
         try:
             await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -114,7 +114,7 @@ class Intake:
                 task.cancel()
 
 
-async def _no_room(send: Send) -> None:
+async def _answer_no_room(send: Send) -> None:
     body = json.dumps(error_body(503, "too many uploads at once; try again later", code="no_room")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"retry-after", b"2"), (b"connection", b"close")]

@@ -45,15 +45,15 @@ class Metrics:
     def _histogram(self, name: str, text: str, label: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, (label,), registry=self._registry, buckets=buckets)
 
-    def request(self, route: str, status: int, seconds: float) -> None:
+    def count_request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def refused(self, reason: str) -> None:
+    def count_refusal(self, reason: str) -> None:
         """Count a refusal; `reason` is the code of an error."""
         self._refused.labels(reason).inc()
 
-    def batch(self, modality: str, size: int, seconds: float) -> None:
+    def count_batch(self, modality: str, size: int, seconds: float) -> None:
         self._size.labels(modality).observe(size)
         self._batch_s.labels(modality).observe(seconds)
 

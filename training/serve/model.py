@@ -30,7 +30,7 @@ import numpy as np
 from training.serve.metrics import Metrics
 from training.serve.options import Options
 from training.serve.refusals import Refused, overloaded
-from training.serve.towers import Features, Picture, Tokens, Towers
+from training.serve.towers import Features, PreparedPicture, Tokens, Towers
 
 LOG = logging.getLogger(__name__)
 
@@ -45,15 +45,15 @@ _SHARE = 0.1
 class _Item:
     """One input on its way through the model."""
 
-    input: Picture | Tokens
+    input: PreparedPicture | Tokens
     future: asyncio.Future[Features]
     loop: asyncio.AbstractEventLoop
     since: float
 
 
 @dataclass(slots=True)
-class _Line:
-    """Inputs of one kind. admitted: those that wait and those on their way here. batch_s: of the last batch."""
+class _Queue:
+    """Inputs of one kind, queued. admitted: those that wait and those on their way here. batch_s: of the last batch."""
 
     most: int
     waiting: deque[_Item] = field(default_factory=deque)
@@ -62,14 +62,14 @@ class _Line:
     batch_s: float = 0.0
     freed: float = 0.0
 
-    def pass_over(self) -> None:
-        """Forget what its client has given up: it is admitted no more, and its pictures would lie here uncounted."""
+    def drop_abandoned(self) -> None:
+        """Drop inputs whose clients have left: they are admitted no more, and would take memory uncounted."""
         self.waiting = deque(item for item in self.waiting if not item.future.done())
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """State of the model thread. alive: whether it runs; busy_s: seconds on the batch in hand, of `size` inputs."""
+class ModelState:
+    """State of the model thread. alive: whether it runs; busy_s: seconds on the current batch, of `size` inputs."""
 
     alive: bool
     why: str
@@ -82,7 +82,7 @@ class State:
 class Ticket:
     """Room in a line for `count` inputs, held from before they are decoded until they are answered."""
 
-    def __init__(self, line: _Line, count: int, lock: threading.Condition) -> None:
+    def __init__(self, line: _Queue, count: int, lock: threading.Condition) -> None:
         self._line, self._count, self._lock = line, count, lock
 
     def __enter__(self) -> Ticket:
@@ -92,18 +92,18 @@ class Ticket:
         with self._lock:
             self._line.admitted -= self._count
             if error is not None:
-                self._line.pass_over()
+                self._line.drop_abandoned()
 
 
-class Model:
+class BatchingModel:
     """The threads that compute, and their queues. `submit` is called on an event loop."""
 
     def __init__(self, towers: Towers, options: Options, metrics: Metrics, threads: int = 1) -> None:
         self._towers, self._options, self._metrics = towers, options, metrics
         self._lock = threading.Condition()
-        self._lines: dict[Kind, _Line] = {
-            "image": _Line(options.waiting_pictures),
-            "text": _Line(options.waiting_texts),
+        self._lines: dict[Kind, _Queue] = {
+            "image": _Queue(options.waiting_pictures),
+            "text": _Queue(options.waiting_texts),
         }
         self._busy: dict[int, tuple[float, Kind, int]] = {}
         self._ended: str | None = None
@@ -141,7 +141,7 @@ class Model:
         return Ticket(line, count, self._lock)
 
     def submit(
-        self, kind: Kind, inputs: Sequence[Picture | Tokens], *, first: bool = False
+        self, kind: Kind, inputs: Sequence[PreparedPicture | Tokens], *, first: bool = False
     ) -> list[asyncio.Future[Features]]:
         """Put admitted inputs into their line; a future of each one's row [D]. first: before all others (a probe)."""
         loop, now = asyncio.get_running_loop(), 0.0 if first else time.monotonic()
@@ -151,19 +151,19 @@ class Model:
             if self._ended is not None:
                 raise overloaded("model_down", f"the model thread has stopped ({self._ended})", 30)
             if first:
-                line.pass_over()  # earlier probes of a thread that hangs
+                line.drop_abandoned()  # earlier probes of a thread that hangs
                 line.waiting.extendleft(reversed(items))
             else:
                 line.waiting.extend(items)
             self._lock.notify_all()
         return [item.future for item in items]
 
-    def state(self) -> State:
+    def state(self) -> ModelState:
         with self._lock:
             now, waiting = time.monotonic(), sum(len(line.waiting) for line in self._lines.values())
             since, kind, size = min(self._busy.values(), default=(now, "", 0))
         alive = self._ended is None and all(thread.is_alive() for thread in self._threads)
-        return State(alive, self._ended or "", now - since, size, kind, waiting)
+        return ModelState(alive, self._ended or "", now - since, size, kind, waiting)
 
     def depth(self, kind: Kind) -> int:
         """Inputs that are admitted and not yet answered."""
@@ -173,7 +173,7 @@ class Model:
         why = "stopped"
         batch: tuple[Kind, list[_Item]] | None = None
         try:
-            while (batch := self._next(number)) is not None:
+            while (batch := self._next_batch(number)) is not None:
                 self._compute(number, *batch)
         except BaseException as e:  # whatever ends the thread, its callers and /health must learn of it
             why = f"{type(e).__name__}: {e}"
@@ -181,17 +181,17 @@ class Model:
         finally:
             self._refuse_all(why, batch[1] if batch else [])
 
-    def _next(self, number: int) -> tuple[Kind, list[_Item]] | None:
+    def _next_batch(self, number: int) -> tuple[Kind, list[_Item]] | None:
         """Wait for the next batch; None at the end."""
         with self._lock:
             while True:
-                kind = self._oldest()
+                kind = self._oldest_kind()
                 if self._stop:
                     return None
                 if kind is None:
                     self._lock.wait()
                     continue
-                patience = self._patience(self._lines[kind])
+                patience = self._seconds_to_wait(self._lines[kind])
                 if patience <= 0:
                     break
                 self._lock.wait(patience)
@@ -202,11 +202,11 @@ class Model:
             self._busy[number] = (time.monotonic(), kind, len(items))
             return kind, items
 
-    def _oldest(self) -> Kind | None:
+    def _oldest_kind(self) -> Kind | None:
         heads = [(line.waiting[0].since, kind) for kind, line in self._lines.items() if line.waiting]
         return min(heads)[1] if heads else None
 
-    def _patience(self, line: _Line) -> float:
+    def _seconds_to_wait(self, line: _Queue) -> float:
         """Seconds that a batch may still wait for more inputs."""
         waiting = len(line.waiting)
         if waiting >= min(self._options.batch, max(line.expected, line.admitted)):
@@ -216,7 +216,7 @@ class Model:
 
     def _compute(self, number: int, kind: Kind, items: list[_Item]) -> None:
         began = time.monotonic()
-        answers = self._answers(kind, items) if items else []
+        answers = self._results(kind, items) if items else []
         seconds = time.monotonic() - began
         line = self._lines[kind]
         with self._lock:
@@ -227,10 +227,10 @@ class Model:
                 line.batch_s, line.freed = seconds, time.monotonic()
         if items:
             # Counted before it is delivered: a client with an answer reads it in /metrics, and is refused by its time.
-            self._metrics.batch(kind, len(items), seconds)
+            self._metrics.count_batch(kind, len(items), seconds)
             _deliver(items, answers)
 
-    def _answers(self, kind: Kind, items: list[_Item]) -> Sequence[Features | Exception]:
+    def _results(self, kind: Kind, items: list[_Item]) -> Sequence[Features | Exception]:
         """A row, or the reason why it is missing, for every item."""
         try:
             return list(self._encode(kind, items))
@@ -238,7 +238,7 @@ class Model:
             LOG.warning("a batch of %d failed (%s: %s)", len(items), type(e).__name__, e)
             if len(items) == 1:
                 return [Refused(503, "inference_failed", f"the towers failed on this input ({type(e).__name__})")]
-        return [answer for item in items for answer in self._answers(kind, [item])]
+        return [answer for item in items for answer in self._results(kind, [item])]
 
     def _encode(self, kind: Kind, items: Sequence[_Item]) -> Features:
         inputs: list[Any] = [item.input for item in items]
@@ -266,12 +266,12 @@ def _deliver(items: Sequence[_Item], answers: Sequence[Features | Exception]) ->
         by_loop.setdefault(item.loop, []).append((item.future, answer))
     for loop, pairs in by_loop.items():
         try:
-            loop.call_soon_threadsafe(_set, pairs)
+            loop.call_soon_threadsafe(_set_futures, pairs)
         except RuntimeError:  # the loop is closed: no client waits
             LOG.debug("answers for a loop that has ended")
 
 
-def _set(pairs: Sequence[tuple[asyncio.Future[Features], Features | Exception]]) -> None:
+def _set_futures(pairs: Sequence[tuple[asyncio.Future[Features], Features | Exception]]) -> None:
     for future, answer in pairs:
         if future.done():
             continue

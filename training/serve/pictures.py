@@ -36,7 +36,7 @@ _Name = tuple[PictureLocation | None, str] | tuple[Path, int, str, int]
 _BUSY = "the object store cannot deliver this picture now; try again later"
 
 
-def missing(id: str) -> Refused:
+def unknown_sample(id: str) -> Refused:
     """The answer 404 for an unknown sample id."""
     return Refused(404, "no_sample", f"sample {id[:80]!r} is not in this collection", param="id")
 
@@ -53,27 +53,27 @@ class Pictures:
         self._kept: OrderedDict[_Name, tuple[bytes, str]] = OrderedDict()
         self._lock = threading.Lock()
 
-    async def of(self, gallery: Gallery, id: str, side: int | None) -> tuple[bytes, str]:
+    async def read(self, gallery: Gallery, id: str, side: int | None) -> tuple[bytes, str]:
         """(bytes, media type) of a sample's picture. Raises Refused."""
         index = gallery.index
         if side is not None:
-            return await self._service.fetched(lambda: self._smaller(index, index.revision, id, side))
-        content, kind = await self.stored(index, id)
+            return await self._service.run_fetch(lambda: self._thumbnail(index, index.revision, id, side))
+        content, kind = await self.read_stored(index, id)
         if kind in AS_STORED:
             return content, kind
-        return await self._service.fetched(lambda: self._smaller(index, index.revision, id, LARGEST_SIDE))
+        return await self._service.run_fetch(lambda: self._thumbnail(index, index.revision, id, LARGEST_SIDE))
 
-    async def stored(self, index: SearchIndex, id: str) -> tuple[bytes, str]:
+    async def read_stored(self, index: SearchIndex, id: str) -> tuple[bytes, str]:
         """(bytes, media type) of a sample's picture as it is stored. Raises Refused."""
-        return await self._service.fetched(lambda: self._stored(index, id))
+        return await self._service.run_fetch(lambda: self._read_stored(index, id))
 
-    def _stored(self, index: SearchIndex, id: str) -> tuple[bytes, str]:
+    def _read_stored(self, index: SearchIndex, id: str) -> tuple[bytes, str]:
         record = index.row(id)
         if record is None:
-            raise missing(id)
+            raise unknown_sample(id)
         remote = record.where is not None and is_object_store(record.where.path)
         name = record.where, record.sha256
-        if (kept := self._known(name)) is not None:
+        if (kept := self._cached(name)) is not None:
             return kept
         try:
             found = index.picture(id)
@@ -87,32 +87,32 @@ class Pictures:
         except IndexFault as e:
             raise Refused(404, "no_picture", f"the picture of this sample cannot be read: {e}") from None
         if remote:
-            self._keep(name, found)
+            self._cache(name, found)
         return found
 
-    def _known(self, name: _Name) -> tuple[bytes, str] | None:
+    def _cached(self, name: _Name) -> tuple[bytes, str] | None:
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)
             return self._kept.get(name)
 
-    def _keep(self, name: _Name, found: tuple[bytes, str]) -> None:
+    def _cache(self, name: _Name, found: tuple[bytes, str]) -> None:
         with self._lock:
             self._kept[name] = found
             while sum(len(content) for content, _ in self._kept.values()) > self._service.options.kept_mb << 20:
                 self._kept.popitem(last=False)
 
-    def _smaller(self, index: SearchIndex, revision: int, id: str, side: int) -> tuple[bytes, str]:
+    def _thumbnail(self, index: SearchIndex, revision: int, id: str, side: int) -> tuple[bytes, str]:
         """A JPEG of at most `side` pixels; `revision` makes a takedown forget what is kept."""
         name = index.folder, revision, id, side
-        found = self._known(name)
+        found = self._cached(name)
         if found is None:
-            found = self._make(index, id, side)
-            self._keep(name, found)
+            found = self._make_thumbnail(index, id, side)
+            self._cache(name, found)
         return found
 
-    def _make(self, index: SearchIndex, id: str, side: int) -> tuple[bytes, str]:
-        content, _ = self._stored(index, id)
+    def _make_thumbnail(self, index: SearchIndex, id: str, side: int) -> tuple[bytes, str]:
+        content, _ = self._read_stored(index, id)
         try:
             image = decode(content, self._service.options.pixels)
         except UnreadableImage as e:

@@ -28,7 +28,7 @@ import numpy as np
 from data_specs.command.extras import install
 from training.errors import ConfigError, RunError, first_line
 from training.run.ray_job import cluster
-from training.serve.towers import Engine, Features, Picture, Tokens
+from training.serve.towers import Engine, Features, PreparedPicture, Tokens
 
 LOG = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Replicas:
     def __init__(self, handle: Any, seconds: float) -> None:
         self._handle, self._seconds = handle, seconds
 
-    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+    def encode_images(self, pictures: Sequence[PreparedPicture]) -> Features:
         """Unit rows [N, D]. Raises RunError if no replica answers."""
         return self._answer("image", list(pictures))
 

@@ -25,7 +25,7 @@ from data_specs.search.search import Filters, Hit, Query, Row
 from training.serve.embeddings import json_of
 from training.serve.galleries import Galleries, Gallery, Upload
 from training.serve.inputs import picture_of
-from training.serve.pictures import LARGEST_SIDE, Pictures, missing
+from training.serve.pictures import LARGEST_SIDE, Pictures, unknown_sample
 from training.serve.refusals import bad_request
 from training.serve.service import Service
 from training.serve.towers import Features
@@ -165,8 +165,8 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
 
     @router.get("/collections", response_model=list[CollectionAnswer])
     async def collections() -> Response:
-        every = await service.searched(galleries.every)
-        return json_of([await service.searched(lambda g=one, p=bad: _described(g, p)) for one, bad in every])  # type: ignore[misc]
+        every = await service.run_search(galleries.with_problems)
+        return json_of([await service.run_search(lambda g=one, p=bad: _collection_answer(g, p)) for one, bad in every])  # type: ignore[misc]
 
     @router.post("/collections", response_model=AddedAnswer)
     async def add(name: Annotated[str, Form(max_length=200)], files: Annotated[list[UploadFile], File()]) -> Response:
@@ -174,7 +174,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
         is embedded from what is told of it."""
         uploads = [Upload(file.filename or "", await file.read(), _is_text(file)) for file in files]
         gallery, refused = await galleries.add(name, uploads)
-        return json_of({**await service.searched(lambda: _described(gallery)), "refused": refused})
+        return json_of({**await service.run_search(lambda: _collection_answer(gallery)), "refused": refused})
 
     @router.delete("/collections/{name}", response_model=DeletedAnswer)
     async def delete(name: str) -> Response:
@@ -189,12 +189,12 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
     @router.get("/collections/{name}/samples/{id:path}", response_model=HitAnswer)
     async def sample(name: str, id: str) -> Response:
         """One sample, as a hit without a query."""
-        gallery = await service.searched(lambda: galleries.get(name))
-        record = await service.searched(lambda: gallery.index.row(id))
+        gallery = await service.run_search(lambda: galleries.get(name))
+        record = await service.run_search(lambda: gallery.index.row(id))
         if record is None:
-            raise missing(id)
+            raise unknown_sample(id)
         target: Modality = "image" if record.has_image else "text"
-        return json_of(_hit(Hit(0, record, None, None, None, None, 0), target, gallery.name))
+        return json_of(_hit_answer(Hit(0, record, None, None, None, None, 0), target, gallery.name))
 
     @router.get(
         "/collections/{name}/images/{id:path}",
@@ -205,8 +205,8 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
         name: str, id: str, side: Annotated[int | None, Parameter(ge=16, le=LARGEST_SIDE)] = None
     ) -> Response:
         """The picture of a sample: as it is stored, or a JPEG of at most `side` pixels on its longer side."""
-        gallery = await service.fetched(lambda: galleries.get(name))
-        content, kind = await pictures.of(gallery, id, side)
+        gallery = await service.run_fetch(lambda: galleries.get(name))
+        content, kind = await pictures.read(gallery, id, side)
         return Response(content, media_type=kind, headers={"Cache-Control": _CACHED})
 
     return router
@@ -214,7 +214,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
 
 async def _search(service: Service, galleries: Galleries, pictures: Pictures, request: SearchRequest) -> dict[str, Any]:
     began = time.perf_counter()
-    gallery = await service.searched(lambda: galleries.get(request.collection))
+    gallery = await service.run_search(lambda: galleries.get(request.collection))
     vector_D, kind, seen = await _vector(service, gallery, pictures, request)
     words = request.text if request.mode != "meaning" else ""
     filters = _filters(request.filters)
@@ -229,8 +229,8 @@ async def _search(service: Service, galleries: Galleries, pictures: Pictures, re
         request.copies,
         of=kind,
     )
-    results = await service.searched(lambda: gallery.search(query))
-    hits = [_hit(hit, request.target, gallery.name) for hit in results.hits]
+    results = await service.run_search(lambda: gallery.search(query))
+    hits = [_hit_answer(hit, request.target, gallery.name) for hit in results.hits]
     took_ms = (time.perf_counter() - began) * 1000
     return {"hits": hits, "took_ms": took_ms, "exact": results.exact, "more": results.more, "query": seen}
 
@@ -246,36 +246,38 @@ async def _vector(
         raise bad_request("region", "a region needs `image` or `id`", "region")
     if request.image:
         content = picture_of(request.image, "image")
-        return *await _of_picture(service, content, request.region), await _seen(service, content)
+        return *await _picture_vector(service, content, request.region), await _query_picture(service, content)
     if request.id:
-        return await _of_sample(service, gallery, pictures, request)
+        return await _sample_vector(service, gallery, pictures, request)
     if request.text and request.mode != "words":
-        return (await service.texts([request.text], "text")).first, "text", None
+        return (await service.texts([request.text], "text")).row_D, "text", None
     return None, None, None
 
 
-async def _of_picture(service: Service, content: bytes, region: Sequence[float] | None) -> tuple[Features, Modality]:
+async def _picture_vector(
+    service: Service, content: bytes, region: Sequence[float] | None
+) -> tuple[Features, Modality]:
     if region is not None:
         return await service.region(content, region), "image"
-    return (await service.pictures([content], param="image")).first, "image"
+    return (await service.pictures([content], param="image")).row_D, "image"
 
 
-async def _of_sample(
+async def _sample_vector(
     service: Service, gallery: Gallery, pictures: Pictures, request: SearchRequest
 ) -> tuple[Features | None, Modality | None, dict[str, Any] | None]:
-    record = await service.searched(lambda: gallery.index.row(request.id))
+    record = await service.run_search(lambda: gallery.index.row(request.id))
     if record is None:
-        raise missing(request.id)
+        raise unknown_sample(request.id)
     boxes = {"width": record.width, "height": record.height, "boxes": [list(box) for box in record.boxes]}
     seen = boxes if record.has_image else None
     if request.region is not None:
-        content, _ = await pictures.stored(gallery.index, request.id)
-        return *await _of_picture(service, content, request.region), seen
+        content, _ = await pictures.read_stored(gallery.index, request.id)
+        return *await _picture_vector(service, content, request.region), seen
     kind: Modality = "image" if record.has_image else "text"
-    return await service.searched(lambda: gallery.index.vector(request.id, kind)), kind, seen
+    return await service.run_search(lambda: gallery.index.vector(request.id, kind)), kind, seen
 
 
-async def _seen(service: Service, content: bytes) -> dict[str, Any]:
+async def _query_picture(service: Service, content: bytes) -> dict[str, Any]:
     width, height, boxes = await service.regions(content)
     return {"width": width, "height": height, "boxes": boxes}
 
@@ -287,7 +289,7 @@ def _filters(given: FiltersRequest) -> Filters:
     return Filters(**values)
 
 
-def _hit(hit: Hit, target: Modality, collection: str) -> dict[str, Any]:
+def _hit_answer(hit: Hit, target: Modality, collection: str) -> dict[str, Any]:
     from urllib.parse import quote
 
     record: Row = hit.record
@@ -315,7 +317,7 @@ def _hit(hit: Hit, target: Modality, collection: str) -> dict[str, Any]:
     }
 
 
-def _described(gallery: Gallery, problem: str = "") -> dict[str, Any]:
+def _collection_answer(gallery: Gallery, problem: str = "") -> dict[str, Any]:
     index = gallery.index
     counts = {} if problem else index.counts()
     return {

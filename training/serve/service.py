@@ -20,39 +20,39 @@ from training.data.transforms import UnreadableImage, decode, sides
 from training.outputs.checkpoint import Checkpoint
 from training.serve.inputs import too_many
 from training.serve.metrics import Metrics
-from training.serve.model import Kind, Model
+from training.serve.model import BatchingModel, Kind
 from training.serve.options import MOST_PICTURES, Options
 from training.serve.refusals import bad_request, overloaded
-from training.serve.towers import Features, Picture, Reader, Tokens, Towers
+from training.serve.towers import Features, InputReader, PreparedPicture, Tokens, Towers
 from training.weights.load import Boxes
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
-    """Features [N, D] and how many tokens the texts had, marks included."""
+class EmbeddedInputs:
+    """Features [N, D] of a request's inputs, and how many tokens its texts had, marks included."""
 
     rows_ND: Features
     tokens: int
 
     @property
-    def first(self) -> Features:
+    def row_D(self) -> Features:
         """The feature [D] of the one input."""
         row_D: Features = self.rows_ND[0]
         return row_D
 
 
-class _Bounded:
-    """Threads for one kind of work, and how much of it may wait for them."""
+class _BoundedPool:
+    """Threads for one kind of work, with a bound on what waits for them."""
 
     def __init__(self, kind: str, threads: int, most: int) -> None:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"wenlan-{kind}")
         self._kind, self._most, self._waiting = kind, most, 0
 
     @contextmanager
-    def place(self) -> Iterator[ThreadPoolExecutor]:
-        """The threads, for one piece of work. Raises Refused where too much waits."""
+    def reserve(self) -> Iterator[ThreadPoolExecutor]:
+        """Reserve a thread for one piece of work. Raises Refused where too much waits."""
         if self._waiting >= self._most:
             text = f"{self._waiting} {self._kind} requests are waiting already; try again later"
             raise overloaded("queue_full", text, 2)
@@ -77,11 +77,11 @@ class Service:
     ) -> None:
         self.name, self.checkpoint, self.options = name, checkpoint, options
         self.metrics = Metrics()
-        self.reader = Reader(checkpoint, options.pixels, boxes_of)
-        self.model = Model(towers, options, self.metrics, threads)
+        self.reader = InputReader(checkpoint, options.pixels, boxes_of)
+        self.model = BatchingModel(towers, options, self.metrics, threads)
         self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="wenlan-decode")
-        self._searchers = _Bounded("search", options.searchers, options.waiting_searches)
-        self._fetchers = _Bounded("picture", options.fetchers, options.waiting_searches)
+        self._searchers = _BoundedPool("search", options.searchers, options.waiting_searches)
+        self._fetchers = _BoundedPool("picture", options.fetchers, options.waiting_searches)
         self.metrics.watch(
             {"image": lambda: self.model.depth("image"), "text": lambda: self.model.depth("text")},
             lambda: self.model.state().alive,
@@ -101,45 +101,45 @@ class Service:
         for pool in (self._decoders, self._searchers.pool, self._fetchers.pool):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    async def run_decoder(self, work: Callable[[], T]) -> T:
         """Run a blocking call in a decoding thread, within a request's time limit. Raises Refused."""
-        return await self._in_time(asyncio.get_running_loop().run_in_executor(self._decoders, work))
+        return await self._with_timeout(asyncio.get_running_loop().run_in_executor(self._decoders, work))
 
-    async def searched(self, work: Callable[[], T]) -> T:
+    async def run_search(self, work: Callable[[], T]) -> T:
         """Run a blocking call in a thread that reads indexes. Raises Refused, also if too many wait."""
-        with self._searchers.place() as pool:
-            return await self._in_time(asyncio.get_running_loop().run_in_executor(pool, work))
+        with self._searchers.reserve() as pool:
+            return await self._with_timeout(asyncio.get_running_loop().run_in_executor(pool, work))
 
-    async def fetched(self, work: Callable[[], T]) -> T:
+    async def run_fetch(self, work: Callable[[], T]) -> T:
         """Run a blocking call in a thread for stored pictures, so that slow storage does not delay searches."""
-        with self._fetchers.place() as pool:
-            return await self._in_time(asyncio.get_running_loop().run_in_executor(pool, work))
+        with self._fetchers.reserve() as pool:
+            return await self._with_timeout(asyncio.get_running_loop().run_in_executor(pool, work))
 
-    async def texts(self, texts: Sequence[str], param: str = "input") -> Embedded:
+    async def texts(self, texts: Sequence[str], param: str = "input") -> EmbeddedInputs:
         """Features of texts. Raises Refused."""
         if len(texts) > self.options.texts:
             raise too_many(len(texts), self.options.texts, "texts", param)
         for number, text in enumerate(texts):
             if not text.strip():
-                raise bad_request("empty", "the text is empty", _place(param, number, len(texts)))
+                raise bad_request("empty", "the text is empty", _param_name(param, number, len(texts)))
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise bad_request("unicode", "unpaired surrogate in a text", _place(param, number, len(texts)))
+                raise bad_request("unicode", "unpaired surrogate in a text", _param_name(param, number, len(texts)))
         with self.model.admit("text", len(texts)):
-            tokens = await self.in_thread(lambda: [self.reader.tokens(text) for text in texts])
-            rows_ND = await self._computed("text", tokens)
-        return Embedded(rows_ND, sum(map(len, tokens)))
+            tokens = await self.run_decoder(lambda: [self.reader.tokens(text) for text in texts])
+            rows_ND = await self._compute("text", tokens)
+        return EmbeddedInputs(rows_ND, sum(map(len, tokens)))
 
-    async def pictures(self, contents: Sequence[bytes], param: str = "input") -> Embedded:
+    async def pictures(self, contents: Sequence[bytes], param: str = "input") -> EmbeddedInputs:
         """Features of pictures from the bytes of their files. Raises Refused."""
         if len(contents) > MOST_PICTURES:
             raise too_many(len(contents), MOST_PICTURES, "pictures", param)
         with self.model.admit("image", len(contents)):
             opened = [
-                self._opened(lambda c=content: self.reader.picture(c), _place(param, number, len(contents)))  # type: ignore[misc]
+                self._decode(lambda c=content: self.reader.picture(c), _param_name(param, number, len(contents)))  # type: ignore[misc]
                 for number, content in enumerate(contents)
             ]
-            rows_ND = await self._computed("image", await asyncio.gather(*opened))
-        return Embedded(rows_ND, 0)
+            rows_ND = await self._compute("image", await asyncio.gather(*opened))
+        return EmbeddedInputs(rows_ND, 0)
 
     async def region(self, content: bytes, box: Sequence[float]) -> Features:
         """Feature [D] of one box of a picture. Raises Refused."""
@@ -149,30 +149,30 @@ class Service:
             text = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] is not a box within the picture's {width} x {height} pixels"
             raise bad_request("region", text, "region")
         with self.model.admit("image", 2):
-            opened = await self._opened(lambda: self.reader.region(content, box), "region")
-            rows_ND = await self._computed("image", opened)
+            opened = await self._decode(lambda: self.reader.region(content, box), "region")
+            rows_ND = await self._compute("image", opened)
         mean_D = rows_ND.mean(axis=0)
         feature_D: Features = mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)
         return feature_D
 
-    async def readable(self, content: bytes) -> tuple[int, int]:
-        """(width, height) of a picture that can be decoded. Raises Refused."""
+    async def readable_sides(self, content: bytes) -> tuple[int, int]:
+        """(width, height) of a picture, decoded to see that it can be. Raises Refused."""
 
         def decoded() -> tuple[int, int]:
             image = decode(content, self.options.pixels)
             return int(image.shape[2]), int(image.shape[1])
 
-        return await self._opened(decoded, "files")
+        return await self._decode(decoded, "files")
 
     async def regions(self, content: bytes) -> tuple[int, int, list[list[float]]]:
         """Width, height, and the regions that the tower uses. Raises Refused."""
-        return await self._opened(lambda: self.reader.boxes(content), "image")
+        return await self._decode(lambda: self.reader.boxes(content), "image")
 
     async def sides(self, content: bytes) -> tuple[int, int]:
         """(width, height) of a picture. Raises Refused."""
-        return await self._opened(lambda: sides(content, self.options.pixels), "image")
+        return await self._decode(lambda: sides(content, self.options.pixels), "image")
 
-    async def probe(self, picture: Picture, tokens: Tokens) -> tuple[Features, Features]:
+    async def probe(self, picture: PreparedPicture, tokens: Tokens) -> tuple[Features, Features]:
         """Both towers' rows [D] of these inputs, computed ahead of all waiting inputs."""
         [image] = self.model.submit("image", [picture], first=True)
         [text] = self.model.submit("text", [tokens], first=True)
@@ -182,19 +182,19 @@ class Service:
             image.cancel()
             text.cancel()
 
-    async def _opened(self, work: Callable[[], T], param: str) -> T:
+    async def _decode(self, work: Callable[[], T], param: str) -> T:
         try:
-            return await self.in_thread(work)
+            return await self.run_decoder(work)
         except UnreadableImage as e:
             raise bad_request("unreadable_image", f"the picture cannot be read: {e}", param) from None
 
-    async def _computed(self, kind: Kind, inputs: Sequence[Picture | Tokens]) -> Features:
+    async def _compute(self, kind: Kind, inputs: Sequence[PreparedPicture | Tokens]) -> Features:
         if not inputs:
             return np.zeros((0, self.width), np.float32)
-        rows: list[Features] = await self._in_time(asyncio.gather(*self.model.submit(kind, inputs)))
+        rows: list[Features] = await self._with_timeout(asyncio.gather(*self.model.submit(kind, inputs)))
         return np.stack(rows)
 
-    async def _in_time(self, waiting: asyncio.Future[T]) -> T:
+    async def _with_timeout(self, waiting: asyncio.Future[T]) -> T:
         # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the result, and a request
         # whose client has left would go on.
         try:
@@ -209,5 +209,5 @@ class Service:
         return waiting.result()
 
 
-def _place(param: str, number: int, count: int) -> str:
+def _param_name(param: str, number: int, count: int) -> str:
     return param if count == 1 else f"{param}[{number}]"

@@ -56,7 +56,7 @@ _EXPORT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PreparedPicture:
     """A prepared picture: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last."""
 
     pixels_3SS: npt.NDArray[np.uint8]
@@ -70,7 +70,7 @@ Tokens = Sequence[int]
 class Towers(Protocol):
     """Both query towers on prepared inputs. One thread calls them."""
 
-    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+    def encode_images(self, pictures: Sequence[PreparedPicture]) -> Features:
         """Unit rows [N, D]."""
         ...
 
@@ -79,7 +79,7 @@ class Towers(Protocol):
         ...
 
 
-class Reader:
+class InputReader:
     """Prepares inputs as the checkpoint's training read them. Any number of threads may call it."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Reader:
         self._boxes_of = boxes_of
         self._tokenizer, self._alone = checkpoint.tokenizer, threading.Lock()
 
-    def picture(self, content: bytes) -> Picture:
+    def picture(self, content: bytes) -> PreparedPicture:
         """A picture from its file's content, with the boxes of `boxes_of`, or the grid. Raises UnreadableImage."""
         boxes = None
         if self._boxes_of is not None:
@@ -101,7 +101,7 @@ class Reader:
             boxes = self._boxes_of(content)
         config = replace(self.config, data=replace(self.config.data, max_pixels=self._max_pixels))
         opened = open_image(config, content, boxes)
-        return Picture(opened.image_3SS.contiguous().numpy(), opened.boxes_R4)
+        return PreparedPicture(opened.image_3SS.contiguous().numpy(), opened.boxes_R4)
 
     def boxes(self, content: bytes) -> tuple[int, int, list[list[float]]]:
         """Width, height, and the regions that the tower looks at, in pixels. Raises UnreadableImage."""
@@ -112,7 +112,7 @@ class Reader:
         boxes_R4 = grid_boxes(width, height, most)
         return width, height, boxes_R4.tolist() if len(boxes_R4) > 1 else []
 
-    def region(self, content: bytes, box: Sequence[float]) -> list[Picture]:
+    def region(self, content: bytes, box: Sequence[float]) -> list[PreparedPicture]:
         """Pictures to embed for one box (x1 y1 x2 y2) of a picture; its feature is that of their mean.
 
         The crop as a picture of its own, and for a tower with regions also the whole picture with this box as its only
@@ -125,11 +125,11 @@ class Reader:
         left, top = max(0, min(int(x1), width - 1)), max(0, min(int(y1), height - 1))
         right, bottom = max(left + 1, min(round(x2), width)), max(top + 1, min(round(y2), height))
         cut = square(image[:, top:bottom, left:right], size).contiguous().numpy()
-        crop = Picture(cut, input_boxes(None if most else [], size, size, size, most))
+        crop = PreparedPicture(cut, input_boxes(None if most else [], size, size, size, most))
         if most == 0:
             return [crop]
         boxes_R4 = input_boxes([left, top, right, bottom], width, height, size, 1)
-        return [Picture(square(image, size).contiguous().numpy(), boxes_R4[:1]), crop]
+        return [PreparedPicture(square(image, size).contiguous().numpy(), boxes_R4[:1]), crop]
 
     def tokens(self, text: str) -> Tokens:
         """Ids of a text; what is longer than the towers read is cut."""
@@ -159,16 +159,16 @@ class TorchTowers:
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
 
-    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+    def encode_images(self, pictures: Sequence[PreparedPicture]) -> Features:
         import torch
 
         images = [torch.from_numpy(picture.pixels_3SS) for picture in pictures]
-        return self._encoded("image", self._loaded.image_batch(images, [picture.boxes_R4 for picture in pictures]))
+        return self._encode("image", self._loaded.image_batch(images, [picture.boxes_R4 for picture in pictures]))
 
     def encode_texts(self, texts: Sequence[Tokens]) -> Features:
-        return self._encoded("text", self._loaded.token_batch(texts))
+        return self._encode("text", self._loaded.token_batch(texts))
 
-    def _encoded(self, modality: Modality, batch: Batch) -> Features:
+    def _encode(self, modality: Modality, batch: Batch) -> Features:
         features: Features = self._loaded.encode(modality, batch).cpu().numpy()
         return features
 
@@ -184,7 +184,7 @@ class OnnxTowers:
         self._scale, self._shift = (1 / (255 * std))[:, None, None], (mean / std)[:, None, None]
         self._tokens = config.data.max_tokens if config.compat else 0
 
-    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+    def encode_images(self, pictures: Sequence[PreparedPicture]) -> Features:
         images = np.stack([picture.pixels_3SS for picture in pictures]).astype(np.float32)
         images *= self._scale
         images -= self._shift
@@ -192,17 +192,17 @@ class OnnxTowers:
         boxes = np.zeros((len(pictures), counts.max(), 4), np.float32)
         for row, picture in enumerate(pictures):
             boxes[row, : counts[row]] = picture.boxes_R4
-        return _only(self._image.run(None, {"images": images, "boxes": boxes, "n_boxes": counts}))
+        return _single_output(self._image.run(None, {"images": images, "boxes": boxes, "n_boxes": counts}))
 
     def encode_texts(self, texts: Sequence[Tokens]) -> Features:
         counts = np.asarray([len(ids) for ids in texts], np.int64)
         ids_BL = np.zeros((len(texts), max(self._tokens, counts.max())), np.int64)
         for row, ids in enumerate(texts):
             ids_BL[row, : counts[row]] = ids
-        return _only(self._text.run(None, {"input_ids": ids_BL, "n_tokens": counts}))
+        return _single_output(self._text.run(None, {"input_ids": ids_BL, "n_tokens": counts}))
 
 
-def _only(outputs: Any) -> Features:
+def _single_output(outputs: Any) -> Features:
     [features] = outputs
     return np.asarray(features, np.float32)
 
@@ -213,13 +213,13 @@ def open_towers(checkpoint: Checkpoint, engine: Engine, device: str, threads: in
     threads: of onnxruntime; None for as many as there are cores. Raises CheckpointError, ConfigError.
     """
     if engine == "auto":
-        engine = _fastest(device)
+        engine = _fastest_engine(device)
     if engine == "onnx":
-        return OnnxTowers(_exported(checkpoint), checkpoint.config, threads)
+        return OnnxTowers(_export_onnx(checkpoint), checkpoint.config, threads)
     return TorchTowers(load(checkpoint.folder, device))
 
 
-def _fastest(device: str) -> Engine:
+def _fastest_engine(device: str) -> Engine:
     from training.device import device_of
 
     if device_of(device).type != "cpu":
@@ -231,7 +231,7 @@ def _fastest(device: str) -> Engine:
     return "onnx"
 
 
-def _exported(checkpoint: Checkpoint) -> dict[str, Path]:
+def _export_onnx(checkpoint: Checkpoint) -> dict[str, Path]:
     """ONNX files of a checkpoint's towers in the cache, written if they are not there. Raises ConfigError, OSError."""
     for name in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(name) is None:

@@ -31,7 +31,7 @@ from data_specs.search.search import SearchIndex
 from data_specs.web.http_app import LOOPBACK
 from tests.places import ROOT
 from training.outputs.checkpoint import open_checkpoint
-from training.serve.app import application, protected
+from training.serve.app import application, with_request_limits
 from training.serve.galleries import Galleries
 from training.serve.options import Options
 from training.serve.server import listen, make_server
@@ -98,7 +98,7 @@ def running(
     loaded = load(checkpoint, "cpu")
     service = Service("tiny", loaded.checkpoint, towers(TorchTowers(loaded)), options or patient())
     opened = {name: SearchIndex.open(folder) for name, folder in (indexes or {}).items()}
-    app = protected(application(service, Galleries(service, opened)), service, token, LOOPBACK)
+    app = with_request_limits(application(service, Galleries(service, opened)), service, token, LOOPBACK)
     bound = listen("127.0.0.1", port)
     server = make_server(app, service.options)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)

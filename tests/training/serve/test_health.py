@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes import wait_until
 from tests.training.serve.conftest import PATIENCE_S, PICTURES, Server, patient, running
-from training.serve.towers import Features, Picture, Tokens, Towers
+from training.serve.towers import Features, PreparedPicture, Tokens, Towers
 
 SHORT = patient(health_s=0.5)
 """A probe is soon given up."""
@@ -27,7 +27,7 @@ class Disturbed:
         self.hang.set()
         self.reached = threading.Event()  # by a batch
 
-    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+    def encode_images(self, pictures: Sequence[PreparedPicture]) -> Features:
         self._disturb()
         return self._towers.encode_images(pictures) * (-1 if self.lie else 1)
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 pytest.importorskip("fastapi")
 
 from training.serve.metrics import Metrics
-from training.serve.model import Model
+from training.serve.model import BatchingModel
 from training.serve.options import Options
 from training.serve.refusals import Refused
-from training.serve.towers import Features, Picture, Tokens
+from training.serve.towers import Features, PreparedPicture, Tokens
 
 
 class Counting:
@@ -28,7 +28,7 @@ class Counting:
         self.sizes: list[int] = []
         self._before = before
 
-    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+    def encode_images(self, pictures: Sequence[PreparedPicture]) -> Features:
         raise NotImplementedError
 
     def encode_texts(self, texts: Sequence[Tokens]) -> Features:
@@ -37,9 +37,9 @@ class Counting:
         return np.array([[ids[0], len(texts)] for ids in texts], np.float32)
 
 
-def with_model(towers: Counting, work: Callable[[Model], object], **options: float) -> object:
+def with_model(towers: Counting, work: Callable[[BatchingModel], object], **options: float) -> object:
     """Run an async function of a started model on a loop."""
-    model = Model(towers, Options(**options), Metrics())  # type: ignore[arg-type]
+    model = BatchingModel(towers, Options(**options), Metrics())  # type: ignore[arg-type]
     model.start()
     try:
         return asyncio.run(work(model))  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def with_model(towers: Counting, work: Callable[[Model], object], **options: flo
         model.stop()
 
 
-async def ask(model: Model, numbers: Sequence[int]) -> list[float]:
+async def ask(model: BatchingModel, numbers: Sequence[int]) -> list[float]:
     with model.admit("text", len(numbers)):
         rows = await asyncio.gather(*model.submit("text", [[number] for number in numbers]))
     return [float(row[0]) for row in rows]
@@ -59,7 +59,7 @@ async def ask(model: Model, numbers: Sequence[int]) -> list[float]:
 def test_every_request_gets_its_own_rows_in_their_order(requests: list[list[int]], batch: int) -> None:
     towers = Counting()
 
-    async def all_at_once(model: Model) -> list[list[float]]:
+    async def all_at_once(model: BatchingModel) -> list[list[float]]:
         return list(await asyncio.gather(*(ask(model, numbers) for numbers in requests)))
 
     assert with_model(towers, all_at_once, batch=batch) == requests
@@ -71,7 +71,7 @@ def test_what_arrives_while_the_towers_compute_makes_the_next_batch() -> None:
     gate = threading.Event()
     towers = Counting(lambda texts: gate.wait(120) and None)
 
-    async def work(model: Model) -> None:
+    async def work(model: BatchingModel) -> None:
         first = asyncio.ensure_future(ask(model, [0]))
         while not model.state().size:
             await asyncio.sleep(0.001)
@@ -88,7 +88,7 @@ def test_what_arrives_while_the_towers_compute_makes_the_next_batch() -> None:
 def test_a_client_alone_waits_for_nobody() -> None:
     towers = Counting(lambda texts: time.sleep(0.05))
 
-    async def work(model: Model) -> float:
+    async def work(model: BatchingModel) -> float:
         seconds = []
         for _ in range(6):
             began = time.monotonic()
@@ -104,7 +104,7 @@ def test_a_full_line_is_refused_with_the_time_to_come_back() -> None:
     gate = threading.Event()
     towers = Counting(lambda texts: gate.wait(120) and None)
 
-    async def work(model: Model) -> None:
+    async def work(model: BatchingModel) -> None:
         with model.admit("text", 9):
             with pytest.raises(Refused, match="9 inputs are waiting") as refused:
                 model.admit("text", 2)
@@ -120,7 +120,7 @@ def test_a_full_line_is_refused_with_the_time_to_come_back() -> None:
 
 
 def test_a_request_larger_than_the_line_is_taken_where_nothing_waits() -> None:
-    async def work(model: Model) -> list[float]:
+    async def work(model: BatchingModel) -> list[float]:
         return await ask(model, range(30))
 
     assert with_model(Counting(), work, waiting_texts=10, batch=4) == list(range(30))
@@ -131,7 +131,7 @@ def test_a_bad_input_fails_alone() -> None:
         if any(ids[0] == 13 for ids in texts):
             raise RuntimeError("13")
 
-    async def work(model: Model) -> list[object]:
+    async def work(model: BatchingModel) -> list[object]:
         return await asyncio.gather(*(ask(model, [n]) for n in (12, 13, 14)), return_exceptions=True)
 
     first, second, third = with_model(Counting(before), work)  # type: ignore[misc]
@@ -145,7 +145,7 @@ def test_features_that_are_no_numbers_are_refused() -> None:
         def encode_texts(self, texts: Sequence[Tokens]) -> Features:
             return np.full((len(texts), 2), np.nan, np.float32)
 
-    async def work(model: Model) -> None:
+    async def work(model: BatchingModel) -> None:
         with pytest.raises(Refused, match="ArithmeticError"):
             await ask(model, [1])
 
@@ -156,7 +156,7 @@ def test_what_was_given_up_is_not_computed() -> None:
     gate = threading.Event()
     towers = Counting(lambda texts: gate.wait(120) and None)
 
-    async def work(model: Model) -> None:
+    async def work(model: BatchingModel) -> None:
         first = asyncio.ensure_future(ask(model, [0]))
         while not model.state().size:
             await asyncio.sleep(0.001)
@@ -177,7 +177,7 @@ def test_what_was_given_up_is_not_computed() -> None:
 def test_what_was_given_up_takes_no_room_in_a_line() -> None:
     gate = threading.Event()
 
-    async def work(model: Model) -> None:
+    async def work(model: BatchingModel) -> None:
         first = asyncio.ensure_future(ask(model, [0]))
         while not model.state().size:
             await asyncio.sleep(0.001)
@@ -204,7 +204,7 @@ def test_a_thread_that_dies_refuses_what_waits_and_all_that_comes() -> None:
         gate.wait(120)
         raise SystemExit("killed")  # no Exception: nothing catches it
 
-    async def work(model: Model) -> None:
+    async def work(model: BatchingModel) -> None:
         first = asyncio.ensure_future(ask(model, [0]))
         while not model.state().size:
             await asyncio.sleep(0.001)
@@ -224,7 +224,7 @@ def test_a_thread_that_dies_refuses_what_waits_and_all_that_comes() -> None:
 def test_what_would_take_longer_than_a_request_may_is_refused_at_once() -> None:
     towers = Counting(lambda texts: time.sleep(0.1))
 
-    async def work(model: Model) -> None:
+    async def work(model: BatchingModel) -> None:
         assert await ask(model, [0]) == [0]
         with model.admit("text", 60):  # 30 batches of two, a tenth of a second each
             with pytest.raises(Refused, match="an answer would take about") as refused:

@@ -351,12 +351,12 @@ def test_a_server_whose_index_is_of_other_towers_does_not_begin(
     from tests.training.conftest import moved_checkpoint
     from training.errors import ConfigError
     from training.outputs.checkpoint import open_checkpoint
-    from training.serve.galleries import open_given
+    from training.serve.galleries import open_collections
 
     other = moved_checkpoint(tmp_path, "moco.feature_dim=16")
     with pytest.raises(ConfigError, match="other towers"):
-        open_given([str(index)], open_checkpoint(other))
-    assert list(open_given([f"名={index}"], open_checkpoint(checkpoint_with_moved_keys))) == ["名"]
+        open_collections([str(index)], open_checkpoint(other))
+    assert list(open_collections([f"名={index}"], open_checkpoint(checkpoint_with_moved_keys))) == ["名"]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def test_a_request_whose_client_leaves_as_its_thread_ends_is_given_up(tiny: Path
     went_on: list[bool] = []
 
     async def request() -> None:
-        await service.in_thread(lambda: None)
+        await service.run_decoder(lambda: None)
         went_on.append(True)
 
     async def main() -> None:

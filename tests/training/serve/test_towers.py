@@ -14,7 +14,7 @@ from training.data.transforms import UnreadableImage, sides
 from training.errors import ConfigError
 from training.outputs.checkpoint import Checkpoint, open_checkpoint
 from training.serve import towers
-from training.serve.towers import Features, Reader, open_towers
+from training.serve.towers import Features, InputReader, open_towers
 
 TEXTS = ["红", "一张绿色的图片，远处有山", "blue", "山水" * 40]
 
@@ -29,7 +29,7 @@ def checkpoint(tiny: Path) -> Checkpoint:
 def test_both_engines_compute_the_features_of_embed(
     checkpoint: Checkpoint, features: Callable[[str | bytes], Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = Reader(checkpoint, 1_000_000)
+    reader = InputReader(checkpoint, 1_000_000)
     pictures = [*(reader.picture(content) for content in PICTURES[:5]), *reader.region(PICTURES[5], [4, 4, 30, 30])]
     tokens = [reader.tokens(text) for text in TEXTS]
     wanted = np.stack([features(content) for content in PICTURES[:5]])
@@ -49,7 +49,7 @@ def test_both_engines_compute_the_features_of_embed(
 def test_a_tower_without_regions_is_asked_by_the_crop(tmp_path: Path) -> None:
     from tests.training.conftest import moved_checkpoint
 
-    reader = Reader(open_checkpoint(moved_checkpoint(tmp_path, "data.max_boxes=0")), 1_000_000)
+    reader = InputReader(open_checkpoint(moved_checkpoint(tmp_path, "data.max_boxes=0")), 1_000_000)
     [whole], [part] = reader.region(PICTURES[0], [0, 0, 48, 36]), reader.region(PICTURES[0], [0, 0, 24, 18])
     assert whole.boxes_R4.tolist() == part.boxes_R4.tolist() == [[0, 0, 64, 64]]
     assert np.abs(whole.pixels_3SS.astype(int) - part.pixels_3SS).max() > 10
