@@ -1,4 +1,4 @@
-"""Clients that mean ill, for bench_serve and for tests/training/serve/test_hostile.py: malformed requests.
+"""Clients that mean ill, for bench_serve and for tests/training/serve/test_server.py: malformed requests.
 
     generated   cases that schemathesis makes of the server's own OpenAPI, wrong on purpose
     pictures    cut, flipped, mixed and forged files of every format, bombs, pictures of one pixel

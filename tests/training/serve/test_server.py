@@ -6,12 +6,13 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -308,26 +309,69 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
             server.get("/health")
 
 
+@pytest.fixture(scope="module")
+def own_data(
+    tiny: Path, index: Path, shards_of_module: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Path, Path]]:
+    """The command with a dataset and an index; its run, and the dataset's manifest."""
+    manifest, run = shards_of_module(train=(9,), val=(3,)), tmp_path_factory.mktemp("own") / "run"
+    manifest.write_text(manifest.read_text().replace('"test"', '"my-pets-2026-12-01-130717-13a3960e"'))
+    shutil.copytree(tiny, run / "checkpoints" / "step-00000001")
+    words = ["--data", str(manifest), "--index", f"pictures={index}", "--max-pixels", "5000000"]
+    with command(run, *words) as server:
+        yield server, run, manifest
+
+
 @pytest.mark.slow
 def test_a_dataset_is_embedded_before_it_is_served_and_only_once(
-    tiny: Path, make_shards: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own_data: tuple[Server, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest = make_shards(train=(9,), val=(3,))
-    manifest.write_text(manifest.read_text().replace('"test"', '"my-pets-2026-12-01-130717-13a3960e"'))
-    run, data = tmp_path / "run", str(manifest)
-    shutil.copytree(tiny, run / "checkpoints" / "step-00000001")
-    with command(run, "--data", data) as server:
-        assert server.get("/indices-list").json() == ["my-pets"]
-        found = server.post("/knn-service", json={"text": "红船", "num_images": 5, "modality": "image"})
-        assert len(found.json()) > 0
+    server, run, manifest = own_data
+    assert sorted(server.get("/indices-list").json()) == ["my-pets", "pictures"]
+    asked = {"text": "红船", "num_images": 5, "modality": "image", "indice_name": "my-pets"}
+    assert len(server.post("/knn-service", json=asked).json()) > 0
     [index] = run.glob("index-*")
     made = read_index(index)
     assert made.rows == 12
-    again = ["serve", str(run), "--data", data, "--index", "other=/nowhere"]  # the same beside one that is not there
+    again = ["serve", str(run), "--data", str(manifest), "--index", "other=/nowhere"]  # beside one that is not there
     assert cli.main([*again, "--engine", "torch", "--port", "0"]) == 1
     assert "/nowhere/index.json: cannot be read" in capsys.readouterr().err
     assert [*run.glob("index-*")] == [index]
     assert read_index(index) == made
+
+
+def resident_mb(process: int) -> float:
+    return int(Path(f"/proc/{process}/status").read_text(encoding="utf-8").split("VmRSS:")[1].split()[0]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_malformed_requests_neither_end_the_server_nor_fill_it(own_data: tuple[Server, Path, Path]) -> None:
+    """In a quick form: a real process takes 150 of them. The full form, 10,000, is tests/benchmarks/bench_serve.py."""
+    pytest.importorskip("schemathesis")
+    from tests.benchmarks.hostile_clients import attack
+
+    server, _, _ = own_data
+    assert server.process is not None
+    first = attack(server.url, 50, seed=1)
+    before = resident_mb(server.process.pid)
+    second = attack(server.url, 100, seed=2)
+    assert first.faults + second.faults == []
+    assert second.statuses[400] > 25
+    assert resident_mb(server.process.pid) < before + 150
+    assert server.get("/health").json()["status"] == "ok"
+    assert server.embeddings(input="红").status_code == 200
+    assert server.process.poll() is None
+
+
+@pytest.mark.slow
+def test_no_broken_picture_is_anything_but_a_wrong_request(server: Server) -> None:
+    from tests.benchmarks.hostile_clients import broken_picture
+
+    rng = random.Random(5)
+    answers = [server.post("/image_query", files={"image": broken_picture(rng)}) for _ in range(60)]
+    assert {answer.status_code for answer in answers} == {200, 400}, "a few can be read all the same"
+    assert server.get("/health").json()["status"] == "ok"
 
 
 @pytest.mark.parametrize(
