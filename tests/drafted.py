@@ -42,6 +42,14 @@ def built(spec: Path, *hosts: str) -> int:
     return sum(release.publish(build).samples.values())
 
 
+def read(spec: Path) -> int:
+    """Candidates that a spec admits: read, and kept by its filters of texts, before anything is downloaded."""
+    build = opening.open_build(load(spec), str(spec.parent / "build"))
+    for _ in run.run(build, until="admit", here=True):
+        pass
+    return build.counted("admit", "kept")
+
+
 def rows(web: Any) -> list[dict[str, Any]]:
     """A table of the pictures of the fixture `web`, with its columns named in Chinese."""
     return [

@@ -20,7 +20,7 @@ from pipeline.commands import guesses
 from pipeline.sources import sources_of
 from pipeline.sources._look import Budget
 from tests import archived
-from tests.drafted import CONTACT, WORDS, built, init, picture, rows
+from tests.drafted import CONTACT, WORDS, built, init, picture, read, rows
 
 
 @pytest.mark.slow
@@ -54,22 +54,19 @@ def test_a_table_of_captions_may_name_its_columns_as_it_likes(photos, capsys, en
     [source] = load("photos.yaml").sources
     columns = {"image": "文件名", "caption": "描述"}
     assert source.options == {"path": "photos", "captions": "texts.csv", "columns": columns}
-    assert built(Path("photos.yaml")) == 6
+    assert read(Path("photos.yaml")) == 6
 
 
-def test_a_table_below_a_title_is_read_by_init_and_by_the_build(photos, capsys):
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["图片清单,", "文件名,描述", *(f"{seed}.jpg,{words}" for seed, words in enumerate(WORDS))],  # below a title
+        ["图片,描述", *(f"{seed},{words}" for seed, words in enumerate(WORDS))],  # pictures without their endings
+    ],
+)
+def test_a_table_of_captions_is_read_as_people_write_it(photos, capsys, lines):
     for text in photos.glob("*.txt"):
         text.unlink()
-    lines = ["图片清单,", "文件名,描述", *(f"{seed}.jpg,{words}" for seed, words in enumerate(WORDS))]
-    (photos / "texts.csv").write_text("\n".join(lines), encoding="utf-8")
-    answer = init(capsys, "--from", "photos")
-    assert "6 of 6 sampled entries have texts" in answer["sources"][0]["why"]
-
-
-def test_a_table_of_captions_may_name_pictures_without_their_endings(photos, capsys):
-    for text in photos.glob("*.txt"):
-        text.unlink()
-    lines = ["图片,描述", *(f"{seed},{words}" for seed, words in enumerate(WORDS))]
     (photos / "texts.csv").write_text("\n".join(lines), encoding="utf-8")
     answer = init(capsys, "--from", "photos")
     assert "6 of 6 sampled entries have texts" in answer["sources"][0]["why"]
@@ -132,7 +129,7 @@ def test_a_folder_with_rows_as_brivl_was_released(photos, capsys):
     init(capsys, "--from", "photos", "--out", "b.yaml")
     [source] = load("b.yaml").sources
     assert source.options == {"path": "photos/rows.jsonl", "format": "brivl_jsonl", "images": "photos"}
-    assert built(Path("b.yaml")) == 6
+    assert read(Path("b.yaml")) == 6
 
 
 @pytest.mark.slow
@@ -145,7 +142,7 @@ def test_posts_of_a_microblog(web, here, capsys):
     init(capsys, "--from", "posts.jsonl", *CONTACT)
     [source] = load("posts.yaml").sources
     assert (source.kind, source.source_kind) == ("microblog", "microblog")
-    assert built(Path("posts.yaml"), web.host) == 6
+    assert read(Path("posts.yaml")) == 6
 
 
 @pytest.mark.slow
@@ -167,7 +164,7 @@ def test_a_table_is_understood_by_its_cells(form, web, here, capsys):
     reasons = " ".join(answer["sources"][0]["why"])
     assert "column 链接 is the image's URL: 100% are URLs" in reasons
     assert "unused columns: nr" in reasons
-    assert built(Path("t.yaml"), web.host) == 6
+    assert read(Path("t.yaml")) == 6
 
 
 @pytest.mark.slow
@@ -180,7 +177,7 @@ def test_of_many_tables_the_first_is_looked_at(web, here, capsys):
     assert load("t.yaml").sources[0].options["path"] == "t/*.parquet"
     assert "1 of 1 sampled entries have texts" in answer["sources"][0]["why"]
     (here / "t/9.parquet").unlink()
-    assert built(Path("t.yaml"), web.host) == 6
+    assert built(Path("t.yaml"), web.host) == 6, "of a table, from its URLs to a release"
 
 
 @pytest.mark.slow
