@@ -26,9 +26,9 @@ from data_specs.command.printable import printable, printable_line
 from data_specs.errors import WenlanError
 from data_specs.storage.credentials import credentials_in
 from training.commands.captions import add_caption, add_fit_captioner
+from training.commands.conversion import add_export, add_import, add_import_transformers
 from training.commands.embed import add_embed
 from training.commands.evaluate import add_calibrate, add_eval
-from training.commands.exchange import add_export, add_import, add_import_transformers
 from training.commands.fit import add_fit
 from training.commands.options import first_rank
 from training.commands.search import add_search
@@ -138,9 +138,9 @@ def _brought_here(arguments: argparse.Namespace) -> Iterator[None]:
                     name, f"{value}: must be on a local disk, since it is changed; copy it and give its path"
                 )
             if name in ("checkpoint", "init"):
-                from training.outputs.saver import here
+                from training.outputs.saver import local_checkpoint
 
-                setattr(arguments, name, stack.enter_context(here(value)))
+                setattr(arguments, name, stack.enter_context(local_checkpoint(value)))
         yield
 
 

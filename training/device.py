@@ -48,8 +48,8 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def prepared(name: str) -> torch.device:
-    """`device_of`, ready to compute on: a CPU keeps freed memory, a GPU computes float32 in full, without TF32.
+def prepare_device(name: str) -> torch.device:
+    """Returns `device_of`, ready to compute on: a CPU keeps freed memory, a GPU computes float32 in full, without TF32.
 
     `fp32` means it, and under bf16 what stays in float32 (region pooling, similarities with the queue, whose
     differences are divided by the temperature) stays there for its digits. torch's default for convolutions is TF32.

@@ -101,12 +101,12 @@ def on_gpu() -> dict[str, Figure]:
     import torch
     from step_sides import OurStep, config_of
 
-    from training.device import prepared
+    from training.device import prepare_device
     from training.run.flops import Meter
 
     if not torch.cuda.is_available():
         raise SystemExit("--gpu: torch sees no GPU here")
-    device = prepared("cuda")
+    device = prepare_device("cuda")
     figures: dict[str, Figure] = {}
     told(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}")
 

@@ -124,14 +124,14 @@ def _nccl_rank(rank: int, store: str) -> None:
     from step_sides import OurStep, config_of
 
     from training.method import distributed
-    from training.run.exchange import Exchange
+    from training.run.gradient_exchange import GradientExchange
     from training.run.step import backward
 
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=2, device_id=device)
     step = OurStep(config_of("tiny"), 8, str(device))
-    exchange, share = Exchange(step.model), step.batch.rows(4 * rank, 4 * rank + 4)
+    exchange, share = GradientExchange(step.model), step.batch.rows(4 * rank, 4 * rank + 4)
     for number in range(3):
         step.model.after_step(backward(step.model, [share], 4, step.autocast, exchange), number)
         step.optimizer.step()

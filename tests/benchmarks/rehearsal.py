@@ -51,7 +51,7 @@ from training.moco import BriVL, Features
 from training.outputs.checkpoint import RunState, parts_of
 from training.records import Batch
 from training.resolve import fine_tunes, known_recipes, resolve
-from training.run import exchange
+from training.run import gradient_exchange
 from training.run.agreement import Agreement
 from training.run.flops import Meter
 from training.run.footprint import footprint
@@ -59,7 +59,7 @@ from training.run.health import Health
 from training.run.launch import Leave
 from training.run.optimizer import build_optimizer
 from training.run.setup import Setup
-from training.run.step import Step, Stepper
+from training.run.step import Stepper, StepResult
 
 RANKS = 8
 GIB = 2**30
@@ -78,7 +78,7 @@ _OURS = str(Path(objectives.__file__).parents[2])
 class Rehearsed:
     """What a pass found: lines that read a value from the device, lines with products in float32, bytes, CPU time."""
 
-    step: Step
+    step: StepResult
     reads: Counter[str]
     exact: Counter[str]
     peak: int
@@ -155,7 +155,7 @@ def rehearse(config: Config, device: str, model: BriVL | None = None) -> Rehears
     ledger, began = Ledger(device), time.process_time()
     # torch's fused AdamW wants to know that a device has it; where its result is fake, every device has it.
     fused = patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
-    with FakeTensorMode(), ledger, fused, patch.object(exchange, "DistributedDataParallel", _Unsent):
+    with FakeTensorMode(), ledger, fused, patch.object(gradient_exchange, "DistributedDataParallel", _Unsent):
         setup = _setup(config, _on_device(bare, torch.device(device)))
         stepper = Stepper(setup)
         setup.model.train()
@@ -169,7 +169,7 @@ def rehearse(config: Config, device: str, model: BriVL | None = None) -> Rehears
         step = stepper.step(micros, state, valid)
         peak = ledger.peak  # without the checkpoint's copy, which is not on a GPU
         if device == "meta":
-            Health(setup.model, config, setup.samples).saw(state.step, step.micros, step.outputs)
+            Health(setup.model, config, setup.samples).record_step(state.step, step.micros, step.outputs)
         _check(setup, step, device)
         held = ledger.live
     return Rehearsed(step, ledger.reads, ledger.exact, peak, held, time.process_time() - began)
@@ -212,7 +212,7 @@ def _batch(config: Config) -> Batch:
     return Batch(images, boxes, ids, tokens, ids, ids, ids, ids, ids == 0, ids)
 
 
-def _check(setup: Setup, step: Step, device: str) -> None:
+def _check(setup: Setup, step: StepResult, device: str) -> None:
     """All that a step leaves is on the device, in the types of a checkpoint, and has moved."""
     assert not step.skipped
     for output in step.outputs:

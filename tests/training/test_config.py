@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from training.config import Config, Range, from_dict, to_dict
 from training.errors import ConfigError
 from training.resolve import fine_tunes, known_recipes, resolve
-from training.run.resume import flat
+from training.run.resume import flatten
 
 
 @pytest.mark.parametrize("recipe", list(known_recipes()))
@@ -39,7 +39,7 @@ def test_from_dict_names_file_and_key() -> None:
 
 def numeric_fields() -> Iterator[tuple[str, int, type]]:
     """Key, place in a tuple and type of every number of a config, but for one that may be minutes too."""
-    for key, value in flat("", to_dict(resolve("tiny"))).items():
+    for key, value in flatten("", to_dict(resolve("tiny"))).items():
         if key == "run.checkpoint_every":
             continue
         for place, number in enumerate(value if isinstance(value, list) else [value]):

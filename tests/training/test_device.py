@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from training.device import device_of, prepared
+from training.device import device_of, prepare_device
 from training.errors import ConfigError
 
 FAULTS_OF_A_LARGE_BLOCK = """
@@ -51,7 +51,7 @@ def test_a_gpu_computes_float32_in_full_and_torch_can_still_say_so(monkeypatch: 
     try:
         for of in flags:
             of.allow_tf32 = True
-        assert prepared("cuda").type == "cuda"
+        assert prepare_device("cuda").type == "cuda"
         # Both raise after a setting by torch's newer `fp32_precision`; inductor's max-autotune reads them.
         assert [of.allow_tf32 for of in flags] == [False, False]
         assert torch.get_float32_matmul_precision() == "highest"

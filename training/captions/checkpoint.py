@@ -29,9 +29,9 @@ from training.config import read_record
 from training.data.tokenizer import JSON_FILE
 from training.errors import CheckpointError, ConfigError, first_line
 from training.outputs import checkpoint
+from training.outputs.atomic_files import VerifiedFolder, atomic_folder, write_tensors
 from training.outputs.background import BACKGROUND_FILE
 from training.outputs.checkpoint import TOWERS
-from training.outputs.whole import Sealed, whole_folder, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,7 @@ def write(
         "data": captioner.data,
     }
     others = [name for name in (JSON_FILE, BACKGROUND_FILE) if (towers / name).is_file()]
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for name in (*TOWERS, *others):
             link(towers / name, temporary / name)
         (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -125,7 +125,7 @@ def write(
 
 def read(folder: Path) -> Captioner:
     """The captioner in a checkpoint's folder. Raises CheckpointError if it is missing or damaged."""
-    sealed = Sealed.open(folder, (ABOUT, CAPTIONS, WEIGHTS))
+    sealed = VerifiedFolder.open(folder, (ABOUT, CAPTIONS, WEIGHTS))
     if ABOUT not in sealed.files:
         raise CheckpointError(str(folder), "contains no captioner; train one with wenlan-train fit-captioner")
     about, name = sealed.object(ABOUT), str(folder / ABOUT)
@@ -142,7 +142,7 @@ def read(folder: Path) -> Captioner:
 
 def read_training(folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> State:
     """Restore the optimiser of a captioner and return the progress of its training. Raises CheckpointError."""
-    sealed = Sealed.open(folder)
+    sealed = VerifiedFolder.open(folder)
     tensors = sealed.tensors(_TRAINING)
     checkpoint.fill_moments(captioner.decoder, optimizer, tensors, str(folder / _TRAINING))
     try:

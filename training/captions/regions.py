@@ -28,8 +28,8 @@ from training.data.index import Dataset, Row, default_cache, open_dataset, split
 from training.data.loader import Loader
 from training.errors import CheckpointError, ConfigError, InputError, RunError
 from training.evaluation.benchmarks import is_benchmark
-from training.evaluation.packed import packed
-from training.outputs.whole import Sealed, whole_folder
+from training.evaluation.caption_sets import pack_caption_sets
+from training.outputs.atomic_files import VerifiedFolder, atomic_folder
 from training.records import Batch
 from training.run.launch import Leave, LeaveSignal
 from training.weights.load import Loaded
@@ -94,7 +94,7 @@ def open_captioned(
     of_set = all(is_benchmark(name) for name in data)
     of_data: Split = "train" if of_set and split == "test" else split_of_dataset(split)  # tars are of any split
     dataset = open_dataset(
-        packed(data, split, cache), of_data, detector=detector or loaded.checkpoint.detector, cache=cache
+        pack_caption_sets(data, split, cache), of_data, detector=detector or loaded.checkpoint.detector, cache=cache
     )
     if not len(dataset):
         return None
@@ -107,7 +107,7 @@ def open_captioned(
             if not folder.exists():
                 _compute(loaded, dataset, folder, leave)
     try:
-        about = Sealed.open(folder).object("about.json")
+        about = VerifiedFolder.open(folder).object("about.json")
     except CheckpointError as e:
         problem = f"damaged features in the cache ({e}); delete it and they are computed again"
         raise InputError(str(folder), problem) from None
@@ -144,7 +144,7 @@ def _compute(loaded: Loaded, dataset: Dataset, folder: Path, leave: LeaveSignal)
     loader = loaded.loader(dataset)
     LOG.info("%s: region features of %s images", dataset.name, f"{len(dataset):,}")
     most = config.data.max_boxes + 1
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         rows, counts, features = list[int](), list[int](), list[npt.NDArray[np.float32]]()
         with (temporary / "regions.npy").open("w+b") as sink:
             for number, regions_RW, feature_D in _seen(loaded, loader):

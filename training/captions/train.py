@@ -31,11 +31,11 @@ from training.config import OptimConfig
 from training.data.index import split_weight
 from training.data.order import fraction, seed_of
 from training.errors import ConfigError, RunError
+from training.outputs.atomic_files import write_errors
 from training.outputs.checkpoint import BEST, latest
 from training.outputs.journal import Journal
-from training.outputs.whole import writing_to
 from training.run.footprint import used_memory
-from training.run.launch import Leave, owned, terminated
+from training.run.launch import Leave, leave_on_signal, locked_folder
 from training.run.optimizer import schedule
 from training.weights.load import Loaded, load
 
@@ -87,7 +87,7 @@ def fit_captioner(
             raise ConfigError("--data", f"{argument}: {advice}")
     if config.eval_epochs:
         require(COCO)
-    with writing_to(out), owned(out), terminated() as leave:
+    with write_errors(out), locked_folder(out), leave_on_signal() as leave:
         loaded = load(path, device)
         train = open_captioned(loaded, data, "train", cache, detector, leave)
         if train is None:

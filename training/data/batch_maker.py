@@ -31,7 +31,7 @@ from training.config import DataConfig
 from training.data.index import Dataset, Row, RowText
 from training.data.order import Mixture, Order, fraction, seed_of
 from training.data.released_rows import derived_text
-from training.data.slots import Slots, TensorPlace, slot_bytes
+from training.data.shared_memory import Slots, TensorPlace, slot_bytes
 from training.data.tokenizer import Tokenizer
 from training.data.transforms import (
     UnreadableImage,
@@ -70,7 +70,7 @@ class Corrupt:
 
 @dataclass(frozen=True, slots=True)
 class SlotBatch:
-    """A batch that lies in a slot of shared memory (training/data/slots.py)."""
+    """A batch that lies in a slot of shared memory (training/data/shared_memory.py)."""
 
     slots: Slots
     slot: int

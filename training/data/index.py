@@ -3,7 +3,7 @@
 A dataset is a tuple of shards, each with an index that is memory-mapped (training/data/index_cache.py), so that the
 memory of a process grows neither with the pixels nor with the number of samples. Images are read by offset (`pread`),
 which makes row 9,000,000 as cheap as row 0: resume needs no replay. Remote tars are read from copies
-(training/data/remote.py).
+(training/data/tar_cache.py).
 
 A sample is in a dataset once: where two arguments name the same shard, as a release and a build of it do, it belongs to
 the last of them, and so does a plain tar. So `RELEASE@9 BUILD@1` mixes what the build brought, weighted, with what the
@@ -47,7 +47,7 @@ from training.data.index_cache import (
     without_grid_id,
 )
 from training.data.plain_tars import plain_tars_of
-from training.data.remote import TarCache
+from training.data.tar_cache import TarCache
 from training.errors import ConfigError
 
 AT_START = 4096

@@ -29,7 +29,7 @@ from training.config import DataConfig
 from training.data.batch_maker import BatchMaker, BatchRequest, Corrupt, SlotBatch
 from training.data.index import Dataset
 from training.data.order import Mixture, Order
-from training.data.slots import Slots
+from training.data.shared_memory import Slots
 from training.data.tokenizer import Tokenizer
 from training.data.transforms import import_decoders
 from training.device import keep_memory

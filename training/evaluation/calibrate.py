@@ -18,11 +18,11 @@ import numpy as np
 
 from data_specs.storage.whole_files import exclusive
 from training.errors import InputError
+from training.evaluation.caption_sets import pack_caption_sets
 from training.evaluation.features import embed_batches
 from training.evaluation.hits import Clusters
-from training.evaluation.packed import packed
+from training.outputs.atomic_files import add_tensors
 from training.outputs.background import BACKGROUND_FILE, Background
-from training.outputs.whole import add_tensors
 from training.weights.load import load
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def calibrate(
     Raises InputError where the gallery lacks two samples that do not belong together, CheckpointError, ContractError.
     """
     loaded = load(path, device)
-    batches = loaded.split_loader(packed(data, "train", cache), "train", cache, detector).spread(images)
+    batches = loaded.split_loader(pack_caption_sets(data, "train", cache), "train", cache, detector).spread(images)
     features = embed_batches(loaded.model, batches, loaded.device, loaded.config.run.precision)
     some = min(images, len(features.image_ND))
     cosines_NN = features.image_ND[:some] @ features.text_ND[:some].T

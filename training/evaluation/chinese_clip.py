@@ -28,7 +28,7 @@ from typing import Any
 from training.evaluation.benchmarks import Benchmark
 from training.evaluation.evaluate import BenchmarkFeatures
 from training.evaluation.hits import Features
-from training.outputs.whole import whole_file
+from training.outputs.atomic_files import atomic_file
 
 _NAMES = {"val": "valid"}
 """Chinese-CLIP's names of splits, where they differ."""
@@ -78,5 +78,5 @@ def _rows(key: str, numbers: Sequence[int], features_ND: Features) -> Iterable[M
 
 
 def _write_lines(file: Path, lines: Iterable[str]) -> None:
-    with whole_file(file) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
+    with atomic_file(file) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
         out.writelines(f"{line}\n" for line in lines)

@@ -22,7 +22,7 @@ from data_specs.storage.whole_files import exclusive
 from training.errors import InputError, first_line
 from training.evaluation.results import parts as parts_of
 from training.evaluation.retrieval import KS
-from training.outputs.whole import whole_file
+from training.outputs.atomic_files import atomic_file
 
 PAGE_VERSION = 1
 """Version of the layout of eval.json."""
@@ -48,7 +48,7 @@ def add_result(path: Path, result: Mapping[str, Any]) -> Path:
             (figures, json.dumps(document, ensure_ascii=False, indent=1) + "\n"),
             (html, render(results)),
         ):
-            with whole_file(file) as temporary:
+            with atomic_file(file) as temporary:
                 # A path that is not UTF-8 by its escapes, which JSON reads back as they were.
                 temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return html

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_specs.shard import FEWEST_MEASURED
 from training.evaluation.hits import Mask
-from training.outputs.whole import INDEX
+from training.outputs.atomic_files import INDEX
 from training.weights.load import Loaded
 
 Result = dict[str, Any]

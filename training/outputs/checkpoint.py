@@ -15,7 +15,7 @@ The folder is filled under a temporary name, flushed, and renamed: a killed run 
 one removes, never half a checkpoint. Tensors that query and key towers share (frozen layers) are stored once. No file
 is a pickle, so reading a stranger's checkpoint runs no code of theirs.
 
-Limits: those of training/outputs/whole.py, which knows how a folder is written whole and proved before it is read;
+Limits: those of training/outputs/atomic_files.py, which writes folders and verifies them before they are read;
 training/outputs/saver.py copies to other machines.
 """
 
@@ -47,8 +47,8 @@ from training.data.tokenizer import (
     vocabulary_text,
 )
 from training.errors import CheckpointError, ConfigError
+from training.outputs.atomic_files import INDEX, VerifiedFolder, atomic_folder, write_tensors
 from training.outputs.background import BACKGROUND_FILE, Background
-from training.outputs.whole import INDEX, Sealed, whole_folder, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ class RunState:
 class Checkpoint:
     """An opened checkpoint: index checked, config and tokenizer read; tensors are read on demand."""
 
-    sealed: Sealed
+    sealed: VerifiedFolder
     config: Config
     tokenizer: Tokenizer
     detector: str
@@ -116,13 +116,13 @@ class Checkpoint:
         """sha256 of the query towers; only features of equal towers are comparable."""
         return self.sealed.files["towers.safetensors"]
 
-    def has(self, file: str) -> bool:
+    def has_file(self, file: str) -> bool:
         """True if it has a file: an imported one lacks queues and optimiser."""
         return file in self.sealed.files
 
     def background(self) -> Background | None:
         """Distribution that scores are measured against; None in a checkpoint without it. Raises CheckpointError."""
-        if not self.has(BACKGROUND_FILE) or not (self.folder / BACKGROUND_FILE).is_file():
+        if not self.has_file(BACKGROUND_FILE) or not (self.folder / BACKGROUND_FILE).is_file():
             return None
         return Background.from_tensors(self.tensors(BACKGROUND_FILE), str(self.folder / BACKGROUND_FILE))
 
@@ -142,21 +142,21 @@ class Checkpoint:
     def load_start(self, model: BriVL, config: Config | None = None, *, queues: bool = False) -> None:
         """Initialise a new run: fill the query towers, and the key towers if the checkpoint contains them.
 
-        `config`: the model's, where its towers may be frozen up to another stage (training/outputs/start.py).
+        `config`: the model's, where its towers may be frozen up to another stage (training/outputs/init_tensors.py).
         `queues`: the queues as well, in the model's size; their keys are then as old as before at step 0. Raises
         CheckpointError, also if they are missing.
         """
         from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
-        from training.outputs.start import key_tensors, query_tensors
+        from training.outputs.init_tensors import key_tensors, query_tensors
 
         saved, now = self.tensors("towers.safetensors"), config or self.config
         self._fill_queries(model, query_tensors(saved, self.config, model, now))
-        keys = self.tensors("key_towers.safetensors") if self.has("key_towers.safetensors") else {}
+        keys = self.tensors("key_towers.safetensors") if self.has_file("key_towers.safetensors") else {}
         if keys and any(name.startswith(KEY_PREFIXES) for name in model.state_dict()):
             renamed = key_tensors(keys, saved, self.config, model, now)
             self._fill(model, renamed, KEY_PREFIXES, set(model.shared_tensors()))
         if queues:
-            if not self.has(QUEUES_FILE) or not keys:
+            if not self.has_file(QUEUES_FILE) or not keys:
                 raise CheckpointError(str(self.folder), "contains no queues; leave out moco.init_queues")
             self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
             steps = self.state().step
@@ -240,7 +240,7 @@ def parts_of(model: BriVL, optimizer: torch.optim.Optimizer, *, copied: bool = F
         "queues": {k: v for k, v in tensors.items() if k.startswith(QUEUE_PREFIXES)},
         "optimizer": moments_of(model, optimizer),
     }
-    return {name: {k: _copied(v) for k, v in part.items()} for name, part in parts.items()} if copied else parts
+    return {name: {k: _copy_of(v) for k, v in part.items()} for name, part in parts.items()} if copied else parts
 
 
 def moments_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -265,10 +265,10 @@ def fill_moments(
         if state and {m: t.shape for m, t in state.items()} != shapes:
             raise CheckpointError(subject, f"{name} has a different shape")
         if state:
-            optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}
+            optimizer.state[parameter] = {m: _with_layout_of(parameter, t) for m, t in state.items()}
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _copy_of(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
 
@@ -289,7 +289,7 @@ def write(
     """
     folder = run / "checkpoints" / f"step-{state.step:08d}"
     described = {name: getattr(state, name) for name in ("content_digests", "region_digests", "detector")}
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         _write_description(temporary, config, tokenizer, described)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
         for name, part in parts.items():
@@ -346,7 +346,7 @@ def save_imported(
     if folder.exists() and not (folder / INDEX).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise CheckpointError(str(folder), "already exists and is not an imported checkpoint; choose another --out")
     described = {"content_digests": [], "region_digests": [], "detector": config.data.detector, **about}
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         _write_description(temporary, config, tokenizer, described)
         parts = {"towers.safetensors": towers, "key_towers.safetensors": key_towers, RELEASED_FILE: kept}
         for name, part in parts.items():
@@ -397,7 +397,7 @@ def naming_older(path: Path) -> Iterator[None]:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        Sealed.open(folder).whole()
+        VerifiedFolder.open(folder).verify_all()
     except CheckpointError:
         return False
     return True
@@ -416,7 +416,7 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
         foreign = (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors"))
         advice = f"; for a transformers folder run wenlan-train import-transformers {path} --out DIR" if foreign else ""
         raise CheckpointError(str(path), f"not a wenlan checkpoint: it contains no {INDEX}{advice}")
-    sealed = Sealed.open(folder, needed)
+    sealed = VerifiedFolder.open(folder, needed)
     described = sealed.object(CONFIG_FILE)
     try:
         config = from_dict(described["config"], str(folder / CONFIG_FILE))
@@ -438,7 +438,7 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
     return Checkpoint(sealed, config, tokenizer, detector)
 
 
-def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:
+def _with_layout_of(parameter: Tensor, saved: Tensor) -> Tensor:
     """A moment in its parameter's memory format: the fused optimiser walks both as plain memory."""
     import torch
 

@@ -30,8 +30,8 @@ from typing import Any
 
 from data_specs.command.printable import printable
 from training.config import Config, to_dict
+from training.outputs.atomic_files import atomic_file
 from training.outputs.trackers import Tracker, open_tracker
-from training.outputs.whole import whole_file
 
 LOG = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Journal:
             self._log = _log_file(out / "log.txt")
             _write_json(out / "config.json", to_dict(config))
             _write_json(out / "environment.json", _environment() | dict(about))
-            self._file = _cut(out / METRICS, step).open("a", encoding="utf-8")
+            self._file = _truncate_metrics(out / METRICS, step).open("a", encoding="utf-8")
             named = open_tracker(config.run.tracker, out, step, to_dict(config))
             self._trackers = [one for one in (named, tracker) if one is not None]
             self._bar = _bar(step, total)
@@ -150,10 +150,10 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _cut(path: Path, step: int) -> Path:
+def _truncate_metrics(path: Path, step: int) -> Path:
     """Keep the lines up to `step`; by rename, so that a kill here loses none of them."""
     kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return path
 
@@ -189,7 +189,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -270,7 +270,7 @@ def write_curves(out: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
         f'<h1>{name}</h1><p class="about">to step {last:,}, from metrics.jsonl</p>'
         f"<main>{''.join(figures)}</main></html>"
     )
-    with whole_file(out / CURVES) as temporary:
+    with atomic_file(out / CURVES) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out / CURVES
 
@@ -289,7 +289,7 @@ def _figure(title: str, curves: Mapping[str, Series]) -> str:
     low = 0.0 if 0 <= low < 0.5 * high else low
     high = high if high > low else low + (abs(low) or 1.0)
 
-    def at(x: float, y: float) -> tuple[float, float]:
+    def place(x: float, y: float) -> tuple[float, float]:
         right = (x - x_low) / ((x_high - x_low) or 1)
         up = (y - low) / (high - low)
         return _LEFT + right * (_WIDTH - _LEFT - 8), 8 + (1 - up) * (_HEIGHT - _BOTTOM - 8)
@@ -297,18 +297,18 @@ def _figure(title: str, curves: Mapping[str, Series]) -> str:
     parts = []
     for share in (0.0, 0.5, 1.0):
         value = low + share * (high - low)
-        y = at(x_low, value)[1]
+        y = place(x_low, value)[1]
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8c959f" opacity=".35"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
     for x, anchor in ((x_low, "start"), (x_high, "end")):
-        parts.append(f'<text x="{at(x, low)[0]:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{x:,.0f}</text>')
+        parts.append(f'<text x="{place(x, low)[0]:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{x:,.0f}</text>')
     keys = []
     for number, (name, points) in enumerate(curves.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         if len(points) == 1:
-            x, y = at(*points[0])
+            x, y = place(*points[0])
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>')
         keys.append(f'<i style="background:{colour}"></i>{html.escape(name)} <b>{points[-1][1]:.4g}</b>')
     return (

@@ -42,14 +42,14 @@ class Progress:
     def add(self, count: int) -> None:
         """Count so many more as done."""
         self._bar.update(self._task.id, advance=count)
-        self._bar.update(self._task.id, said=self.said())
+        self._bar.update(self._task.id, said=self.pace())
         if self._bar.disable and time.monotonic() - self._said >= EVERY_S:
             self._said = time.monotonic()
             counts = (f"{int(count or 0):,}" for count in (self._task.completed, self._task.total))
-            LOG.info("%s of %s %s (%.0f%%), %s", *counts, self._what, self._task.percentage, self.said())
+            LOG.info("%s of %s %s (%.0f%%), %s", *counts, self._what, self._task.percentage, self.pace())
 
-    def said(self) -> str:
-        """`412 pictures/s, 1:23 left`."""
+    def pace(self) -> str:
+        """Pace and time left: `412 pictures/s, 1:23 left`."""
         rate, left = self._task.speed, self._task.time_remaining
         if not rate or left is None:
             return ""

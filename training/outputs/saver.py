@@ -35,8 +35,8 @@ from training.config import Config
 from training.data.tokenizer import Tokenizer
 from training.errors import ConfigError, InputError, RunError
 from training.outputs import checkpoint
+from training.outputs.atomic_files import INDEX
 from training.outputs.checkpoint import Parts, RunState
-from training.outputs.whole import INDEX
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +151,7 @@ def _bring(fs: Any, root: str, mirror: str, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def owned_mirror(mirror: str) -> Iterator[None]:
+def locked_mirror(mirror: str) -> Iterator[None]:
     """Be the only run that copies to `mirror`, where that is on an object store with locks. Raises RunError.
 
     On a disk nothing is locked: there the run's own folder is.
@@ -168,8 +168,8 @@ def owned_mirror(mirror: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def here(url: str) -> Iterator[Path]:
-    """A local copy of the checkpoint at `url`, or of the newest one of a mirror, that is gone when the block ends.
+def local_checkpoint(url: str) -> Iterator[Path]:
+    """Yields a local copy of the checkpoint at `url`, or of a mirror's newest, deleted when the block ends.
 
     Raises RunError.
     """
@@ -177,7 +177,7 @@ def here(url: str) -> Iterator[Path]:
     fs, path = _filesystem(url)
     with tempfile.TemporaryDirectory(prefix="wenlan-") as scratch:
         run = Path(scratch)
-        with _answered(url):
+        with _read_errors(url):
             is_one = fs.exists(posixpath.join(path, INDEX))
             mirror, _, name = url.rpartition("/") if is_one else (url, "", "")
             fetch(run, mirror, name)
@@ -188,7 +188,7 @@ def here(url: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _answered(url: str) -> Iterator[None]:
+def _read_errors(url: str) -> Iterator[None]:
     """Convert errors as `storage_errors` does, and those of a web client, which name no URL, to RunError with it."""
     try:
         with storage_errors(url):
@@ -211,7 +211,7 @@ def copy_again(folder: Path, mirror: str) -> None:
     with storage_errors(mirror):
         if fs.exists(index) and fs.cat_file(index) == (folder / INDEX).read_bytes():
             return
-    with owned_mirror(mirror):
+    with locked_mirror(mirror):
         _copy(folder, mirror, [path.name for path in checkpoint.folders(folder.parent.parent)])
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from data_specs.storage.whole_files import flush
 from training.errors import ConfigError
-from training.outputs.whole import whole_file
+from training.outputs.atomic_files import atomic_file
 
 
 class Tracker(Protocol):
@@ -40,13 +40,13 @@ def open_tracker(name: str, out: Path, step: int, config: Mapping[str, Any]) -> 
         return None
     kinds: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]]
     kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
-    with _reported(name):
+    with _tracker_errors(name):
         return kinds[name](out, step, config)
 
 
 def check_tracker(name: str) -> None:
     """Raise ConfigError if the tracker that `run.tracker` names is not installed, not reached, or lacks a login."""
-    with _reported(name):
+    with _tracker_errors(name):
         if name == "wandb":
             import wandb
 
@@ -58,8 +58,8 @@ def check_tracker(name: str) -> None:
 
 
 @contextmanager
-def _reported(name: str) -> Iterator[None]:
-    """Errors of a tracker's package, whatever their class, as one ConfigError."""
+def _tracker_errors(name: str) -> Iterator[None]:
+    """Convert errors of a tracker's package, whatever their class, to ConfigError."""
     try:
         yield
     except ImportError:
@@ -69,11 +69,11 @@ def _reported(name: str) -> Iterator[None]:
         raise ConfigError("run.tracker", f"{name}: {problem}; or train without it: --set run.tracker=none") from None
 
 
-def _remembered(path: Path, fresh: str = "") -> str:
-    """The name in the file, or `fresh`, which is then in it. An empty file, left by a kill, does not count."""
+def _stored_name(path: Path, fresh: str = "") -> str:
+    """The name in a file, or `fresh`, which is then written to it. An empty file, left by a kill, does not count."""
     known = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     if fresh and not known:
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(fresh, encoding="utf-8")
             flush(temporary)
     return known or fresh
@@ -97,7 +97,7 @@ class _Wandb:
     def __init__(self, out: Path, step: int, config: Mapping[str, Any]) -> None:
         import wandb
 
-        run_id = _remembered(out / "wandb-id", uuid.uuid4().hex[:8])
+        run_id = _stored_name(out / "wandb-id", uuid.uuid4().hex[:8])
         self._run: Any = wandb.init(
             project="wenlan",
             id=run_id,
@@ -120,11 +120,11 @@ class _Mlflow:
         import mlflow
 
         self._client: Any = mlflow.MlflowClient()
-        self._run = _remembered(out / "mlflow-id")
+        self._run = _stored_name(out / "mlflow-id")
         if not self._run:
             experiment = self._client.get_experiment_by_name("wenlan")
             number = self._client.create_experiment("wenlan") if experiment is None else experiment.experiment_id
-            self._run = _remembered(out / "mlflow-id", self._client.create_run(number, run_name=out.name).info.run_id)
+            self._run = _stored_name(out / "mlflow-id", self._client.create_run(number, run_name=out.name).info.run_id)
             self._client.log_dict(self._run, dict(config), "config.json")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

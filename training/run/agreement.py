@@ -39,11 +39,11 @@ from training.config import to_dict
 from training.errors import FirstRankError, RunError, TrainingError
 from training.method import distributed
 from training.outputs import checkpoint
+from training.outputs.atomic_files import INDEX
 from training.outputs.checkpoint import RunState
-from training.outputs.saver import fetch, fetch_best, owned_mirror
-from training.outputs.whole import INDEX
-from training.run.launch import Leave, owned
-from training.run.resume import flat
+from training.outputs.saver import fetch, fetch_best, locked_mirror
+from training.run.launch import Leave, locked_folder
+from training.run.resume import flatten
 from training.run.setup import Setup
 
 LOG = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Start:
 
 
 @contextmanager
-def begun(out: Path, mirror: str) -> Iterator[Path | None]:
+def locked_run(out: Path, mirror: str) -> Iterator[Path | None]:
     """Lock the run's folder on the first rank. Yields this rank's path of the checkpoint that all resume from, or None.
 
     The first rank chooses once it holds the lock, so that no run writes a newer one meanwhile. A rank that sees another
@@ -92,10 +92,10 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
     """
     with ExitStack() as stack:
 
-        def choose() -> Start | None:
-            stack.enter_context(owned(out))
+        def choose_start() -> Start | None:
+            stack.enter_context(locked_folder(out))
             if mirror:
-                stack.enter_context(owned_mirror(mirror))
+                stack.enter_context(locked_mirror(mirror))
                 fetch(out, mirror)
                 fetch_best(out, mirror)
             newest = checkpoint.latest(out)
@@ -104,29 +104,29 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
                     LOG.warning("%s: skipped, because %s is missing: it is not a whole checkpoint", folder, INDEX)
             return None if newest is None else Start.of(newest)
 
-        start = _from_first(choose)
+        start = _on_first_rank(choose_start)
         if mirror and start is not None:
             name = Path(start.path).name
-            together(lambda: _fetch_missing(out, mirror, name))
-        folder = together(lambda: _same(start, out))
+            on_all_ranks(lambda: _fetch_missing(out, mirror, name))
+        folder = on_all_ranks(lambda: _local_path(start, out))
         if start is not None and distributed.world_size() > 1 and distributed.rank() == 0:
             LOG.info("all ranks resume from %s", start)
         yield folder
 
 
-def together(call: Callable[[], Result]) -> Result:
-    """The result of `call` on this rank, once it has returned on all. An error on one rank stops all of them.
+def on_all_ranks(call: Callable[[], Result]) -> Result:
+    """Run `call` on all ranks; returns its result on this one. An error on one rank stops all of them.
 
     The first rank raises the error, with the rank that it comes from unless all failed; the others raise
     FirstRankError. That holds for our own errors and the operating system's; others are raised as they are.
     """
-    result, error = _tried(call)
+    result, error = _result_or_error(call)
     errors = distributed.gather_objects(error)
     failed = {rank: of_rank for rank, of_rank in enumerate(errors) if of_rank is not None}
     if failed:
         hosts = distributed.gather_objects(platform.node())
         rank, first = next(iter(failed.items()))
-        stop(first if len(failed) == len(errors) else _of_rank(first, f"rank {rank} on {hosts[rank]}"))
+        stop(first if len(failed) == len(errors) else _with_rank(first, f"rank {rank} on {hosts[rank]}"))
     assert result is not None
     return result[0]
 
@@ -143,7 +143,7 @@ class Agreement:
         if self._alone:
             return
         setup, state = self._setup, self._setup.state
-        config = flat("", to_dict(setup.config))
+        config = flatten("", to_dict(setup.config))
         seen: dict[str, Any] = {name: value for name, value in config.items() if name != "run.device"}
         seen |= {"data": state.content_digests, "regions": state.region_digests, "samples": len(setup.dataset)}
         seen |= {"checkpoint": None if start is None else Start.of(start).sha256[:12]}
@@ -162,13 +162,13 @@ class Agreement:
         due = every > 0 and state.step % every == 0 and state.step > self._setup.state.step
         numbers_M = self._numbers(state, _MOVING if due else ())
         of_ranks = distributed.gather(torch.cat([torch.tensor([valid, leave]), numbers_M])[None]).tolist()
-        self._look([row[2:] for row in of_ranks], state)
+        self._compare_rows([row[2:] for row in of_ranks], state)
         return sum(row[0] for row in of_ranks), Leave(max(row[1] for row in of_ranks))
 
     def before_checkpoint(self, state: RunState) -> None:
         """Compare the state before it is saved. Raises RunError on every rank if it differs."""
         if not self._alone:
-            self._look(distributed.gather(self._numbers(state, _PARTS)[None]).tolist(), state)
+            self._compare_rows(distributed.gather(self._numbers(state, _PARTS)[None]).tolist(), state)
 
     def _numbers(self, state: RunState, parts: Sequence[str]) -> Tensor:
         """Values of _NUMBERS as int64 on the CPU; 0 for a part that is not asked for, and a GPU is not waited for."""
@@ -179,7 +179,7 @@ class Agreement:
             digests_P = torch.stack(digests).cpu()
         return torch.cat([torch.tensor([state.step, state.position]), digests_P])
 
-    def _look(self, rows: Sequence[Sequence[int]], state: RunState) -> None:
+    def _compare_rows(self, rows: Sequence[Sequence[int]], state: RunState) -> None:
         """Raise RunError on every rank unless all rows are the same."""
         if any(row != rows[0] for row in rows):
             _compare([dict(zip(_NUMBERS, row, strict=True)) for row in rows], state.step)
@@ -203,8 +203,8 @@ def _fetch_missing(out: Path, mirror: str, name: str) -> None:
         fetch(out, mirror, name)
 
 
-def _same(start: Start | None, out: Path) -> Path | None:
-    """This rank's path of the first rank's checkpoint. Raises RunError: it is not there, or another."""
+def _local_path(start: Start | None, out: Path) -> Path | None:
+    """This rank's path of the first rank's checkpoint. Raises RunError if it is missing or another one."""
     newest = checkpoint.latest(out)
     if start is None:
         if newest is not None:
@@ -223,7 +223,7 @@ def _same(start: Start | None, out: Path) -> Path | None:
     return folder
 
 
-def _tried(call: Callable[[], Result]) -> tuple[tuple[Result] | None, Error | None]:
+def _result_or_error(call: Callable[[], Result]) -> tuple[tuple[Result] | None, Error | None]:
     """The result of a call, or the error that it raised; a process alone just raises it."""
     try:
         return (call(),), None
@@ -233,9 +233,9 @@ def _tried(call: Callable[[], Result]) -> tuple[tuple[Result] | None, Error | No
         return None, e
 
 
-def _from_first(call: Callable[[], Result]) -> Result:
+def _on_first_rank(call: Callable[[], Result]) -> Result:
     """The result of a call on the first rank, on all of them; what it raises there ends all of them."""
-    tried = distributed.of_first(_tried(call) if distributed.rank() == 0 else (None, None))
+    tried = distributed.of_first(_result_or_error(call) if distributed.rank() == 0 else (None, None))
     result, error = tried
     if error is not None:
         stop(error)
@@ -243,7 +243,7 @@ def _from_first(call: Callable[[], Result]) -> Result:
     return result[0]
 
 
-def _of_rank(error: Error, where: str) -> Error:
+def _with_rank(error: Error, where: str) -> Error:
     if isinstance(error, TrainingError):
         return type(error)(f"{where}: {error.subject}", error.problem)
     if isinstance(error, OSError):

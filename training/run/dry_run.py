@@ -30,16 +30,18 @@ def dry_run(
 ) -> dict[str, Any]:
     """Parameters, operations, memory and time of a run, and `lines` that describe them. Raises what `fit` raises."""
     from training.data.index import open_dataset
-    from training.evaluation.packed import packed
+    from training.evaluation.caption_sets import pack_caption_sets
     from training.run.setup import steps_of
     from training.run.train import fit
 
     device = device_of(config.run.device)
     check_tracker(config.run.tracker)
-    samples = len(open_dataset(packed(data, "train", cache), "train", detector=config.data.detector, cache=cache))
+    samples = len(
+        open_dataset(pack_caption_sets(data, "train", cache), "train", detector=config.data.detector, cache=cache)
+    )
     steps = steps_of(config, samples)
     with tempfile.TemporaryDirectory(prefix="wenlan-dry-run-") as folder:
-        fit(_shortened(config, samples), data, Path(folder), init=init, cache=cache, save=False)
+        fit(_short_config(config, samples), data, Path(folder), init=init, cache=cache, save=False)
         measured = [line for line in read_metrics(Path(folder)) if "samples_per_second" in line][-_COUNTED:]
     peak = used_memory(device)
     needs = footprint(config)
@@ -62,8 +64,8 @@ def dry_run(
     return {**result, "lines": _lines(config, result)}
 
 
-def _shortened(config: Config, samples: int) -> Config:
-    """The run's first STEPS steps, every one logged, without anything that is kept or that is not a step."""
+def _short_config(config: Config, samples: int) -> Config:
+    """Config of the run's first STEPS steps, every one logged, without anything that is kept or is not a step."""
     run = replace(
         config.run,
         epochs=STEPS * config.run.batch_size / max(samples, 1),

@@ -48,11 +48,13 @@ class Footprint:
 
 def footprint(config: Config) -> Footprint:
     """Footprint of a config's model, counted on tensors without memory."""
-    return _counted(json.dumps(to_dict(replace(config, recipe="", seed=0, optim=OptimConfig(), run=RunConfig()))))
+    return _count_footprint(
+        json.dumps(to_dict(replace(config, recipe="", seed=0, optim=OptimConfig(), run=RunConfig())))
+    )
 
 
 @lru_cache(maxsize=4)
-def _counted(config: str) -> Footprint:
+def _count_footprint(config: str) -> Footprint:
     """Footprint of the model of a config, which is given as JSON: a dry run asks for it, and then the run."""
     with torch.device("meta"):
         model = BriVL(from_dict(json.loads(config)), load_weights=False)

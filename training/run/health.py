@@ -59,7 +59,7 @@ class _Probe:
 
 
 class Health:
-    """Collects figures of every step (`saw`) and returns them on a logged one (`metrics`). Every rank calls alike."""
+    """Collects figures of every step (`record_step`), returned on a logged one (`metrics`). Every rank calls alike."""
 
     def __init__(self, model: BriVL, config: Config, samples: int) -> None:
         """`samples` of the whole run, of which the warm-up may be a share."""
@@ -71,7 +71,7 @@ class Health:
         self._alike: dict[str, int] = {}
         self._losses: Tensor | None = None
 
-    def take_up(self, step: int, read: Callable[[int], Batch]) -> None:
+    def restore_probe(self, step: int, read: Callable[[int], Batch]) -> None:
         """Restore the probe that the run had at `step`; its keys are in the queues.
 
         `read(steps)`: this rank's first micro-batch of so many steps ago. Probes begin at multiples of their span.
@@ -87,7 +87,7 @@ class Health:
         if image_BD is not None and text_BD is not None:
             self._probe = _Probe(step - ago, rows, image_BD, text_BD)
 
-    def saw(self, step: int, micros: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
+    def record_step(self, step: int, micros: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
         self._by_source(micros, outputs)
         if not self._model.has_keys:
             return

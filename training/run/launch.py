@@ -109,8 +109,8 @@ LeaveSignal = Callable[[], Leave]
 
 
 @contextmanager
-def terminated() -> Iterator[LeaveSignal]:
-    """STOP once this process was sent SIGTERM, as schedulers do before they take a machine away, or Ctrl-C's SIGINT.
+def leave_on_signal() -> Iterator[LeaveSignal]:
+    """Turn SIGTERM, which schedulers send before they take a machine away, and Ctrl-C's SIGINT into a request to STOP.
 
     A second SIGINT interrupts at once, as it would without this. One that is ignored (nohup, `&` in a script) stays so.
     """
@@ -137,7 +137,7 @@ def terminated() -> Iterator[LeaveSignal]:
 
 
 @contextmanager
-def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
+def locked_folder(out: Path, wait: float = 120.0) -> Iterator[None]:
     """Hold the lock of `out`, so that only one run writes to it. Waits for a run that is ending, which is logged.
 
     Raises RunError after `wait` seconds. A file system without locks goes unlocked, which is logged.

@@ -34,7 +34,7 @@ from data_specs.search.folder import IndexInfo
 from training.config import Config, from_dict, to_dict
 from training.errors import ConfigError, FirstRankError, RunError
 from training.run.launch import Leave, backends, ending_with_parent
-from training.run.ray_errors import NOTE, cause, note, noted
+from training.run.ray_errors import NOTE, read_error, root_error, write_error
 from training.use.indexing import EmbedJob, PartResult, PartTask, Run, make_parts
 from training.use.sources import Source
 from training.weights.load import Loaded
@@ -103,8 +103,8 @@ def fit_on_ray(
         try:
             trainer.fit()
         except Exception as e:  # Ray wraps whatever a worker raised; only one of ours is turned back
-            raise noted(out) or cause(e) from e
-    final = noted(out)
+            raise read_error(out) or root_error(e) from e
+    final = read_error(out)
     if final is not None:
         raise final
     result: dict[str, Any] = json.loads((out / _RESULT).read_text(encoding="utf-8"))
@@ -185,7 +185,7 @@ def _final_errors(out: Path) -> list[Any]:
     class FinalErrors(interface):  # type: ignore[misc]
         def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
             """Raise the error that was noted: Ray takes an error of a callback as one that no new try mends."""
-            if (final := noted(out)) is not None:
+            if (final := read_error(out)) is not None:
                 raise final
 
     return [FinalErrors()]
@@ -203,7 +203,7 @@ def _work(task: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = Path(task["out"])
     config = from_dict(task["config"])
-    if any(distributed.gather_objects(noted(out) is not None)):
+    if any(distributed.gather_objects(read_error(out) is not None)):
         return
     try:
         with ending_with_parent():  # the raylet of this node
@@ -219,7 +219,7 @@ def _work(task: dict[str, Any]) -> None:
     except FirstRankError:
         raise  # the first rank notes it, with its kind
     except WenlanError as e:
-        note(out, e)
+        write_error(out, e)
         raise
     if distributed.rank() == 0:
         (out / _RESULT).write_text(json.dumps(asdict(result)), encoding="utf-8")
@@ -316,7 +316,7 @@ def embed_on_ray(workers: int, address: str = "") -> Run:
             try:
                 yield from _Dispatch(workers, (job, str(folder), about, str(Path.cwd()))).run(tasks)
             except Exception as e:  # Ray wraps whatever an actor raised; only one of ours is turned back
-                raise cause(e) from e
+                raise root_error(e) from e
 
     return run
 

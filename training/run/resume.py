@@ -50,8 +50,8 @@ _CHANGED_ALOUD = {"moco.queue_size", "run.batch_size"}
 """Keys that a resumed run may set otherwise although it does: the run adapts, and says so in the log."""
 
 
-def obeying(config: Config, start: Path | None) -> Config:
-    """The config with `compat` of the checkpoint that the run starts from, which its weights depend on."""
+def with_saved_compat(config: Config, start: Path | None) -> Config:
+    """Returns the config with `compat` of the checkpoint that the run starts from, which its weights depend on."""
     if start is None or is_two_towers(start):
         return config
     compat = checkpoint.open_checkpoint(start).config.compat
@@ -62,7 +62,7 @@ def obeying(config: Config, start: Path | None) -> Config:
 
 def check_same(saved: Config, asked: Config, folder: Path) -> None:
     """Raise ConfigError naming the keys that a resumed run must not change but does."""
-    before, now = flat("", to_dict(saved)), flat("", to_dict(asked))
+    before, now = flatten("", to_dict(saved)), flatten("", to_dict(asked))
     may = _FREE_TO_CHANGE | _CHANGED_ALOUD
     if asked.optim.schedule in ("constant", "wsd"):
         may = may | {"run.epochs"}  # judged by `check_length`
@@ -113,9 +113,9 @@ def log_changes(state: RunState, batch_size: int, world_size: int) -> None:
             LOG.warning("step %d: %s: was %d, is %d now", state.step, name, was, now)
 
 
-def flat(name: str, value: Any) -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots."""
+def flatten(name: str, value: Any) -> dict[str, Any]:
+    """Flattens nested dicts into one, keys joined by dots."""
     if not isinstance(value, dict):
         return {name: value}
-    parts = (flat(f"{name}.{key}" if name else str(key), item) for key, item in value.items())
+    parts = (flatten(f"{name}.{key}" if name else str(key), item) for key, item in value.items())
     return {key: item for part in parts for key, item in part.items()}

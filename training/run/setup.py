@@ -25,7 +25,7 @@ from training.data.loader import Loader, Share
 from training.data.tokenizer import Tokenizer, load_tokenizer
 from training.data.transforms import check_decodes
 from training.errors import ConfigError, RunError
-from training.evaluation.packed import packed
+from training.evaluation.caption_sets import pack_caption_sets
 from training.method import distributed
 from training.moco import BriVL
 from training.objectives import objective_of
@@ -95,7 +95,7 @@ def set_up(
     tokenizer = _tokenizer(config)
     cache_gb = config.data.cache_gb
     dataset = open_dataset(
-        packed(data, "train", cache), "train", detector=config.data.detector, cache=cache, cache_gb=cache_gb
+        pack_caption_sets(data, "train", cache), "train", detector=config.data.detector, cache=cache, cache_gb=cache_gb
     )
     dataset.check_not_empty()
     if config.run.batch_size > len(dataset):
@@ -105,18 +105,18 @@ def set_up(
     dev = None
     if config.run.evaluates:
         # The train split's detector; a plain tar lacks a dev split and must not serve as one, a packed set's own does.
-        held_out = packed(data, "dev", cache)
+        held_out = pack_caption_sets(data, "dev", cache)
         dev_split = open_dataset(held_out, "dev", detector=dataset.detector, cache=cache, cache_gb=cache_gb)
         if len(dev_split):
             dev = _loader(config, dev_split, tokenizer, share, device, train=False)
         else:
-            _go_without(dev_split)
+            _log_missing_dev(dev_split)
     model, optimizer, state = _build(config, device, start, init, dataset)
     total_steps = state.step + steps_of(config, len(dataset), state.position)
     return Setup(config, device, tokenizer, dataset, loader, dev, model, optimizer, state, total_steps)
 
 
-def _go_without(dev_split: Dataset) -> None:
+def _log_missing_dev(dev_split: Dataset) -> None:
     """Log that the dev split is missing where there cannot be one; where a manifest promises one, it is a fault.
 
     Raises ContractError: recalls were asked for, and a run of days would end without one.
@@ -167,7 +167,7 @@ def _loader(
     )
 
 
-def _beginning(dataset: Dataset) -> RunState:
+def _first_state(dataset: Dataset) -> RunState:
     digests = dataset.content_digests, dataset.region_digests
     return RunState(0, 0, 0, *digests, dataset.detector, dataset.weights)
 
@@ -183,7 +183,7 @@ def _build(
     torch.manual_seed(config.seed)
     model = BriVL(config, load_weights=start is None and init is None).to(device)
     optimizer = build_optimizer(model, config.optim)
-    state = _beginning(dataset)
+    state = _first_state(dataset)
     if start is not None:
         state = _resume(start, config, model, optimizer, dataset)
     elif init is not None and is_two_towers(init):
@@ -208,7 +208,7 @@ def _resume(
     opened = checkpoint.open_checkpoint(folder)
     check_same(opened.config, config, folder)
     check_length(opened.config, config, opened.state(), len(dataset))
-    state, beginning = opened.load_training(model, optimizer), _beginning(dataset)
+    state, beginning = opened.load_training(model, optimizer), _first_state(dataset)
     for what in ("content_digests", "region_digests", "weights"):
         if getattr(state, what) != getattr(beginning, what):
             raise RunError(str(folder), "was trained on other data, regions or weights of data; choose another --out")

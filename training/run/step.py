@@ -33,13 +33,13 @@ from training.method.key_queue import SampleIds
 from training.moco import BriVL, Features, StepOutput
 from training.outputs.checkpoint import RunState
 from training.records import Batch
-from training.run.exchange import Exchange
+from training.run.gradient_exchange import GradientExchange
 from training.run.optimizer import batch_factor, schedule
 from training.run.setup import Setup
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepResult:
     """A finished step: its micro-batches and their outputs.
 
     `norm`: of the gradient before clipping, or None when it was not finite and nothing was moved.
@@ -64,7 +64,7 @@ class Stepper:
         self._model: BriVL = setup.model
         self._optimizer = setup.optimizer
         self._samples = setup.samples
-        self.exchange = Exchange(setup.model)
+        self.exchange = GradientExchange(setup.model)
         self.parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def prefill(self, batches: Iterable[Batch]) -> None:
@@ -81,7 +81,7 @@ class Stepper:
         """Steps whose keys fill the queues; where no batch divides K the last ones push out some of the first."""
         return math.ceil(self._config.moco.queue_size / self._config.run.batch_size)
 
-    def step(self, batches: Sequence[Batch], state: RunState, valid: int) -> Step:
+    def step(self, batches: Sequence[Batch], state: RunState, valid: int) -> StepResult:
         """Train on one step's micro-batches at `state`. `valid`: samples of all ranks that could be read."""
         micros = [batch.to(self._device, non_blocking=True) for batch in batches]
         # After the batches are there: torch's DataLoader draws a number of its own when it starts.
@@ -105,7 +105,7 @@ class Stepper:
                 now.copy_(before)  # a forward has moved them, perhaps to NaN, and the average would take that along
         self.exchange.clear(self._optimizer)
         lr = float(self._optimizer.param_groups[-1]["lr"])
-        return Step(micros, outputs, norm if finite else None, lr)
+        return StepResult(micros, outputs, norm if finite else None, lr)
 
     def _set_learning_rate(self, position: int) -> None:
         optim = self._config.optim
@@ -125,14 +125,14 @@ def backward(
     micros: Sequence[Batch],
     samples: float,
     autocast: Autocast = nullcontext,
-    exchange: Exchange | None = None,
+    exchange: GradientExchange | None = None,
 ) -> list[StepOutput]:
     """Add the step's gradients to the parameters; returns the micro-steps' outputs, whose losses add up to the step's.
 
     `samples`: valid samples of the step over all ranks, divided by the ranks (see `BriVL.loss`). `exchange`: the run's
     own; a process alone may leave it out.
     """
-    exchange = exchange or Exchange(model)
+    exchange = exchange or GradientExchange(model)
     if model.in_batch and len(micros) > 1:
         outputs = _cached(model, micros, samples, autocast, exchange)
     else:
@@ -147,7 +147,7 @@ def backward(
 
 
 def _cached(
-    model: BriVL, micros: Sequence[Batch], samples: float, autocast: Autocast, exchange: Exchange
+    model: BriVL, micros: Sequence[Batch], samples: float, autocast: Autocast, exchange: GradientExchange
 ) -> list[StepOutput]:
     seeds = torch.randint(2**62, (len(micros),)).tolist()
     first = []

@@ -28,26 +28,26 @@ import torch
 from torch import Tensor
 
 from training.config import Config
-from training.device import prepared
+from training.device import prepare_device
 from training.errors import RunError
 from training.evaluation.evaluate import retrieval
 from training.evaluation.features import embed
 from training.evaluation.retrieval import Retrieval
 from training.method import distributed
 from training.outputs import checkpoint
+from training.outputs.atomic_files import write_errors
 from training.outputs.journal import Journal, read_metrics
 from training.outputs.saver import Saver
 from training.outputs.trackers import Tracker
-from training.outputs.whole import writing_to
 from training.records import Batch
-from training.run.agreement import Agreement, begun, stop, together
+from training.run.agreement import Agreement, locked_run, on_all_ranks, stop
 from training.run.flops import Meter
 from training.run.footprint import used_memory
 from training.run.health import Health
-from training.run.launch import Leave, LeaveSignal, ending_with_parent, process_group, terminated, under_torchrun
-from training.run.resume import flat, obeying
+from training.run.launch import Leave, LeaveSignal, ending_with_parent, leave_on_signal, process_group, under_torchrun
+from training.run.resume import flatten, with_saved_compat
 from training.run.setup import Setup, set_up
-from training.run.step import Step, Stepper
+from training.run.step import Stepper, StepResult
 
 MAX_NON_FINITE = 10
 """Non-finite steps in a row after which the run stops."""
@@ -97,15 +97,15 @@ def fit(
 
     Raises ConfigError (bad usage), ContractError (bad data), CheckpointError, RunError (the run failed). One line each.
     """
-    device = prepared(config.run.device)
+    device = prepare_device(config.run.device)
     with (
         ending_with_parent(under_torchrun()),
-        writing_to(out),
+        write_errors(out),
         process_group(device),
-        begun(out, config.run.mirror) as start,
-        nullcontext(leave_signal) if leave_signal is not None else terminated() as signal,
+        locked_run(out, config.run.mirror) as start,
+        nullcontext(leave_signal) if leave_signal is not None else leave_on_signal() as signal,
     ):
-        setup = together(lambda: _set_up(config, data, device, start, init, cache))
+        setup = on_all_ranks(lambda: _set_up(config, data, device, start, init, cache))
         return _Run(setup, out, start, tracker).go(signal, save=save)
 
 
@@ -113,7 +113,7 @@ def _set_up(
     config: Config, data: Sequence[str], device: torch.device, start: Path | None, init: Path | None, cache: Path | None
 ) -> Setup:
     with nullcontext() if start is None else checkpoint.naming_older(start):
-        return set_up(obeying(config, start or init), data, device, start=start, init=init, cache=cache)
+        return set_up(with_saved_compat(config, start or init), data, device, start=start, init=init, cache=cache)
 
 
 class _Run:
@@ -138,18 +138,18 @@ class _Run:
         started, leave = time.monotonic(), Leave.NO
         self.model.train()
         with self._journal() as journal, self._saver(save) as saver, self._profiler() as profiler:
-            journal.say(self._opening())
+            journal.say(self._opening_line())
             self._prefill()
-            self._take_up_probe()
+            self._restore_probe()
             batches = self.setup.loader.batches(self.state.position, self.setup.end)
             while leave is not Leave.STOP and self.state.step < self.setup.total_steps and not self._patience_ended():
                 begun = time.monotonic()
                 loaded = [next(batches) for _ in range(self.config.run.accumulate)]
                 waited = time.monotonic() - begun
                 valid = sum(int(batch.valid_B.sum()) for batch in loaded)  # before a GPU has to be waited for
-                valid, leave = self.agreement.before_step(self.state, valid, max(leave_signal(), self._old()))
+                valid, leave = self.agreement.before_step(self.state, valid, max(leave_signal(), self._save_if_old()))
                 step = self.stepper.step(loaded, self.state, valid)
-                self._count(step)
+                self._count_step(step)
                 if self._due(self.config.run.log_every, leave):
                     journal.write(self.state.step, self._metrics(step, waited, time.monotonic() - begun))
                 better = self._evaluate(journal)
@@ -180,18 +180,18 @@ class _Run:
         before, now = (int(self.setup.loader.epochs(at)["epoch"]) for at in (position - run.batch_size, position))
         return self._due(run.checkpoint_steps, leave) or (run.checkpoint_minutes > 0 and before < now)
 
-    def _old(self) -> Leave:
-        """SAVE if the last checkpoint is as old as one may be. Of several ranks the first clock decides for all."""
+    def _save_if_old(self) -> Leave:
+        """Request to SAVE if the last checkpoint is too old. Of several ranks the first clock decides for all."""
         minutes = self.config.run.checkpoint_minutes
         return Leave.SAVE if minutes and time.monotonic() - self.saved >= 60 * minutes else Leave.NO
 
-    def _count(self, step: Step) -> None:
+    def _count_step(self, step: StepResult) -> None:
         """Move the run's state on by one step. Raises RunError after too many that were skipped in a row."""
         self.failures = self.failures + 1 if step.skipped else 0
         if self.failures > MAX_NON_FINITE:
             problem = f"{self.failures} steps in a row with a gradient that is not finite"
             stop(RunError(f"step {self.state.step}", problem))
-        self.health.saw(self.state.step, step.micros, step.outputs)
+        self.health.record_step(self.state.step, step.micros, step.outputs)
         self.state = replace(
             self.state,
             step=self.state.step + 1,
@@ -207,7 +207,7 @@ class _Run:
         if self.setup.dev is None or (done != self.setup.total_steps and done % self.setup.eval_steps):
             return False
         self.recall = retrieval(embed(self.model, self.setup.dev.once(), self.device, run.precision))
-        journal.write(done, flat("dev", self.recall.to_json()))
+        journal.write(done, flatten("dev", self.recall.to_json()))
         if self.state.best_step >= 0 and self.recall.mean_recall <= self.state.best:
             return False
         self.state = replace(self.state, best=self.recall.mean_recall, best_step=done)
@@ -231,7 +231,7 @@ class _Run:
             begin = -self.stepper.prefill_steps * self.config.run.batch_size
             self.stepper.prefill(self.setup.loader.batches(begin, 0))
 
-    def _take_up_probe(self) -> None:
+    def _restore_probe(self) -> None:
         """Staleness is measured again from where it was, so that a resumed run has the metrics of one that was not."""
         batch_size = self.config.run.batch_size
 
@@ -240,7 +240,7 @@ class _Run:
             return next(self.setup.loader.batches(begin, begin + batch_size))
 
         if self.first and self.state.batch_size == batch_size:
-            self.health.take_up(self.first, read)
+            self.health.restore_probe(self.first, read)
 
     def _journal(self) -> Journal:
         about = {"device": str(self.device), "processes": self.world, "host": platform.node(), "pid": os.getpid()}
@@ -266,7 +266,7 @@ class _Run:
             profile_memory=True,
         )
 
-    def _opening(self) -> str:
+    def _opening_line(self) -> str:
         begin = f"resumes from step {self.first}" if self.first else "begins"
         trained = sum(p.numel() for p in self.stepper.parameters)
         return (
@@ -274,7 +274,7 @@ class _Run:
             f"{self.config.run.batch_size}, {trained:,} trained parameters, {self.world} process(es) on {self.device}"
         )
 
-    def _metrics(self, step: Step, waited: float, seconds: float) -> dict[str, float]:
+    def _metrics(self, step: StepResult, waited: float, seconds: float) -> dict[str, float]:
         """Metrics of the step just done: means over ranks and micro-steps, the health of the queues, and the pace."""
         names = sorted(step.outputs[0].metrics)
         loss = torch.stack([o.loss.detach().float() for o in step.outputs]).sum()  # the losses of micro-steps add up

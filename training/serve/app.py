@@ -29,8 +29,8 @@ from data_specs.web.http_app import App, Limits, error_body, with_checks
 from training.serve import clip_retrieval, embeddings, searching
 from training.serve.galleries import Galleries
 from training.serve.health import HealthCheck
-from training.serve.intake import REFUSED, BodyReader, RequestCounter
 from training.serve.metrics import TEXT
+from training.serve.middleware import REFUSED, BodyReader, RequestCounter
 from training.serve.refusals import Refused
 from training.serve.service import Service
 

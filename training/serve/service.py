@@ -18,9 +18,9 @@ import numpy as np
 
 from training.data.transforms import UnreadableImage, decode, sides
 from training.outputs.checkpoint import Checkpoint
+from training.serve.batching import BatchingModel, Kind
 from training.serve.inputs import too_many
 from training.serve.metrics import Metrics
-from training.serve.model import BatchingModel, Kind
 from training.serve.options import MOST_PICTURES, Options
 from training.serve.refusals import bad_request, overloaded
 from training.serve.towers import Features, InputReader, PreparedPicture, Tokens, Towers

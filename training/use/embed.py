@@ -28,7 +28,7 @@ from training.errors import ConfigError, InputError
 from training.evaluation import evaluate
 from training.evaluation.features import embed
 from training.evaluation.file_regions import read_regions
-from training.outputs.whole import whole_file, write_tensors
+from training.outputs.atomic_files import atomic_file, write_tensors
 from training.records import Batch
 from training.weights.load import BATCH, Boxes, Loaded, distinct, load
 
@@ -192,7 +192,7 @@ def _write(out: Path, tensors: dict[str, Tensor], loaded: Loaded) -> dict[str, A
     """Save atomically, with the checkpoint's background; the answer has the first tensor's shape, and rows of each."""
     features = {name: len(tensor) for name, tensor in tensors.items()}
     tensors = {**tensors, **_background(loaded)}
-    with whole_file(out) as temporary:
+    with atomic_file(out) as temporary:
         write_tensors(temporary, tensors)
     rows, width = next(iter(tensors.values())).shape
     return {"out": str(out), "rows": rows, "width": width, "features": features, "tensors": sorted(tensors)}

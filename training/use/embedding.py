@@ -29,7 +29,7 @@ import pyarrow as pa
 from data_specs.shard import ContractError
 from training.data.batch_maker import SlotBatch
 from training.data.loader import in_workers
-from training.data.slots import Slots, slot_bytes
+from training.data.shared_memory import Slots, slot_bytes
 from training.data.transforms import UnreadableImage, grid_boxes
 from training.errors import RunError
 from training.records import Batch

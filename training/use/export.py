@@ -34,8 +34,8 @@ from data_specs.command.extras import install
 from training.config import Config, to_dict
 from training.data.tokenizer import JsonTokenizer, is_code, vocabulary_text
 from training.errors import ConfigError
+from training.outputs.atomic_files import atomic_file, write_errors, write_tensors
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
-from training.outputs.whole import whole_file, write_tensors, writing_to
 from training.records import Batch
 from training.weights.load import Loaded, load
 from training.weights.transformers_folder import export_transformers
@@ -69,7 +69,7 @@ def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
         opened = open_checkpoint(path, TOWERS)
         towers = opened.tensors("towers.safetensors")
     about = {"format": "pt", "wenlan": "query towers", **_metadata(opened)}
-    with whole_file(out) as temporary:
+    with atomic_file(out) as temporary:
         write_tensors(temporary, towers, about)
     return {"out": [str(out)], "format": "safetensors", "tensors": len(towers)}
 
@@ -99,7 +99,7 @@ def _export_released(path: Path, out: Path) -> dict[str, Any]:
 
     with naming_older(path):
         learnable = to_released(open_checkpoint(path))
-    with whole_file(out) as temporary, temporary.open("wb") as file:  # of a path torch hides why it cannot be written
+    with atomic_file(out) as temporary, temporary.open("wb") as file:  # of a path torch hides why it cannot be written
         torch.save({"learnable": learnable}, file)
     return {"out": [str(out)], "format": "brivl-1.0", "tensors": len(learnable)}
 
@@ -229,7 +229,7 @@ def _save(program: torch.onnx.ONNXProgram, out: Path) -> list[Path]:
     """Write an ONNX file whole; one of more than 1.5 GB has its weights in `out`.data, which it names. Returns both."""
     temporary = out.with_name(f".{out.name}.made.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with writing_to(out):
+    with write_errors(out):
         temporary.mkdir(parents=True)
         try:
             # Under its own name, by which it names the other one.

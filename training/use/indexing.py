@@ -32,9 +32,9 @@ from training.data.index import default_cache
 from training.data.index_cache import GRID
 from training.data.released_rows import PRIMARY
 from training.errors import ConfigError, InputError
+from training.outputs.atomic_files import atomic_file
 from training.outputs.checkpoint import Checkpoint
 from training.outputs.progress import Progress
-from training.outputs.whole import whole_file
 from training.use.dataset_source import DatasetSource
 from training.use.detector import Detector, choose_detector
 from training.use.embedding import Done, EmbeddedRun, embed_runs
@@ -240,7 +240,7 @@ def embed_parquet(
     """Write the features of an input into a Parquet file; returns counts as JSON values. Raises InputError if empty."""
     loaded, source, job = _open_job(checkpoint, inputs, detector, device, precision, regions_cache)
     runs = source.runs(range(len(source)), part_rows(len(source)))
-    with Progress(len(source), "pictures" if source.has_images else "texts") as progress, whole_file(out) as temporary:
+    with Progress(len(source), "pictures" if source.has_images else "texts") as progress, atomic_file(out) as temporary:
         parts = embed_runs(loaded, source, runs, job.detector, done=progress.add)
         rows, unreadable = _write_parquet(temporary, parts, source, loaded)
         if not rows:

@@ -180,10 +180,10 @@ def load(path: Path, device: str, towers: Towers = "query", precision: Precision
 
     Raises CheckpointError, and ConfigError on a device, or key towers, that are not there.
     """
-    from training.device import prepared
+    from training.device import prepare_device
     from training.moco import BriVL
 
-    where = prepared(device)
+    where = prepare_device(device)
     with naming_older(path):
         checkpoint = open_checkpoint(path, (*TOWERS, KEY_FILE) if towers == "key" else TOWERS)
         # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
@@ -218,7 +218,7 @@ def _without_random_weights() -> AbstractContextManager[Any]:
 
 def _take_keys(checkpoint: Checkpoint, model: BriVL) -> None:
     """Fill the trunks of the query towers with those of the key towers; what both share is stored once, and stays."""
-    keys = checkpoint.tensors(KEY_FILE) if checkpoint.has(KEY_FILE) else {}
+    keys = checkpoint.tensors(KEY_FILE) if checkpoint.has_file(KEY_FILE) else {}
     if not keys:
         objective = checkpoint.config.moco.objective
         raise ConfigError("--towers", f"{checkpoint.folder} lacks key towers (objective {objective}); use query")

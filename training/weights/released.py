@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 from training.config import Config
 from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError, first_line
+from training.outputs.atomic_files import all_finite
 from training.outputs.checkpoint import RELEASED_FILE, Checkpoint, save_imported
-from training.outputs.whole import all_finite
 from training.resolve import resolve
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def to_released(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     slots = slots_of(checkpoint.config, str(checkpoint.folder))
     ours = dict(checkpoint.tensors("towers.safetensors"))
-    if checkpoint.has("key_towers.safetensors"):
+    if checkpoint.has_file("key_towers.safetensors"):
         ours |= checkpoint.tensors("key_towers.safetensors")
-    kept = checkpoint.tensors(RELEASED_FILE) if checkpoint.has(RELEASED_FILE) else None
+    kept = checkpoint.tensors(RELEASED_FILE) if checkpoint.has_file(RELEASED_FILE) else None
     if not any(slot.ours in ours for name, slot in slots.items() if "_mom." in name):
         slots = {name: slot for name, slot in slots.items() if "_mom." not in name}
     tensors, blank = {}, []

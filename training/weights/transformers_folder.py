@@ -28,8 +28,8 @@ from typing import Any
 from training.config import Config
 from training.data.tokenizer import BertTokenizer, JsonTokenizer, Tokenizer
 from training.errors import ConfigError
+from training.outputs.atomic_files import check_name, write_errors
 from training.outputs.checkpoint import QUEUES_FILE
-from training.outputs.whole import check_name, writing_to
 from training.weights.load import Loaded, load
 from training.weights.two_towers import family_config, theirs_of
 
@@ -57,7 +57,7 @@ def export_transformers(path: Path, out: Path) -> dict[str, Any]:
     _check_class(loaded.config, loaded.checkpoint.tokenizer)
     family = loaded.config.text.backbone
     temporary = out.with_name(f".{out.name}.tmp")
-    with writing_to(out):
+    with write_errors(out):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -121,7 +121,7 @@ def _logits(loaded: Loaded) -> tuple[float, float]:
     They lie beside the queues, which an imported checkpoint lacks, and which may have been removed.
     """
     checkpoint, moco = loaded.checkpoint, loaded.config.moco
-    there = checkpoint.has(QUEUES_FILE) and (checkpoint.folder / QUEUES_FILE).is_file()
+    there = checkpoint.has_file(QUEUES_FILE) and (checkpoint.folder / QUEUES_FILE).is_file()
     learned = checkpoint.tensors(QUEUES_FILE) if there else {}
     scale, bias = learned.get("logits.log_scale"), learned.get("logits.bias")
     return -math.log(moco.temperature) if scale is None else float(scale), moco.bias if bias is None else float(bias)

@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any
 from training.config import Config
 from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError, InputError, first_line
+from training.outputs.atomic_files import all_finite
 from training.outputs.checkpoint import save_imported
-from training.outputs.whole import all_finite
 from training.resolve import resolve
 from training.towers.text_backbones import architecture, quiet
 from training.towers.two_tower_parts import FAMILIES

@@ -17,9 +17,9 @@ from training.captions import checkpoint
 from training.captions.checkpoint import ABOUT, Captioner, State, read, read_training, write
 from training.captions.decoder import CaptionerConfig
 from training.errors import CheckpointError, ConfigError
+from training.outputs.atomic_files import VerifiedFolder, add_tensors
 from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.checkpoint import open_checkpoint
-from training.outputs.whole import Sealed, add_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,7 +105,7 @@ def test_a_description_that_does_not_fit_is_one_line(
 def test_a_training_that_does_not_fit_is_one_line(written: tuple[Path, Captioner, torch.optim.AdamW]) -> None:
     folder, captioner, optimizer = written
     name = "captioner_training.safetensors"
-    moments = Sealed.open(folder).tensors(name)
+    moments = VerifiedFolder.open(folder).tensors(name)
     cut = {**moments, "exp_avg_sq/project.bias": torch.zeros(3)}
     for tensors in (cut, {k: v for k, v in moments.items() if k != "exp_avg/project.bias"}):
         add_tensors(folder, name, tensors)

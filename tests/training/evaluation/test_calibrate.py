@@ -26,8 +26,8 @@ from training.errors import CheckpointError, InputError
 from training.evaluation import calibrate as calibrate_module
 from training.evaluation.calibrate import calibrate
 from training.evaluation.tasks.retrieval import summary
+from training.outputs.atomic_files import add_tensors
 from training.outputs.checkpoint import open_checkpoint
-from training.outputs.whole import add_tensors
 from training.use.embed import embed_data
 from training.use.encode import open_encoder
 from training.use.export import export
@@ -177,11 +177,11 @@ def test_the_checkpoint_stays_whole_and_one_byte_changed_is_seen(
 ) -> None:
     folder = shutil.copytree(calibrated, tmp_path / "copy")
     opened = open_checkpoint(folder)
-    opened.sealed.whole()
+    opened.sealed.verify_all()
     before = opened.background()
     calibrate(folder, [str(manifest)], device="cpu")
     opened = open_checkpoint(folder)
-    opened.sealed.whole()
+    opened.sealed.verify_all()
     assert before is not None
     assert (opened.background().cosines_Q == before.cosines_Q).all()  # type: ignore[union-attr]
     file = folder / "background.safetensors"

@@ -18,7 +18,7 @@ from training.method import distributed
 from training.moco import BriVL
 from training.records import Batch
 from training.resolve import resolve
-from training.run.exchange import Exchange
+from training.run.gradient_exchange import GradientExchange
 from training.run.step import backward
 
 GLOBAL_BATCH = 8
@@ -73,7 +73,7 @@ def train(overrides: tuple[str, ...], micros: int) -> dict[str, Tensor]:
     model.double().train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, 0.1)
-    exchange, samples = Exchange(model), (GLOBAL_BATCH - 1) / distributed.world_size()
+    exchange, samples = GradientExchange(model), (GLOBAL_BATCH - 1) / distributed.world_size()
     losses = []
     for step in range(STEPS):
         exchange.clear(optimizer)

@@ -16,7 +16,7 @@ from training.errors import ConfigError, RunError
 from training.moco import BriVL
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState, latest, open_checkpoint
-from training.outputs.saver import Saver, fetch, fetch_best, here
+from training.outputs.saver import Saver, fetch, fetch_best, local_checkpoint
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 
@@ -228,7 +228,7 @@ def test_a_url_that_does_not_answer_is_one_line_that_names_it(answer: int | None
     else:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(RunError, match=rf"^{url}: cannot be read \(.*{said}"), here(url):
+        with pytest.raises(RunError, match=rf"^{url}: cannot be read \(.*{said}"), local_checkpoint(url):
             pass
     finally:
         if answer is not None:

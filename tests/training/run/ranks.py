@@ -30,8 +30,8 @@ from training import cli, moco
 from training.method import distributed
 from training.resolve import resolve
 from training.run import agreement, train
-from training.run.launch import Leave, owned
-from training.run.step import Step, Stepper
+from training.run.launch import Leave, locked_folder
+from training.run.step import Stepper, StepResult
 
 FOLDER, MANIFEST = Path(sys.argv[1]), sys.argv[2]
 SAMPLES, BATCH = 32, 8
@@ -78,7 +78,7 @@ def changed_after_step_3(change: Callable[[Stepper], None]) -> Any:
     """What the last rank's state suffers from after its third step."""
     step = Stepper.step
 
-    def stepping(self: Stepper, *arguments: Any) -> Step:
+    def stepping(self: Stepper, *arguments: Any) -> StepResult:
         done = step(self, *arguments)
         if arguments[1].step == 2 and distributed.rank() == distributed.world_size() - 1:
             with torch.no_grad():
@@ -109,7 +109,7 @@ def stopped_and_started(here: Path) -> list[str]:
 
 def one_old_clock(here: Path) -> list[str]:
     """Checkpoints by minutes, of which only the first rank sees the end."""
-    others = patched(train._Run, "_old", lambda _: Leave.NO) if distributed.rank() else nullcontext()
+    others = patched(train._Run, "_save_if_old", lambda _: Leave.NO) if distributed.rank() else nullcontext()
     with others:
         outcome = run(here / "old", "run.checkpoint_every=0.00001min", "run.keep_last=9")
     return [outcome, checkpoints(here / "old")]
@@ -159,7 +159,7 @@ def another_run_has_the_folder(here: Path) -> list[str]:
     with (here / "held").open("w") if distributed.rank() else (here / "taken" / ".lock").open("w") as file:
         if distributed.rank() == 0:
             fcntl.flock(file, fcntl.LOCK_EX)
-        with patched(agreement, "owned", lambda out: owned(out, wait=0.1)):
+        with patched(agreement, "locked_folder", lambda out: locked_folder(out, wait=0.1)):
             return [run(here / "taken")]
 
 

@@ -29,7 +29,7 @@ def test_losses_are_told_by_the_source_kind_of_the_samples(
     health = Health(model, resolve("tiny"), 0)
     batch = replace(make_batch(8, 1, invalid=(2,)), sources_B=torch.tensor([0, 0, 0, 1, 1, 5, 5, 5]))
     output = model(batch)
-    health.saw(1, [batch], [output])
+    health.record_step(1, [batch], [output])
     found = health.metrics(1, 8, [output], {})
     parts = {kind: found[f"loss.{kind}"] for kind in (SOURCE_KINDS[0], SOURCE_KINDS[1], SOURCE_KINDS[5])}
     assert parts[SOURCE_KINDS[0]] == pytest.approx(float(output.losses_B[:2].mean()))
@@ -48,14 +48,14 @@ def test_stored_keys_are_held_against_what_the_query_tower_says_of_them_later(
     output = model(batch)
     found: list[dict[str, float]] = []
     for step in range(1, 3):
-        health.saw(step, [batch], [output])
+        health.record_step(step, [batch], [output])
         found.append(health.metrics(step, 8 * step, [output], {}))
     assert "text_stale" not in found[0]
     assert found[1]["text_stale"] == pytest.approx(0, abs=1e-6)  # nothing has moved
-    health.saw(3, [batch], [output])
+    health.record_step(3, [batch], [output])
     with torch.no_grad():
         model.text_query.trunk.tokens.weight.add_(torch.randn_like(model.text_query.trunk.tokens.weight))
-    health.saw(4, [batch], [output])
+    health.record_step(4, [batch], [output])
     moved = health.metrics(4, 32, [output], {})
     assert moved["text_stale"] > 0.01
     assert moved["image_stale"] == pytest.approx(0, abs=1e-6)
@@ -82,7 +82,7 @@ def test_a_step_s_own_keys_are_no_false_negatives(make_model: Callable[..., BriV
         batch = replace(batch, sample_ids_B=ids, image_ids_B=ids, text_ids_B=ids)
         output = model(batch)
         model.after_step(output, step)
-        health.saw(step, [batch], [output])
+        health.record_step(step, [batch], [output])
         assert health.metrics(step + 1, 2 * (step + 1), [output], {})["false_negatives"] == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_specs.shard import ContractError
 from training.errors import CheckpointError, ConfigError, InputError, RunError
-from training.run.ray_errors import cause, note, noted
+from training.run.ray_errors import read_error, root_error, write_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,10 +37,10 @@ def wrapped(error: Exception) -> Exception:
 
 @pytest.mark.parametrize("error", OURS)
 def test_an_error_of_a_worker_reaches_the_driver_and_the_first_one_counts(tmp_path: Path, error: Exception) -> None:
-    assert noted(tmp_path) is None
-    note(tmp_path, error)  # type: ignore[arg-type]
-    note(tmp_path, RunError("later", "a consequence"))
-    there = noted(tmp_path)
+    assert read_error(tmp_path) is None
+    write_error(tmp_path, error)  # type: ignore[arg-type]
+    write_error(tmp_path, RunError("later", "a consequence"))
+    there = read_error(tmp_path)
     assert (type(there), str(there)) == (type(error), str(error))
 
 
@@ -48,7 +48,7 @@ def test_an_error_of_a_worker_reaches_the_driver_and_the_first_one_counts(tmp_pa
 def test_an_error_that_ray_wraps_is_dug_out_as_it_was(error: Exception) -> None:
     outer = RuntimeError("Ray Train: a worker failed")
     outer.__cause__ = wrapped(error)
-    found = cause(outer)
+    found = root_error(outer)
     assert (type(found), str(found)) == (type(error), str(error))
 
 
@@ -57,9 +57,9 @@ def test_an_error_of_a_worker_group_is_that_of_a_worker() -> None:
     failure.__cause__ = RunError("step 3", "gone")
     group = RuntimeError("1 worker failed")
     group.worker_failures = {0: failure}  # type: ignore[attr-defined]
-    assert str(cause(group)) == "step 3: gone"
+    assert str(root_error(group)) == "step 3: gone"
 
 
 def test_an_error_of_rays_own_is_its_last_line() -> None:
-    found = cause(OSError("a page\nof text\nno room"))
+    found = root_error(OSError("a page\nof text\nno room"))
     assert (type(found), str(found)) == (RunError, "ray: no room")

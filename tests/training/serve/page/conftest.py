@@ -18,9 +18,9 @@ from tests.training.conftest import moved_checkpoint
 from tests.training.serve.conftest import Server, running
 from tests.training.serve.page.pictured import FEW, ROWS, drawn, row, text_of
 from tests.training.serve.page.visitor import Visitor
+from training.outputs.atomic_files import add_tensors
 from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.checkpoint import open_checkpoint
-from training.outputs.whole import add_tensors
 from training.use.encode import open_encoder
 from training.use.indexing import index_info
 

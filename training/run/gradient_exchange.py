@@ -23,7 +23,7 @@ from training.moco import BriVL, Features, StepOutput
 from training.records import Batch
 
 
-class Exchange:
+class GradientExchange:
     """Runs the micro-steps of a model, on every rank alike. A process alone has nothing to exchange."""
 
     def __init__(self, model: BriVL) -> None:

@@ -30,8 +30,8 @@ _LAYER = re.compile(r"layer\.(\d+)\.(.+)")
 
 def query_tensors(saved: Mapping[str, Tensor], before: Config, model: BriVL, now: Config) -> dict[str, Tensor]:
     """The saved query towers under the names that `model` has for them; other tensors keep their names."""
-    names = {_place(name, now): name for name in model.state_dict() if "_query." in name}
-    return {names.get(_place(name, before), name): tensor for name, tensor in saved.items()}
+    names = {_place_in_tower(name, now): name for name in model.state_dict() if "_query." in name}
+    return {names.get(_place_in_tower(name, before), name): tensor for name, tensor in saved.items()}
 
 
 def key_tensors(
@@ -42,10 +42,10 @@ def key_tensors(
     saved, queries: as the checkpoint names them. Of a tower that `model` freezes the key tower is the query tower. A
     tensor that `model` has in a frozen part is left out; one that it knows nowhere keeps its name.
     """
-    held = {_place(name, before): tensor for name, tensor in saved.items()}
-    of_queries = {_place(name, before): tensor for name, tensor in queries.items()}
+    held = {_place_in_tower(name, before): tensor for name, tensor in saved.items()}
+    of_queries = {_place_in_tower(name, before): tensor for name, tensor in queries.items()}
     frozen = tuple(f"{name}_" for name, tower in (("image", now.image), ("text", now.text)) if tower.frozen)
-    places = {name: _place(name, now) for name in model.state_dict()}
+    places = {name: _place_in_tower(name, now) for name in model.state_dict()}
     taken: dict[str, Tensor] = {}
     shared = model.shared_tensors()
     for name, place in places.items():
@@ -54,10 +54,10 @@ def key_tensors(
             if place in source:
                 taken[name] = source[place]
     known = set(places.values())
-    return taken | {name: tensor for name, tensor in saved.items() if _place(name, before) not in known}
+    return taken | {name: tensor for name, tensor in saved.items() if _place_in_tower(name, before) not in known}
 
 
-def _place(name: str, config: Config) -> str:
+def _place_in_tower(name: str, config: Config) -> str:
     """A tensor's place in its tower, wherever the tower is cut: that of a key tower is its query tower's."""
     found = _OF_BACKBONE.fullmatch(name)
     if found is None:

@@ -14,7 +14,7 @@ import torch
 from training.config import DataConfig
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
-from training.data.slots import Slots, slot_bytes
+from training.data.shared_memory import Slots, slot_bytes
 from training.data.tokenizer import load_tokenizer
 from training.resolve import resolve
 

@@ -17,7 +17,15 @@ import pytest
 import torch
 
 from training.errors import CheckpointError, RunError
-from training.outputs.whole import INDEX, Sealed, all_finite, whole_file, whole_folder, write_tensors, writing_to
+from training.outputs.atomic_files import (
+    INDEX,
+    VerifiedFolder,
+    all_finite,
+    atomic_file,
+    atomic_folder,
+    write_errors,
+    write_tensors,
+)
 
 
 def interrupted(writing: AbstractContextManager[Path], name: str) -> None:
@@ -28,29 +36,29 @@ def interrupted(writing: AbstractContextManager[Path], name: str) -> None:
 
 def test_a_file_appears_when_it_is_whole_and_an_interrupted_one_leaves_the_earlier(tmp_path: Path) -> None:
     out = tmp_path / "sub" / "a.txt"
-    with whole_file(out) as temporary:
+    with atomic_file(out) as temporary:
         temporary.write_text("first")
         assert not out.exists()
     with pytest.raises(KeyboardInterrupt):
-        interrupted(whole_file(out), "")
+        interrupted(atomic_file(out), "")
     assert out.read_text() == "first"
     assert list(out.parent.iterdir()) == [out]
 
 
 def test_a_folder_appears_with_its_index_and_an_interrupted_one_leaves_the_earlier(tmp_path: Path) -> None:
     folder = tmp_path / "ck"
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / "a.json").write_text('{"x": 1}')
         assert not folder.exists()
     with pytest.raises(KeyboardInterrupt):
-        interrupted(whole_folder(folder), "b.json")
+        interrupted(atomic_folder(folder), "b.json")
     assert [path.name for path in tmp_path.iterdir()] == ["ck"]
     assert set(json.loads((folder / INDEX).read_text())["files"]) == {"a.json"}
-    assert Sealed.open(folder).object("a.json") == {"x": 1}
-    with whole_folder(folder) as temporary:
+    assert VerifiedFolder.open(folder).object("a.json") == {"x": 1}
+    with atomic_folder(folder) as temporary:
         (temporary / "c.txt").write_text("红船")
     assert sorted(path.name for path in folder.iterdir()) == ["c.txt", INDEX]
-    assert Sealed.open(folder).text("c.txt") == "红船"
+    assert VerifiedFolder.open(folder).text("c.txt") == "红船"
 
 
 @pytest.mark.slow
@@ -58,7 +66,7 @@ def test_a_folder_that_is_replaced_is_lost_by_no_kill(tmp_path: Path) -> None:
     """Killed before each of the calls that change names, and tried again by a command that fails."""
     for calls in range(1, 20):
         folder = tmp_path / str(calls) / "ck"
-        with whole_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             (temporary / "a.txt").write_text("old")
         child = os.fork()
         if not child:
@@ -73,44 +81,44 @@ def test_a_folder_that_is_replaced_is_lost_by_no_kill(tmp_path: Path) -> None:
                 return called
 
             os.rename, os.unlink, os.rmdir = before(os.rename), before(os.unlink), before(os.rmdir)
-            with whole_folder(folder) as temporary:
+            with atomic_folder(folder) as temporary:
                 (temporary / "a.txt").write_text("new")
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with pytest.raises(KeyboardInterrupt):
-            interrupted(whole_folder(folder), "b.txt")
-        assert Sealed.open(folder).text("a.txt") in ("old", "new")
+            interrupted(atomic_folder(folder), "b.txt")
+        assert VerifiedFolder.open(folder).text("a.txt") in ("old", "new")
         if not ended:
             break
-    assert (ended, Sealed.open(folder).text("a.txt")) == (0, "new")
+    assert (ended, VerifiedFolder.open(folder).text("a.txt")) == (0, "new")
     assert [path.name for path in folder.parent.iterdir()] == ["ck"]
 
 
 def test_a_file_in_place_of_a_folder_stays(tmp_path: Path) -> None:
     (tmp_path / "ck").write_text("mine")
     for _ in range(2):
-        with pytest.raises(RunError, match="ck: cannot be written: Not a directory"), whole_folder(tmp_path / "ck"):
+        with pytest.raises(RunError, match="ck: cannot be written: Not a directory"), atomic_folder(tmp_path / "ck"):
             pass
         assert [path.name for path in tmp_path.iterdir()] == ["ck"]
         assert (tmp_path / "ck").read_text() == "mine"
 
 
 def test_a_folder_that_is_a_link_stays_one_when_it_is_replaced(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "there") as temporary:
+    with atomic_folder(tmp_path / "there") as temporary:
         (temporary / "a.txt").write_text("old")
     (tmp_path / "link").symlink_to("there")
-    with whole_folder(tmp_path / "link") as temporary:
+    with atomic_folder(tmp_path / "link") as temporary:
         (temporary / "a.txt").write_text("new")
-    assert Sealed.open(tmp_path / "there").text("a.txt") == "new"
+    assert VerifiedFolder.open(tmp_path / "there").text("a.txt") == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
     assert (tmp_path / "link").is_symlink()
 
 
 def test_a_file_is_verified_when_it_is_read_and_only_one_that_the_index_names(tmp_path: Path) -> None:
     folder = tmp_path / "ck"
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / "a.json").write_text('{"x": 1}')
-    sealed = Sealed.open(folder)
+    sealed = VerifiedFolder.open(folder)
     (folder / "a.json").write_text('{"x": 2}')
     with pytest.raises(CheckpointError, match=r"a.json: its sha256 differs from checkpoint.json"):
         sealed.object("a.json")
@@ -119,7 +127,7 @@ def test_a_file_is_verified_when_it_is_read_and_only_one_that_the_index_names(tm
         sealed.object("b.json")
     (folder / "a.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"a.json: 2 bytes, but 8 in checkpoint.json"):
-        Sealed.open(folder)
+        VerifiedFolder.open(folder)
 
 
 @contextmanager
@@ -151,14 +159,14 @@ def test_a_disk_without_room_is_one_line_with_the_name_and_leaves_nothing(tmp_pa
 
     line = rf"^{tmp_path}/sub/out: cannot be written: File too large; free some space and run the same command again$"
     with files_up_to(100_000):
-        with pytest.raises(RunError, match=line), whole_file(tmp_path / "sub" / "out") as temporary:
+        with pytest.raises(RunError, match=line), atomic_file(tmp_path / "sub" / "out") as temporary:
             write(temporary)
-        with pytest.raises(RunError, match=line), whole_folder(tmp_path / "sub" / "out") as temporary:
+        with pytest.raises(RunError, match=line), atomic_folder(tmp_path / "sub" / "out") as temporary:
             write(temporary / "a")
     assert list((tmp_path / "sub").iterdir()) == []
 
 
-@pytest.mark.parametrize("writing", [whole_file, whole_folder])
+@pytest.mark.parametrize("writing", [atomic_file, atomic_folder])
 @pytest.mark.parametrize("out", [".", "/"])
 def test_what_has_no_name_is_refused_in_one_line(
     writing: Callable[[Path], AbstractContextManager[Path]], out: str
@@ -170,10 +178,10 @@ def test_what_has_no_name_is_refused_in_one_line(
 def test_what_cannot_be_written_is_told_apart_from_what_lies_beside_it(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "1"
     for own in ("runs", "runs/1", "runs/1/log.txt", "runs/.1.tmp", "runs/.1.77.tmp/config.json"):
-        with pytest.raises(RunError, match=rf"^{out}: cannot be written: Permission denied$"), writing_to(out):
+        with pytest.raises(RunError, match=rf"^{out}: cannot be written: Permission denied$"), write_errors(out):
             raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / own))
     for other in ("runs/.cache/index.parquet", "runs/10/log.txt", "runs/data/x.tar", "run"):
-        with pytest.raises(PermissionError), writing_to(out):
+        with pytest.raises(PermissionError), write_errors(out):
             raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / other))
 
 
@@ -181,10 +189,10 @@ def test_what_cannot_be_written_is_told_apart_from_what_lies_beside_it(tmp_path:
 def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        with whole_folder(tmp_path / "ck") as temporary:
+        with atomic_folder(tmp_path / "ck") as temporary:
             write_tensors(temporary / "a.safetensors", {"a": torch.zeros(3)})
             (temporary / "b.json").write_text("{}")
-        with whole_file(tmp_path / "out.safetensors") as temporary:
+        with atomic_file(tmp_path / "out.safetensors") as temporary:
             write_tensors(temporary, {"a": torch.zeros(3)}, {"about": "this"})
     finally:
         os.umask(before)

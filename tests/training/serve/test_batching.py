@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("fastapi")
 
+from training.serve.batching import BatchingModel
 from training.serve.metrics import Metrics
-from training.serve.model import BatchingModel
 from training.serve.options import Options
 from training.serve.refusals import Refused
 from training.serve.towers import Features, PreparedPicture, Tokens

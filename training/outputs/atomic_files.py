@@ -1,9 +1,9 @@
 """Atomic writes of files and folders, and folders whose files are verified before they are read.
 
-    whole_file(out)         a temporary name beside `out` that is renamed at the end
-    whole_folder(folder)    the same for a folder, flushed to the disk, with an index of its files written last
+    atomic_file(out)        a temporary name beside `out` that is renamed at the end
+    atomic_folder(folder)   the same for a folder, flushed to the disk, with an index of its files written last
     add_tensors(folder)     one more file in such a folder
-    Sealed                  a folder with such an index: sizes are compared at once, a file's sha256 when it is read
+    VerifiedFolder          a folder with such an index: sizes are compared at once, a file's sha256 when it is read
 
 A killed process leaves a temporary file or folder, never half of what readers look for. A write that fails (a full
 disk) leaves nothing, and is one line with the name of what was to be written. Files have the mode that the umask asks
@@ -44,16 +44,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def whole_file(out: Path) -> Iterator[Path]:
-    """A temporary path that takes the name `out` when the block ends, deleted if it fails. Raises RunError."""
+def atomic_file(out: Path) -> Iterator[Path]:
+    """Yields a temporary path that takes the name `out` when the block ends, deleted if it fails. Raises RunError."""
     check_name(out)
-    with writing_to(out), whole_files.whole_file(out) as temporary:
+    with write_errors(out), whole_files.whole_file(out) as temporary:
         yield temporary
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder`, with an index of its files, when the block ends without an error.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `folder`, with an index of its files, when the block ends without error.
 
     An earlier folder of that name is replaced. It is moved aside first, and deleted when the other is in its place: a
     kill loses none of the two, and the next call here puts it back where it left a gap.
@@ -63,7 +63,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     temporary, aside = (folder.with_name(f".{folder.name}.{mark}") for mark in (f"{os.getpid()}.tmp", "before"))
     shutil.rmtree(temporary, ignore_errors=True)
     _put_back(aside, folder)
-    with writing_to(folder):
+    with write_errors(folder):
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -100,11 +100,11 @@ def add_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
 
     The index names it only while it is whole: a killed process leaves the folder without the file. Raises RunError.
     """
-    with writing_to(folder / name):
+    with write_errors(folder / name):
         index = json.loads((folder / INDEX).read_bytes())
         if index["files"].pop(name, None) is not None:
             _write_index(folder, index)
-        with whole_file(folder / name) as temporary:
+        with atomic_file(folder / name) as temporary:
             write_tensors(temporary, tensors)
         index["files"][name] = _describe(folder / name)
         index["files"] = dict(sorted(index["files"].items()))
@@ -112,49 +112,49 @@ def add_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    with whole_file(folder / INDEX) as temporary:
+    with atomic_file(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     flush(folder)
 
 
 @contextmanager
-def writing_to(out: Path) -> Iterator[None]:
+def write_errors(out: Path) -> Iterator[None]:
     """Turn an error of writing into a RunError that names `out`: the operating system's error often lacks the file."""
     try:
         yield
     except OSError as e:
         # A file that was only to be read, or a cache, has its own name in the error: it is not what was to be written.
-        if e.filename is not None and not _belongs(Path(str(e.filename)).absolute(), out.absolute()):
+        if e.filename is not None and not _belongs_to(Path(str(e.filename)).absolute(), out.absolute()):
             raise
-        raise _unwritten(out, e) from None
+        raise _write_error(out, e) from None
     except RuntimeError as e:
         # torch.save closes its archive, which fails again and hides why the archive could not be written.
         if isinstance(e.__context__, OSError) and e.__context__.errno in _FULL:
-            raise _unwritten(out, e.__context__) from None
+            raise _write_error(out, e.__context__) from None
         raise
 
 
-def _belongs(path: Path, out: Path) -> bool:
+def _belongs_to(path: Path, out: Path) -> bool:
     """True if a path is `out` or a folder that it lies in, or lies in it or in its temporary file or folder."""
     if path == out or path in out.parents or out in path.parents:
         return True
     return path.is_relative_to(out.parent) and path.relative_to(out.parent).parts[0].startswith(f".{out.name}.")
 
 
-def _unwritten(out: Path, error: OSError) -> RunError:
+def _write_error(out: Path, error: OSError) -> RunError:
     advice = "; free some space and run the same command again" if error.errno in _FULL else ""
     return RunError(str(out), f"cannot be written: {error.strerror or first_line(error)}{advice}")
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class VerifiedFolder:
     """A folder with an index: all its files are there in full size. `files`: sha256 by file name."""
 
     folder: Path
     files: Mapping[str, str]
 
     @staticmethod
-    def open(folder: Path, needed: Collection[str] | None = None) -> Sealed:
+    def open(folder: Path, needed: Collection[str] | None = None) -> VerifiedFolder:
         """Read the index and compare the files' sizes; only of those that are `needed`, if that is given.
 
         Raises CheckpointError: no index of ours, another version, a file that is missing or of another size.
@@ -182,9 +182,9 @@ class Sealed:
             if path.stat().st_size != size:
                 problem = f"{path.stat().st_size} bytes, but {size} in checkpoint.json: truncated or replaced"
                 raise CheckpointError(str(path), problem)
-        return Sealed(folder, {file: digest for file, (_, digest) in files.items()})
+        return VerifiedFolder(folder, {file: digest for file, (_, digest) in files.items()})
 
-    def verified(self, file: str) -> Path:
+    def verified_path(self, file: str) -> Path:
         """Path of a file whose sha256 is the one in the index. Raises CheckpointError."""
         if file not in self.files:
             raise CheckpointError(
@@ -195,22 +195,22 @@ class Sealed:
             raise CheckpointError(str(path), "its sha256 differs from checkpoint.json: damaged or replaced")
         return path
 
-    def whole(self) -> None:
+    def verify_all(self) -> None:
         """Compare the sha256 of every file. Raises CheckpointError on the first that differs."""
         for file in self.files:
-            self.verified(file)
+            self.verified_path(file)
 
     def text(self, file: str) -> str:
         """Content of a UTF-8 file. Raises CheckpointError."""
         try:
-            return self.verified(file).read_bytes().decode()
+            return self.verified_path(file).read_bytes().decode()
         except UnicodeDecodeError as e:
             raise CheckpointError(str(self.folder / file), f"not UTF-8 at byte {e.start}") from None
 
     def object(self, file: str) -> dict[str, Any]:
         """JSON object of a file. Raises CheckpointError."""
         try:
-            value = json.loads(self.verified(file).read_bytes())
+            value = json.loads(self.verified_path(file).read_bytes())
         except (ValueError, RecursionError) as e:  # ValueError also of a number of more than 4,300 digits
             raise CheckpointError(str(self.folder / file), f"not JSON ({e})") from None
         if not isinstance(value, dict):
@@ -222,7 +222,7 @@ class Sealed:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = self.verified(file)
+        path = self.verified_path(file)
         try:
             tensors = load_file(path)
             damaged = [n for n, t in tensors.items() if t.is_floating_point() and not all_finite(t)]

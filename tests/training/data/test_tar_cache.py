@@ -18,10 +18,10 @@ import pytest
 
 from data_specs.shard import ContractError
 from data_specs.storage.whole_files import exclusive
-from training.data import remote
+from training.data import tar_cache
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
-from training.data.remote import TarCache
+from training.data.tar_cache import TarCache
 from training.data.tokenizer import load_tokenizer
 from training.errors import ConfigError
 from training.resolve import resolve
@@ -178,7 +178,7 @@ def test_a_copy_that_another_process_removes_once_it_is_open_is_read_all_the_sam
         Path(path).unlink()
         return handle
 
-    monkeypatch.setattr(remote.os, "open", and_removed)
+    monkeypatch.setattr(tar_cache.os, "open", and_removed)
     handle = cache.open(url, 100)
     monkeypatch.undo()
     assert os.pread(handle, 3, 0) == b"xxx"
@@ -186,7 +186,7 @@ def test_a_copy_that_another_process_removes_once_it_is_open_is_read_all_the_sam
 
 def test_a_fetch_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.tar").write_bytes(bytes(200_000))
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(tar_cache.time, "sleep", lambda seconds: None)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from training.data.index import open_dataset
 from training.errors import ConfigError, InputError
-from training.evaluation.packed import DEV_EVERY, packed
+from training.evaluation.caption_sets import DEV_EVERY, pack_caption_sets
 
 IMAGES = 60
 
@@ -51,35 +51,38 @@ def rows(data: list[str], cache: Path) -> dict[str, tuple[str, ...]]:
 
 def test_every_image_is_in_train_or_in_dev_with_its_captions(folder: Path, tmp_path: Path) -> None:
     data, cache = [f"folder:{folder}"], tmp_path / "cache"
-    train, dev = rows(packed(data, "train", cache), cache), rows(packed(data, "dev", cache), cache)
+    train, dev = (
+        rows(pack_caption_sets(data, "train", cache), cache),
+        rows(pack_caption_sets(data, "dev", cache), cache),
+    )
     assert len(train) + len(dev) == IMAGES - 1, "two are the same picture, and on one side"
     assert not train.keys() & dev.keys()
     assert 0 < len(dev) < 3 * IMAGES / DEV_EVERY
     first = {captions[0] for captions in (*train.values(), *dev.values())} - {"第57张图", "第58张图"}
     assert first == {f"第{number}张图" for number in range(IMAGES) if number not in (57, 58)}
     assert all(len(captions) == 2 for captions in train.values())
-    assert len(rows(packed(data, "val", cache), cache)) == IMAGES - 1, "it has one split: all of it"
+    assert len(rows(pack_caption_sets(data, "val", cache), cache)) == IMAGES - 1, "it has one split: all of it"
 
 
 def test_a_set_is_packed_once_wherever_it_lies_and_anew_when_it_has_changed(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    [first] = packed([f"folder:{folder}"], "train", cache)
+    [first] = pack_caption_sets([f"folder:{folder}"], "train", cache)
     made = Path(first).stat().st_mtime_ns
     moved = folder.rename(tmp_path / "elsewhere")
-    assert packed([f"folder:{moved}"], "train", cache) == [first]
+    assert pack_caption_sets([f"folder:{moved}"], "train", cache) == [first]
     assert Path(first).stat().st_mtime_ns == made
     (moved / "00.txt").write_text("第0张画\n又一句0\n", encoding="utf-8")
-    assert packed([f"folder:{moved}"], "train", cache) != [first]
+    assert pack_caption_sets([f"folder:{moved}"], "train", cache) != [first]
 
 
 def test_other_data_stays_as_it_is_and_plain_tars_are_no_dev_split(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    [tar] = packed([f"folder:{folder}"], "train", cache)
+    [tar] = pack_caption_sets([f"folder:{folder}"], "train", cache)
     manifest = "s3://bucket/manifest.json@2"
     for weight in ("3", "0.00001", "1234567.5"):
-        assert packed([f"folder:{folder}@{weight}"], "train", cache) == [f"{tar}@{weight}"]
-    assert packed([manifest, tar, f"folder:{folder}@3"], "train", cache) == [manifest, tar, f"{tar}@3"]
-    [first, dev] = packed([manifest, tar, f"folder:{folder}"], "dev", cache)
+        assert pack_caption_sets([f"folder:{folder}@{weight}"], "train", cache) == [f"{tar}@{weight}"]
+    assert pack_caption_sets([manifest, tar, f"folder:{folder}@3"], "train", cache) == [manifest, tar, f"{tar}@3"]
+    [first, dev] = pack_caption_sets([manifest, tar, f"folder:{folder}"], "dev", cache)
     assert (first, dev) == (manifest, tar.replace("-train.tar", "-dev.tar"))
 
 
@@ -88,8 +91,8 @@ def test_a_set_without_a_dev_image_has_no_dev_split(tmp_path: Path) -> None:
     root.mkdir()
     (root / "a.jpg").write_bytes(picture(1))
     (root / "a.txt").write_text("一张图\n", encoding="utf-8")
-    assert len(packed([f"folder:{root}"], "train", tmp_path / "cache")) == 1
-    assert packed([f"folder:{root}"], "dev", tmp_path / "cache") == []
+    assert len(pack_caption_sets([f"folder:{root}"], "train", tmp_path / "cache")) == 1
+    assert pack_caption_sets([f"folder:{root}"], "dev", tmp_path / "cache") == []
 
 
 def test_what_no_reader_knows_is_left_out_and_a_set_of_nothing_else_is_refused(
@@ -100,7 +103,7 @@ def test_what_no_reader_knows_is_left_out_and_a_set_of_nothing_else_is_refused(
     (root / "a.bmp").write_bytes(picture(1, "BMP"))
     (root / "a.txt").write_text("一张图\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"no images with captions in the train split"):
-        packed([f"folder:{root}"], "train", tmp_path / "cache")
+        pack_caption_sets([f"folder:{root}"], "train", tmp_path / "cache")
     assert "a.bmp: not a JPEG, PNG or WebP" in caplog.text
     assert not list((tmp_path / "cache" / "sets").glob("*.tar"))
 
@@ -113,7 +116,10 @@ def test_a_picture_that_cannot_be_read_is_left_out_as_an_evaluation_does(
     (folder / "04.png").unlink()
     (folder / "04.png").symlink_to("nowhere.png")
     data, cache = [f"folder:{folder}"], tmp_path / "cache"
-    train, dev = rows(packed(data, "train", cache), cache), rows(packed(data, "dev", cache), cache)
+    train, dev = (
+        rows(pack_caption_sets(data, "train", cache), cache),
+        rows(pack_caption_sets(data, "dev", cache), cache),
+    )
     assert len(train) + len(dev) == IMAGES - 3
     assert "03.jpg: not a regular file" in caplog.text.replace(f"{folder}/", "")
     assert "04.png: No such file or directory" in caplog.text
@@ -127,12 +133,12 @@ def test_a_folder_per_class_is_a_set_whose_captions_are_the_classes(tmp_path: Pa
             for i in range(2):
                 (root / split / name / f"{i}.jpg").write_bytes(picture(10 * number + i))
     data, cache = [f"classes:{root}"], tmp_path / "cache"
-    [tar] = packed(data, "test", cache)
+    [tar] = pack_caption_sets(data, "test", cache)
     assert sorted(rows([tar], cache).values()) == [("狗",), ("狗",), ("猫",), ("猫",)]
     with tarfile.open(tar) as opened:
         assert {member.mtime for member in opened} == {0}
     with pytest.raises(ConfigError, match=r"does not have a val split; it has train, test"):
-        packed(data, "val", cache)
+        pack_caption_sets(data, "val", cache)
 
 
 @pytest.mark.slow
@@ -147,11 +153,11 @@ def test_a_command_that_is_killed_between_the_two_tars_leaves_none_that_lacks_th
 
     def run() -> None:
         Path.replace = killed  # type: ignore[method-assign,assignment]
-        packed(data, "train", cache)
+        pack_caption_sets(data, "train", cache)
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     process.join(240)
     assert process.exitcode == 9
     assert len(list((cache / "sets").glob("*.tar"))) == 1
-    assert len(packed(data, "train", cache) + packed(data, "dev", cache)) == 2
+    assert len(pack_caption_sets(data, "train", cache) + pack_caption_sets(data, "dev", cache)) == 2

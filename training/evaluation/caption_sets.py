@@ -30,7 +30,7 @@ from training.data.index import default_cache, split_weight
 from training.data.plain_tars import plain_tars_of
 from training.errors import InputError
 from training.evaluation.benchmarks import Benchmark, is_benchmark, open_benchmark
-from training.outputs.whole import whole_file
+from training.outputs.atomic_files import atomic_file
 
 LOG = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _SUFFIXES = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 """Suffixes by which readers of tars know an image's format."""
 
 
-def packed(data: Sequence[str], split: str, cache: Path | None) -> list[str]:
+def pack_caption_sets(data: Sequence[str], split: str, cache: Path | None) -> list[str]:
     """`--data` with the tar of a split in the place of every KIND:PATH; manifests and tars stay as they are.
 
     split: train, dev (of a set a part of its train split), val or test. For dev, plain tars are left out: they have no
@@ -54,14 +54,14 @@ def packed(data: Sequence[str], split: str, cache: Path | None) -> list[str]:
     for argument in data:
         name, _ = split_weight(argument)
         if is_benchmark(name):
-            tar = _packed(name, split, (default_cache() if cache is None else cache) / "sets")
+            tar = _packed_tar(name, split, (default_cache() if cache is None else cache) / "sets")
             names += [f"{tar}{argument.removeprefix(name)}"] if tar.exists() else []
         elif split != "dev" or plain_tars_of(name) is None:
             names.append(argument)
     return names
 
 
-def _packed(name: str, split: str, folder: Path) -> Path:
+def _packed_tar(name: str, split: str, folder: Path) -> Path:
     """The tar of a split, made if it is not there; a set too small for a dev image gets no dev tar."""
     part = "train" if split == "dev" else split
     benchmark = open_benchmark(name, part)
@@ -104,7 +104,7 @@ def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -
             # Left backwards: what becomes of dev is done before the train tar is there, by which both are known.
             if one == "dev":
                 stack.callback(without_an_empty_dev)
-            path = stack.enter_context(whole_file(folder / f"{stem}-{one}.tar"))
+            path = stack.enter_context(atomic_file(folder / f"{stem}-{one}.tar"))
             tars[one] = stack.enter_context(tarfile.open(path, "w"))
         for number, picture in enumerate(benchmark.pictures()):
             if picture.id not in captions:
