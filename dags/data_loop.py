@@ -77,10 +77,11 @@ def plan() -> dict[str, str]:
     snapshot = (dag_run.logical_date or dag_run.run_after).strftime("%Y-%m-%d")
     runs, towers = params["run_root"].rstrip("/"), params["towers"].removesuffix(".onnx")
     builds = {
-        name: f"{params['out_root'].rstrip('/')}/{_named(params[name], snapshot)}" for name in ("strict_spec", "spec")
+        name: f"{params['out_root'].rstrip('/')}/{_folder_name(params[name], snapshot)}"
+        for name in ("strict_spec", "spec")
     }
-    scorer = f"{runs}/scorer-{_named(params['strict_spec'], snapshot)}"
-    model = f"{runs}/{params['recipe']}-{_named(params['spec'], snapshot)}"
+    scorer = f"{runs}/scorer-{_folder_name(params['strict_spec'], snapshot)}"
+    model = f"{runs}/{params['recipe']}-{_folder_name(params['spec'], snapshot)}"
     workers = params["workers"]
     export = ["wenlan-train", "export", scorer, "--to", "onnx", "--out", towers]
     return {
@@ -94,7 +95,7 @@ def plan() -> dict[str, str]:
     }
 
 
-def _named(spec: str, snapshot: str) -> str:
+def _folder_name(spec: str, snapshot: str) -> str:
     return f"{PurePosixPath(spec).stem}-{snapshot}"
 
 

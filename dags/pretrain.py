@@ -92,13 +92,13 @@ def plan() -> dict[str, Any]:
     params = run_params("recipe", "run_root")
     event = {} if params["manifest"] else _newest_release(context)
     manifest = params["manifest"] or event.get("release_manifest") or event["manifest"]
-    out = f"{params['run_root'].rstrip('/')}/{params['recipe']}-{_named(manifest, event)}"
+    out = f"{params['run_root'].rstrip('/')}/{params['recipe']}-{_run_name(manifest, event)}"
     data = [manifest]
     if params["new_weight"] != 1:
-        data, out = _weighted(event, params["new_weight"]), f"{out}-new{params['new_weight']:g}"
+        data, out = _mixture(event, params["new_weight"]), f"{out}-new{params['new_weight']:g}"
     init, settings = params["init"], params["set"].split()
     if init == LAST:
-        init = _published_before(out, context["inlet_events"][CHECKPOINT])
+        init = _earlier_checkpoint(out, context["inlet_events"][CHECKPOINT])
         settings += params["warm_set"].split() if init else []
         log.info("starts %s", f"from {init}" if init else "from random weights: no checkpoint was published before")
     fit = ["wenlan-train", "fit", "--recipe", params["recipe"], "--data", *data, "--out", out]
@@ -126,7 +126,7 @@ def _newest_release(context: Any) -> dict[str, Any]:
     return extra
 
 
-def _named(manifest: str, event: dict[str, Any]) -> str:
+def _run_name(manifest: str, event: dict[str, Any]) -> str:
     """Name of the run's folder: dataset and release, or a build's id. Fails for latest.json."""
     path = PurePosixPath(manifest)
     if "release" in event:
@@ -140,7 +140,7 @@ def _named(manifest: str, event: dict[str, Any]) -> str:
     return event.get("build_id") or path.parent.parent.name  # BUILD/shards/manifest.json
 
 
-def _weighted(event: dict[str, Any], new_weight: float) -> list[str]:
+def _mixture(event: dict[str, Any], new_weight: float) -> list[str]:
     """The release and its newest build as a mixture, in which the build's samples are seen `new_weight` times as often.
 
     The parts are what was there before and what is new. Their weights are their sizes, times `new_weight` for the new.
@@ -154,7 +154,7 @@ def _weighted(event: dict[str, Any], new_weight: float) -> list[str]:
     return [f"{event['release_manifest']}@{before}", f"{event['manifest']}@{new * new_weight:.15g}"]
 
 
-def _published_before(out: str, events: Any) -> str:
+def _earlier_checkpoint(out: str, events: Any) -> str:
     """The checkpoint that was published last before the first of the run in folder `out`, or "".
 
     A run that is repeated finds its own checkpoint, and those of later runs, among the events: it must begin as it did.

@@ -428,7 +428,7 @@ def read_record(adapter: TypeAdapter[Record], values: Mapping[str, Any], name: s
         return adapter.validate_json(json.dumps(values))
     except ValidationError as e:
         faults = e.errors(include_url=False)
-    raise _worded(min(faults, key=_order), name, separator)
+    raise _config_error(min(faults, key=_order), name, separator)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -460,7 +460,7 @@ def _order(fault: ErrorDetails) -> int:
     return 0 if _of_tuple(fault) else 2 if fault["type"] == "out_of_range" else 1
 
 
-def _worded(fault: ErrorDetails, name: str, separator: str) -> ConfigError:
+def _config_error(fault: ErrorDetails, name: str, separator: str) -> ConfigError:
     place = [part for part in fault["loc"] if isinstance(part, str) and not part.startswith("<")]
     key, kind, value = ".".join(place), fault["type"], fault["input"]
     where = f"{name}{separator}{key}"

@@ -235,7 +235,7 @@ class BriVL(nn.Module):
             keys.append(queue.keys_KD)
             whose.append(queue.ids())
         # N candidates beside the own key: the batch of all ranks first, in rank order, then the K slots of the queue.
-        others = SampleIds.joined(whose)
+        others = SampleIds.concatenate(whose)
         counted_BN = others.valid_B.expand(size, -1).clone()
         if everyone is not None:
             counted_BN[:, first : first + size].fill_diagonal_(False)  # a query's own key is column 0 already

@@ -286,10 +286,10 @@ def moved_checkpoint(
 
 def retrieval_of(checkpoint: Path, *data: str, cache: Path | None = None, **more: Any) -> dict[str, Any]:
     """Result of the task `retrieval` on a val split."""
-    from training.evaluation.labelled import Source
+    from training.evaluation.labelled import EvaluationData
     from training.evaluation.tasks import Request, task
 
-    return task("retrieval").run(Request(checkpoint, Source(data, cache=cache), "val", **more))
+    return task("retrieval").run(Request(checkpoint, EvaluationData(data, cache=cache), "val", **more))
 
 
 @pytest.fixture(scope="session")

@@ -43,8 +43,8 @@ _CONFIG = TypeAdapter(CaptionerConfig)
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """Progress: steps done, the highest CIDEr on the dev split so far and its step, -1 before the first."""
+class CaptionerState:
+    """Progress of a captioner's training: steps, highest CIDEr on the dev split and its step (-1 before the first)."""
 
     step: int = 0
     best: float = 0.0
@@ -95,7 +95,7 @@ def write(
     run: Path,
     captioner: Captioner,
     optimizer: torch.optim.Optimizer,
-    state: State,
+    state: CaptionerState,
     towers: Path,
     *,
     best: bool = False,
@@ -140,13 +140,13 @@ def read(folder: Path) -> Captioner:
     return Captioner(config, vocabulary, width, towers, data, captions, decoder)
 
 
-def read_training(folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> State:
+def read_training(folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> CaptionerState:
     """Restore the optimiser of a captioner and return the progress of its training. Raises CheckpointError."""
     sealed = VerifiedFolder.open(folder)
     tensors = sealed.tensors(_TRAINING)
     checkpoint.fill_moments(captioner.decoder, optimizer, tensors, str(folder / _TRAINING))
     try:
-        state_of: State = TypeAdapter(State).validate_python(sealed.object(_STATE))
+        state_of: CaptionerState = TypeAdapter(CaptionerState).validate_python(sealed.object(_STATE))
     except ValidationError as e:
         raise CheckpointError(str(folder / _STATE), str(e).splitlines()[-1].strip()) from None
     return state_of

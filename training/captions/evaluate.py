@@ -25,8 +25,8 @@ import numpy.typing as npt
 from data_specs.command.extras import require
 from training.captions import checkpoint
 from training.captions.decoder import folded
-from training.captions.metrics import COCO, Figures, Tokens, figures, implementations
-from training.captions.regions import Captioned, open_captioned, see
+from training.captions.metrics import COCO, CaptionFigures, Tokens, figures, implementations
+from training.captions.regions import CaptionedSplit, open_captioned, region_features
 from training.captions.train import write_captions
 from training.data.order import fraction
 from training.errors import InputError
@@ -100,7 +100,7 @@ def evaluate_captioning(
         "captioner": _with_interval(ours),
         "nearest": _with_interval(theirs),
         "difference": _difference(ours, theirs, np.ones(len(images), bool)),
-        "unseen": _unseen(ours, theirs, unseen_N),
+        "unseen": _unseen_figures(ours, theirs, unseen_N),
         "shown": [
             {"references": list(images.captions[n]), "captioner": written[n], "nearest": nearest[n]}
             for n in range(min(SHOWN, len(images)))
@@ -108,7 +108,7 @@ def evaluate_captioning(
     }
 
 
-def nearest_captions(loaded: Loaded, images: Captioned, gallery: Sequence[str]) -> list[str]:
+def nearest_captions(loaded: Loaded, images: CaptionedSplit, gallery: Sequence[str]) -> list[str]:
     """Caption of each image: the one in a gallery whose feature has the highest cosine with the image's."""
     texts_MD = text_features(loaded, list(gallery)).numpy()
     nearest = []
@@ -138,7 +138,7 @@ def caption_files(
     for start in range(0, len(files), BATCH):
         some = files[start : start + BATCH]
         batch = image_batch(loaded, [(file, Path(file)) for file in some], boxes[start : start + BATCH])
-        regions_BRW, _ = see(loaded, batch)
+        regions_BRW, _ = region_features(loaded, batch)
         present_BR = present(batch.n_boxes_B, regions_BRW.shape[1])
         found = captioner.best(regions_BRW.half().float(), present_BR, beams)  # as the cache holds those of training
         written += [
@@ -195,16 +195,18 @@ def _gallery(captions: Sequence[str]) -> list[str]:
     return sorted(captions, key=lambda caption: fraction("gallery", caption))[:GALLERY]
 
 
-def _with_interval(of_set: Figures) -> dict[str, Any]:
+def _with_interval(of_set: CaptionFigures) -> dict[str, Any]:
     return {**of_set.to_json(), "cider_interval": _interval(of_set.cider_N)}
 
 
-def _difference(ours: Figures, theirs: Figures, asked_N: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _difference(ours: CaptionFigures, theirs: CaptionFigures, asked_N: npt.NDArray[np.bool_]) -> dict[str, Any]:
     above_N = (ours.cider_N - theirs.cider_N)[asked_N]
     return {"cider": float(above_N.mean()), "interval": _interval(above_N)}
 
 
-def _unseen(ours: Figures, theirs: Figures, unseen_N: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
+def _unseen_figures(
+    ours: CaptionFigures, theirs: CaptionFigures, unseen_N: npt.NDArray[np.bool_]
+) -> dict[str, Any] | None:
     if not unseen_N.any():
         return None
     return {

@@ -37,7 +37,7 @@ Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Figures:
+class CaptionFigures:
     """Figures of N captions as shares (CIDEr: 0 to 10), and those of each image [N]; METEOR's None without Java."""
 
     bleu: tuple[float, float, float, float]
@@ -65,20 +65,20 @@ def tokens_of(text: str, tokens: Tokens) -> list[str]:
     """The tokens of a caption: words of jieba, or characters; without marks and spaces."""
     text = folded(text).lower()
     if tokens == "characters":
-        return [character for character in text if _counts(character)]
-    return [word for word in segmenter().lcut(text) if any(map(_counts, word))]
+        return [character for character in text if _is_counted(character)]
+    return [word for word in segmenter().lcut(text) if any(map(_is_counted, word))]
 
 
-def figures(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> Figures:
+def figures(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> CaptionFigures:
     """Figures of N captions against the references of each, one or more. METEOR is left out without Java."""
     from pycocoevalcap.bleu.bleu import Bleu
 
-    given, wanted = _apart(captions, references, tokens)
+    given, wanted = _tokenise(captions, references, tokens)
     bleu, _ = Bleu(4).compute_score(wanted, given, verbose=0)
     rouge_l, cider = rouge_l_of(given, wanted), cider_of(given, wanted)
     meteor, meteor_N = _meteor(given, wanted) if _has_java() else (None, None)
     one, two, three, four = (float(value) for value in bleu)
-    return Figures(
+    return CaptionFigures(
         bleu=(one, two, three, four),
         meteor=meteor,
         rouge_l=float(rouge_l.mean()),
@@ -90,7 +90,7 @@ def figures(captions: Sequence[str], references: Sequence[Sequence[str]], tokens
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> float:
-    return float(cider_of(*_apart(captions, references, tokens)).mean())
+    return float(cider_of(*_tokenise(captions, references, tokens)).mean())
 
 
 _Texts = dict[int, list[str]]
@@ -111,7 +111,7 @@ def rouge_l_of(given: _Texts, wanted: _Texts) -> Scores:
     return np.asarray(Rouge().compute_score(wanted, given)[1], np.float64)
 
 
-def _apart(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> tuple[_Texts, _Texts]:
+def _tokenise(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> tuple[_Texts, _Texts]:
     given = {n: [" ".join(tokens_of(caption, tokens))] for n, caption in enumerate(captions)}
     wanted = {n: [" ".join(tokens_of(text, tokens)) for text in texts] for n, texts in enumerate(references)}
     return given, wanted
@@ -134,6 +134,6 @@ def _has_java() -> bool:
     return shutil.which("java") is not None
 
 
-def _counts(character: str) -> bool:
+def _is_counted(character: str) -> bool:
     """True if a character is a letter, a digit or a sign such as ℃: no mark and no space."""
     return unicodedata.category(character)[0] in "LNMS"

@@ -44,7 +44,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionedSplit:
     """N images that could be read, in the dataset's order: regions, image features, and the captions of each.
 
     regions_NRW: float16, rows after the n_regions_N first are zero. features_ND: unit features of the image tower,
@@ -71,10 +71,10 @@ class Captioned:
         places_R = torch.arange(regions_BRW.shape[1])
         return regions_BRW, places_R < torch.from_numpy(self.n_regions_N[some])[:, None]
 
-    def first(self, count: int) -> Captioned:
-        """The same of the first images only."""
+    def head(self, count: int) -> CaptionedSplit:
+        """The split's first `count` images only."""
         arrays = self.regions_NRW[:count], self.n_regions_N[:count], self.features_ND[:count]
-        return Captioned(self.name, self.digest, *arrays, self.captions[:count], self.corrupt)
+        return CaptionedSplit(self.name, self.digest, *arrays, self.captions[:count], self.corrupt)
 
 
 def open_captioned(
@@ -84,7 +84,7 @@ def open_captioned(
     cache: Path | None,
     detector: str = "",
     leave: LeaveSignal = lambda: Leave.NO,
-) -> Captioned | None:
+) -> CaptionedSplit | None:
     """A split of manifests, tars or caption sets (KIND:PATH) as a checkpoint sees it; None where it lacks samples.
 
     leave: asked after each image whose features are made whether to end (`Leave.STOP`). Raises ConfigError (an image
@@ -113,7 +113,7 @@ def open_captioned(
         raise InputError(str(folder), problem) from None
     captions = tuple(captions_of(dataset.row(number)) for number in about["rows"])
     dataset.close()
-    return Captioned(
+    return CaptionedSplit(
         name=dataset.name,
         digest=digest,
         regions_NRW=np.load(folder / "regions.npy", mmap_mode="r"),
@@ -147,7 +147,7 @@ def _compute(loaded: Loaded, dataset: Dataset, folder: Path, leave: LeaveSignal)
     with atomic_folder(folder) as temporary:
         rows, counts, features = list[int](), list[int](), list[npt.NDArray[np.float32]]()
         with (temporary / "regions.npy").open("w+b") as sink:
-            for number, regions_RW, feature_D in _seen(loaded, loader):
+            for number, regions_RW, feature_D in _image_features(loaded, loader):
                 if not rows:
                     shape = len(dataset), most, regions_RW.shape[1]
                     array = np.lib.format.open_memmap(Path(sink.name), "w+", dtype=np.float16, shape=shape)
@@ -170,11 +170,13 @@ def _compute(loaded: Loaded, dataset: Dataset, folder: Path, leave: LeaveSignal)
         (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _seen(loaded: Loaded, loader: Loader) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+def _image_features(
+    loaded: Loaded, loader: Loader
+) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """(row number, regions [R, W], image feature [D]) of each image that can be read, in order."""
     start = 0
     for batch in loader.once():
-        regions_BRW, features_BD = see(loaded, batch)
+        regions_BRW, features_BD = region_features(loaded, batch)
         for place in range(len(batch)):
             if batch.valid_B[place]:
                 count = int(batch.n_boxes_B[place])
@@ -182,7 +184,7 @@ def _seen(loaded: Loaded, loader: Loader) -> Iterator[tuple[int, npt.NDArray[np.
         start += len(batch)
 
 
-def see(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor]:
+def region_features(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor]:
     """Region features [B, R, W] and unit image features [B, D] of a batch, float32 on the CPU.
 
     Raises ConfigError where the image tower lacks regions.

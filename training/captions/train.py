@@ -23,10 +23,10 @@ import torch
 
 from data_specs.command.extras import require
 from training.captions import checkpoint
-from training.captions.checkpoint import Captioner, State
+from training.captions.checkpoint import Captioner, CaptionerState
 from training.captions.decoder import CaptionerConfig
 from training.captions.metrics import COCO, cider
-from training.captions.regions import Captioned, open_captioned
+from training.captions.regions import CaptionedSplit, open_captioned
 from training.config import OptimConfig
 from training.data.index import split_weight
 from training.data.order import fraction, seed_of
@@ -95,7 +95,7 @@ def fit_captioner(
         dev = open_captioned(loaded, data, "dev", cache, detector, leave) if config.eval_epochs else None
         if dev is None and config.patience and config.eval_epochs:
             LOG.info("no dev split, so no early stopping: training all %g epochs", config.epochs)
-        run = _Training(loaded, train, dev and dev.first(config.dev_images), out, config)
+        run = _Training(loaded, train, dev and dev.head(config.dev_images), out, config)
         with run.journal() as journal:
             while run.state.step < run.steps and not run.patience_ended():
                 run.step(journal)
@@ -110,7 +110,9 @@ def fit_captioner(
         return run.result(time.monotonic() - started)
 
 
-def write_captions(captioner: Captioner, images: Captioned, beams: int | None = None, batch: int = 32) -> list[str]:
+def write_captions(
+    captioner: Captioner, images: CaptionedSplit, beams: int | None = None, batch: int = 32
+) -> list[str]:
     starts = range(0, len(images), batch)
     parts = (images.regions(range(start, min(start + batch, len(images)))) for start in starts)
     return [caption for part in parts for caption, _ in captioner.best(*part, beams)]
@@ -120,7 +122,7 @@ class _Training:
     """One training, from its first step, or from its newest checkpoint, to its last."""
 
     def __init__(
-        self, loaded: Loaded, train: Captioned, dev: Captioned | None, out: Path, config: CaptionerConfig
+        self, loaded: Loaded, train: CaptionedSplit, dev: CaptionedSplit | None, out: Path, config: CaptionerConfig
     ) -> None:
         self.loaded, self.train, self.dev, self.out, self.config = loaded, train, dev, out, config
         self.device = loaded.device
@@ -130,9 +132,9 @@ class _Training:
         self.captioner = Captioner.begin(config, train.regions_NRW.shape[2], towers, train.digest, captions)
         regions_BRW, present_BR = train.regions(range(min(len(train), STANDARD)))
         self.captioner.decoder.standardise(regions_BRW[present_BR])
-        start, self.state = latest(out), State()
+        start, self.state = latest(out), CaptionerState()
         if start is not None:
-            self.captioner = self._taken_up(start)
+            self.captioner = self._resume(start)
         decoder = self.captioner.decoder.to(self.device)
         decay = {True: list[torch.nn.Parameter](), False: list[torch.nn.Parameter]()}
         for parameter in decoder.parameters():
@@ -148,7 +150,7 @@ class _Training:
         self.loss: float | None = None
         self.epoch, self.order = -1, list[int]()
 
-    def _taken_up(self, start: Path) -> Captioner:
+    def _resume(self, start: Path) -> Captioner:
         """The captioner of the run's own checkpoint. Raises ConfigError, RunError if it began otherwise."""
         saved = checkpoint.read(start)
         different = checkpoint.changes(saved.config, self.config)

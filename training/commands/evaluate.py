@@ -129,7 +129,7 @@ def _check_read(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.evaluation.labelled import Source
+    from training.evaluation.labelled import EvaluationData
     from training.evaluation.tasks import Request, task
 
     _check_read(arguments)
@@ -143,7 +143,7 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
     result = asked.run(
         Request(
             arguments.checkpoint,
-            Source(tuple(arguments.data), arguments.labels, arguments.classes, arguments.cache),
+            EvaluationData(tuple(arguments.data), arguments.labels, arguments.classes, arguments.cache),
             arguments.split,
             detector=arguments.detector,
             device=arguments.device,

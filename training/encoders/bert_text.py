@@ -62,7 +62,7 @@ class _Layers(nn.Module):
         return torch.zeros_like(present_B11L, dtype=x_BLD.dtype).masked_fill(~present_B11L, lowest)
 
 
-class _Whole(nn.Module):
+class _UncutBackbone(nn.Module):
     """A backbone that is not cut."""
 
     def __init__(self, model: nn.Module, masked: bool) -> None:
@@ -115,17 +115,17 @@ def build(config: Config, load_weights: bool) -> Tower:
     if backbone.whole is not None:
         return _uncut(backbone.whole, masked, config)
 
-    def part(backbone: TextBackbone, embeddings: bool, layers: Sequence[nn.Module]) -> _Layers:
+    def tower_part(backbone: TextBackbone, embeddings: bool, layers: Sequence[nn.Module]) -> _Layers:
         first = backbone.embeddings if embeddings else None
         return _Layers(first, layers, masked, backbone.additive, config.run.recompute)
 
     frozen, trained = backbone.layers[: text.frozen_layers], backbone.layers[text.frozen_layers :]
     stages = [f"backbone.layer.{i}" for i in range(len(trained))]
     if not frozen:
-        trunk = Trunk(part(backbone, True, trained), config)
+        trunk = Trunk(tower_part(backbone, True, trained), config)
         return Tower("text", Prefix(None), trunk, ["backbone.embeddings", *stages])
-    trunk = Trunk(part(backbone, False, trained), config)
-    return Tower("text", Prefix(part(backbone, True, frozen)), trunk, stages)
+    trunk = Trunk(tower_part(backbone, False, trained), config)
+    return Tower("text", Prefix(tower_part(backbone, True, frozen)), trunk, stages)
 
 
 def _uncut(model: nn.Module, masked: bool, config: Config) -> Tower:
@@ -135,7 +135,7 @@ def _uncut(model: nn.Module, masked: bool, config: Config) -> Tower:
             "text.frozen_layers",
             f"{text.backbone} cannot be frozen in part: use 0, or {text.backbone_layers} to freeze it whole",
         )
-    whole = _Whole(model, masked)
+    whole = _UncutBackbone(model, masked)
     if not text.frozen_layers:
         return Tower("text", Prefix(None), Trunk(whole, config), ["backbone"])
     return Tower("text", Prefix(whole), Trunk(_Layers(None, (), masked, False, "nothing"), config))

@@ -50,7 +50,7 @@ _CAPTION_ID = re.compile(r"(?P<image>\S+?)(?:\.jpg)?#(?:\w+#)?\d+\s+(?P<text>.+)
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class BenchmarkPicture:
     """An image by its id in the benchmark: a file or encoded bytes, and its boxes where the benchmark brings them."""
 
     id: str
@@ -86,7 +86,7 @@ class Benchmark:
     name: str
     split: str
     captions: tuple[Caption, ...]
-    pictures: Callable[[], Iterator[Picture]]
+    pictures: Callable[[], Iterator[BenchmarkPicture]]
     hit: str = CAPTIONS_OF_IMAGES
     boxes: str = "grid"
     """Name of its pictures' boxes in a result: the grid, or its own name where it brings them."""
@@ -127,11 +127,13 @@ def open_benchmark(data: str, split: str) -> Benchmark:
 
 
 def _aic_icc(place: Path, split: str) -> Benchmark:
-    name = _named(split, {"train": "train", "val": "validation"}, "aic-icc")
+    name = _split_name(split, {"train": "train", "val": "validation"}, "aic-icc")
     file = _find(place, f"caption_{name}_annotations_*.json")
     try:
         rows = json.loads(file.read_text(encoding="utf-8-sig"))
-        captions = [Caption(_joined(text), (str(row["image_id"]),)) for row in rows for text in _texts(row["caption"])]
+        captions = [
+            Caption(_join_words(text), (str(row["image_id"]),)) for row in rows for text in _texts(row["caption"])
+        ]
         ids = list(dict.fromkeys(str(row["image_id"]) for row in rows))
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise InputError(str(file), f"not a list of image_id and caption ({first_line(e)})") from None
@@ -139,7 +141,7 @@ def _aic_icc(place: Path, split: str) -> Benchmark:
 
 
 def _muge(place: Path, split: str) -> Benchmark:
-    name = _named(split, {"train": "train", "val": "valid", "test": "test"}, "muge")
+    name = _split_name(split, {"train": "train", "val": "valid", "test": "test"}, "muge")
     if not any(place.rglob(f"MR_{name}_imgs.tsv")):
         return _chinese_clip(place, split, "muge")
     return _of_tsv(
@@ -154,21 +156,21 @@ def _chinese_clip(place: Path, split: str, kind: str = "chinese-clip") -> Benchm
 
 
 def _coco_cn(place: Path, split: str) -> Benchmark:
-    name = _named(split, {"train": "train", "val": "val", "test": "test"}, "coco-cn")
+    name = _split_name(split, {"train": "train", "val": "val", "test": "test"}, "coco-cn")
     ids = _lines(_find(place, f"coco-cn_{name}.txt"))
     captions = _by_caption_id(_find(place, "imageid.human-written-caption.txt"), set(ids))
     return _of_files("coco-cn", split, place, ids, captions)
 
 
 def _flickr8k_cn(place: Path, split: str) -> Benchmark:
-    name = _named(split, {"train": "train", "val": "val", "test": "test"}, "flickr8k-cn")
+    name = _split_name(split, {"train": "train", "val": "val", "test": "test"}, "flickr8k-cn")
     ids = [line.removesuffix(".jpg") for line in _lines(_find(place, f"flickr8k{name}.txt"))]
     captions = _by_caption_id(_find(place, "flickr8kzhc.caption.txt"), set(ids))
     return _of_files("flickr8k-cn", split, place, ids, captions)
 
 
 def _flickr30k_cn(place: Path, split: str) -> Benchmark:
-    name = _named(split, {"train": "train", "val": "val", "test": "test"}, "flickr30k-cn")
+    name = _split_name(split, {"train": "train", "val": "val", "test": "test"}, "flickr30k-cn")
     patterns = (f"flickr30k_cn_{name}.txt", f"*flickr30kzh*{name}*caption*.txt")
     file = next((found for pattern in patterns for found in _below(place, pattern)), None)
     if file is None:
@@ -193,7 +195,7 @@ def _folder(place: Path, split: str) -> Benchmark:
     if not files:
         raise InputError(str(place), "contains no image with a .txt file of the same name")
     captions = [Caption(text, (_id_of(path),)) for path in files for text in _lines(path.with_suffix(".txt"))]
-    pictures = [Picture(_id_of(path), path) for path in files]
+    pictures = [BenchmarkPicture(_id_of(path), path) for path in files]
     return Benchmark(f"folder:{place.name}", "all", tuple(captions), lambda: iter(pictures))
 
 
@@ -201,20 +203,20 @@ def _classes(place: Path, split: str) -> Benchmark:
     root, splits = folder_of_split(f"classes:{place}", place, split)
     files = {path: one.name for one in folders_in(root) for path in images_below(one)}
     captions = [Caption(of_class, (_id_of(path),)) for path, of_class in files.items()]
-    pictures = [Picture(_id_of(path), path) for path in files]
+    pictures = [BenchmarkPicture(_id_of(path), path) for path in files]
     hit = "a hit is the name of the image's class"
     return Benchmark(f"classes:{place.name}", split if splits else "all", tuple(captions), lambda: iter(pictures), hit)
 
 
 def _rows(place: Path, split: str) -> Benchmark:
-    pictures, captions = dict[str, Picture](), list[Caption]()
+    pictures, captions = dict[str, BenchmarkPicture](), list[Caption]()
     for row in read_rows(place):
         if isinstance(row, BrokenRow):
             raise InputError(row.where, row.problem)
         text = row.text(PRIMARY)
         if text is None:
             raise InputError(row.where, f"{row.id}: no text")
-        pictures.setdefault(row.id, Picture(row.id, row.image, row.boxes or None))
+        pictures.setdefault(row.id, BenchmarkPicture(row.id, row.image, row.boxes or None))
         captions.append(Caption(text, (row.id,)))
     name = f"rows:{place.name}"
     boxes = name if any(picture.boxes for picture in pictures.values()) else Benchmark.boxes
@@ -241,8 +243,8 @@ BENCHMARKS = tuple(_READERS)
 # --- parts of several formats
 
 
-def _named(split: str, names: Mapping[str, str], kind: str) -> str:
-    """A benchmark's name of a split. Raises ConfigError for one that it does not have."""
+def _split_name(split: str, names: Mapping[str, str], kind: str) -> str:
+    """Name of a split in a benchmark's own files. Raises ConfigError for one that it does not have."""
     name = names.get(split)
     if name is None:
         raise ConfigError("--split", f"{kind} does not have a {split} split with captions; it has {', '.join(names)}")
@@ -275,7 +277,7 @@ def _of_files(kind: str, split: str, place: Path, ids: list[str], captions: list
             raise InputError(
                 str(place), f"lacks the image {name}, which {kind} lists; put its images below this folder"
             )
-        pictures.append(Picture(name, path))
+        pictures.append(BenchmarkPicture(name, path))
     return Benchmark(kind, split, tuple(captions), lambda: iter(pictures))
 
 
@@ -346,7 +348,7 @@ def _of_tsv(kind: str, split: str, images: Path, texts: Path, text_key: str) -> 
     return Benchmark(kind, split, tuple(captions), lambda: _tsv_pictures(images))
 
 
-def _tsv_pictures(file: Path) -> Iterator[Picture]:
+def _tsv_pictures(file: Path) -> Iterator[BenchmarkPicture]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             name, tab, encoded = line.rstrip(b"\r\n").partition(b"\t")
@@ -354,7 +356,7 @@ def _tsv_pictures(file: Path) -> Iterator[Picture]:
                 if not tab:
                     raise ValueError("the tab is missing")
                 # both alphabets of base64 are met: cn_clip reads the URL-safe one, its guide writes the other
-                yield Picture(name.decode(), base64.b64decode(encoded.translate(_STANDARD), validate=True))
+                yield BenchmarkPicture(name.decode(), base64.b64decode(encoded.translate(_STANDARD), validate=True))
             except ValueError as e:  # binascii.Error and UnicodeDecodeError among them
                 raise InputError(f"{file}:line {number}", f"not an id, a tab and base64 ({first_line(e)})") from None
 
@@ -369,12 +371,12 @@ def _by_caption_id(file: Path, wanted: set[str] | None) -> list[Caption]:
         if match is None:
             raise InputError(f"{file}:line {number}", "not an image id, # and number, then a caption")
         if wanted is None or match["image"] in wanted:
-            captions.append(Caption(_joined(match["text"]), (match["image"],)))
+            captions.append(Caption(_join_words(match["text"]), (match["image"],)))
     return captions
 
 
-def _joined(text: str) -> str:
-    """A caption whose words stand apart, in places with their tag (`红色:a`), as one text; Latin words stay apart."""
+def _join_words(text: str) -> str:
+    """Join the words of a caption and drop their tags (`红色:a`); spaces between Latin words stay."""
     text = text.strip()
     return _SPACE_IN_CHINESE.sub("", _TAG.sub("", text) if _TAGGED.fullmatch(text) else text)
 

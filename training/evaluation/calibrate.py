@@ -49,7 +49,7 @@ def calibrate(
     features = embed_batches(loaded.model, batches, loaded.device, loaded.config.run.precision)
     some = min(images, len(features.image_ND))
     cosines_NN = features.image_ND[:some] @ features.text_ND[:some].T
-    hits = Clusters(features.image_ids_N[:some], features.text_ids_N[:some]).of(0, some)
+    hits = Clusters(features.image_ids_N[:some], features.text_ids_N[:some]).pairs(0, some)
     unrelated_NN = np.ones_like(cosines_NN, dtype=np.bool_)
     unrelated_NN[hits] = False
     if not unrelated_NN.any():

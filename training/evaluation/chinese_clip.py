@@ -41,7 +41,9 @@ def write(folder: Path, benchmark: Benchmark, features: BenchmarkFeatures) -> li
     texts = _numbers([caption.number for caption in features.captions])
     of_text: dict[int, list[int]] = {text: [] for text in texts}
     of_image: dict[int, list[int]] = {}
-    for image, text in sorted(zip(*features.hits.of(0, features.hits.images), strict=True), key=lambda pair: pair[1]):
+    for image, text in sorted(
+        zip(*features.hits.pairs(0, features.hits.images), strict=True), key=lambda pair: pair[1]
+    ):
         of_text[texts[text]].append(images[image])
         of_image.setdefault(images[image], []).append(texts[text])
     captions = dict(zip(texts, features.captions, strict=True))

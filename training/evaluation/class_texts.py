@@ -42,11 +42,11 @@ _TEXTS = 64 * BATCH
 
 def read_templates(file: Path) -> tuple[str, ...]:
     """Templates of a file, one per line. Raises InputError naming a line without a place for the name."""
-    return checked(str(file), lines_of(file))
+    return check_templates(str(file), lines_of(file))
 
 
-def checked(where: str, templates: Sequence[str]) -> tuple[str, ...]:
-    """The same templates. Raises InputError if one lacks a place for the name, or if the list is empty."""
+def check_templates(where: str, templates: Sequence[str]) -> tuple[str, ...]:
+    """Returns the templates. Raises InputError if one lacks a place for the name, or if there is none."""
     for template in templates:
         if "{}" not in template and "{c}" not in template:
             raise InputError(where, f"template {template!r} lacks {{}} for the name of the class")

@@ -19,7 +19,7 @@ import numpy as np
 
 from data_specs.shard import ContractError
 from training.data.transforms import UnreadableImage, decode
-from training.evaluation.benchmarks import Picture
+from training.evaluation.benchmarks import BenchmarkPicture
 from training.evaluation.hits import Ids
 
 HITS, MISSES = 6, 6
@@ -51,7 +51,7 @@ def example(group: str, rank: int, query: dict[str, Any], answers: list[dict[str
     return {"group": group, "right": bool(rank == 1), "rank": int(rank), "query": query, "answers": answers}
 
 
-def thumbnails(pictures: Iterable[Picture], wanted: Sequence[str]) -> dict[str, str]:
+def thumbnails(pictures: Iterable[BenchmarkPicture], wanted: Sequence[str]) -> dict[str, str]:
     """data: URIs of the pictures with these ids, in the order of their first mention, PICTURES of them at most.
 
     A picture that cannot be read gets "". Reads until the last one is found.
@@ -82,7 +82,7 @@ def thumbnail(data: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def with_pictures(examples: list[dict[str, Any]], pictures: Iterable[Picture]) -> list[dict[str, Any]]:
+def with_pictures(examples: list[dict[str, Any]], pictures: Iterable[BenchmarkPicture]) -> list[dict[str, Any]]:
     """The examples with data: URIs for the ids in `picture`, those of the queries first; "" for a missing one."""
     parts = [example["query"] for example in examples] + [a for example in examples for a in example["answers"]]
     found = thumbnails(pictures, [part["picture"] for part in parts if "picture" in part])

@@ -19,7 +19,7 @@ import numpy as np
 from data_specs.shard import ContractError
 from training.data.transforms import UnreadableImage
 from training.errors import InputError
-from training.evaluation.benchmarks import Picture
+from training.evaluation.benchmarks import BenchmarkPicture
 from training.evaluation.file_regions import RegionTable
 from training.evaluation.hits import Features, Ids
 from training.weights.load import BATCH, Loaded, distinct
@@ -87,7 +87,7 @@ def embed_batches(model: BriVL, batches: Iterator[Batch], device: torch.device, 
 
 
 def picture_features(
-    loaded: Loaded, pictures: Iterable[Picture], name: str, regions: RegionTable | None = None
+    loaded: Loaded, pictures: Iterable[BenchmarkPicture], name: str, regions: RegionTable | None = None
 ) -> tuple[Features, dict[str, int], set[str]]:
     """Features [N, D] of the pictures that can be read, the row of each by its id, and the ids of the others.
 
@@ -103,7 +103,7 @@ def picture_features(
                 continue  # a table of images may hold one twice
             try:
                 content = picture.read()
-                boxes = picture.boxes if regions is None else regions.of(content, picture.id)
+                boxes = picture.boxes if regions is None else regions.boxes_of(content, picture.id)
                 opened.append(loaded.open_image(content, boxes))
             except (UnreadableImage, ContractError, OSError) as e:
                 LOG.warning("image left out: %s: %s", picture.id, getattr(e, "strerror", None) or e)

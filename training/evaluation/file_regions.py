@@ -35,7 +35,7 @@ def read_regions(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
     """Boxes of each image. Raises InputError naming the line or image without boxes, OSError."""
     if file.suffix == ".parquet" or file.is_dir():
         table = RegionTable.open(file)
-        return [table.of(Path(image).read_bytes(), image) for image in images]
+        return [table.boxes_of(Path(image).read_bytes(), image) for image in images]
     return _by_line(file, images)
 
 
@@ -72,7 +72,7 @@ class RegionTable:
         """True if the boxes of an image, even an empty list, are known by the bytes of its file."""
         return hashlib.sha256(content).hexdigest() in self.row_of
 
-    def of(self, content: bytes, name: str) -> tuple[Box, ...]:
+    def boxes_of(self, content: bytes, name: str) -> tuple[Box, ...]:
         """Boxes of an image by the bytes of its file. Raises InputError naming an image without boxes."""
         digest = hashlib.sha256(content).hexdigest()
         row = self.row_of.get(digest)
@@ -86,7 +86,7 @@ class RegionTable:
                     raise ValueError(f"{len(boxes_R4)} boxes, but {scores_R.size} scores")
                 raw = boxes_R4, scores_R, np.zeros(len(scores_R), np.int32)
                 flat = cleaned(raw, *sides(content, DataConfig.max_pixels), len(boxes_R4))[0].ravel().tolist()
-            return _grouped(flat)
+            return _boxes_of_flat(flat)
         except (ValueError, TypeError) as e:
             raise InputError(str(self.place), f"boxes of {name}: {first_line(e)}") from None
 
@@ -103,7 +103,7 @@ def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
     return boxes
 
 
-def _grouped(flat: Any) -> tuple[Box, ...]:
+def _boxes_of_flat(flat: Any) -> tuple[Box, ...]:
     if len(flat) % 4:
         raise ValueError("boxes that are not groups of four numbers")
     return boxes_of([flat[i : i + 4] for i in range(0, len(flat), 4)])

@@ -32,7 +32,7 @@ class Hits(Protocol):
     def texts(self) -> int:
         """M."""
 
-    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
+    def pairs(self, start: int, stop: int) -> tuple[Ids, Ids]:
         """(image, text) of each hit of images start..stop-1, in order of images; no pair twice."""
 
     def unit(self) -> Ids:
@@ -54,11 +54,11 @@ class Clusters:
     def texts(self) -> int:
         return len(self.text_ids_N)
 
-    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
+    def pairs(self, start: int, stop: int) -> tuple[Ids, Ids]:
         size = len(self.image_ids_N)
         pairs = [np.zeros(0, np.int64)]
         for by_id in self._sorted:
-            rows, others = _same(*by_id, start, stop)
+            rows, others = _equal_pairs(*by_id, start, stop)
             pairs.append(rows * size + others)
         found = np.unique(np.concatenate(pairs))
         return found // size, found % size
@@ -84,7 +84,7 @@ class Captions:
     image_P: Ids
     text_P: Ids
 
-    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
+    def pairs(self, start: int, stop: int) -> tuple[Ids, Ids]:
         image_P, text_P = self._by_image
         low, high = np.searchsorted(image_P, [start, stop])
         return image_P[low:high], text_P[low:high]
@@ -121,14 +121,14 @@ class Peers:
     def texts(self) -> int:
         return len(self.group_N)
 
-    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        row_P, other_P = _same(*self._groups, start, stop)
+    def pairs(self, start: int, stop: int) -> tuple[Ids, Ids]:
+        row_P, other_P = _equal_pairs(*self._groups, start, stop)
         hit_P = self.copy_N[row_P] != self.copy_N[other_P]
         return row_P[hit_P], other_P[hit_P]
 
     def uncounted(self, start: int, stop: int) -> tuple[Ids, Ids]:
         """(item, other) that are hits or copies: whatever their similarity, they are above no hit."""
-        parts = _same(*self._groups, start, stop), _same(*self._copies, start, stop)
+        parts = _equal_pairs(*self._groups, start, stop), _equal_pairs(*self._copies, start, stop)
         row_P, other_P = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return row_P, other_P
 
@@ -162,7 +162,7 @@ def _sorted(ids: Ids) -> tuple[Ids, Ids, Ids]:
     return order, ids[order], ids
 
 
-def _same(order: Ids, sorted_ids: Ids, ids: Ids, start: int, stop: int) -> tuple[Ids, Ids]:
+def _equal_pairs(order: Ids, sorted_ids: Ids, ids: Ids, start: int, stop: int) -> tuple[Ids, Ids]:
     """(row, other) of all pairs with the same id, of rows start..stop-1, in order of rows."""
     low, high = (np.searchsorted(sorted_ids, ids[start:stop], side) for side in ("left", "right"))
     return np.repeat(np.arange(start, stop), high - low), order[_ranges(low, high - low)]

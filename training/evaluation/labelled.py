@@ -36,7 +36,7 @@ from training.errors import ConfigError, InputError, first_line
 from training.evaluation.benchmarks import (
     SPLIT_FOLDERS,
     SUFFIXES,
-    Picture,
+    BenchmarkPicture,
     folder_of_split,
     folders_in,
     images_below,
@@ -63,7 +63,7 @@ class ClassName:
 class LabelledPicture:
     """An image with the number of its class; the sha256 in hex of the leaders of image and text, of a dataset only."""
 
-    picture: Picture
+    picture: BenchmarkPicture
     label: int
     image_leader: str = ""
     text_leader: str = ""
@@ -85,7 +85,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Source:
+class EvaluationData:
     """Data of an evaluation: `--data`, and the files that go with it."""
 
     data: tuple[str, ...]
@@ -99,7 +99,7 @@ class Source:
         return not any(name.partition(":")[0] in KINDS for name in self.data)
 
 
-def open_labelled(source: Source, split: str, detector: str) -> Labelled:
+def open_labelled(source: EvaluationData, split: str, detector: str) -> Labelled:
     """Opens a split of `--data`. detector: whose boxes a dataset's images get.
 
     Raises ConfigError for a split that is not there and options that do not go together, InputError for files that are
@@ -127,7 +127,7 @@ def open_labelled(source: Source, split: str, detector: str) -> Labelled:
 
 def read_classes(file: Path) -> tuple[ClassName, ...]:
     """The classes that a .txt or .json file lists, in order. Raises InputError naming the line."""
-    text = _text(file)
+    text = _read_text(file)
     classes = _classes_of_json(file, text) if file.suffix == ".json" else _classes_of_lines(file, text)
     if len(classes) < 2:
         raise InputError(str(file), f"lists {len(classes)} classes; at least 2 are needed")
@@ -191,8 +191,8 @@ def _numbers(where: str, classes: Sequence[ClassName], labels: set[str]) -> dict
     return numbers
 
 
-def _named(where: str, keys: set[str], given: Path | None) -> tuple[ClassName, ...]:
-    """The classes of a list, or, without one, those of the keys in their order."""
+def _classes_of(where: str, keys: set[str], given: Path | None) -> tuple[ClassName, ...]:
+    """Classes of a list file, or, without one, of the sorted keys."""
     if given is not None:
         return read_classes(given)
     if len(keys) < 2:
@@ -200,14 +200,14 @@ def _named(where: str, keys: set[str], given: Path | None) -> tuple[ClassName, .
     return tuple(ClassName(key, (key,)) for key in sorted(keys))
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(str(file), f"cannot be read ({getattr(e, 'strerror', None) or 'not UTF-8'})") from None
 
 
-def _list_in(place: Path) -> Path | None:
+def _find_class_list(place: Path) -> Path | None:
     return next((place / name for name in ("classes.txt", "classes.json") if (place / name).is_file()), None)
 
 
@@ -217,8 +217,8 @@ def _list_in(place: Path) -> Path | None:
 def _of_folders(data: str, place: Path, split: str, given: Path | None) -> Labelled:
     root, folders = folder_of_split(data, place, split)
     keys = {path.name for base in folders.values() or [place] for path in folders_in(base)}
-    listed = given or _list_in(place)
-    classes = _named(data, keys, listed)
+    listed = given or _find_class_list(place)
+    classes = _classes_of(data, keys, listed)
     numbers = _numbers(str(listed or data), classes, keys)
     files = sorted((path, key) for key in keys for path in images_below(root / key))
     if not files:
@@ -226,7 +226,7 @@ def _of_folders(data: str, place: Path, split: str, given: Path | None) -> Label
 
     def items() -> Iterator[LabelledPicture]:
         for path, key in files:
-            yield LabelledPicture(Picture(str(path.relative_to(place)), path), numbers[key])
+            yield LabelledPicture(BenchmarkPicture(str(path.relative_to(place)), path), numbers[key])
 
     return Labelled(data, split if folders else "all", tuple(folders), classes, items)
 
@@ -241,7 +241,7 @@ def _of_tars(data: str, place: Path, split: str, given: Path | None) -> Labelled
     if split not in folders:
         known = ", ".join(folders) or "none"
         raise ConfigError("--split", f"{data} lacks the split {split} (a folder with nshards.txt); it has {known}")
-    listed = given or _list_in(place)
+    listed = given or _find_class_list(place)
     classes = read_classes(listed) if listed else _of_classnames(place / "classnames.txt")
     tars = [folders[split] / f"{number}.tar" for number in range(_count(folders[split] / "nshards.txt"))]
     file = place / "zeroshot_classification_templates.txt"
@@ -252,14 +252,14 @@ def _of_tars(data: str, place: Path, split: str, given: Path | None) -> Labelled
             for key, content, label in _samples(tar):
                 if not 0 <= label < len(classes):
                     raise InputError(f"{tar}: {key}", f"label {label}, but there are {len(classes)} classes")
-                yield LabelledPicture(Picture(f"{tar.stem}/{key}", content), label)
+                yield LabelledPicture(BenchmarkPicture(f"{tar.stem}/{key}", content), label)
 
     return Labelled(data, split, tuple(folders), classes, items, templates)
 
 
 def _of_classnames(file: Path) -> tuple[ClassName, ...]:
     """The number of a class is that of its line, so none may be empty."""
-    names = [line.strip() for line in _text(file).rstrip().split("\n")]
+    names = [line.strip() for line in _read_text(file).rstrip().split("\n")]
     if not all(names):
         raise InputError(f"{file}:line {names.index('') + 1}", "empty line; line N names the class of label N - 1")
     return check_names(str(file), [ClassName(str(number), (name,)) for number, name in enumerate(names)])
@@ -267,7 +267,7 @@ def _of_classnames(file: Path) -> tuple[ClassName, ...]:
 
 def lines_of(file: Path) -> list[str]:
     """Lines of a UTF-8 file that are not empty, stripped. Raises InputError."""
-    return [line.strip() for line in _text(file).split("\n") if line.strip()]
+    return [line.strip() for line in _read_text(file).split("\n") if line.strip()]
 
 
 def _count(file: Path) -> int:
@@ -316,14 +316,14 @@ def _sample(tar: Path, key: str, found: Mapping[str, bytes]) -> Iterator[tuple[s
 # --- a dataset
 
 
-def _of_dataset(source: Source, split: str, detector: str) -> Labelled:
+def _of_dataset(source: EvaluationData, split: str, detector: str) -> Labelled:
     from training.data.index import open_dataset, split_of_dataset  # Arrow and more
 
     if source.labels is None:
         raise ConfigError("--labels", "a dataset needs a .jsonl, .csv or .parquet file with key and label of samples")
     known = split_of_dataset(split)
     of_key = read_labels(source.labels)
-    classes = _named(str(source.labels), set(of_key.values()), source.classes)
+    classes = _classes_of(str(source.labels), set(of_key.values()), source.classes)
     numbers = _numbers(str(source.classes or source.labels), classes, set(of_key.values()))
     dataset = open_dataset(source.data, known, detector=detector, cache=source.cache)
     dataset.check_not_empty()
@@ -336,7 +336,7 @@ def _of_dataset(source: Source, split: str, detector: str) -> Labelled:
                 continue
             any_label = True
             boxes = None if row.boxes is None else boxes_of_flat(row.boxes)
-            picture = Picture(row.key, dataset.image(row), boxes)
+            picture = BenchmarkPicture(row.key, dataset.image(row), boxes)
             yield LabelledPicture(picture, numbers[of_key[row.key]], row.image_leader, row.texts[0].leader)
         if not any_label:
             raise InputError(str(source.labels), f"labels none of the samples in the {split} split of {dataset.name}")

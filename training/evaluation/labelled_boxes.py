@@ -26,9 +26,9 @@ from typing import Any
 from data_specs.names import Split
 from training.data.released_rows import Box, boxes_of, json_lines
 from training.errors import ConfigError, InputError, first_line
-from training.evaluation.benchmarks import Picture, images_below, is_benchmark
+from training.evaluation.benchmarks import BenchmarkPicture, images_below, is_benchmark
 from training.evaluation.labelled import KINDS as IMAGES
-from training.evaluation.labelled import ClassName, Source, boxes_of_flat, check_names, read_classes
+from training.evaluation.labelled import ClassName, EvaluationData, boxes_of_flat, check_names, read_classes
 
 KINDS = ("coco", "boxes")
 """Kinds of labelled boxes, as `--data KIND:PATH` spells them."""
@@ -38,7 +38,7 @@ KINDS = ("coco", "boxes")
 class BoxedPicture:
     """An image with boxes and the number of each one's class; the leaders, sha256 in hex, of a dataset's only."""
 
-    picture: Picture
+    picture: BenchmarkPicture
     boxes: tuple[Box, ...]
     labels: tuple[int, ...]
     image_leader: str = ""
@@ -56,7 +56,7 @@ class Boxed:
     truth: str
 
 
-def open_boxed(source: Source, split: str, detector: str, min_score: float) -> Boxed:
+def open_boxed(source: EvaluationData, split: str, detector: str, min_score: float) -> Boxed:
     """The labelled boxes that `--data` names.
 
     Raises ConfigError for options that do not go together, InputError for files that are missing or not in their form,
@@ -99,8 +99,8 @@ def _of_coco(data: str, file: Path, given: Path | None) -> Boxed:
         found[image][0].append(box)
         found[image][1].append(names[category])
     boxed = [(files[image], boxes, labels) for image, (boxes, labels) in found.items() if boxes]
-    places = _places(file, [name for name, _, _ in boxed])
-    rows = [(Picture(name, places[name]), boxes, labels) for name, boxes, labels in boxed]
+    places = _find_images(file, [name for name, _, _ in boxed])
+    rows = [(BenchmarkPicture(name, places[name]), boxes, labels) for name, boxes, labels in boxed]
     return _of_rows(data, rows, list(dict.fromkeys(names.values())), given)
 
 
@@ -110,8 +110,8 @@ def _corners(bbox: Any) -> Box:
     return x, y, x + width, y + height
 
 
-def _places(file: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Paths of the images of these names: by their path below the file's folder or the one above, or by name alone."""
+def _find_images(file: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Paths of images by name: below the file's folder or the one above, by path or else by file name."""
     roots = (file.parent, file.parent.parent)
     direct = {name: next((root / name for root in roots if (root / name).is_file()), None) for name in names}
     if None in direct.values():
@@ -128,7 +128,7 @@ def _places(file: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def _of_lines(data: str, file: Path, given: Path | None) -> Boxed:
-    rows, names = list[tuple[Picture, list[Box], list[str]]](), dict[str, None]()
+    rows, names = list[tuple[BenchmarkPicture, list[Box], list[str]]](), dict[str, None]()
     for where, row in json_lines(file, _NO_BOXES):
         try:
             image, boxes, labels = str(row["image"]), list(boxes_of(row["boxes"])), [str(x) for x in row["labels"]]
@@ -138,7 +138,7 @@ def _of_lines(data: str, file: Path, given: Path | None) -> Boxed:
             raise InputError(where, f"{_NO_BOXES} ({first_line(e)})") from None
         names |= dict.fromkeys(labels)
         if boxes:
-            rows.append((Picture(image, file.parent / image), boxes, labels))
+            rows.append((BenchmarkPicture(image, file.parent / image), boxes, labels))
     return _of_rows(data, rows, sorted(names), given)
 
 
@@ -146,7 +146,7 @@ _NO_BOXES = "contains no image with boxes and labels"
 
 
 def _of_rows(
-    data: str, rows: Sequence[tuple[Picture, list[Box], list[str]]], names: Sequence[str], given: Path | None
+    data: str, rows: Sequence[tuple[BenchmarkPicture, list[Box], list[str]]], names: Sequence[str], given: Path | None
 ) -> Boxed:
     listed = read_classes(given) if given else check_names(data, [ClassName(name, (name,)) for name in names])
     numbers = {one.key: number for number, one in enumerate(listed)}
@@ -162,7 +162,7 @@ def _of_rows(
 # --- a dataset
 
 
-def _of_dataset(source: Source, split: str, detector: str, min_score: float) -> Boxed:
+def _of_dataset(source: EvaluationData, split: str, detector: str, min_score: float) -> Boxed:
     import numpy as np
 
     from training.data.index import open_dataset, split_of_dataset  # as in labelled.py
@@ -188,7 +188,7 @@ def _of_dataset(source: Source, split: str, detector: str, min_score: float) -> 
             boxes = boxes_of_flat(marks["boxes"])
             taken = [i for i in range(len(boxes)) if scores[i] >= min_score]
             yield BoxedPicture(
-                Picture(row.key, dataset.image(row)),
+                BenchmarkPicture(row.key, dataset.image(row)),
                 tuple(boxes[i] for i in taken),
                 tuple(int(labels[i]) for i in taken),
                 row.image_leader,

@@ -34,7 +34,7 @@ class SampleIds:
         return SampleIds(batch.sample_ids_B, batch.image_ids_B, batch.text_ids_B, batch.valid_B)
 
     @staticmethod
-    def joined(parts: Sequence[SampleIds]) -> SampleIds:
+    def concatenate(parts: Sequence[SampleIds]) -> SampleIds:
         """Rows of all parts, in their order."""
         if len(parts) == 1:
             return parts[0]

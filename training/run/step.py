@@ -179,7 +179,7 @@ def _leaves(parts: Sequence[Features], has_keys: bool) -> Features:
     """The features of all micro-batches joined, as leaves that receive the gradient of the loss."""
     image_BD = torch.cat([p.image_BD for p in parts]).requires_grad_()
     text_BD = torch.cat([p.text_BD for p in parts]).requires_grad_()
-    ids = SampleIds.joined([p.ids for p in parts])
+    ids = SampleIds.concatenate([p.ids for p in parts])
     if not has_keys:
         return Features(image_BD, text_BD, image_BD, text_BD, ids)
     keys = torch.cat([p.image_keys_BD for p in parts]), torch.cat([p.text_keys_BD for p in parts])

@@ -78,7 +78,7 @@ def _of_timm(name: str, weights: str, image_size: int) -> Backbone:
     import timm
 
     if not timm.is_model(name):
-        raise ConfigError("image.backbone", f"unknown timm model {name!r}{_near(name)}")
+        raise ConfigError("image.backbone", f"unknown timm model {name!r}{_similar_names(name)}")
     try:
         described: Any = timm.get_pretrained_cfg(name)
         size: dict[str, Any] = {"img_size": image_size} if described and described.fixed_input_size else {}
@@ -295,7 +295,7 @@ def _read(path: str) -> Mapping[str, Tensor]:
     return loaded
 
 
-def _near(name: str) -> str:
+def _similar_names(name: str) -> str:
     import timm
 
     close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)

@@ -143,7 +143,7 @@ class PictureSource(Source):
 
     def _boxes_of(self, content: bytes, name: str) -> Boxes | None:
         known = self._regions is not None and self._regions.has(content)
-        return self._regions.of(content, name) if self._regions is not None and known else None
+        return self._regions.boxes_of(content, name) if self._regions is not None and known else None
 
     def table(self, rows: Sequence[int]) -> pa.Table:
         ids, files = [self._ids[row] for row in rows], [Path(self.files[row]) for row in rows]

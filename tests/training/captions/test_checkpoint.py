@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from data_specs.storage.whole_files import sha256_of
 from tests.training.conftest import moved_checkpoint
 from training.captions import checkpoint
-from training.captions.checkpoint import ABOUT, Captioner, State, read, read_training, write
+from training.captions.checkpoint import ABOUT, Captioner, CaptionerState, read, read_training, write
 from training.captions.decoder import CaptionerConfig
 from training.errors import CheckpointError, ConfigError
 from training.outputs.atomic_files import VerifiedFolder, add_tensors
@@ -37,7 +37,7 @@ def stepped(captioner: Captioner) -> torch.optim.AdamW:
 def written(towers: Path, tmp_path: Path) -> tuple[Path, Captioner, torch.optim.AdamW]:
     captioner = Captioner.begin(CONFIG, 6, "a" * 64, "b" * 32, ["红船", "红 船", "红船", "船\n歌"])
     optimizer = stepped(captioner)
-    return write(tmp_path, captioner, optimizer, State(7, 0.5, 3), towers, best=True), captioner, optimizer
+    return write(tmp_path, captioner, optimizer, CaptionerState(7, 0.5, 3), towers, best=True), captioner, optimizer
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_everything_comes_back(written: tuple[Path, Captioner, torch.optim.AdamW
     for name, tensor in captioner.decoder.state_dict().items():
         assert torch.equal(tensor, again.decoder.state_dict()[name]), name
     other = torch.optim.AdamW(again.decoder.parameters())
-    assert read_training(folder, again, other) == State(7, 0.5, 3)
+    assert read_training(folder, again, other) == CaptionerState(7, 0.5, 3)
     for ours, theirs in zip(captioner.decoder.parameters(), again.decoder.parameters(), strict=True):
         assert optimizer.state[ours].keys() == other.state[theirs].keys()
         assert all(torch.equal(optimizer.state[ours][key], other.state[theirs][key]) for key in optimizer.state[ours])
@@ -71,7 +71,7 @@ def test_the_newest_and_the_best_are_kept(
 ) -> None:
     _, captioner, optimizer = written
     for step in (8, 9):
-        write(tmp_path, captioner, optimizer, State(step, 0.5, 3), towers)
+        write(tmp_path, captioner, optimizer, CaptionerState(step, 0.5, 3), towers)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["best", "step-00000007", "step-00000009"]
 
@@ -131,7 +131,7 @@ def test_a_tokenizer_that_is_no_berts_and_a_background_come_along(tmp_path: Path
     towers = moved_checkpoint(tmp_path / "towers", tokenizer=str(tmp_path / "tokenizer.json"))
     add_tensors(towers, BACKGROUND_FILE, Background.of(np.linspace(-1, 1, 50, dtype=np.float32), 5, 10).tensors())
     captioner = Captioner.begin(CONFIG, 6, "a" * 64, "b" * 32, ["红船"])
-    opened = open_checkpoint(write(tmp_path / "run", captioner, stepped(captioner), State(1), towers))
+    opened = open_checkpoint(write(tmp_path / "run", captioner, stepped(captioner), CaptionerState(1), towers))
     encoded = opened.tokenizer.encode("红船", 8)
     assert encoded == open_checkpoint(towers).tokenizer.encode("红船", 8)
     assert (encoded[0], encoded[-1]) == (1, 2)

@@ -68,9 +68,9 @@ def test_a_signal_to_end_is_heard_while_the_features_are_made(
             os.kill(os.getpid(), signal.SIGTERM)
         return regions_see(*given)
 
-    regions_see = regions.see
+    regions_see = regions.region_features
     monkeypatch.setattr("training.weights.load.BATCH", 8)
-    monkeypatch.setattr(regions, "see", see)
+    monkeypatch.setattr(regions, "region_features", see)
     data = [f"folder:{pictures / 'train'}"]
     with pytest.raises(RunError, match=r"stopped by a signal.*run the same command to start over"):
         fit_captioner(towers, data, tmp_path / "run", SMALL, device="cpu", cache=tmp_path / "cache")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.evaluation.labelled import Source
+from training.evaluation.labelled import EvaluationData
 from training.evaluation.results import Result
 from training.evaluation.tasks import Request, task
 
@@ -82,7 +82,7 @@ def run(checkpoint: Path) -> Run:
     def run(name: str, *data: object, split: str = "val", labels: Path | None = None, **more: object) -> Result:
         classes = more.pop("classes", None)
         assert classes is None or isinstance(classes, Path)
-        source = Source(tuple(map(str, data)), labels, classes)
+        source = EvaluationData(tuple(map(str, data)), labels, classes)
         return task(name).run(Request(checkpoint, source, split, **more))  # type: ignore[arg-type]
 
     return run

@@ -21,7 +21,7 @@ from tests.training.conftest import moved_checkpoint, retrieval_of
 from training import cli
 from training.data.tokenizer import load_tokenizer
 from training.evaluation.hits import Clusters
-from training.evaluation.labelled import Source
+from training.evaluation.labelled import EvaluationData
 from training.evaluation.retrieval import KS, rank
 from training.evaluation.tasks import Request, task
 from training.evaluation.tasks.retrieval import Measured, summary
@@ -221,7 +221,7 @@ def test_a_result_names_the_boxes_that_it_was_measured_with(tmp_path: Path) -> N
         ("text-to-text", f"folder:{tmp_path / 'images'}"),
         ("zero-shot", f"classes:{tmp_path / 'classes'}"),
     ):
-        found[name] = task(name).run(Request(checkpoint, Source((data,)), "val", device="cpu"))["detector"]
+        found[name] = task(name).run(Request(checkpoint, EvaluationData((data,)), "val", device="cpu"))["detector"]
     assert found == dict.fromkeys(found, "grid")
     row = {"image_id": str(paths[0]), "sentences": [["alt_text", "图"]], "bbox": [[1, 2, 30, 40]]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
@@ -266,7 +266,7 @@ def test_single_queries_of_a_large_cluster_take_no_memory_for_each_of_its_pairs(
     image_ND, text_MD = (rng.normal(size=(count, width)).astype(np.float32) for _ in range(2))
     hits = Clusters(np.arange(count), np.arange(count) % 2)
     ranks, names = rank(image_ND, text_MD, hits), [str(number) for number in range(count)]
-    monkeypatch.setattr(retrieval, "_shown", lambda request, measured: (names, iter(())))
+    monkeypatch.setattr(retrieval, "_texts_and_pictures", lambda request, measured: (names, iter(())))
     tracemalloc.start()
     examples = retrieval._examples(None, Measured(image_ND, text_MD, hits, ranks, names, names))  # type: ignore[arg-type]
     _, peak = tracemalloc.get_traced_memory()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training.evaluation import examples as examples_module
-from training.evaluation.benchmarks import Picture
+from training.evaluation.benchmarks import BenchmarkPicture
 
 
 def test_queries_are_drawn_from_hits_and_misses_alike_and_bounded() -> None:
@@ -23,7 +23,7 @@ def test_queries_are_drawn_from_hits_and_misses_alike_and_bounded() -> None:
 
 def test_thumbnails_are_small_and_stop_at_their_number(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     files = sorted((folder / "train").rglob("*.jpg"))[:9]
-    pictures = [Picture(str(n), file) for n, file in enumerate(files)] + [Picture("bad", b"none")]
+    pictures = [BenchmarkPicture(str(n), file) for n, file in enumerate(files)] + [BenchmarkPicture("bad", b"none")]
     monkeypatch.setattr(examples_module, "PICTURES", 4)
     found = examples_module.thumbnails(pictures, ["bad", "3", "5", "3", "8", "1"])
     assert set(found) == {"3", "5", "8"}, "four are tried, one of them is none"

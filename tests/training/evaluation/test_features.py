@@ -12,7 +12,7 @@ import torch
 
 from tests.synthetic import encode
 from training.errors import InputError
-from training.evaluation.benchmarks import Picture
+from training.evaluation.benchmarks import BenchmarkPicture
 from training.evaluation.features import embed, embed_batches, picture_features, text_rows
 from training.records import Batch
 from training.towers.tower import Modality
@@ -60,8 +60,8 @@ def test_equal_texts_are_embedded_once(checkpoint: Path, monkeypatch: pytest.Mon
 
 def test_a_picture_that_stands_twice_in_a_benchmark_moves_no_other(checkpoint: Path) -> None:
     loaded = load(checkpoint, "cpu")
-    pictures = [Picture(name, encode("png", ord(name), (48, 40))) for name in "abac"]
-    broken = [Picture(name, b"nothing") for name in "bd"]
+    pictures = [BenchmarkPicture(name, encode("png", ord(name), (48, 40))) for name in "abac"]
+    broken = [BenchmarkPicture(name, b"nothing") for name in "bd"]
     features_ND, row_of, corrupt = picture_features(loaded, [*broken, *pictures, *broken], "some")
     assert (len(features_ND), set(row_of), corrupt) == (3, set("abc"), {"d"})
     for picture in pictures:

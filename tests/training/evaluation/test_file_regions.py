@@ -74,4 +74,4 @@ def test_scores_that_are_not_one_for_each_box_are_named(scores: list[float] | No
     columns = {"boxes": pa.array([[0, 0, 5, 5, 1, 1, 9, 9]], numbers), "scores": pa.array([scores], numbers)}
     pq.write_table(pa.table({"sha256": [hashlib.sha256(content).hexdigest()], **columns}), tmp_path / "r.parquet")
     with pytest.raises(InputError, match=r"r.parquet: boxes of a.png: 2 boxes, but "):
-        RegionTable.open(tmp_path / "r.parquet").of(content, "a.png")
+        RegionTable.open(tmp_path / "r.parquet").boxes_of(content, "a.png")

@@ -18,16 +18,16 @@ import pytest
 
 from tests.training.evaluation.conftest import CLASSES
 from training.errors import ConfigError, InputError
-from training.evaluation.labelled import Source, classes_digest, open_labelled, read_classes, read_labels
+from training.evaluation.labelled import EvaluationData, classes_digest, open_labelled, read_classes, read_labels
 
 
 def test_folders_of_classes_with_and_without_splits(folder: Path) -> None:
-    found = open_labelled(Source((f"classes:{folder}",)), "val", "")
+    found = open_labelled(EvaluationData((f"classes:{folder}",)), "val", "")
     assert (found.split, sorted(found.splits)) == ("val", ["train", "val"])
     assert [one.names for one in found.classes] == [tuple(names) for names in CLASSES.values()], "of classes.json"
     items = list(found.items())
     assert [found.classes[item.label].key for item in items] == [item.picture.id.split("/")[1] for item in items]
-    alone = open_labelled(Source((f"classes:{folder / 'train'}",)), "val", "")
+    alone = open_labelled(EvaluationData((f"classes:{folder / 'train'}",)), "val", "")
     assert (alone.split, alone.splits) == ("all", ())
     assert [one.names for one in alone.classes] == [(key,) for key in sorted(CLASSES)], "the folders' names"
     assert classes_digest(found.classes) == classes_digest(read_classes(folder / "classes.json"))
@@ -39,7 +39,7 @@ def test_a_listed_class_without_images_is_a_candidate(folder: Path, tmp_path: Pa
     (tmp_path / "c.txt").write_text(
         "".join(f"{key}\t{names[0]}\n" for key, names in CLASSES.items()) + "fish\t鱼、鱼儿\n"
     )
-    found = open_labelled(Source((f"classes:{folder}",), classes=tmp_path / "c.txt"), "val", "")
+    found = open_labelled(EvaluationData((f"classes:{folder}",), classes=tmp_path / "c.txt"), "val", "")
     assert [one.key for one in found.classes] == [*CLASSES, "fish"]
     assert found.classes[-1].names == ("鱼", "鱼儿")
 
@@ -65,10 +65,10 @@ def test_a_list_of_classes_that_is_none_is_refused(name: str, text: str, message
 def test_folders_that_no_class_has_are_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("mountain\nwater\n", encoding="utf-8")
     with pytest.raises(InputError, match="2 labels are not in the list of classes, first 'bird'"):
-        open_labelled(Source((f"classes:{folder}",), classes=tmp_path / "c.txt"), "val", "")
+        open_labelled(EvaluationData((f"classes:{folder}",), classes=tmp_path / "c.txt"), "val", "")
 
 
-def tars(place: Path, members: list[tuple[str, bytes]], names: str = "山\n水\n") -> Source:
+def tars(place: Path, members: list[tuple[str, bytes]], names: str = "山\n水\n") -> EvaluationData:
     (place / "test").mkdir()
     (place / "test" / "nshards.txt").write_text("1\n")
     (place / "classnames.txt").write_text(names, encoding="utf-8")
@@ -77,7 +77,7 @@ def tars(place: Path, members: list[tuple[str, bytes]], names: str = "山\n水\n
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    return Source((f"wds:{place}",))
+    return EvaluationData((f"wds:{place}",))
 
 
 def test_tars_with_cls_members(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_tars_with_cls_members(tmp_path: Path) -> None:
     items = [(item.picture.id, item.picture.content, item.label) for item in found.items()]
     assert items == [("0/a", b"1", 1), ("0/b", b"2", 0)], "a sample without an image or a label is passed over"
     with pytest.raises(ConfigError, match=r"lacks the split val .* it has test"):
-        open_labelled(Source((f"wds:{tmp_path}",)), "val", "")
+        open_labelled(EvaluationData((f"wds:{tmp_path}",)), "val", "")
 
 
 @pytest.mark.parametrize(
@@ -158,11 +158,11 @@ def test_numbers_may_be_labels_and_keys_without_a_sample_are_no_fault(
     manifest = make_shards(train=(4,), val=(3,))
     keys = pq.read_table(manifest.parent / "val-000000.parquet")["key"].to_pylist()
     pq.write_table(pa.table({"key": [*keys, "other"], "label": [3, 7, 3, 9]}), tmp_path / "l.parquet")
-    found = open_labelled(Source((str(manifest),), labels=tmp_path / "l.parquet"), "val", "grid")
+    found = open_labelled(EvaluationData((str(manifest),), labels=tmp_path / "l.parquet"), "val", "grid")
     assert [one.key for one in found.classes] == ["3", "7", "9"]
     assert [item.label for item in found.items()] == [0, 1, 0]
     (tmp_path / "l.jsonl").write_text("".join(json.dumps({"key": k, "label": k}) + "\n" for k in "ab"))
-    found = open_labelled(Source((str(manifest),), labels=tmp_path / "l.jsonl"), "val", "grid")
+    found = open_labelled(EvaluationData((str(manifest),), labels=tmp_path / "l.jsonl"), "val", "grid")
     with pytest.raises(InputError, match="labels none of the samples in the val split"):
         list(found.items())
 
@@ -172,7 +172,7 @@ def test_a_hidden_folder_is_neither_a_class_nor_hides_the_splits(folder: Path, t
     (tmp_path / "set" / "classes.json").unlink()
     for place in (tmp_path / "set", tmp_path / "set" / "val"):
         (place / ".ipynb_checkpoints").mkdir()
-    found = open_labelled(Source((f"classes:{tmp_path / 'set'}",)), "val", "")
+    found = open_labelled(EvaluationData((f"classes:{tmp_path / 'set'}",)), "val", "")
     assert (found.split, sorted(found.splits)) == ("val", ["train", "val"])
     assert [one.key for one in found.classes] == sorted(CLASSES)
 

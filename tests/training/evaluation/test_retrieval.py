@@ -43,7 +43,7 @@ def clusters_of(found: Embeddings) -> np.ndarray:
 
 def matrix(hits: Hits) -> np.ndarray:
     found = np.zeros((hits.images, hits.texts), bool)
-    found[hits.of(0, hits.images)] = True
+    found[hits.pairs(0, hits.images)] = True
     return found
 
 

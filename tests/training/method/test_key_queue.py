@@ -81,7 +81,7 @@ def test_a_shrunk_queue_is_one_that_was_small_from_the_beginning(batches: Batche
 
 def test_ids_join_and_part() -> None:
     ids = SampleIds(*(torch.arange(4) + i for i in range(3)), torch.tensor([True, False, True, True]))
-    again = SampleIds.joined([ids.rows(0, 1), ids.rows(1, 4)])
+    again = SampleIds.concatenate([ids.rows(0, 1), ids.rows(1, 4)])
     for name in ("sample_B", "image_B", "text_B", "valid_B"):
         assert torch.equal(getattr(again, name), getattr(ids, name))
         assert torch.equal(getattr(ids.of_all_ranks(), name), getattr(ids, name))

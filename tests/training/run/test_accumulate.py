@@ -80,7 +80,7 @@ def test_dropout_and_batch_norm_are_those_of_one_graph(
         found.append(graph.features(batch))
     names = ("image_BD", "text_BD", "image_keys_BD", "text_keys_BD")
     columns = [torch.cat([getattr(features, name) for features in found]) for name in names]
-    output = graph.loss(Features(*columns, SampleIds.joined([features.ids for features in found])), 6.0)
+    output = graph.loss(Features(*columns, SampleIds.concatenate([features.ids for features in found])), 6.0)
     output.loss.backward()
 
     assert sum(o.loss.item() for o in outputs) == pytest.approx(output.loss.item(), abs=1e-12)

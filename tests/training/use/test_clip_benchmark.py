@@ -125,7 +125,7 @@ def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(
     assert_same(measure(script, tmp_path, checkpoint, "query"), ours)
 
     content, size = files[0].read_bytes(), (70, 50)
-    found = RegionTable.open(regions).of(content, "0")
+    found = RegionTable.open(regions).boxes_of(content, "0")
     boxes = cleaned(raw[hashlib.sha256(content).hexdigest()], *size, 1000)[0]
     assert np.array_equal(np.array(found, np.float32), boxes)
     assert len(boxes) > 4

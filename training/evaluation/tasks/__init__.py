@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line reads this file at its start, for the names
-    from training.evaluation.labelled import Source
+    from training.evaluation.labelled import EvaluationData
     from training.evaluation.results import Result
     from training.weights.load import Towers
 
@@ -40,7 +40,7 @@ class Request:
     """
 
     checkpoint: Path
-    source: Source
+    source: EvaluationData
     split: str
     detector: str = ""
     device: str = "auto"

@@ -15,7 +15,7 @@ from data_specs.shard import SPLITS, ContractError
 from training.data.batch_maker import short_id
 from training.data.index_cache import GRID
 from training.errors import InputError
-from training.evaluation.benchmarks import BENCHMARKS, Picture
+from training.evaluation.benchmarks import BENCHMARKS, BenchmarkPicture
 from training.evaluation.classification import Classified
 from training.evaluation.evaluate import stands_in_train
 from training.evaluation.examples import ANSWERS, choose, example, with_pictures
@@ -48,20 +48,20 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
     """Features of labelled images. Raises InputError where none can be read, or two have the same name."""
     found: dict[str, tuple[LabelledPicture, int]] = {}
 
-    def pictures() -> Iterator[Picture]:
+    def pictures() -> Iterator[BenchmarkPicture]:
         for item in labelled.items():
             picture = item.picture
             if picture.id in found:
                 raise InputError(labelled.name, f"{picture.id} occurs twice")
             try:
-                picture = Picture(picture.id, picture.read(), picture.boxes)
+                picture = BenchmarkPicture(picture.id, picture.read(), picture.boxes)
             except (ContractError, OSError):
                 found[picture.id] = item, 0
                 yield picture  # reading it again says what is wrong, and counts it
                 continue
             assert isinstance(picture.content, bytes)
             number = short_id(item.image_leader or hashlib.sha256(picture.content).hexdigest())
-            bare = LabelledPicture(Picture(picture.id, b""), item.label, item.image_leader, item.text_leader)
+            bare = LabelledPicture(BenchmarkPicture(picture.id, b""), item.label, item.image_leader, item.text_leader)
             found[picture.id] = bare, number
             yield picture
 
@@ -73,7 +73,7 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
     return Embedded(features_ND, label_N, np.array(copies, np.int64), items, len(corrupt))
 
 
-def pictures_of(labelled: Labelled) -> Iterator[Picture]:
+def pictures_of(labelled: Labelled) -> Iterator[BenchmarkPicture]:
     """The pictures of labelled images, read again."""
     return (item.picture for item in labelled.items())
 
@@ -106,7 +106,7 @@ def class_examples(
     classes: Sequence[ClassName],
     seen_N: Mask | None,
     queries: Callable[[int], dict[str, Any]],
-    pictures: Iterator[Picture],
+    pictures: Iterator[BenchmarkPicture],
 ) -> list[dict[str, Any]]:
     """Items of the headline with the best classes of each. queries: what is shown of an item."""
     examples = [
@@ -181,14 +181,14 @@ def examples_of(
     ranks: Ranks,
     shown: Sequence[Mapping[str, Any]],
     seen_N: Mask | None,
-    pictures: Iterable[Picture],
+    pictures: Iterable[BenchmarkPicture],
 ) -> list[dict[str, Any]]:
     """Queries with their nearest candidates; `shown`: text and picture of each item, as an example has them."""
     examples = []
     for i in choose(ranks.text_M, shown_items(seen_N)):
         similar_N = similarities(features_ND, i, features_ND)
         hits_N = np.zeros(len(features_ND), np.bool_)
-        hits_N[peers.of(i, i + 1)[1]] = True
+        hits_N[peers.pairs(i, i + 1)[1]] = True
         candidate_N = peers.copy_N != peers.copy_N[i]
         answers = answers_of(np.where(candidate_N, similar_N, -np.inf), hits_N)
         said = [{**shown[j], **answer} for j, answer in answers]

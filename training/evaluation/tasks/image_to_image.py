@@ -17,7 +17,7 @@ import numpy as np
 from training.data.batch_maker import short_id
 from training.data.index import Dataset, open_dataset, split_of_dataset
 from training.errors import ConfigError, InputError
-from training.evaluation.benchmarks import Picture, is_benchmark
+from training.evaluation.benchmarks import BenchmarkPicture, is_benchmark
 from training.evaluation.evaluate import stands_in_train
 from training.evaluation.features import embed
 from training.evaluation.hits import Features, Peers
@@ -111,10 +111,10 @@ def _rows(dataset: Dataset) -> Iterator[Any]:
     return (dataset.row(number) for number in range(len(dataset)))
 
 
-def dataset_pictures(dataset: Dataset) -> Iterator[Picture]:
+def dataset_pictures(dataset: Dataset) -> Iterator[BenchmarkPicture]:
     """The pictures of a dataset, each called by the number that a Batch carries of its sample."""
     for row in _rows(dataset):
-        yield Picture(str(short_id(row.candidate_id)), dataset.image(row))
+        yield BenchmarkPicture(str(short_id(row.candidate_id)), dataset.image(row))
 
 
 TASK = Task(run, peer_lines)

@@ -181,8 +181,8 @@ def embed_regions(loaded: Loaded, boxed: Boxed) -> Regions:
         if not boxes:
             continue
         if knows_regions:
-            alone.append(_alone(loaded, pixels, boxes, (width, height)))
-        crops.append(_crops(loaded, full_3HW, boxes))
+            alone.append(_box_features(loaded, pixels, boxes, (width, height)))
+        crops.append(_crop_features(loaded, full_3HW, boxes))
         shares.append((np.array(boxes) / np.array([width, height] * 2)).astype(np.float32))
         labels += [item.labels[number] for number in taken]
         image_N += [len(images)] * len(boxes)
@@ -209,8 +209,8 @@ def _clipped(box: Box, width: int, height: int) -> Box | None:
     return (x1, y1, x2, y2) if x2 - x1 >= 1 and y2 - y1 >= 1 else None
 
 
-def _alone(loaded: Loaded, pixels_3SS: Tensor, boxes: Sequence[Box], sides: tuple[int, int]) -> Features:
-    """Features [R, D] of each box by itself, from one pass of the image: uint8 [3, S, S], boxes in a `sides` image."""
+def _box_features(loaded: Loaded, pixels_3SS: Tensor, boxes: Sequence[Box], sides: tuple[int, int]) -> Features:
+    """Features [R, D] of each box, from one pass of the image: uint8 [3, S, S], boxes in a `sides` image."""
     import torch
 
     size = loaded.config.data.image_size
@@ -223,18 +223,18 @@ def _alone(loaded: Loaded, pixels_3SS: Tensor, boxes: Sequence[Box], sides: tupl
     return features
 
 
-def _crops(loaded: Loaded, full_3HW: Tensor, boxes: Sequence[Box]) -> Features:
+def _crop_features(loaded: Loaded, full_3HW: Tensor, boxes: Sequence[Box]) -> Features:
     """Features [R, D] of the boxes cut out of an image and embedded as images; edges are rounded to whole pixels."""
     data = loaded.config.data
     grid_R4 = input_boxes(None, data.image_size, data.image_size, data.image_size, data.max_boxes)
     parts = []
     for start in range(0, len(boxes), BATCH):
-        cut = [_cut(full_3HW, box, data.image_size) for box in boxes[start : start + BATCH]]
+        cut = [_crop(full_3HW, box, data.image_size) for box in boxes[start : start + BATCH]]
         parts.append(encoded(loaded, "image", loaded.image_batch(cut, [grid_R4] * len(cut))))
     return np.concatenate(parts)
 
 
-def _cut(full_3HW: Tensor, box: Box, size: int) -> Tensor:
+def _crop(full_3HW: Tensor, box: Box, size: int) -> Tensor:
     height, width = full_3HW.shape[1:]
     x1, y1, x2, y2 = (round(v) for v in box)
     left, top = min(x1, width - 1), min(y1, height - 1)

@@ -16,7 +16,7 @@ from data_specs.shard import Split
 from training.data.batch_maker import short_id
 from training.data.index import open_dataset, split_of_dataset
 from training.errors import ConfigError
-from training.evaluation.benchmarks import Benchmark, Picture, is_benchmark, open_benchmark
+from training.evaluation.benchmarks import Benchmark, BenchmarkPicture, is_benchmark, open_benchmark
 from training.evaluation.evaluate import embed_benchmark, named_benchmark, stands_in_train
 from training.evaluation.examples import choose, example, with_pictures
 from training.evaluation.features import embed
@@ -85,7 +85,9 @@ def _on_dataset(request: Request, loaded: Loaded, split: Split) -> tuple[Measure
     in_train = stands_in_train(data, split, found.image_ids_N, found.text_ids_N, cache)
     names = [str(number) for number in found.sample_ids_N]
     hit = "a hit has the same image leader or text leader"
-    about = _about(request, loaded, (" ".join(data), split, hit), hits, request.detector or loaded.checkpoint.detector)
+    about = _result_head(
+        request, loaded, (" ".join(data), split, hit), hits, request.detector or loaded.checkpoint.detector
+    )
     about["corrupt"] = loader.corrupt
     about["scores"] = _scores(loaded, request, np.einsum("nd,nd->n", found.image_ND, found.text_ND))
     return Measured(found.image_ND, found.text_ND, hits, ranks, names, names, in_train), about
@@ -96,7 +98,7 @@ def _on_benchmark(request: Request, loaded: Loaded, benchmark: Benchmark) -> tup
     hits, some = found.hits, slice(MOST_SCORED)
     ranks = rank(found.image_ND, found.text_MD, hits, loaded.device)
     boxes = benchmark.boxes if request.regions is None else str(request.regions)
-    about = _about(request, loaded, (benchmark.name, benchmark.split, benchmark.hit), hits, boxes)
+    about = _result_head(request, loaded, (benchmark.name, benchmark.split, benchmark.hit), hits, boxes)
     about["corrupt"] = found.corrupt
     matching = found.image_ND[hits.image_P[some]], found.text_MD[hits.text_P[some]]
     about["scores"] = _scores(loaded, request, np.einsum("pd,pd->p", *matching))
@@ -104,7 +106,7 @@ def _on_benchmark(request: Request, loaded: Loaded, benchmark: Benchmark) -> tup
     return Measured(found.image_ND, found.text_MD, hits, ranks, found.images, texts), about
 
 
-def _about(request: Request, loaded: Loaded, named: tuple[str, str, str], hits: Hits, detector: str) -> Result:
+def _result_head(request: Request, loaded: Loaded, named: tuple[str, str, str], hits: Hits, detector: str) -> Result:
     """The head of a result. named: data, split, and what is a hit."""
     data, split, hit = named
     protocol = {"data": data, "split": split, "images": hits.images, "texts": hits.texts, "hit": hit}
@@ -185,12 +187,12 @@ DIRECTIONS = (("i2t", "image -> text"), ("t2i", "text -> image"))
 def _examples(request: Request, measured: Measured) -> list[dict[str, Any]]:
     """Queries of both directions with their nearest candidates."""
     pairs = measured.hits
-    texts, pictures = _shown(request, measured)
+    texts, pictures = _texts_and_pictures(request, measured)
     shown_images = [{"picture": name} for name in measured.image_names]
     shown_texts = [{"text": text} for text in texts]
 
     def texts_of(image: int) -> Ids:
-        return pairs.of(image, image + 1)[1]
+        return pairs.pairs(image, image + 1)[1]
 
     def images_of(text: int) -> Ids:
         if isinstance(pairs, Captions):
@@ -213,8 +215,8 @@ def _examples(request: Request, measured: Measured) -> list[dict[str, Any]]:
     return with_pictures(examples, pictures)
 
 
-def _shown(request: Request, measured: Measured) -> tuple[list[str], Iterator[Picture]]:
-    """The texts in the order of their features, and the pictures by the names of their rows."""
+def _texts_and_pictures(request: Request, measured: Measured) -> tuple[list[str], Iterator[BenchmarkPicture]]:
+    """Texts in the order of their features, and pictures by the names of their rows."""
     [first, *_] = request.source.data
     if is_benchmark(first):
         return list(measured.text_names), open_benchmark(first, request.split).pictures()

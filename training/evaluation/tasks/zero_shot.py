@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.evaluation.class_texts import TEMPLATES, checked, class_features, digest, read_templates
+from training.evaluation.class_texts import TEMPLATES, check_templates, class_features, digest, read_templates
 from training.evaluation.classification import classify, cosines, figures
 from training.evaluation.labelled import classes_digest, open_labelled
 from training.evaluation.results import Result, by_seen
@@ -71,7 +71,7 @@ def templates_of(request: Request, name: str, of_set: Sequence[str] = ()) -> tup
     """The templates of `--templates`, those that the set brings, or ours."""
     if request.templates is not None:
         return read_templates(request.templates)
-    return checked(name, of_set) if of_set else TEMPLATES
+    return check_templates(name, of_set) if of_set else TEMPLATES
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from training.errors import ConfigError, InputError
 from training.evaluation.class_texts import TEMPLATES, class_features
 from training.evaluation.classification import classify, cosines
-from training.evaluation.labelled import Source
+from training.evaluation.labelled import EvaluationData
 from training.evaluation.labelled_boxes import open_boxed
 from training.evaluation.results import Result
 from training.evaluation.tasks.regions import embed_regions, summary
@@ -27,7 +27,7 @@ Run = Callable[..., Result]
 @pytest.mark.slow
 def test_a_box_alone_is_the_feature_of_an_image_with_that_box_only(checkpoint: Path, scenes: Path) -> None:
     loaded = load(checkpoint, "cpu")
-    boxed = open_boxed(Source((f"coco:{scenes}",)), "val", "", 0.5)
+    boxed = open_boxed(EvaluationData((f"coco:{scenes}",)), "val", "", 0.5)
     regions = embed_regions(loaded, boxed)
     assert (len(regions.label_N), len(regions.images)) == (18, 6), "a crowd is no box"
     at = 0
@@ -48,7 +48,7 @@ def test_a_box_alone_is_the_feature_of_an_image_with_that_box_only(checkpoint: P
 @pytest.mark.slow
 def test_a_crop_is_the_feature_of_the_cut_out_picture(checkpoint: Path, scenes: Path) -> None:
     loaded = load(checkpoint, "cpu")
-    boxed = open_boxed(Source((f"coco:{scenes}",)), "val", "", 0.5)
+    boxed = open_boxed(EvaluationData((f"coco:{scenes}",)), "val", "", 0.5)
     regions = embed_regions(loaded, boxed)
     encoder, at = open_encoder(checkpoint, "cpu"), 0
     for item in boxed.items():
@@ -64,7 +64,7 @@ def test_figures_are_those_of_the_features_and_the_difference_is_paired(
     run: Run, checkpoint: Path, scenes: Path
 ) -> None:
     loaded = load(checkpoint, "cpu")
-    boxed = open_boxed(Source((f"coco:{scenes}",)), "val", "", 0.5)
+    boxed = open_boxed(EvaluationData((f"coco:{scenes}",)), "val", "", 0.5)
     regions = embed_regions(loaded, boxed)
     vectors = class_features(loaded, boxed.classes, TEMPLATES)
     assert regions.alone_ND is not None
