@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if foreign is not None:
         return _fail(foreign, 2, as_json)
     try:
-        with _brought_here(arguments):
+        with _fetched_checkpoints(arguments):
             result: dict[str, Any] = arguments.run(arguments)
     except ConfigError as e:
         return _fail(str(e), 2, as_json)
@@ -117,7 +117,7 @@ _READ = frozenset({"regions", "texts", "jsonl", "tensors", "file", "labels", "cl
 
 
 @contextlib.contextmanager
-def _brought_here(arguments: argparse.Namespace) -> Iterator[None]:
+def _fetched_checkpoints(arguments: argparse.Namespace) -> Iterator[None]:
     """Give the command paths: checkpoints behind URLs are fetched for as long as it runs. Raises ConfigError."""
     with contextlib.ExitStack() as stack:
         for name, value in vars(arguments).items():

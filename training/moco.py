@@ -126,7 +126,7 @@ class BriVL(nn.Module):
         and add the M losses up; where `in_batch`, join the features of all micro-batches first.
         """
         ids = features.ids
-        everyone = ids.of_all_ranks() if self.in_batch else None
+        everyone = ids.gather() if self.in_batch else None
         sides: dict[Modality, tuple[str, Tensor, Tensor, Tensor]] = {
             "text": ("i2t", features.image_BD, features.image_keys_BD, features.text_keys_BD),
             "image": ("t2i", features.text_BD, features.text_keys_BD, features.image_keys_BD),
@@ -155,7 +155,7 @@ class BriVL(nn.Module):
         ranks, in rank order, must be the m-th slice of the global batch.
         """
         distributed.average_(self.statistics())
-        self.logits.hold()
+        self.logits.clamp_temperature()
         if not self.has_keys:
             return
         update_average(self.image_key, self.image_query.trunk, self.moco.momentum)
@@ -271,6 +271,6 @@ class BriVL(nn.Module):
         return features_BD
 
     def _enqueue(self, image_keys_BD: Tensor, text_keys_BD: Tensor, ids: SampleIds, step: int) -> None:
-        everyone = ids.of_all_ranks()
+        everyone = ids.gather()
         self.image_queue.enqueue(distributed.gather(image_keys_BD), everyone, step)
         self.text_queue.enqueue(distributed.gather(text_keys_BD), everyone, step)

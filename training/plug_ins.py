@@ -29,13 +29,13 @@ def module_of(family: ModuleType, name: str, key: str) -> ModuleType:
             problem = f"unknown {kind} {name!r}; available: {', '.join(known)}, or a module of another package"
             raise ConfigError(key, problem)
         return importlib.import_module(f"{family.__name__}.{name}")
-    module = imported(name, key)
+    module = import_installed(name, key)
     if not hasattr(module, "build"):
         raise ConfigError(key, f"{name} has no function build")
     return module
 
 
-def imported(name: str, key: str) -> ModuleType:
+def import_installed(name: str, key: str) -> ModuleType:
     """A module of an installed package other than this one. Raises ConfigError."""
     if name.partition(".")[0] not in importlib.metadata.packages_distributions():
         raise ConfigError(key, f"{name!r} is in no installed package; install the one that has it")

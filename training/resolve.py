@@ -76,7 +76,7 @@ def resolve(recipe: str, overrides: Sequence[str] = (), begin: Config | None = N
     return from_dict(values, "--set", separator=" ")
 
 
-def overridden(record: Record, overrides: Sequence[str]) -> Record:
+def apply_overrides(record: Record, overrides: Sequence[str]) -> Record:
     """A record of plain fields, such as the config of a captioner, with overrides such as `layers=4`.
 
     Raises ConfigError on an unknown key and on a value of the wrong type or range.

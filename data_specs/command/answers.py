@@ -21,15 +21,15 @@ def wants_json(words: Sequence[str]) -> bool:
 
 def answer(result: dict[str, Any]) -> str:
     """The JSON line of a finished command; keeps the result's own "ok", if it has one."""
-    return writable({"ok": True, **result})
+    return to_json({"ok": True, **result})
 
 
 def failure(error: str, code: int) -> str:
     """The JSON line of a failed command."""
-    return writable({"ok": False, "error": error, "code": code})
+    return to_json({"ok": False, "error": error, "code": code})
 
 
-def writable(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, indent: int | None = None) -> str:
     """JSON of a value, in ASCII if stdout's encoding lacks a character."""
     text = printable_json(json.dumps(value, ensure_ascii=False, indent=indent))
     try:

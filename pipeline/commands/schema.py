@@ -50,7 +50,7 @@ def _print(args: argparse.Namespace) -> dict[str, Any]:
         raise SpecError([f"{args.name}: no such schema; expected one of {', '.join(_names())}"])
     schema = json.loads(PATH.with_name(f"{args.name}{SUFFIX}").read_text(encoding="utf-8"))
     if not args.json:
-        sys.stdout.write(f"{answers.writable(schema, indent=1)}\n")
+        sys.stdout.write(f"{answers.to_json(schema, indent=1)}\n")
     return {"schema": schema}
 
 

@@ -149,13 +149,13 @@ def pixel_difference(folder: Path) -> float:
     from PIL import Image
 
     from training.data.index import open_dataset
-    from training.data.transforms import decode, square
+    from training.data.transforms import decode, resize_square
 
     dataset = open_dataset([str(folder / "manifest.json")], "train", cache=folder / "cache")
     differences = []
     for number in range(64):
         data = dataset.image(dataset.row(number))
-        mine = square(decode(data), SIZE).permute(1, 2, 0).numpy().astype(float)
+        mine = resize_square(decode(data), SIZE).permute(1, 2, 0).numpy().astype(float)
         with Image.open(io.BytesIO(data)) as image:
             theirs = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=float)
         differences.append(np.abs(mine - theirs).mean())

@@ -107,7 +107,7 @@ def exchange(store: str, rank: int, width: int) -> float:
     found = []
     for _ in range(50):
         dist.barrier()
-        _, seconds = timed(lambda: (ids.of_all_ranks(), distributed.gather(keys_BD), distributed.gather(keys_BD)))
+        _, seconds = timed(lambda: (ids.gather(), distributed.gather(keys_BD), distributed.gather(keys_BD)))
         found.append(seconds)
     dist.destroy_process_group()
     return statistics.median(found)

@@ -49,14 +49,14 @@ def _decode_part(task: tuple[str, int, int, int]) -> int:
     import torch
 
     from training.data.index import open_dataset
-    from training.data.transforms import decode, square
+    from training.data.transforms import decode, resize_square
 
     torch.set_num_threads(1)
     folder, size, part, parts = task
     dataset = open_dataset([f"{folder}/manifest.json"], "train", cache=Path(folder) / "cache")
     count = 0
     for number in range(part, len(dataset), parts):
-        square(decode(dataset.image(dataset.row(number))), size)
+        resize_square(decode(dataset.image(dataset.row(number))), size)
         count += 1
     return count
 

@@ -169,7 +169,7 @@ def test_an_interrupted_command_says_what_is_left_of_it(
         raise KeyboardInterrupt
 
     (tmp_path / made).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(cli, "_brought_here", interrupted)
+    monkeypatch.setattr(cli, "_fetched_checkpoints", interrupted)
     code, out, err = run(capsys, *(str(tmp_path) if word == "OUT" else word for word in words), "--json")
     assert (code, json.loads(out)["code"]) == (130, 130)
     assert said in err

@@ -7,7 +7,7 @@ import pytest
 from training.captions.decoder import CaptionerConfig
 from training.config import to_dict
 from training.errors import ConfigError
-from training.resolve import fine_tunes, known_recipes, overridden, resolve
+from training.resolve import apply_overrides, fine_tunes, known_recipes, resolve
 
 
 def test_overrides_are_typed_by_their_field() -> None:
@@ -133,7 +133,7 @@ def test_a_recipe_that_fine_tunes_wants_a_checkpoint() -> None:
 
 
 def test_a_record_of_plain_fields_takes_overrides_too() -> None:
-    assert overridden(CaptionerConfig(), ["layers=2", "lr=1e-3", "layers=5"]) == CaptionerConfig(layers=5, lr=1e-3)
+    assert apply_overrides(CaptionerConfig(), ["layers=2", "lr=1e-3", "layers=5"]) == CaptionerConfig(layers=5, lr=1e-3)
     for override, line in (
         ("layerz=1", "--set layerz: unknown key; did you mean layers?"),
         ("layers=many", "--set layers: 'many' is not a whole number"),
@@ -142,5 +142,5 @@ def test_a_record_of_plain_fields_takes_overrides_too() -> None:
         ("layers", "--set layers: write it as key=value, for example width=8"),
     ):
         with pytest.raises(ConfigError) as e:
-            overridden(CaptionerConfig(), [override])
+            apply_overrides(CaptionerConfig(), [override])
         assert str(e.value) == line

@@ -119,7 +119,7 @@ def write(
         (temporary / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
         write_tensors(temporary / WEIGHTS, captioner.decoder.state_dict())
         write_tensors(temporary / _TRAINING, checkpoint.moments_of(captioner.decoder, optimizer))
-    checkpoint.keep(folder, 1, best=best)
+    checkpoint.remove_old(folder, 1, best=best)
     return folder
 
 

@@ -74,7 +74,7 @@ class CaptionerConfig:
             raise ConfigError("heads", f"the width {self.width} is not a multiple of {self.heads} heads")
 
 
-def folded(text: str) -> str:
+def normal_caption(text: str) -> str:
     """Normal form in which captions are learnt and compared: NFKC, runs of spaces as one."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
@@ -90,7 +90,7 @@ class Vocabulary:
         """The characters that occur in the captions at least so often, sorted."""
         counts: dict[str, int] = {}
         for caption in captions:
-            for character in folded(caption):
+            for character in normal_caption(caption):
                 counts[character] = counts.get(character, 0) + 1
         return Vocabulary("".join(sorted(c for c, count in counts.items() if count >= min_count)))
 
@@ -99,7 +99,7 @@ class Vocabulary:
 
     def encode(self, caption: str, most: int) -> list[int]:
         """BEGIN, the ids of at most `most` characters, END."""
-        return [BEGIN, *(self._ids.get(c, UNKNOWN) for c in folded(caption)[:most]), END]
+        return [BEGIN, *(self._ids.get(c, UNKNOWN) for c in normal_caption(caption)[:most]), END]
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -216,11 +216,12 @@ def beam_search(
         ids_BKL = torch.cat([ids_BKL.gather(1, beam_BK[..., None].expand_as(ids_BKL)), id_BK[..., None]], dim=-1)
         scores_BK = best_BK
     return [
-        _ranked(ids.tolist(), scores.tolist(), length_power) for ids, scores in zip(ids_BKL, scores_BK, strict=True)
+        _rank_captions(ids.tolist(), scores.tolist(), length_power)
+        for ids, scores in zip(ids_BKL, scores_BK, strict=True)
     ]
 
 
-def _ranked(
+def _rank_captions(
     ids_KL: Sequence[Sequence[int]], scores_K: Sequence[float], length_power: float
 ) -> list[tuple[list[int], float]]:
     found = []

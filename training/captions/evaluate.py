@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from data_specs.command.extras import require
 from training.captions import checkpoint
-from training.captions.decoder import folded
+from training.captions.decoder import normal_caption
 from training.captions.metrics import COCO, CaptionFigures, Tokens, figures, implementations
 from training.captions.regions import CaptionedSplit, open_captioned, region_features
 from training.captions.train import write_captions
@@ -32,7 +32,7 @@ from training.data.order import fraction
 from training.errors import InputError
 from training.evaluation.classification import resampled
 from training.evaluation.results import checkpoint_digest
-from training.towers.layers import present
+from training.towers.layers import length_mask
 from training.use.embed import image_batch, text_features
 from training.weights.load import BATCH, Boxes, Loaded, load
 
@@ -89,8 +89,8 @@ def evaluate_captioning(
         "implementations": implementations(),
         "checkpoint": checkpoint_digest(loaded),
     }
-    known = {folded(caption) for caption in captioner.captions}
-    unseen_N = np.array([not any(folded(text) in known for text in texts) for texts in images.captions])
+    known = {normal_caption(caption) for caption in captioner.captions}
+    unseen_N = np.array([not any(normal_caption(text) in known for text in texts) for texts in images.captions])
     return {
         "task": "captioning",
         "split": split,
@@ -139,7 +139,7 @@ def caption_files(
         some = files[start : start + BATCH]
         batch = image_batch(loaded, [(file, Path(file)) for file in some], boxes[start : start + BATCH])
         regions_BRW, _ = region_features(loaded, batch)
-        present_BR = present(batch.n_boxes_B, regions_BRW.shape[1])
+        present_BR = length_mask(batch.n_boxes_B, regions_BRW.shape[1])
         found = captioner.best(regions_BRW.half().float(), present_BR, beams)  # as the cache holds those of training
         written += [
             {"image": file, "caption": caption, "log_probability": score}

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.text.segmenter import segmenter
-from training.captions.decoder import folded
+from training.captions.decoder import normal_caption
 
 Tokens = Literal["jieba", "characters"]
 
@@ -63,7 +63,7 @@ def implementations() -> dict[str, str]:
 
 def tokens_of(text: str, tokens: Tokens) -> list[str]:
     """The tokens of a caption: words of jieba, or characters; without marks and spaces."""
-    text = folded(text).lower()
+    text = normal_caption(text).lower()
     if tokens == "characters":
         return [character for character in text if _is_counted(character)]
     return [word for word in segmenter().lcut(text) if any(map(_is_counted, word))]

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from data_specs.shard import Split
 from data_specs.storage.whole_files import exclusive
-from training.data.index import Dataset, Row, default_cache, open_dataset, split_of_dataset
+from training.data.index import Dataset, SampleRow, default_cache, open_dataset, split_of_dataset
 from training.data.loader import Loader
 from training.errors import CheckpointError, ConfigError, InputError, RunError
 from training.evaluation.benchmarks import is_benchmark
@@ -124,7 +124,7 @@ def open_captioned(
     )
 
 
-def captions_of(row: Row) -> tuple[str, ...]:
+def captions_of(row: SampleRow) -> tuple[str, ...]:
     """The texts of kind `caption` of a sample, or its primary text if it lacks them."""
     captions = tuple(text.text for text in row.texts if text.kind == "caption")
     return captions or (row.texts[0].text,)

@@ -44,9 +44,9 @@ def add_fit_captioner(commands: Any) -> None:
 def _fit_captioner(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.captions.decoder import CaptionerConfig
     from training.captions.train import fit_captioner
-    from training.resolve import overridden
+    from training.resolve import apply_overrides
 
-    config = overridden(CaptionerConfig(), arguments.set)
+    config = apply_overrides(CaptionerConfig(), arguments.set)
     result = fit_captioner(
         arguments.checkpoint,
         arguments.data,

@@ -105,7 +105,7 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     _check(arguments)
     if arguments.index is not None:
         return _into_index(arguments)
-    of_benchmark = _of_benchmark(arguments)
+    of_benchmark = _is_benchmark(arguments)
     if arguments.jsonl or (arguments.out.suffix == ".parquet" and not of_benchmark):
         return _into_parquet(arguments)
     from training.data.index import split_of_dataset
@@ -150,7 +150,7 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     return written
 
 
-def _of_benchmark(arguments: argparse.Namespace) -> bool:
+def _is_benchmark(arguments: argparse.Namespace) -> bool:
     return bool(arguments.data) and any(is_benchmark(name) for name in arguments.data)
 
 
@@ -159,7 +159,7 @@ def _check(arguments: argparse.Namespace) -> None:
     given = [name for name in ("data", "images", "texts", "jsonl") if getattr(arguments, name)]
     if len(given) != 1 and given != ["images", "texts"]:
         raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl")
-    of_benchmark = _of_benchmark(arguments)
+    of_benchmark = _is_benchmark(arguments)
     if arguments.regions and not (arguments.images or of_benchmark):
         raise ConfigError("--regions", "gives boxes of --images; give --images too")
     if of_benchmark and arguments.precision != "fp32":

@@ -137,9 +137,9 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
         return eval_captioning(arguments)
     asked = task(arguments.task)
     if arguments.report is not None:
-        from training.evaluation.page import add_result, earlier
+        from training.evaluation.page import add_result, read_results
 
-        earlier(arguments.report)  # before anything is measured: what cannot be added would be lost
+        read_results(arguments.report)  # before anything is measured: what cannot be added would be lost
     result = asked.run(
         Request(
             arguments.checkpoint,

@@ -13,7 +13,7 @@ LOG = logging.getLogger("training")
 
 
 def path(text: str) -> Path | str:
-    """Type of a path argument. A URL stays a string for `_brought_here`, since Path would change it."""
+    """Type of a path argument. A URL stays a string for `_fetched_checkpoints`, since Path would change it."""
     return text if "://" in text else Path(text)
 
 

@@ -117,10 +117,10 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     with listen(arguments.host, arguments.port) as bound:
         checkpoint = open_checkpoint(arguments.checkpoint, TOWERS)
-        of_data = [_embedded(checkpoint, arguments)] if arguments.data else []
+        of_data = [_embed_data(checkpoint, arguments)] if arguments.data else []
         given = open_collections([*of_data, *arguments.index], checkpoint)
         limit_attempts()  # of what lies on an object store, from here on pictures alone
-        name, port = arguments.model_name or _run_of(arguments.checkpoint).name, bound.getsockname()[1]
+        name, port = arguments.model_name or _run_folder(arguments.checkpoint).name, bound.getsockname()[1]
         detector, regions = choose_detector(checkpoint.detector, arguments.detector, None)
         boxes_of = None if detector is None else boxes_by(ProcessLocalDetector(detector))
         LOG.info("boxes for pictures without any: %s", regions)
@@ -133,7 +133,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint.folder), "port": port}
 
 
-def _embedded(checkpoint: Checkpoint, arguments: argparse.Namespace) -> str:
+def _embed_data(checkpoint: Checkpoint, arguments: argparse.Namespace) -> str:
     """`--index` argument for the index of `--data` in the run's folder, which it brings up to date.
 
     Each input has a folder of its own, and so has each state of the towers: vectors of two cannot be compared.
@@ -143,7 +143,7 @@ def _embedded(checkpoint: Checkpoint, arguments: argparse.Namespace) -> str:
 
     data = [name if "://" in name else str(Path(name).resolve()) for name in arguments.data]
     digest = hashlib.sha256("\n".join([checkpoint.towers, arguments.detector, *data]).encode()).hexdigest()
-    folder = _run_of(arguments.checkpoint) / f"index-{digest[:8]}"
+    folder = _run_folder(arguments.checkpoint) / f"index-{digest[:8]}"
     LOG.info("%s: index of %s", folder, " ".join(arguments.data))
     embed_index(
         checkpoint.folder, Inputs(data=tuple(data)), folder, detector=arguments.detector, device=arguments.device
@@ -191,7 +191,7 @@ def _hosts(arguments: argparse.Namespace, token: str | None) -> tuple[str, ...]:
     return named or ("*",)
 
 
-def _run_of(checkpoint: Path) -> Path:
+def _run_folder(checkpoint: Path) -> Path:
     """A run's folder, also of one of its checkpoints."""
     folder = checkpoint.resolve()
     return folder.parent.parent if folder.parent.name == "checkpoints" else folder

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from data_specs.errors import ContractError
 from data_specs.names import DERIVED_KINDS, SOURCE_KINDS
 from training.config import DataConfig
-from training.data.index import Dataset, Row, RowText
+from training.data.index import Dataset, RowText, SampleRow
 from training.data.order import Mixture, Order, fraction, seed_of
 from training.data.released_rows import derived_text
 from training.data.shared_memory import Slots, TensorPlace, slot_bytes
@@ -105,7 +105,7 @@ _Picture = tuple["Tensor", int, int]
 class _Sample:
     """One sample ready to be collated; `valid` is False for a corrupt one, whose image is black."""
 
-    row: Row
+    row: SampleRow
     image_3HW: Tensor
     boxes_R4: npt.NDArray[np.float32]
     tokens: list[int]
@@ -198,7 +198,7 @@ class BatchMaker:
             image, boxes_R4 = self._crop_and_flip(image, boxes_R4, row, epoch)
         return _Sample(row, image, boxes_R4, self._tokenizer.encode(text.text, config.max_tokens), text, True)
 
-    def _recolour(self, image: Tensor, row: Row, epoch: int) -> Tensor:
+    def _recolour(self, image: Tensor, row: SampleRow, epoch: int) -> Tensor:
         import torch
 
         generator = torch.Generator().manual_seed(seed_of("colour", self._seed, epoch, row.candidate_id))
@@ -206,14 +206,14 @@ class BatchMaker:
         return recolour(image, config.color_jitter, config.color_jitter_p, config.grayscale_p, generator)
 
     def _crop_and_flip(
-        self, image: Tensor, boxes_R4: npt.NDArray[np.float32], row: Row, epoch: int
+        self, image: Tensor, boxes_R4: npt.NDArray[np.float32], row: SampleRow, epoch: int
     ) -> tuple[Tensor, npt.NDArray[np.float32]]:
         import torch
 
         generator = torch.Generator().manual_seed(seed_of("moved", self._seed, epoch, row.candidate_id))
         return crop_and_flip(image, boxes_R4, self._config.crop_least, self._config.flip_p, generator)
 
-    def _blank(self, row: Row, text: RowText) -> _Sample:
+    def _blank(self, row: SampleRow, text: RowText) -> _Sample:
         """Substitute for a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""
         import torch
 
@@ -269,7 +269,7 @@ _BOILERPLATE = re.compile(
 )
 
 
-def choose_text(row: Row, config: DataConfig, seed: int, epoch: int) -> RowText:
+def choose_text(row: SampleRow, config: DataConfig, seed: int, epoch: int) -> RowText:
     """The text of a row for one epoch, by the probabilities of its source kind.
 
     Probabilities are rescaled to the kinds the row has; several texts of one kind share its probability. The first text
@@ -294,7 +294,7 @@ def is_boilerplate(text: str) -> bool:
     return _BOILERPLATE.fullmatch(text) is not None
 
 
-def _informative(row: Row, dropout: float, seed: int, epoch: int) -> Sequence[RowText]:
+def _informative(row: SampleRow, dropout: float, seed: int, epoch: int) -> Sequence[RowText]:
     """The row's texts without boilerplate; all of them where no other remains."""
     if not dropout or len(row.texts) == 1:
         return row.texts

@@ -74,7 +74,7 @@ class RowText:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SampleRow:
     """One sample of a dataset, without its pixels.
 
     `width` and `height` are 0 when unknown (plain tars). `boxes` is a flat list of R x 4 numbers in pixels of the
@@ -155,7 +155,7 @@ class Dataset:
         """True if boxes were joined from files; if not, they are the grid."""
         return any(shard.regions is not None for shard in self._shards)
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> SampleRow:
         """Row by number. Reads from the mapped index only. Raises IndexError."""
         if not 0 <= number < len(self):
             raise IndexError(number)
@@ -163,7 +163,7 @@ class Dataset:
         shard = self._shards[at] = self._shards[at].with_index()
         inside = number - (self._ends[at] - shard.rows)
         record = self._table(shard.index).slice(inside, 1).to_pylist()[0]
-        return Row(
+        return SampleRow(
             tar=shard.tar,
             texts=tuple(RowText(t["kind"], t["text"], t["text_leader"]) for t in record["texts"]),
             boxes=self.boxes(number),
@@ -193,7 +193,7 @@ class Dataset:
             table = read_index(shard.index)
             yield table["image_leader"], table["texts"].combine_chunks().flatten().field("text_leader")
 
-    def image(self, row: Row) -> bytes:
+    def image(self, row: SampleRow) -> bytes:
         """Bytes of a row's image member. Raises ContractError when the tar ends before them."""
         data = self._read(row)
         if len(data) != row.image_size:
@@ -235,7 +235,7 @@ class Dataset:
                 f"({needed / 1e9:.3g} GB); raise it or lower data.window_shards",
             )
 
-    def _read(self, row: Row) -> bytes:
+    def _read(self, row: SampleRow) -> bytes:
         remote = "://" in row.tar
         if remote and self._copies is None:
             fs, path = fsspec.core.url_to_fs(row.tar)

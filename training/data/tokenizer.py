@@ -31,7 +31,7 @@ from data_specs.text.tokenizer import (
     vocabulary_text,
 )
 from training.errors import ConfigError, InputError, first_line
-from training.plug_ins import imported
+from training.plug_ins import import_installed
 
 __all__ = [
     "CLS",
@@ -73,7 +73,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     if is_code(name):
         module, _, called = name.partition(":")
-        found = getattr(imported(module, "data.tokenizer"), called, None)
+        found = getattr(import_installed(module, "data.tokenizer"), called, None)
         if not isinstance(found, type) or not hasattr(found, "encode"):  # a function is never called
             raise ConfigError("data.tokenizer", f"{name} is not a class with `encode` and `vocabulary`")
         made: Tokenizer = found()

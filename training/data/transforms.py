@@ -111,7 +111,7 @@ def sides(data: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def import_decoders() -> None:
-    """Import what `decode` and `square` need, which takes seconds, so that forked workers need not."""
+    """Import what `decode` and `resize_square` need, which takes seconds, so that forked workers need not."""
     import simplejpeg  # noqa: F401
     import torchvision.io
     import torchvision.transforms.v2.functional  # noqa: F401
@@ -189,7 +189,7 @@ def decode_square(
             return quick
         image = _decoded(data, max_pixels)
     height, width = image.shape[1:]
-    return square(image, size), width, height
+    return resize_square(image, size), width, height
 
 
 def decode_on_device(
@@ -220,7 +220,7 @@ def decode_on_device(
             turns += [[number] for number in turn] if len(turn) > 1 else []
             continue
         for number, image in zip(turn, images, strict=True):
-            done[number] = square(image, size), image.shape[2], image.shape[1]
+            done[number] = resize_square(image, size), image.shape[2], image.shape[1]
     return done
 
 
@@ -257,7 +257,7 @@ def _decode_reduced(data: bytes, size: int) -> tuple[Tensor, int, int] | None:
     return resized, width, height
 
 
-def square(image: Tensor, size: int) -> Tensor:
+def resize_square(image: Tensor, size: int) -> Tensor:
     """uint8 [3, H, W] to uint8 [3, size, size], bilinear with antialiasing."""
     from torchvision.transforms.v2 import functional
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training.config import Config
 from training.errors import ConfigError
 from training.records import Batch
-from training.towers.layers import Head, present, unit
+from training.towers.layers import Head, length_mask, unit
 from training.towers.recompute import Recompute, run_block
 from training.towers.text_backbones import TextBackbone, load_text_backbone
 from training.towers.tower import Tower
@@ -55,7 +55,7 @@ class _Layers(nn.Module):
         return x
 
     def _mask(self, x_BLD: Tensor, batch: Batch) -> Tensor:
-        present_B11L = present(batch.n_tokens_B, batch.token_ids_BL.shape[1])[:, None, None, :]
+        present_B11L = length_mask(batch.n_tokens_B, batch.token_ids_BL.shape[1])[:, None, None, :]
         if not self.additive:
             return present_B11L
         lowest = torch.finfo(x_BLD.dtype).min
@@ -71,7 +71,7 @@ class _UncutBackbone(nn.Module):
         self.masked = masked
 
     def forward(self, ids_BL: Tensor, batch: Batch) -> Tensor:
-        mask = present(batch.n_tokens_B, ids_BL.shape[1]).long() if self.masked else None
+        mask = length_mask(batch.n_tokens_B, ids_BL.shape[1]).long() if self.masked else None
         states_BLD: Tensor = self.model(input_ids=ids_BL, attention_mask=mask).last_hidden_state
         return states_BLD
 
@@ -101,7 +101,7 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         tokens_BLD = unit(self.backbone(x, batch))
-        features_BD: Tensor = self.head(tokens_BLD, present(batch.n_tokens_B, tokens_BLD.shape[1]))
+        features_BD: Tensor = self.head(tokens_BLD, length_mask(batch.n_tokens_B, tokens_BLD.shape[1]))
         return features_BD
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.config import Config
 from training.errors import ConfigError
 from training.records import Batch
-from training.towers.layers import Head, present
+from training.towers.layers import Head, length_mask
 from training.towers.tower import Tower
 
 
@@ -42,7 +42,7 @@ class Trunk(nn.Module):
         length = token_ids_BL.shape[1]
         places_L = torch.arange(length, device=token_ids_BL.device)
         x_BLD = self.dropout(self.norm(self.tokens(token_ids_BL) + self.positions(places_L)))
-        features_BD: Tensor = self.head(x_BLD, present(batch.n_tokens_B, length))
+        features_BD: Tensor = self.head(x_BLD, length_mask(batch.n_tokens_B, length))
         return features_BD
 
 

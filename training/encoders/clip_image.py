@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training.config import Config
 from training.errors import ConfigError
 from training.records import Batch
-from training.towers.layers import Head, Pixels, full_precision, present, unit
+from training.towers.layers import Head, Pixels, full_precision, length_mask, unit
 from training.towers.recompute import Recompute, run_block
 from training.towers.region_pooling import pool_regions
 from training.towers.tower import Tower
@@ -67,7 +67,7 @@ class Regions(nn.Module):
             exact = map_BCHW if map_BCHW.dtype == torch.float64 else map_BCHW.float()
             regions_BRC = pool_regions(exact, batch.boxes_BR4, size, grid=self.grid)
         regions_BRD = unit(self.project(regions_BRC))
-        return self.head.added_up(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
+        return self.head.unnormalised(regions_BRD, length_mask(batch.n_boxes_B, regions_BRD.shape[1]))
 
 
 class Trunk(nn.Module):

@@ -20,7 +20,7 @@ from training.config import Config, ImageTowerConfig
 from training.errors import ConfigError
 from training.records import Batch
 from training.towers.backbones import Backbone, load_backbone
-from training.towers.layers import Head, Pixels, full_precision, present, unit
+from training.towers.layers import Head, Pixels, full_precision, length_mask, unit
 from training.towers.recompute import run_stage
 from training.towers.region_pooling import pool_regions
 from training.towers.tower import Tower
@@ -72,7 +72,7 @@ class Trunk(nn.Module):
 
     def forward(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
         regions_BRD = self._tokens(map_BCHW, batch)
-        features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
+        features_BD: Tensor = self.head(regions_BRD, length_mask(batch.n_boxes_B, regions_BRD.shape[1]))
         return features_BD
 
     def each_region(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
@@ -85,7 +85,7 @@ class Trunk(nn.Module):
     def seen_regions(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
         """Every box as the encoder layers leave it, having seen the others: [B, R, width], what the mean is of."""
         regions_BRD = self._tokens(map_BCHW, batch)
-        seen_BRD: Tensor = self.head.parts(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
+        seen_BRD: Tensor = self.head.parts(regions_BRD, length_mask(batch.n_boxes_B, regions_BRD.shape[1]))
         return seen_BRD
 
     def _tokens(self, map_BCHW: Tensor, batch: Batch) -> Tensor:

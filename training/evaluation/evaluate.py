@@ -44,7 +44,7 @@ def retrieval(embeddings: Embeddings) -> Retrieval:
 # --- what stands in train
 
 
-def stands_in_train(
+def masks_in_train(
     data: Sequence[str], split: Split, image_ids_N: Ids, text_ids_N: Ids, cache: Path | None
 ) -> tuple[Mask, Mask] | None:
     """Masks of a split's samples whose image leader, and whose text leader, occurs in the dataset's train split.

@@ -37,7 +37,7 @@ PICTURES = 200
 _QUALITY = 72
 
 
-def choose(rank_N: Ids, asks_N: Any = None) -> list[int]:
+def choose_examples(rank_N: Ids, asks_N: Any = None) -> list[int]:
     """Items to show: at random HITS of rank 1, then MISSES of a higher one. A rank of 0 is not a query."""
     rank = np.where(True if asks_N is None else asks_N, rank_N, 0)
     generator, chosen = np.random.default_rng(0), list[int]()

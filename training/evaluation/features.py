@@ -22,7 +22,7 @@ from training.errors import InputError
 from training.evaluation.benchmarks import BenchmarkPicture
 from training.evaluation.file_regions import RegionTable
 from training.evaluation.hits import Features, Ids
-from training.weights.load import BATCH, Loaded, distinct
+from training.weights.load import BATCH, Loaded, distinct_texts
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,7 @@ def picture_features(
             else:
                 row_of[picture.id] = len(row_of)
         if opened:
-            parts.append(encoded(loaded, "image", loaded.opened_batch(opened)))
+            parts.append(encode_batch(loaded, "image", loaded.opened_batch(opened)))
         if len(row_of) // SAID_EVERY > (len(row_of) - len(opened)) // SAID_EVERY:
             LOG.info("%s: %s images embedded", name, f"{len(row_of):,}")
     width = loaded.config.moco.feature_dim
@@ -124,16 +124,16 @@ def text_rows(loaded: Loaded, texts: Sequence[str]) -> Features:
     Equal texts are embedded once.
     """
     text_MD = np.empty((len(texts), loaded.config.moco.feature_dim), np.float32)
-    different, places = distinct(texts)
+    different, places = distinct_texts(texts)
     for start in range(0, len(different), BATCH):
         some = different[start : start + BATCH]
-        text_MD[start : start + len(some)] = encoded(loaded, "text", loaded.text_batch(some))
+        text_MD[start : start + len(some)] = encode_batch(loaded, "text", loaded.text_batch(some))
     for row in reversed(range(len(texts))):  # backwards: a row's text stands in front of it, or in it
         text_MD[row] = text_MD[places[row]]
     return text_MD
 
 
-def encoded(loaded: Loaded, modality: Modality, batch: Batch) -> Features:
+def encode_batch(loaded: Loaded, modality: Modality, batch: Batch) -> Features:
     """Unit features [B, D] of a batch, in the run's precision."""
     features: Features = loaded.encode(modality, batch, loaded.config.run.precision).cpu().numpy()
     return features

@@ -54,7 +54,7 @@ def add_result(path: Path, result: Mapping[str, Any]) -> Path:
     return html
 
 
-def earlier(path: Path) -> list[Values]:
+def read_results(path: Path) -> list[Values]:
     """The results that the page at `path` shows already. Raises InputError where the JSON file is not ours."""
     return _read(_files(path)[1])
 

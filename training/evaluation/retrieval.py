@@ -124,7 +124,7 @@ def rank(image_ND: Features, text_MD: Features, hits: Hits, device: torch.device
         raise InputError("retrieval", "the model returns features that are not finite")
     best_N, best_M = np.full(hits.images, -np.inf), np.full(hits.texts, -np.inf)
     hits_N, hits_M = np.zeros(hits.images, np.int64), np.zeros(hits.texts, np.int64)
-    for start, stop, image_P, text_P in _listed(hits.pairs, hits.images, hits.texts):
+    for start, stop, image_P, text_P in _hit_blocks(hits.pairs, hits.images, hits.texts):
         similar_P = _exact(image_ND, text_MD, image_P, text_P)
         np.maximum.at(best_N, image_P, similar_P)
         np.maximum.at(best_M, text_P, similar_P)
@@ -134,7 +134,7 @@ def rank(image_ND: Features, text_MD: Features, hits: Hits, device: torch.device
     best_N[hits_N == 0], best_M[hits_M == 0] = 2, 2
     counter = _Counter(image_ND, text_MD, best_N, best_M, device)
     uncounted = hits.uncounted if isinstance(hits, Peers) else hits.pairs
-    for start, stop, image_P, text_P in _listed(uncounted, hits.images, hits.texts):
+    for start, stop, image_P, text_P in _hit_blocks(uncounted, hits.images, hits.texts):
         counter.add(start, stop, image_P, text_P)
     image_N, text_M = np.where(hits_N > 0, 1 + counter.above_N, 0), np.where(hits_M > 0, 1 + counter.above_M, 0)
     return Ranks(image_N, text_M, hits_N, hits_M, hits.unit())
@@ -297,7 +297,9 @@ def _exact(image_ND: Features, text_MD: Features, image_P: Ids, text_P: Ids) -> 
     return similar_P
 
 
-def _listed(of: Callable[[int, int], tuple[Ids, Ids]], images: int, texts: int) -> Iterator[tuple[int, int, Ids, Ids]]:
+def _hit_blocks(
+    of: Callable[[int, int], tuple[Ids, Ids]], images: int, texts: int
+) -> Iterator[tuple[int, int, Ids, Ids]]:
     """(start, stop, image, text): the pairs of successive images, at most `_ROWS` of them and about `_BLOCK` pairs."""
     step = max(1, min(_ROWS, _BLOCK // texts))  # so that one call lists no more than _BLOCK
     began, pieces = 0, list[tuple[Ids, Ids]]()

@@ -61,8 +61,8 @@ def gather_objects(value: Object) -> list[Object]:
     return gathered
 
 
-def of_first(value: Object) -> Object:
-    """The first rank's value, on every rank."""
+def broadcast_from_first(value: Object) -> Object:
+    """Returns the first rank's value on every rank."""
     if world_size() == 1:
         return value
     told: list[Any] = [value]

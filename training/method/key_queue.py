@@ -45,7 +45,7 @@ class SampleIds:
         """Rows start..stop-1."""
         return SampleIds(*(x[start:stop] for x in (self.sample_B, self.image_B, self.text_B, self.valid_B)))
 
-    def of_all_ranks(self) -> SampleIds:
+    def gather(self) -> SampleIds:
         """Ids of every rank, in rank order, in one exchange."""
         mine_B4 = torch.stack([self.sample_B, self.image_B, self.text_B, self.valid_B.to(torch.int64)], dim=1)
         sample_N, image_N, text_N, valid_N = distributed.gather(mine_B4).unbind(1)
@@ -91,7 +91,7 @@ class KeyQueue(nn.Module):
         self.cursor.copy_((self.cursor + total) % self.size)
 
     @torch.no_grad()
-    def take_over(self, saved: Mapping[str, Tensor]) -> None:
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
         """Become the queue whose `state_dict()` is `saved`, of the same width D and any K.
 
         Its newest keys are kept, as many as fit: where it shrinks, those that a queue of this size would hold by now.

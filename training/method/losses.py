@@ -56,7 +56,7 @@ class Logits(nn.Module):
         return logits if self.bias is None else logits + self.bias
 
     @torch.no_grad()
-    def hold(self) -> None:
+    def clamp_temperature(self) -> None:
         """Clip a learned temperature to its range: outside of it training was seen to become unstable."""
         if self.log_scale is not None:
             self.log_scale.clamp_(*self.limits)

@@ -206,7 +206,7 @@ class Checkpoint:
                 continue  # as it should be, or no queue: `_fill` says so
             if saved["keys_KD"].shape[1:] != queue.keys_KD.shape[1:]:
                 continue
-            queue.take_over(saved)
+            queue.load_saved(saved)
             LOG.warning(
                 "%s: %s had %d slots and has %d now; its newest keys are kept", self.folder, name, *sizes, queue.size
             )
@@ -294,11 +294,11 @@ def write(
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
         for name, part in parts.items():
             write_tensors(temporary / f"{name}.safetensors", part)
-    keep(folder, keep_last, best=best)
+    remove_old(folder, keep_last, best=best)
     return folder
 
 
-def keep(folder: Path, keep_last: int, *, best: bool) -> None:
+def remove_old(folder: Path, keep_last: int, *, best: bool) -> None:
     """Let `best` name the checkpoint just written, if it is that; remove all but the newest ones and the best."""
     link = folder.with_name(BEST)
     if best:
@@ -377,7 +377,7 @@ def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about
 
 
 @contextmanager
-def naming_older(path: Path) -> Iterator[None]:
+def suggest_intact(path: Path) -> Iterator[None]:
     """Extend a CheckpointError about a damaged checkpoint of a run with the newest intact one and how to use it.
 
     `path`: the checkpoint, or the run's folder for its newest."""
@@ -453,7 +453,7 @@ def folders(run: Path) -> list[Path]:
     return sorted(whole, key=step_of)
 
 
-def without_index(run: Path) -> list[Path]:
+def folders_without_index(run: Path) -> list[Path]:
     """Folders of a run that are named like checkpoints but lack an index."""
     named = [path for path in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
     return sorted(path for path in named if not (path / INDEX).exists())

@@ -289,7 +289,7 @@ def _figure(title: str, curves: Mapping[str, Series]) -> str:
     low = 0.0 if 0 <= low < 0.5 * high else low
     high = high if high > low else low + (abs(low) or 1.0)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def coordinates(x: float, y: float) -> tuple[float, float]:
         right = (x - x_low) / ((x_high - x_low) or 1)
         up = (y - low) / (high - low)
         return _LEFT + right * (_WIDTH - _LEFT - 8), 8 + (1 - up) * (_HEIGHT - _BOTTOM - 8)
@@ -297,18 +297,18 @@ def _figure(title: str, curves: Mapping[str, Series]) -> str:
     parts = []
     for share in (0.0, 0.5, 1.0):
         value = low + share * (high - low)
-        y = place(x_low, value)[1]
+        y = coordinates(x_low, value)[1]
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8c959f" opacity=".35"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
     for x, anchor in ((x_low, "start"), (x_high, "end")):
-        parts.append(f'<text x="{place(x, low)[0]:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{x:,.0f}</text>')
+        parts.append(f'<text x="{coordinates(x, low)[0]:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{x:,.0f}</text>')
     keys = []
     for number, (name, points) in enumerate(curves.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (coordinates(*point) for point in points))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         if len(points) == 1:
-            x, y = place(*points[0])
+            x, y = coordinates(*points[0])
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>')
         keys.append(f'<i style="background:{colour}"></i>{html.escape(name)} <b>{points[-1][1]:.4g}</b>')
     return (

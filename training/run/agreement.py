@@ -99,7 +99,7 @@ def locked_run(out: Path, mirror: str) -> Iterator[Path | None]:
                 fetch(out, mirror)
                 fetch_best(out, mirror)
             newest = checkpoint.latest(out)
-            for folder in checkpoint.without_index(out):
+            for folder in checkpoint.folders_without_index(out):
                 if newest is None or checkpoint.step_of(folder) > checkpoint.step_of(newest):
                     LOG.warning("%s: skipped, because %s is missing: it is not a whole checkpoint", folder, INDEX)
             return None if newest is None else Start.of(newest)
@@ -235,7 +235,7 @@ def _result_or_error(call: Callable[[], Result]) -> tuple[tuple[Result] | None, 
 
 def _on_first_rank(call: Callable[[], Result]) -> Result:
     """The result of a call on the first rank, on all of them; what it raises there ends all of them."""
-    tried = distributed.of_first(_result_or_error(call) if distributed.rank() == 0 else (None, None))
+    tried = distributed.broadcast_from_first(_result_or_error(call) if distributed.rank() == 0 else (None, None))
     result, error = tried
     if error is not None:
         stop(error)

@@ -93,8 +93,8 @@ class Meter:
     def step_flops(self, pairs: int, boxes: int, tokens: int) -> float:
         """Operations of one rank's part of a step: `pairs` samples padded to `boxes` and `tokens`."""
         # Seconds of work: only when it is first asked for, and once in a process.
-        image = _curve(self._model, "image", self._data.max_boxes + 1, self._has_keys)
-        text = _curve(self._model, "text", self._data.max_tokens, self._has_keys)
+        image = _fit_polynomial(self._model, "image", self._data.max_boxes + 1, self._has_keys)
+        text = _fit_polynomial(self._model, "text", self._data.max_tokens, self._has_keys)
         return float(pairs * (np.polyval(image, boxes) + np.polyval(text, tokens)))
 
     def sample_flops(self) -> float:
@@ -119,7 +119,7 @@ def _model_of(config: Config) -> str:
 
 
 @lru_cache(maxsize=16)
-def _curve(model: str, modality: Modality, most: int, has_keys: bool) -> Any:
+def _fit_polynomial(model: str, modality: Modality, most: int, has_keys: bool) -> Any:
     """Coefficients, highest first, of a sample's operations by its number of parts, through query and key tower."""
     counts = _counts(model, modality, most)
     return np.polyfit(list(counts), [query + key * has_keys for key, query in counts.values()], len(counts) - 1)

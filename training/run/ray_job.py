@@ -238,7 +238,7 @@ METRICS: dict[str, str] = {
 """Metrics that Ray exports for Prometheus, and what each is. Their tag `run` is the name of the run's folder."""
 
 
-def exported(step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+def exported_metrics(step: int, metrics: Mapping[str, float]) -> dict[str, float]:
     """Values of METRICS at a logged step: finite ones only; none for metrics without a loss."""
     if "loss" not in metrics:
         return {}
@@ -258,7 +258,7 @@ class _RayMetrics:
         self._tags = {"run": run}
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in exported(step, metrics).items():
+        for name, value in exported_metrics(step, metrics).items():
             self._gauges[name].set(value, self._tags)
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ from training.outputs.checkpoint import RunState
 from training.run.footprint import check_fits
 from training.run.optimizer import build_optimizer
 from training.run.resume import check_length, check_same, log_changes
-from training.weights.two_towers import fill, is_two_towers
+from training.weights.two_towers import fill_towers, is_two_towers
 
 LOG = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def _build(
     elif init is not None and is_two_towers(init):
         if config.moco.init_queues:
             raise ConfigError("moco.init_queues", f"{init} is a transformers folder, which does not contain queues")
-        fill(model, init)
+        fill_towers(model, init)
     elif init is not None:
         checkpoint.open_checkpoint(init).load_start(model, config, queues=config.moco.init_queues)
     if config.run.compile:

@@ -112,7 +112,7 @@ def fit(
 def _set_up(
     config: Config, data: Sequence[str], device: torch.device, start: Path | None, init: Path | None, cache: Path | None
 ) -> Setup:
-    with nullcontext() if start is None else checkpoint.naming_older(start):
+    with nullcontext() if start is None else checkpoint.suggest_intact(start):
         return set_up(with_saved_compat(config, start or init), data, device, start=start, init=init, cache=cache)
 
 

@@ -96,12 +96,12 @@ def routes(service: Service) -> APIRouter:
     async def image_query(image: Annotated[UploadFile, File()]) -> Response:
         """Feature of a picture (the released WenLan API)."""
         embedded = await service.pictures([await image.read()], param="image")
-        return _released("image", embedded.row_D)
+        return _released_answer("image", embedded.row_D)
 
     @router.get("/text_query", response_model=Embedding)
     async def text_query(text: Annotated[str, Query()]) -> Response:
         """Feature of a text (the released WenLan API)."""
-        return _released("text", (await service.texts([text], param="text")).row_D)
+        return _released_answer("text", (await service.texts([text], param="text")).row_D)
 
     @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
     async def embeddings(request: EmbeddingsRequest) -> Response:
@@ -131,7 +131,7 @@ def _check_model(service: Service, name: str) -> None:
         raise Refused(404, "model_not_found", text, param="model")
 
 
-def _released(kind: Literal["image", "text"], row_D: Features) -> Response:
+def _released_answer(kind: Literal["image", "text"], row_D: Features) -> Response:
     return json_of({"emb_dim": len(row_D), "emb_type": kind, "embedding": row_D.tolist()})
 
 
@@ -146,7 +146,7 @@ async def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
         raise bad_request("dimensions", text, "dimensions")
     embedded = await service.texts(_texts(request))
     data = [
-        {"object": "embedding", "index": index, "embedding": _encoded(row_D, request.encoding_format)}
+        {"object": "embedding", "index": index, "embedding": _encode_row(row_D, request.encoding_format)}
         for index, row_D in enumerate(embedded.rows_ND)
     ]
     usage = {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens}
@@ -167,7 +167,7 @@ def _texts(request: EmbeddingsRequest) -> list[str]:
     return texts
 
 
-def _encoded(row_D: Features, wanted: str | None) -> list[float] | str:
+def _encode_row(row_D: Features, wanted: str | None) -> list[float] | str:
     if wanted == "base64":
         return base64.b64encode(row_D.astype("<f4").tobytes()).decode()
     numbers: list[float] = row_D.tolist()

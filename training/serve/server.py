@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as e:
         if bound is not None:
             bound.close()
-        raise _unusable(host, port, e) from None
+        raise _listen_error(host, port, e) from None
     return bound
 
 
@@ -57,10 +57,10 @@ def accept(bound: socket.socket, options: Options) -> None:
         bound.listen(options.connections)
     except OSError as e:
         host, port = bound.getsockname()[:2]
-        raise _unusable(host, port, e) from None
+        raise _listen_error(host, port, e) from None
 
 
-def _unusable(host: str, port: int, e: OSError) -> ConfigError:
+def _listen_error(host: str, port: int, e: OSError) -> ConfigError:
     hint = "; use --port 0 for a free one" if e.errno == errno.EADDRINUSE else ""
     option = "--host" if isinstance(e, socket.gaierror) else "--port"
     return ConfigError(option, f"{host}:{port}: {e.strerror or e}{hint}")

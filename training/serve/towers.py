@@ -33,7 +33,7 @@ from data_specs.command.extras import install
 from data_specs.search.onnx_file import start_session
 from training.config import to_dict
 from training.data.index import default_cache
-from training.data.transforms import decode, grid_boxes, import_decoders, input_boxes, sides, square
+from training.data.transforms import decode, grid_boxes, import_decoders, input_boxes, resize_square, sides
 from training.errors import ConfigError, RunError
 from training.outputs.checkpoint import Checkpoint
 from training.serve.refusals import overloaded
@@ -124,12 +124,12 @@ class InputReader:
         x1, y1, x2, y2 = (float(side) for side in box)
         left, top = max(0, min(int(x1), width - 1)), max(0, min(int(y1), height - 1))
         right, bottom = max(left + 1, min(round(x2), width)), max(top + 1, min(round(y2), height))
-        cut = square(image[:, top:bottom, left:right], size).contiguous().numpy()
+        cut = resize_square(image[:, top:bottom, left:right], size).contiguous().numpy()
         crop = PreparedPicture(cut, input_boxes(None if most else [], size, size, size, most))
         if most == 0:
             return [crop]
         boxes_R4 = input_boxes([left, top, right, bottom], width, height, size, 1)
-        return [PreparedPicture(square(image, size).contiguous().numpy(), boxes_R4[:1]), crop]
+        return [PreparedPicture(resize_square(image, size).contiguous().numpy(), boxes_R4[:1]), crop]
 
     def tokens(self, text: str) -> Tokens:
         """Ids of a text; what is longer than the towers read is cut."""

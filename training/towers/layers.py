@@ -119,10 +119,10 @@ class Head(nn.Module):
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Parts [B, L, width] and which of them exist [B, L] -> unit features [B, feature_dim], float32 or wider."""
-        return unit(self.added_up(x_BLD, mask_BL))
+        return unit(self.unnormalised(x_BLD, mask_BL))
 
-    def added_up(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """The same before its length is made 1."""
+    def unnormalised(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Feature [B, D] before its length is made 1."""
         feature_BD: Tensor = self.fc2(F.relu(self.fc1(masked_mean(self.parts(x_BLD, mask_BL), mask_BL))))
         return feature_BD
 
@@ -156,7 +156,7 @@ def masked_mean(x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
     return (x_BLD * weight_BL[..., None]).sum(1) / weight_BL.sum(1, keepdim=True)
 
 
-def present(counts_B: Tensor, length: int) -> Tensor:
+def length_mask(counts_B: Tensor, length: int) -> Tensor:
     """[B, length] bool, True at the first `counts_B` positions.
 
     The first position always counts: an invalid sample (count 0) must have finite outputs, which are then masked.

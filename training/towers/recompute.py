@@ -68,7 +68,7 @@ def _contexts(
     if recompute == "blocks":
         return nullcontext(), _statistics_stand_still(block)
     first, second = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
-    return first, _both(_statistics_stand_still(block), second)
+    return first, _both_contexts(_statistics_stand_still(block), second)
 
 
 def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
@@ -76,7 +76,7 @@ def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPo
 
 
 @contextmanager
-def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+def _both_contexts(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
     with one, other:
         yield
 

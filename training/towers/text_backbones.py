@@ -91,23 +91,25 @@ def load_text_backbone(text: TextTowerConfig, load_weights: bool) -> TextBackbon
 
 def _model(text: TextTowerConfig, load_weights: bool) -> Any:
     described = architecture(text.backbone, text.backbone_options, "text", text)
-    with quiet():
+    with quiet_transformers():
         if not (load_weights and text.weights):
-            return _of_class(described, lambda model_class, **more: model_class._from_config(described, **more))
+            return _build_model(described, lambda model_class, **more: model_class._from_config(described, **more))
         try:
             from transformers import AutoConfig
 
             published = AutoConfig.from_pretrained(text.weights, trust_remote_code=False)
             _compare(text, described, published)
             _set_dropout(published, text)
-            return _of_class(published, lambda model_class, **more: _read(model_class, text.weights, published, **more))
+            return _build_model(
+                published, lambda model_class, **more: _read(model_class, text.weights, published, **more)
+            )
         except (OSError, RuntimeError, ValueError) as e:
             raise ConfigError(
                 "text.weights", f"{text.weights}: no model could be loaded from there ({first_line(e)})"
             ) from e
 
 
-def _of_class(config: Any, make: Any) -> Any:
+def _build_model(config: Any, make: Any) -> Any:
     """A model of the config's class, with scaled dot product attention if the class has it, without a pooler."""
     from transformers import MODEL_MAPPING
 
@@ -151,7 +153,7 @@ def architecture(
         close = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError(f"{section}.backbone", f"unknown transformers model type {model_type!r}{hint}")
-    with quiet():  # the defaults of some do not fit each other
+    with quiet_transformers():  # the defaults of some do not fit each other
         config = CONFIG_MAPPING[model_type]()
     known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     for name in options:
@@ -165,7 +167,7 @@ def architecture(
                 setattr(config, theirs, getattr(sizes, ours))
         for name, value in options.items():
             setattr(config, name, value)
-        config = _with_its_layers(config)
+        config = _with_layer_types(config)
     except (TypeError, ValueError, NotImplementedError) as e:
         raise ConfigError(f"{section}.backbone", f"{model_type} rejects these sizes ({first_line(e)})") from None
     if sizes is not None:
@@ -173,7 +175,7 @@ def architecture(
     return config
 
 
-def _with_its_layers(config: Any) -> Any:
+def _with_layer_types(config: Any) -> Any:
     """The config with a kind for each of its layers (ModernBERT: local or global), which it lists when it is made."""
     kinds = getattr(config, "layer_types", None)
     if kinds is None or len(kinds) == config.num_hidden_layers:
@@ -216,7 +218,7 @@ def _compare(text: TextTowerConfig, described: Any, published: Any) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence transformers: no page about the unused pooler and masked-word head, and no progress bar."""
     from transformers.utils import logging
 

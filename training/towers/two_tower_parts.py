@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from training.config import Config
 from training.errors import ConfigError, first_line
 from training.records import Batch
-from training.towers.layers import present
-from training.towers.text_backbones import architecture, quiet
+from training.towers.layers import length_mask
+from training.towers.text_backbones import architecture, quiet_transformers
 
 FAMILIES = ("clip", "chinese_clip", "siglip", "siglip2")
 """Model types of transformers that are known here."""
@@ -103,7 +103,7 @@ def _model(described: Any, key: str) -> Any:
     model_class: Any = getattr(module, kind.__name__.removesuffix("Config") + "Model")
     more = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
     try:
-        with quiet():
+        with quiet_transformers():
             model = model_class._from_config(described, attn_implementation="sdpa", **more)
     except Exception as e:  # on options of others it raises many types, KeyError on an unknown activation
         raise ConfigError(key, f"transformers could not create {described.model_type} ({first_line(e)})") from None
@@ -140,7 +140,7 @@ class _TextLayer(_Layer):
         if self.kind == "padded":
             return None
         if self.kind == "masked":
-            seen = present(batch.n_tokens_B, length)[:, None, None, :]
+            seen = length_mask(batch.n_tokens_B, length)[:, None, None, :]
         else:
             places = torch.arange(length, device=x_BLC.device)
             seen = (places[:, None] >= places).expand(x_BLC.shape[0], 1, length, length)
@@ -206,7 +206,7 @@ class _Tokens(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         ids_BL = batch.token_ids_BL
         if self.to_length:
-            ids_BL = ids_BL.masked_fill(~present(batch.n_tokens_B, ids_BL.shape[1]), self.pad)
+            ids_BL = ids_BL.masked_fill(~length_mask(batch.n_tokens_B, ids_BL.shape[1]), self.pad)
             ids_BL = F.pad(ids_BL, (0, self.to_length - ids_BL.shape[1]), value=self.pad)
         states_BLC: Tensor = self.inner(input_ids=ids_BL)
         return states_BLC

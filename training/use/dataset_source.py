@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_specs.shard import KEY_LENGTH, SHARD_SCHEMA, SPLITS, ContractError, FileDigest, Manifest, Split
-from training.data.index import Row, manifest_of, open_dataset, read_file, split_weight
+from training.data.index import SampleRow, manifest_of, open_dataset, read_file, split_weight
 from training.data.index_cache import GRID, locate, read_parquet, without_grid_id
 from training.data.plain_tars import plain_tars_of
 from training.use.sources import Entry, Source
@@ -186,7 +186,7 @@ class DatasetSource(Source):
         return at, self._shards[at]
 
 
-def _boxes_of(sample: Row) -> Boxes | None:
+def _boxes_of(sample: SampleRow) -> Boxes | None:
     return None if sample.boxes is None else np.asarray(sample.boxes, np.float32).reshape(-1, 4).tolist()
 
 

@@ -30,7 +30,7 @@ from training.evaluation.features import embed
 from training.evaluation.file_regions import read_regions
 from training.outputs.atomic_files import atomic_file, write_tensors
 from training.records import Batch
-from training.weights.load import BATCH, Boxes, Loaded, distinct, load
+from training.weights.load import BATCH, Boxes, Loaded, distinct_texts, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,7 +144,7 @@ def image_features(
 
 def text_features(loaded: Loaded, texts: Sequence[str], batch: int = BATCH) -> Tensor:
     """Features [M, D] of texts, in batches; equal texts are embedded once."""
-    some, places = distinct(texts)
+    some, places = distinct_texts(texts)
     return _features((loaded.text_batch(some[i : i + batch]) for i in range(0, len(some), batch)), loaded, "text")[
         places
     ]

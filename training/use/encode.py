@@ -22,7 +22,7 @@ from training.data.transforms import UnreadableImage
 from training.errors import InputError
 from training.outputs.progress import Progress
 from training.use.embed import Image, image_features, text_features
-from training.weights.load import BATCH, Boxes, Loaded, distinct, load
+from training.weights.load import BATCH, Boxes, Loaded, distinct_texts, load
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -100,7 +100,7 @@ class Encoder:
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = BATCH, progress: bool = False) -> Features:
         """Unit rows [M, D], float32, one per text; equal texts are embedded once."""
-        listed, places = distinct([texts] if isinstance(texts, str) else texts)
+        listed, places = distinct_texts([texts] if isinstance(texts, str) else texts)
 
         def of_batch(batch: range) -> Tensor:
             return text_features(self.loaded, listed[batch.start : batch.stop], batch_size)

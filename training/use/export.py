@@ -35,7 +35,7 @@ from training.config import Config, to_dict
 from training.data.tokenizer import JsonTokenizer, is_code, vocabulary_text
 from training.errors import ConfigError
 from training.outputs.atomic_files import atomic_file, write_errors, write_tensors
-from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
+from training.outputs.checkpoint import TOWERS, Checkpoint, open_checkpoint, suggest_intact
 from training.records import Batch
 from training.weights.load import Loaded, load
 from training.weights.transformers_folder import export_transformers
@@ -65,7 +65,7 @@ def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
 
 
 def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
-    with naming_older(path):
+    with suggest_intact(path):
         opened = open_checkpoint(path, TOWERS)
         towers = opened.tensors("towers.safetensors")
     about = {"format": "pt", "wenlan": "query towers", **_metadata(opened)}
@@ -97,7 +97,7 @@ def _export_released(path: Path, out: Path) -> dict[str, Any]:
 
     from training.weights.released import to_released
 
-    with naming_older(path):
+    with suggest_intact(path):
         learnable = to_released(open_checkpoint(path))
     with atomic_file(out) as temporary, temporary.open("wb") as file:  # of a path torch hides why it cannot be written
         torch.save({"learnable": learnable}, file)

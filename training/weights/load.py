@@ -30,7 +30,7 @@ from training.data.loader import Loader, Share
 from training.data.transforms import UnreadableImage, decode_square, input_boxes
 from training.errors import CheckpointError, ConfigError
 from training.outputs.background import Background
-from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
+from training.outputs.checkpoint import TOWERS, Checkpoint, open_checkpoint, suggest_intact
 from training.records import Batch
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ class Loaded:
         return Batch.of(token_ids_BL=ids_BL, n_tokens_B=torch.tensor([len(ids) for ids in tokens]))
 
 
-def distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The different texts in order, and the place of each text among them.
+def distinct_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Distinct texts in order, and the index of each text among them.
 
     For the towers: one text in two batches has features that differ by rounding, and a tie would have a winner.
     """
@@ -184,7 +184,7 @@ def load(path: Path, device: str, towers: Towers = "query", precision: Precision
     from training.moco import BriVL
 
     where = prepare_device(device)
-    with naming_older(path):
+    with suggest_intact(path):
         checkpoint = open_checkpoint(path, (*TOWERS, KEY_FILE) if towers == "key" else TOWERS)
         # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
         config = checkpoint.config

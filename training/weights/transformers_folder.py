@@ -98,11 +98,11 @@ def _check_class(config: Config, tokenizer: Tokenizer) -> None:
 def _write_model(loaded: Loaded, folder: Path) -> int:
     import torch
 
-    from training.towers.text_backbones import quiet
+    from training.towers.text_backbones import quiet_transformers
 
     auto: Any = importlib.import_module("transformers").AutoModel  # whose methods say nothing of types
     described = family_config(loaded.config)
-    with quiet():
+    with quiet_transformers():
         model = auto.from_config(described).float()
         tensors = theirs_of(loaded.model.state_dict(), model.state_dict(), str(loaded.checkpoint.folder))
         model.load_state_dict(tensors, strict=False)
@@ -129,11 +129,11 @@ def _logits(loaded: Loaded) -> tuple[float, float]:
 
 def _write_processor(loaded: Loaded, folder: Path, family: str) -> None:
     """Image processor and tokenizer of the family's classes, and both as one."""
-    from training.towers.text_backbones import quiet
+    from training.towers.text_backbones import quiet_transformers
 
     transformers: Any = importlib.import_module("transformers")
     config = loaded.config
-    with quiet():
+    with quiet_transformers():
         image_class, processor_class = (
             getattr(transformers, f"{_CLASSES[family]}{part}") for part in ("ImageProcessor", "Processor")
         )

@@ -37,7 +37,7 @@ from training.errors import CheckpointError, InputError, first_line
 from training.outputs.atomic_files import all_finite
 from training.outputs.checkpoint import save_imported
 from training.resolve import resolve
-from training.towers.text_backbones import architecture, quiet
+from training.towers.text_backbones import architecture, quiet_transformers
 from training.towers.two_tower_parts import FAMILIES
 
 if TYPE_CHECKING:
@@ -142,11 +142,11 @@ def family_config(config: Config) -> Any:
         dimension, options = {}, {**options, "projection_size": config.moco.feature_dim}
     vision = architecture(f"{family}_vision_model", config.image.backbone_options, "image")
     words = architecture(f"{family}_text_model", options, "text", text)
-    with quiet():
+    with quiet_transformers():
         return kinds[family](text_config=words.to_dict(), vision_config=vision.to_dict(), **dimension)
 
 
-def fill(model: BriVL, folder: Path) -> None:
+def fill_towers(model: BriVL, folder: Path) -> None:
     """Fill the query towers from a folder, and make the key towers copies of them. Raises InputError."""
     import torch
 
@@ -167,7 +167,7 @@ def import_transformers(folder: Path, out: Path) -> dict[str, Any]:
     bias = _learned_number(folder, "logit_bias")
     config = resolve(RECIPE, [*overrides_of(folder), *([] if bias is None else [f"moco.bias={bias!r}"])])
     model = BriVL(config, load_weights=False)
-    fill(model, folder)
+    fill_towers(model, folder)
     towers = {name: tensor for name, tensor in model.state_dict().items() if name.split(".")[0].endswith("_query")}
     save_imported(out, config, load_tokenizer(str(folder)), towers, {}, {}, {"imported": folder.name})
     family = config.text.backbone
@@ -181,7 +181,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
     _check_shards(folder)
     try:
-        with quiet():
+        with quiet_transformers():
             model, about = AutoModel.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
     except Exception as e:  # transformers raises many types on a foreign folder
         raise InputError(str(folder), f"transformers could not load it ({first_line(e)})") from None

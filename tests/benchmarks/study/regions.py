@@ -46,7 +46,7 @@ from training.data.tokenizer import CLS, PAD, SEP, UNK, load_tokenizer
 from training.evaluation.hits import Clusters
 from training.evaluation.retrieval import figures, rank
 from training.records import Batch
-from training.towers.layers import present
+from training.towers.layers import length_mask
 
 LOG = logging.getLogger("wenlan.study")
 
@@ -290,7 +290,7 @@ def _computed(source: Source, split: Split, detector: str, weights: Path, *, tru
         pictures = batch.images_B3HW.permute(0, 2, 3, 1).numpy()
         assert pictures.shape[1] == SIDE, "the study's sizes are the starter recipe's"
         found = torch.from_numpy(backbone(pictures, batch.boxes_BR4))
-        found[~present(batch.n_boxes_B, found.shape[1])] = 0  # a box that is missing reads a point
+        found[~length_mask(batch.n_boxes_B, found.shape[1])] = 0  # a box that is missing reads a point
         regions.append(torch.nn.functional.pad(found, (0, 0, 0, BOXES + 1 - found.shape[1])))
         tokens.append(torch.nn.functional.pad(batch.token_ids_BL, (0, MAX_TOKENS - batch.token_ids_BL.shape[1])))
         rest.append({f"{c}_B": getattr(batch, f"{c}_B") for c in columns})

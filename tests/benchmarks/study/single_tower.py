@@ -28,7 +28,7 @@ from training.data.order import seed_of
 from training.evaluation.hits import Features
 from training.records import Batch
 from training.run.optimizer import batch_factor, schedule
-from training.towers.layers import EncoderLayer, masked_mean, present
+from training.towers.layers import EncoderLayer, length_mask, masked_mean
 
 LAYERS = 3
 """So that its parameters are about as many as the two towers'."""
@@ -61,7 +61,7 @@ class Matcher(nn.Module):
         words_BLD = self.norms[1](self.tokens(ids_BL) + self.positions(places_L))
         x_BPD = torch.cat([regions_BRD, words_BLD], dim=1)
         seen_BR = torch.ones(regions_BRC.shape[:2], dtype=torch.bool, device=ids_BL.device)
-        mask_BP = torch.cat([seen_BR, present(length_B, ids_BL.shape[1])], dim=1)
+        mask_BP = torch.cat([seen_BR, length_mask(length_B, ids_BL.shape[1])], dim=1)
         for layer in self.layers:
             x_BPD = layer(x_BPD, mask_BP)
         logits_B: Tensor = self.fc2(F.relu(self.fc1(masked_mean(x_BPD, mask_BP)))).squeeze(1)

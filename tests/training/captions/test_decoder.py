@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.captions.decoder import BEGIN, END, PAD, CaptionerConfig, Decoder, Vocabulary, beam_search, folded
+from training.captions.decoder import BEGIN, END, PAD, CaptionerConfig, Decoder, Vocabulary, beam_search, normal_caption
 from training.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,7 @@ def test_captions_are_read_back_from_their_ids(captions: list[str]) -> None:
     for caption in captions:
         ids = vocabulary.encode(caption, 1000)
         assert (ids[0], ids[-1]) == (BEGIN, END)
-        assert vocabulary.decode(ids) == folded(caption)
+        assert vocabulary.decode(ids) == normal_caption(caption)
         assert max(ids) < len(vocabulary)
 
 

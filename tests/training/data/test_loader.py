@@ -20,7 +20,7 @@ from training.data.batch_maker import short_id
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.tokenizer import load_tokenizer
-from training.data.transforms import decode, square
+from training.data.transforms import decode, resize_square
 from training.errors import ConfigError, RunError
 from training.resolve import resolve
 
@@ -95,7 +95,7 @@ def test_evaluation_sees_every_sample_once_over_the_ranks_unchanged(make_shards:
     first = data.row(0)
     where = found.index(short_id(first.candidate_id))
     pixels = torch.cat([b.images_B3HW for b in batches])[where]
-    assert torch.equal(pixels, square(decode(data.image(first)), CONFIG.image_size))
+    assert torch.equal(pixels, resize_square(decode(data.image(first)), CONFIG.image_size))
 
 
 def test_a_builds_grid_covers_the_picture_whatever_max_boxes_is(make_shards: MakeShards) -> None:

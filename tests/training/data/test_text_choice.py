@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 
 from training.data.batch_maker import choose_text, is_boilerplate
-from training.data.index import Row, RowText
+from training.data.index import RowText, SampleRow
 from training.errors import ConfigError
 from training.resolve import resolve
 
 CONFIG = replace(resolve("tiny").data, window_shards=2)
 
 
-def _row(key: str, *kinds: str) -> Row:
+def _row(key: str, *kinds: str) -> SampleRow:
     texts = tuple(RowText(kind, f"{kind}{i}", "") for i, kind in enumerate(kinds))
-    return Row("x.tar", key, "", "news", 0, 0, texts, "", 0, 0, None)
+    return SampleRow("x.tar", key, "", "news", 0, 0, texts, "", 0, 0, None)
 
 
 def test_texts_are_taken_by_the_probabilities_of_the_source_kind() -> None:

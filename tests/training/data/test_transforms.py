@@ -21,8 +21,8 @@ from training.data.transforms import (
     decode_on_device,
     decode_square,
     input_boxes,
+    resize_square,
     sides,
-    square,
 )
 from training.errors import ConfigError
 
@@ -51,7 +51,7 @@ def test_pixels_are_those_of_pillow() -> None:
     data = io.BytesIO()
     smooth.save(data, "JPEG", quality=95)
     expected = np.asarray(Image.open(data).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR), dtype=float)
-    found = square(decode(data.getvalue()), 64).permute(1, 2, 0).numpy().astype(float)
+    found = resize_square(decode(data.getvalue()), 64).permute(1, 2, 0).numpy().astype(float)
     assert np.abs(found - expected).mean() < 1.0
 
 
@@ -66,7 +66,7 @@ def test_a_device_decodes_many_jpegs_at_once_and_leaves_the_rest_to_the_cpu() ->
     assert found.keys() == sound.keys()
     for number, (image, *size) in found.items():
         assert size == [300, 200 + number]
-        assert (image.int() - square(decode(sound[number]), 64).int()).abs().max() <= 1
+        assert (image.int() - resize_square(decode(sound[number]), 64).int()).abs().max() <= 1
 
 
 def test_a_device_without_memory_is_not_taken_for_a_damaged_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_a_large_picture_is_decoded_reduced_with_nearly_the_same_pixels(size: tu
     found, *same = decode_square(jpeg(*size), 64)
     assert tuple(sides) == tuple(same) == size
     assert full.shape == found.shape == (3, 64, 64)
-    assert torch.equal(full, square(decode(jpeg(*size)), 64))
+    assert torch.equal(full, resize_square(decode(jpeg(*size)), 64))
     difference = (full.float() - found.float()).abs().mean()
     assert (0 < difference < near) if near else not difference
 

@@ -13,12 +13,12 @@ from training.evaluation.benchmarks import BenchmarkPicture
 
 def test_queries_are_drawn_from_hits_and_misses_alike_and_bounded() -> None:
     rank = np.array([1, 2, 0, 1, 7] * 40)
-    chosen = examples_module.choose(rank)
-    assert chosen == examples_module.choose(rank)
+    chosen = examples_module.choose_examples(rank)
+    assert chosen == examples_module.choose_examples(rank)
     assert [int(rank[i] > 1) for i in chosen] == [0] * examples_module.HITS + [1] * examples_module.MISSES
     assert chosen[: examples_module.HITS] != np.flatnonzero(rank == 1)[: examples_module.HITS].tolist()
     asks = np.arange(200) >= 190
-    assert set(examples_module.choose(rank, asks)) == {i for i in range(190, 200) if rank[i]}
+    assert set(examples_module.choose_examples(rank, asks)) == {i for i in range(190, 200) if rank[i]}
 
 
 def test_thumbnails_are_small_and_stop_at_their_number(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -63,7 +63,7 @@ def test_laid_out_anew_it_keeps_the_newest_and_goes_on(
     old, new = KeyQueue(before, 2), KeyQueue(after, 2)
     filled(new, [[True] * 3])  # what it held before must be gone
     kept = last(after, last(before, filled(old, batches)))
-    new.take_over(old.state_dict())
+    new.load_saved(old.state_dict())
     assert rows(new) == kept
     entered = filled(new, more)
     assert rows(new) == last(after, kept + entered)
@@ -75,7 +75,7 @@ def test_a_shrunk_queue_is_one_that_was_small_from_the_beginning(batches: Batche
     large, small, small_from_the_beginning = KeyQueue(9, 2), KeyQueue(after, 2), KeyQueue(after, 2)
     filled(large, batches)
     filled(small_from_the_beginning, batches)
-    small.take_over(large.state_dict())
+    small.load_saved(large.state_dict())
     assert rows(small) == rows(small_from_the_beginning)
 
 
@@ -84,8 +84,8 @@ def test_ids_join_and_part() -> None:
     again = SampleIds.concatenate([ids.rows(0, 1), ids.rows(1, 4)])
     for name in ("sample_B", "image_B", "text_B", "valid_B"):
         assert torch.equal(getattr(again, name), getattr(ids, name))
-        assert torch.equal(getattr(ids.of_all_ranks(), name), getattr(ids, name))
-    assert ids.of_all_ranks().valid_B.dtype == torch.bool
+        assert torch.equal(getattr(ids.gather(), name), getattr(ids, name))
+    assert ids.gather().valid_B.dtype == torch.bool
 
 
 def test_keys_of_a_step_are_found_until_the_ring_has_gone_round() -> None:

@@ -16,7 +16,7 @@ from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError
 from training.method.key_queue import SampleIds
 from training.moco import BriVL
-from training.outputs.checkpoint import TOWERS, RunState, clean, latest, naming_older, open_checkpoint, save
+from training.outputs.checkpoint import TOWERS, RunState, clean, latest, open_checkpoint, save, suggest_intact
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 
@@ -356,7 +356,7 @@ def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Sa
     _missing(second)
 
     def read(path: Path) -> None:
-        with naming_older(path):
+        with suggest_intact(path):
             open_checkpoint(path).load_towers(model)
 
     advice = rf"{first} is intact: give that one to eval, embed or --init, or move {third.name} away and run fit again$"
@@ -367,7 +367,7 @@ def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Sa
     with pytest.raises(CheckpointError, match=r"damaged or replaced$"):
         read(run)  # none is whole: no advice
     _flip(third)
-    with pytest.raises(CheckpointError, match=r"does not match this model: [^;]*$"), naming_older(run):
+    with pytest.raises(CheckpointError, match=r"does not match this model: [^;]*$"), suggest_intact(run):
         open_checkpoint(run).load_towers(BriVL(replace(config, moco=replace(config.moco, feature_dim=16))))
 
 

@@ -31,7 +31,7 @@ if importlib.util.find_spec("ray") is None:  # to import ray.train takes a secon
 from data_specs.search.folder import read_index
 from tests.places import ROOT
 from tests.processes import QUIET, Forks, descendants, free_ports, wait_until
-from training.run.ray_job import METRICS, Preemption, exported, fit_on_ray, parse_workers
+from training.run.ray_job import METRICS, Preemption, exported_metrics, fit_on_ray, parse_workers
 from training.use.indexing import Inputs, embed_index
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,8 +66,8 @@ def test_an_announcement_that_a_node_will_go_is_answered_once(monkeypatch: pytes
 
 def test_finite_values_of_logged_steps_are_exported() -> None:
     logged = {"loss": 2.5, "samples_per_second": 100.0, "waiting_for_data": 0.1, "skipped": 3, "lr": 0.1}
-    assert exported(1, logged | {"tflops": 300.0, "mfu": 0.3}).keys() == METRICS.keys()
-    found = exported(20, logged | {"loss": math.nan})
+    assert exported_metrics(1, logged | {"tflops": 300.0, "mfu": 0.3}).keys() == METRICS.keys()
+    found = exported_metrics(20, logged | {"loss": math.nan})
     assert {name.removeprefix("wenlan_train_"): value for name, value in found.items()} == {
         "step": 20,
         "loss_finite": 0,
@@ -75,7 +75,7 @@ def test_finite_values_of_logged_steps_are_exported() -> None:
         "samples_per_second": 100,
         "waiting_for_data": 0.1,
     }
-    assert exported(1, {"dev.mean_recall": 0.5}) == {}
+    assert exported_metrics(1, {"dev.mean_recall": 0.5}) == {}
 
 
 # --- on a cluster

@@ -22,7 +22,7 @@ from training.outputs.checkpoint import open_checkpoint
 from training.records import Batch
 from training.resolve import resolve
 from training.use.encode import open_encoder
-from training.weights.two_towers import fill, import_transformers, is_two_towers, overrides_of
+from training.weights.two_towers import fill_towers, import_transformers, is_two_towers, overrides_of
 
 FAMILIES = ("clip", "chinese_clip", "siglip", "siglip2")
 SIZE, PATCH = 64, 16
@@ -175,7 +175,7 @@ def test_regions_add_nothing_at_the_first_step_and_learn(folder: tuple[str, Path
     family, place, model, _ = folder
     more = ["data.max_boxes=4", f"image.frozen_stages={frozen}", f"text.frozen_layers={frozen}", "moco.queue_size=8"]
     ours = BriVL(config_of(place, *more)).eval()
-    fill(ours, place)
+    fill_towers(ours, place)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(3, 3, SIZE, SIZE, generator=generator)
     corners = torch.rand(3, 4, 2, 2, generator=generator) * SIZE

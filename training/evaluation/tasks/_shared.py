@@ -17,8 +17,8 @@ from training.data.index_cache import GRID
 from training.errors import InputError
 from training.evaluation.benchmarks import BENCHMARKS, BenchmarkPicture
 from training.evaluation.classification import Classified
-from training.evaluation.evaluate import stands_in_train
-from training.evaluation.examples import ANSWERS, choose, example, with_pictures
+from training.evaluation.evaluate import masks_in_train
+from training.evaluation.examples import ANSWERS, choose_examples, example, with_pictures
 from training.evaluation.features import picture_features
 from training.evaluation.hits import Features, Ids, Mask, Peers
 from training.evaluation.labelled import KINDS as LABELLED
@@ -31,7 +31,7 @@ from training.weights.load import Loaded
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedImages:
     """N labelled images that could be read: features [N, D], labels, and numbers that copies of one image share.
 
     items: without their content. copy_N: of the image leader in a dataset, of the bytes elsewhere.
@@ -44,7 +44,7 @@ class Embedded:
     corrupt: int
 
 
-def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
+def embed_labelled(loaded: Loaded, labelled: Labelled) -> EmbeddedImages:
     """Features of labelled images. Raises InputError where none can be read, or two have the same name."""
     found: dict[str, tuple[LabelledPicture, int]] = {}
 
@@ -70,7 +70,7 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
         raise InputError(labelled.name, f"none of its images can be read ({len(corrupt)} tried)")
     items, copies = zip(*(found[name] for name in row_of), strict=True)
     label_N = np.array([item.label for item in items], np.int64)
-    return Embedded(features_ND, label_N, np.array(copies, np.int64), items, len(corrupt))
+    return EmbeddedImages(features_ND, label_N, np.array(copies, np.int64), items, len(corrupt))
 
 
 def pictures_of(labelled: Labelled) -> Iterator[BenchmarkPicture]:
@@ -78,13 +78,13 @@ def pictures_of(labelled: Labelled) -> Iterator[BenchmarkPicture]:
     return (item.picture for item in labelled.items())
 
 
-def held_out(request: Request, leaders: Sequence[tuple[str, str]]) -> Mask | None:
+def seen_in_train(request: Request, leaders: Sequence[tuple[str, str]]) -> Mask | None:
     """Mask of items whose image leader or text leader occurs in train; None where that is unknown."""
     split = next((name for name in SPLITS if name == request.split), None)
     if split is None or not leaders or not leaders[0][0]:
         return None
     ids = [np.array([short_id(of_item[side]) for of_item in leaders], np.int64) for side in (0, 1)]
-    return seen_of(stands_in_train(request.source.data, split, ids[0], ids[1], request.source.cache))
+    return seen_of(masks_in_train(request.source.data, split, ids[0], ids[1], request.source.cache))
 
 
 def result_of(
@@ -111,7 +111,7 @@ def class_examples(
     """Items of the headline with the best classes of each. queries: what is shown of an item."""
     examples = [
         example(group, found.rank_N[i], queries(i), class_answers(found, i, classes, ANSWERS))
-        for i in choose(found.rank_N, shown_items(seen_N))
+        for i in choose_examples(found.rank_N, shown_items(seen_N))
     ]
     return with_pictures(examples, pictures)
 
@@ -185,7 +185,7 @@ def examples_of(
 ) -> list[dict[str, Any]]:
     """Queries with their nearest candidates; `shown`: text and picture of each item, as an example has them."""
     examples = []
-    for i in choose(ranks.text_M, shown_items(seen_N)):
+    for i in choose_examples(ranks.text_M, shown_items(seen_N)):
         similar_N = similarities(features_ND, i, features_ND)
         hits_N = np.zeros(len(features_ND), np.bool_)
         hits_N[peers.pairs(i, i + 1)[1]] = True

@@ -18,7 +18,7 @@ from training.data.batch_maker import short_id
 from training.data.index import Dataset, open_dataset, split_of_dataset
 from training.errors import ConfigError, InputError
 from training.evaluation.benchmarks import BenchmarkPicture, is_benchmark
-from training.evaluation.evaluate import stands_in_train
+from training.evaluation.evaluate import masks_in_train
 from training.evaluation.features import embed
 from training.evaluation.hits import Features, Peers
 from training.evaluation.labelled import classes_digest, open_labelled
@@ -29,10 +29,10 @@ from training.evaluation.tasks._shared import (
     embed_labelled,
     examples_of,
     figures_by_seen,
-    held_out,
     peer_lines,
     pictures_of,
     result_of,
+    seen_in_train,
     seen_of,
 )
 from training.weights.load import load
@@ -55,7 +55,7 @@ def run(request: Request) -> Result:
     labelled = open_labelled(request.source, request.split, request.detector or loaded.checkpoint.detector)
     embedded = embed_labelled(loaded, labelled)
     peers = Peers(embedded.label_N, embedded.copy_N, np.arange(len(embedded.label_N)))
-    seen_N = held_out(request, [(item.image_leader, item.text_leader) for item in embedded.items])
+    seen_N = seen_in_train(request, [(item.image_leader, item.text_leader) for item in embedded.items])
     protocol = {
         "data": labelled.name,
         "split": labelled.split,
@@ -84,7 +84,7 @@ def _by_text(request: Request) -> Result:
     features_ND: Features = embeddings.image_ND
     peers = Peers(embeddings.text_ids_N, embeddings.image_ids_N, np.arange(len(features_ND)))
     ids = embeddings.image_ids_N, embeddings.text_ids_N
-    seen_N = seen_of(stands_in_train(source.data, split, *ids, source.cache))
+    seen_N = seen_of(masks_in_train(source.data, split, *ids, source.cache))
     protocol = {
         "data": " ".join(source.data),
         "split": split,

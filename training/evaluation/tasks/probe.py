@@ -29,13 +29,13 @@ from training.evaluation.labelled import classes_digest, open_labelled
 from training.evaluation.results import Result, by_seen, parts, share
 from training.evaluation.tasks import Request, Task
 from training.evaluation.tasks._shared import (
-    Embedded,
+    EmbeddedImages,
     class_examples,
     class_lines,
     embed_labelled,
-    held_out,
     pictures_of,
     result_of,
+    seen_in_train,
 )
 from training.weights.load import load
 
@@ -89,7 +89,7 @@ def run(request: Request) -> Result:
         votes(everything.features_ND, everything.label_N, asked.features_ND, len(labelled.classes), k), asked.label_N
     )
     names = [one.names[0] for one in labelled.classes]
-    seen_N = held_out(request, [(item.image_leader, item.text_leader) for item in asked.items])
+    seen_N = seen_in_train(request, [(item.image_leader, item.text_leader) for item in asked.items])
     protocol = {
         "data": labelled.name,
         "split": labelled.split,
@@ -124,33 +124,37 @@ def run(request: Request) -> Result:
     return result
 
 
-def _parts(embedded: Mapping[str, Embedded], split: str) -> tuple[Embedded, _Set, _Set, str]:
+def _parts(embedded: Mapping[str, EmbeddedImages], split: str) -> tuple[EmbeddedImages, _Set, _Set, str]:
     """Parts to evaluate, to train on and to tune on; and how they were made."""
     if split == "all":
-        asked_N, rest = _fifth(embedded["all"])
-        asked, train, how = _take(embedded["all"], asked_N), _take(embedded["all"], rest), "fifths by sha256 of images"
+        asked_N, rest = _split_fifth(embedded["all"])
+        asked, train, how = (
+            _select(embedded["all"], asked_N),
+            _select(embedded["all"], rest),
+            "fifths by sha256 of images",
+        )
     else:
         asked, train, how = embedded[split], embedded["train"], "splits train and dev"
     if "dev" in embedded:
         dev = embedded["dev"]
     else:
-        dev_N, rest = _fifth(train, salt=1)
-        train, dev = _take(train, rest), _take(train, dev_N)
+        dev_N, rest = _split_fifth(train, salt=1)
+        train, dev = _select(train, rest), _select(train, dev_N)
         how = how if split == "all" else "a fifth of train is dev"
     if not len(asked.label_N) or len(np.unique(train.label_N)) < 2 or not len(dev.label_N):
         raise InputError("probe", f"too few images: {len(train.label_N)} to train on, {len(dev.label_N)} of dev")
     return asked, _Set(train.features_ND, train.label_N), _Set(dev.features_ND, dev.label_N), how
 
 
-def _fifth(embedded: Embedded, salt: int = 0) -> tuple[Mask, Mask]:
+def _split_fifth(embedded: EmbeddedImages, salt: int = 0) -> tuple[Mask, Mask]:
     """Masks of a fifth of the images and of the others, by the digits of their digest; `salt` takes other digits."""
     digits_N = (embedded.copy_N.astype(np.uint64) >> np.uint64(20 * salt)) % np.uint64(FIFTH)
     return digits_N == 0, digits_N != 0
 
 
-def _take(embedded: Embedded, mask_N: Mask) -> Embedded:
+def _select(embedded: EmbeddedImages, mask_N: Mask) -> EmbeddedImages:
     items = tuple(item for item, taken in zip(embedded.items, mask_N, strict=True) if taken)
-    return Embedded(embedded.features_ND[mask_N], embedded.label_N[mask_N], embedded.copy_N[mask_N], items, 0)
+    return EmbeddedImages(embedded.features_ND[mask_N], embedded.label_N[mask_N], embedded.copy_N[mask_N], items, 0)
 
 
 # --- the two ways

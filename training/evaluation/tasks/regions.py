@@ -27,17 +27,17 @@ import numpy as np
 
 from data_specs.shard import ContractError
 from training.data.released_rows import Box
-from training.data.transforms import UnreadableImage, decode, decode_square, input_boxes, square
+from training.data.transforms import UnreadableImage, decode, decode_square, input_boxes, resize_square
 from training.errors import InputError
 from training.evaluation.class_texts import class_features, digest
 from training.evaluation.classification import Classified, classify, cosines, figures, resampled
-from training.evaluation.features import encoded
+from training.evaluation.features import encode_batch
 from training.evaluation.hits import Features, Ids, Mask
 from training.evaluation.labelled import classes_digest
 from training.evaluation.labelled_boxes import Boxed, open_boxed
 from training.evaluation.results import Result, by_seen, parts, share
 from training.evaluation.tasks import Request, Task
-from training.evaluation.tasks._shared import class_examples, class_lines, held_out, result_of
+from training.evaluation.tasks._shared import class_examples, class_lines, result_of, seen_in_train
 from training.evaluation.tasks.zero_shot import templates_of
 from training.weights.load import BATCH, Loaded, load
 
@@ -82,7 +82,7 @@ def run(request: Request) -> Result:
     crop = classify(cosines(regions.crop_ND, classes_CD), regions.label_N)
     alone = crop if regions.alone_ND is None else classify(cosines(regions.alone_ND, classes_CD), regions.label_N)
     names = [one.names[0] for one in boxed.classes]
-    seen_N = held_out(request, regions.leaders)
+    seen_N = seen_in_train(request, regions.leaders)
     protocol = {
         "data": boxed.name,
         "split": boxed.split,
@@ -230,7 +230,7 @@ def _crop_features(loaded: Loaded, full_3HW: Tensor, boxes: Sequence[Box]) -> Fe
     parts = []
     for start in range(0, len(boxes), BATCH):
         cut = [_crop(full_3HW, box, data.image_size) for box in boxes[start : start + BATCH]]
-        parts.append(encoded(loaded, "image", loaded.image_batch(cut, [grid_R4] * len(cut))))
+        parts.append(encode_batch(loaded, "image", loaded.image_batch(cut, [grid_R4] * len(cut))))
     return np.concatenate(parts)
 
 
@@ -238,7 +238,7 @@ def _crop(full_3HW: Tensor, box: Box, size: int) -> Tensor:
     height, width = full_3HW.shape[1:]
     x1, y1, x2, y2 = (round(v) for v in box)
     left, top = min(x1, width - 1), min(y1, height - 1)
-    return square(full_3HW[:, top : max(y2, top + 1), left : max(x2, left + 1)], size)
+    return resize_square(full_3HW[:, top : max(y2, top + 1), left : max(x2, left + 1)], size)
 
 
 TASK = Task(run, summary)

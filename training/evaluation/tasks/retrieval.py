@@ -17,8 +17,8 @@ from training.data.batch_maker import short_id
 from training.data.index import open_dataset, split_of_dataset
 from training.errors import ConfigError
 from training.evaluation.benchmarks import Benchmark, BenchmarkPicture, is_benchmark, open_benchmark
-from training.evaluation.evaluate import embed_benchmark, named_benchmark, stands_in_train
-from training.evaluation.examples import choose, example, with_pictures
+from training.evaluation.evaluate import embed_benchmark, masks_in_train, named_benchmark
+from training.evaluation.examples import choose_examples, example, with_pictures
 from training.evaluation.features import embed
 from training.evaluation.hits import Captions, Clusters, Features, Hits, Ids, Mask
 from training.evaluation.results import Result, by_seen, first_lines, head, parts, recalls, share, shown_items
@@ -82,7 +82,7 @@ def _on_dataset(request: Request, loaded: Loaded, split: Split) -> tuple[Measure
     found = embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision)
     hits = Clusters(found.image_ids_N, found.text_ids_N)
     ranks = rank(found.image_ND, found.text_ND, hits, loaded.device)
-    in_train = stands_in_train(data, split, found.image_ids_N, found.text_ids_N, cache)
+    in_train = masks_in_train(data, split, found.image_ids_N, found.text_ids_N, cache)
     names = [str(number) for number in found.sample_ids_N]
     hit = "a hit has the same image leader or text leader"
     about = _result_head(
@@ -206,7 +206,7 @@ def _examples(request: Request, measured: Measured) -> list[dict[str, Any]]:
     )
     examples = []
     for group, asking, gallery, rank_N, hits_of_query, queries, candidates in directions:
-        for i in choose(rank_N, shown_items(seen_of(measured.in_train))):
+        for i in choose_examples(rank_N, shown_items(seen_of(measured.in_train))):
             hits = np.zeros(len(gallery), np.bool_)
             hits[hits_of_query(i)] = True
             answers = answers_of(similarities(asking, i, gallery), hits)

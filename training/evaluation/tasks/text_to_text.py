@@ -19,7 +19,7 @@ from training.data.index import open_dataset, split_of_dataset
 from training.data.index_cache import GRID
 from training.errors import ConfigError
 from training.evaluation.benchmarks import Benchmark
-from training.evaluation.evaluate import named_benchmark, stands_in_train
+from training.evaluation.evaluate import masks_in_train, named_benchmark
 from training.evaluation.features import text_rows
 from training.evaluation.hits import Ids, Mask, Peers, first_of_group
 from training.evaluation.labelled import KINDS
@@ -96,7 +96,7 @@ def _of_dataset(request: Request) -> _Texts:
         images += [short_id(row.image_leader)] * len(row.texts)
         copies += [short_id(text.leader) for text in row.texts]
     image_M, copy_M = np.array(images, np.int64), np.array(copies, np.int64)
-    seen_M = seen_of(stands_in_train(source.data, split, image_M, copy_M, source.cache))
+    seen_M = seen_of(masks_in_train(source.data, split, image_M, copy_M, source.cache))
     return _Texts(" ".join(source.data), split, tuple(texts), image_M, copy_M, seen_M)
 
 

@@ -19,9 +19,9 @@ from training.evaluation.tasks._shared import (
     class_examples,
     class_lines,
     embed_labelled,
-    held_out,
     pictures_of,
     result_of,
+    seen_in_train,
 )
 from training.weights.load import load
 
@@ -40,7 +40,7 @@ def run(request: Request) -> Result:
     embedded = embed_labelled(loaded, labelled)
     found = classify(cosines(embedded.features_ND, classes_CD), embedded.label_N)
     names = [one.names[0] for one in labelled.classes]
-    seen_N = held_out(request, [(item.image_leader, item.text_leader) for item in embedded.items])
+    seen_N = seen_in_train(request, [(item.image_leader, item.text_leader) for item in embedded.items])
     protocol = {
         "data": labelled.name,
         "split": labelled.split,

@@ -278,7 +278,7 @@ def test_vectors_of_classes_with_many_names_take_no_memory_for_each_of_their_tex
     def encode(loaded: object, modality: str, batch: list[str]) -> np.ndarray:
         return np.stack([np.full(width, 1 + ("山" in text), np.float32) for text in batch])
 
-    monkeypatch.setattr(features, "encoded", encode)
+    monkeypatch.setattr(features, "encode_batch", encode)
     settings = SimpleNamespace(moco=SimpleNamespace(feature_dim=width))
     loaded: Any = SimpleNamespace(config=settings, text_batch=list)
     classes = [ClassName("a", tuple(f"山{n}" for n in range(2000))), ClassName("b", ("水",))]
