@@ -104,7 +104,7 @@ class PassRunner:
         return result
 
     def _run_tasks(
-        self, chain: Sequence[Pass], states: Sequence[_PassState], partitions: int, missing: Sequence[str]
+        self, chain: Sequence[Pass], states: Sequence[_PassState], partitions: int, missing: list[str]
     ) -> list[float]:
         """Runs the missing ones of so many partitions; returns the seconds of each pass. states: of each pass, added
         to."""
