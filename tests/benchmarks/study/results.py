@@ -88,7 +88,7 @@ class Figures:
 
     def hits(self, gallery: str, families: Families, budget: Budget, samples: int = 0) -> dict[int, Array]:
         """Hits by seed at the chosen length, the mean of both ways: by style and family the sum over its names [Y, F].
-        Empty where they were not kept."""
+        Without the seeds of which they were not kept."""
         if gallery not in families:
             return {}
         total = 1 + max(number for numbers in families[gallery] for number in numbers)
@@ -96,7 +96,7 @@ class Figures:
         for trial in self.trials:
             styles = _at(trial, length).hits.get(gallery, [])
             if len(styles) != len(families[gallery]):
-                return {}
+                continue
             pairs = zip(styles, families[gallery], strict=True)
             sums = [np.bincount(f, unpacked(text, len(f)).mean(0), minlength=total) for text, f in pairs]
             found[trial.seed] = np.stack(sums).astype(np.float64)

@@ -108,6 +108,10 @@ def test_a_gain_of_all_seeds_on_one_name_alone_is_not_shown():
     assert wide.gain is not None
     assert wide.gain.mean == pytest.approx(0.25)
     assert wide.gain.high >= 0.5
+    fourth = replace(found["moco"].trials[0], seed=3)  # kept without its hits, and of no arm beside
+    bare = replace(fourth, points=tuple(replace(p, hits={}) for p in fourth.points))
+    more = replace(found["moco"], trials=(*found["moco"].trials, bare))
+    assert judge(claim, {**found, "moco": more}, families) == wide
 
 
 def test_equal_steps_of_a_larger_batch_are_as_many_samples_more():
