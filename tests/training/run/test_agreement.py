@@ -67,9 +67,9 @@ def said(outcomes: Runs, world: int, scene: str) -> list[str]:
     return first
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("world", [2, FOUR])
-@pytest.mark.drill(18)
 def test_ranks_go_on_from_one_checkpoint_to_the_files_of_a_run_without_a_stop(outcomes: Runs, world: int) -> None:
     stopped, again, checkpoints, compared = said(outcomes, world, "stopped")
     assert stopped.startswith("RunError: step 4: stopped by a signal")
