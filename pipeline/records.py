@@ -426,8 +426,8 @@ SHOWN, SHOWN_SCHEMA = (
     "shown.parquet",
     pa.schema([("url", pa.string()), ("image_url", pa.string()), ("sha256", pa.string())]),
 )
-"""Beside captures, of the page `url`: the pictures that it shows; sha256: "" where unknown (`pipeline.takedown.shown`).
-"""
+"""Beside captures, of the page `url`: the pictures that it shows; sha256: "" where unknown
+(`pipeline.takedown.page_pictures`)."""
 
 OPT_OUTS, OPT_OUT_SCHEMA = "opt_outs.parquet", pa.schema([("url", pa.string())])
 """Suffix of crawl's file of pages whose owner had opted out, of a crawl that a new generation takes over."""

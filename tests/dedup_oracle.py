@@ -16,10 +16,18 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec
 from data_specs.text.folding import normals, text_id
-from pipeline.matching import looks
+from pipeline.matching import image_comparison
 from pipeline.matching.contexts import file_stem
-from pipeline.matching.looks import Details, OfArrays, coarse_of, families, fine_of, hashes_of, signatures_of
-from pipeline.matching.sketches import same, sketch
+from pipeline.matching.image_comparison import (
+    Details,
+    SignatureArrays,
+    coarse_of,
+    families,
+    fine_of,
+    hashes_of,
+    signatures_of,
+)
+from pipeline.matching.sketches import are_same, sketch
 from pipeline.pictures.signatures import of_one_tone
 from pipeline.records import OWN_WORDS, split_of
 from pipeline.urls import domain_key
@@ -29,7 +37,7 @@ Matrix = npt.NDArray[np.bool_]
 
 def alike(radius: int, threshold: float, phash: Any, signature: Any, details: Details, turned: bool = False) -> Matrix:
     """[N, N] which images look like which; turned: as mirrored and turned copies, too."""
-    signed, found = OfArrays(signature, details), np.zeros((len(phash), len(phash)), np.bool_)
+    signed, found = SignatureArrays(signature, details), np.zeros((len(phash), len(phash)), np.bool_)
     hashed = {False: coarse_of(phash, signature, turned), True: fine_of(details, turned)}
     for family in families(radius, turned):
         own = hashed[family.fine]
@@ -42,7 +50,9 @@ def alike(radius: int, threshold: float, phash: Any, signature: Any, details: De
             toned = of_one_tone(*tones, family.blocks)
             one, other, parts = one[toned], other[toned], (parts[0][toned], parts[1][toned])
             images = own.images[one], own.images[other]
-            match = looks.alike(signed, images[0], parts[0], signed, images[1], parts[1], (family, threshold))
+            match = image_comparison.alike(
+                signed, images[0], parts[0], signed, images[1], parts[1], (family, threshold)
+            )
             found[images[0][match], images[1][match]] = True
     both: Matrix = found | found.T
     return both
@@ -53,7 +63,7 @@ def equal_texts(texts: list[str], threshold: float) -> Matrix:
     own, size = sketch(texts, threshold), len(texts)
     one, other = (of.ravel() for of in np.indices((size, size)))
     shared = (own.keys[one] == own.keys[other]).any(axis=1)
-    match: Matrix = (same(own, one, own, other, threshold) & shared).reshape(size, size)
+    match: Matrix = (are_same(own, one, own, other, threshold) & shared).reshape(size, size)
     return match | (np.array(texts, object)[:, None] == np.array(texts, object)[None, :])
 
 

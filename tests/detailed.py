@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.matching.looks import Details
+from pipeline.matching.image_comparison import Details
 from pipeline.pictures import details
 
 

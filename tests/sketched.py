@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from data_specs.text.folding import normals
 from pipeline.dedup.greedy import NONE, Nodes
-from pipeline.matching.sketches import same, similarities, sketch
+from pipeline.matching.sketches import are_same, similarities, sketch
 from pipeline.matching.text_edges import TextEntries, TextJoin
 from pipeline.matching.text_rows import TextRows
 
@@ -31,13 +31,13 @@ def leaders_among(texts: TextRows, threshold: float) -> list[int]:
     """The row of the leader of each of some distinct texts, which come in order."""
     own, size = texts.sketches, len(texts)
     join, entries = TextJoin(threshold, own.without_keys, np.arange(size, dtype=np.uint32)), TextEntries.of(own.keys)
-    join.among(entries.keys, entries.owner.astype(np.int64))
+    join.join(entries.keys, entries.owner.astype(np.int64))
     edges, crowds = join.edges()
 
     def alike(text: int, others: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         rows = np.full(len(others), text)
         shared: npt.NDArray[np.bool_] = (own.keys[rows] == own.keys[others]).any(axis=1)
-        return same(own, rows, own, others, threshold) & shared
+        return are_same(own, rows, own, others, threshold) & shared
 
     nothing = np.zeros(0, np.int64)
     nodes = Nodes(nothing.reshape(0, 2), edges, crowds, nothing, alike)

@@ -132,7 +132,7 @@ def _prove(args: argparse.Namespace) -> dict[str, Any]:
     store, answers, ok = _store(args), dict[str, Any](), True
     known = {entry["out"]: bool(Folder(entry["out"]).names()) for entry in store.known()}
     away = [f"{out}: not searched: {store.unreachable(out)}" for out, is_there in known.items() if not is_there]
-    for what, sought in {what: prove.sought(what) for what in args.prove}.items():
+    for what, sought in {what: prove.parse_target(what) for what in args.prove}.items():
         proof = prove.Proof(store, sought, _tell_progress)
         proof.walk([*filter(known.get, known), store.url, *args.builds, *args.index])
         for finding in proof.findings[:MOST_SHOWN]:

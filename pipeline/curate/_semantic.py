@@ -43,7 +43,7 @@ from pipeline.curate.judging import pair_partitions
 from pipeline.dedup.runs import kept_by
 from pipeline.files.digests import DIGEST, bytes_of, column_of, digests_of, hexed, unhex
 from pipeline.files.parquet import Rows
-from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, codes_of, joined, millionths, resolved
+from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, codes_of, merge_nearest, millionths, resolved
 from pipeline.model_runner import model_values
 from pipeline.store.build import Build
 from pipeline.store.commits import Attempt, Record
@@ -323,7 +323,7 @@ class _Leaders:
     def decide(self, ids: Ids, codes: Codes) -> tuple[list[int], Nearest]:
         """(rows that are kept, which lead from now on, the nearest leader of every row) of a block by rank."""
         asked = self._holders.ask("nearest", [(codes,)] * len(self._holders))
-        kept, nearest = resolved(codes, joined(asked), self._within, self._reach, self.count)
+        kept, nearest = resolved(codes, merge_nearest(asked), self._within, self._reach, self.count)
         self.add(ids[kept], codes[kept])
         return kept, nearest
 

@@ -66,7 +66,7 @@ def read_crowds(build: Build, kind: str) -> Crowds:
             found = (arrays[f"crowds.{kind}.{name}"].copy() for name, _ in _CROWDS)
             members, starts, follows, pairs = found
             parts.append(Crowds(members, starts, follows.astype(np.bool_), pairs))
-    return Crowds.joined(parts)
+    return Crowds.concat(parts)
 
 
 class Collapsed:

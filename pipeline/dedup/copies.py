@@ -55,7 +55,7 @@ def run_partition(build: Build, partition: str) -> None:
         runs = Runs(build, files)
         pulse.expect(int(runs.starts[-1]))
         for kind, starts, kept in ((IMAGES, runs.starts, KEPT_IMAGES), (TEXTS, runs.text_starts, KEPT_TEXTS)):
-            words, numbers, digests = _own(runs, kind, starts, first, last)
+            words, numbers, digests = _items_in_range(runs, kind, starts, first, last)
             found[f"{COPIES}.{kind}"] = _equal(words, numbers, digests)
             found[kept] = _of_earlier(build, runs, kind, (words, numbers, digests), first, last)
         pulse.advance(int(runs.starts[-1]))
@@ -63,7 +63,7 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit({"images": len(found[f"{COPIES}.{IMAGES}"]), "texts": len(found[f"{COPIES}.{TEXTS}"])})
 
 
-def _own(runs: Runs, kind: str, starts: Ints, first: float, last: float) -> tuple[Codes, Ints, Digests]:
+def _items_in_range(runs: Runs, kind: str, starts: Ints, first: float, last: float) -> tuple[Codes, Ints, Digests]:
     """(words ascending, numbers, digests) of the items of all runs in a range; equal digests by ascending number."""
     words, numbers, digests = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros((0, 32), np.uint8)]
     for arrays, start in zip(runs.arrays, starts.tolist(), strict=False):

@@ -39,8 +39,8 @@ from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.files.digests import Digests, digests_of
 from pipeline.matching import text_rows
 from pipeline.matching.contexts import contexts_in
+from pipeline.matching.image_comparison import NO_DETAILS, ROW, Details, Hashed, coarse_of, fine_of, hashes_of
 from pipeline.matching.image_keys import Ints, Key
-from pipeline.matching.looks import NO_DETAILS, ROW, Details, Hashed, coarse_of, fine_of, hashes_of
 from pipeline.matching.sketches import spread
 from pipeline.matching.text_edges import words_of
 from pipeline.pictures import details, symmetries
@@ -215,7 +215,7 @@ def _write_images(
 ) -> None:
     columns = ["candidate_id", "sha256", "text_leader", "domain", "phash", "split", "context"]
     table = identities.rows(known, "images.parquet", piece.first, piece.last, columns)
-    turned = any(key.family.turned for key in keys)
+    turned = any(key.family.in_other_forms for key in keys)
     widths = (of + symmetries.HASHES * turned for of in (HASHES, GRIDS))
     coarse = Hashed(np.arange(len(piece)), *(np.zeros((len(piece), width), np.uint64) for width in widths))
     fine = [fine_of(NO_DETAILS, turned)]
@@ -230,7 +230,7 @@ def _write_images(
         end = identities.details_before(known, piece.last)
         for at in range(before, end, AT_ONCE):
             rows = identities.raw(known, DETAILS, at, min(end, at + AT_ONCE), ROW)
-            fine.append(fine_of(Details.of_rows(rows).moved(-piece.first), turned))
+            fine.append(fine_of(Details.of_rows(rows).shifted(-piece.first), turned))
     fine_all = (np.concatenate([getattr(of, name) for of in fine]) for name in ("images", "codes", "tones"))
     contexts = contexts_in(table["context"])
     write_images(writer, digests_of(table["sha256"]), contexts, (coarse, Hashed(*fine_all)), keys)
@@ -303,13 +303,13 @@ class KeptSigned:
         self._known = self._identities.read(piece.commit)
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
-        """See `looks.Signed`."""
+        """See `image_comparison.Signed`."""
         distinct, at = np.unique(images, return_inverse=True)
         return self._read(SIGNATURES, self._first + distinct, _WIDTH).reshape(-1, GRIDS, SIZE)[at, grids]
 
     def details(self, images: Ints) -> Details:
-        """See `looks.Signed`."""
-        places, rows = Details(self._detailed, np.zeros((0, details.SIZE), np.uint8)).at(images)
+        """See `image_comparison.Signed`."""
+        places, rows = Details(self._detailed, np.zeros((0, details.SIZE), np.uint8)).rows_of(images)
         if not len(places):
             return NO_DETAILS
         distinct, at = np.unique(rows, return_inverse=True)

@@ -48,7 +48,7 @@ ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True)
-class _Part:
+class _BucketRange:
     """Buckets first to last - 1 of a key, by its number; of texts where that is -1."""
 
     key: int
@@ -76,16 +76,16 @@ def partitions(build: Build) -> list[str]:
     return ranges(sum(entries for *_, entries in _entries(build, records_of(build))), ENTRIES)
 
 
-def _parts(build: Build, records: list[Record], partition: str) -> list[_Part]:
+def _parts(build: Build, records: list[Record], partition: str) -> list[_BucketRange]:
     """Returns the parts of keys that lie in a range."""
     every = _entries(build, records)
     total = sum(entries for *_, entries in every)
     low, high = (round(share * total) for share in ranges_of(partition))
-    found, start = list[_Part](), 0
+    found, start = list[_BucketRange](), 0
     for key, buckets, entries in every:
         first, last = (min(max(at - start, 0), entries) * buckets // entries for at in (low, high))
         if first < last:
-            found.append(_Part(key, first, last))
+            found.append(_BucketRange(key, first, last))
         start += entries
     return found
 
@@ -117,18 +117,18 @@ _Found = tuple[Ints, Ints, Crowds, int]
 _NOTHING: _Found = (np.zeros((0, 2), np.int64), np.zeros((0, 3), np.int64), Crowds.of([]), 0)
 
 
-def _images(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
+def _images(build: Build, runs: Runs, parts: list[_BucketRange]) -> _Found:
     if not parts:
         return _NOTHING
     signed, rule = runs.signatures(), rule_of(build.spec)
     collapsed = Collapsed(build, IMAGES, int(runs.starts[-1]))
 
-    def two(ones: Ints, others: Ints) -> npt.NDArray[np.bool_]:
-        """Whether contexts tell images apart; of copies to the letter each has its own context, and none is asked."""
+    def are_different(ones: Ints, others: Ints) -> npt.NDArray[np.bool_]:
+        """True where contexts tell images apart; copies have contexts of their own, so they are left out."""
         apart: npt.NDArray[np.bool_] = bonds(*_contexts(runs, ones, others)) == TWO
         return apart & ~collapsed.copied[ones] & ~collapsed.copied[others]
 
-    join = ImageJoin(rule, signed, runs.hashed, runs.joined("order"), two)
+    join = ImageJoin(rule, signed, runs.hashed, runs.concat("order"), are_different)
     entries = list[tuple[int, Key, Loaded]]()
     for part in parts:
         key, loaded = runs.keys[part.key], list[Loaded]()
@@ -136,9 +136,9 @@ def _images(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
             own = loaded_in(arrays, part.key, key, (part.first, part.last), start)
             loaded.append(own.take(collapsed.remaining(own.image)))
             arrays.give_back()
-        entries.append((part.key, key, Loaded.joined(loaded)))
+        entries.append((part.key, key, Loaded.concat(loaded)))
     for _, key, own in entries:
-        join.among(key, own)
+        join.join(key, own)
     kept, pieces = [np.zeros((0, 3), np.int64)], pieces_of(build, IMAGES)
     asking = [(number, key, Asking.of(key, own)) for number, key, own in entries] if pieces else []
     for piece in pieces:
@@ -164,12 +164,12 @@ def _contexts(runs: Runs, ones: Ints, others: Ints) -> tuple[Context, Context]:
     return contexts[np.searchsorted(images, ones)], contexts[np.searchsorted(images, others)]
 
 
-def _texts(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
+def _texts(build: Build, runs: Runs, parts: list[_BucketRange]) -> _Found:
     if not parts:
         return _NOTHING
     threshold = build.spec.dedup.text_similarity
     collapsed = Collapsed(build, TEXTS, int(runs.text_starts[-1]))
-    join = TextJoin(threshold, runs.sketches, runs.joined("text.order"))
+    join = TextJoin(threshold, runs.sketches, runs.concat("text.order"))
     kept = [np.zeros((0, 3), np.int64)]
     pieces = pieces_of(build, TEXTS)
     for part in parts:
@@ -181,7 +181,7 @@ def _texts(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
             keys.append(own.keys[rows])
             numbers.append(text[rows])
         key, text = np.concatenate(keys), np.concatenate(numbers)
-        join.among(key, text)
+        join.join(key, text)
         for piece in pieces:
             with opened(build, piece, runs.keys) as arrays:
                 looking = KeptTextJoin(threshold, runs.sketches, kept_texts_in(arrays))

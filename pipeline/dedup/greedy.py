@@ -26,7 +26,7 @@ import numpy.typing as npt
 from data_specs.build import Dedup
 from pipeline.matching.contexts import ALT, CAPTION, LOOKS_BOND, Context, bonds
 from pipeline.matching.crowds import Crowds, Partners
-from pipeline.matching.sketches import begins, distinct, spread
+from pipeline.matching.sketches import distinct, group_starts, spread
 from pipeline.records import DropReason
 
 Ints = npt.NDArray[np.int64]
@@ -141,7 +141,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Kept:
+class EarlierResults:
     """Results of earlier builds: first leaders, and counts.
 
     same [image nodes], near [M]: the first image with the same bytes, and the one that a pair's is a near copy of, with
@@ -177,7 +177,7 @@ class Verdicts:
 class LeaderPass:
     """Decides about pairs in order; afterwards places texts that leaders take over."""
 
-    def __init__(self, rules: Dedup, images: Nodes, texts: Nodes, kept: Kept) -> None:
+    def __init__(self, rules: Dedup, images: Nodes, texts: Nodes, kept: EarlierResults) -> None:
         self._rules, self._images, self._texts, self._kept = rules, images, texts, kept
         self._leader_of: Ints = kept.text_leaders.copy()
         """[text nodes] the node that leads each so far, NONE for none; from their number on nodes of earlier builds."""
@@ -203,7 +203,7 @@ class LeaderPass:
         for row, image, first, texts, domain in _rows(pairs):
             why = 0
             if image != NONE:
-                waiting.decided(row)
+                waiting.close_pair(row)
                 if same[image] != NONE:
                     why, earlier[row] = BIT[DropReason.SAME_IMAGE], same[image]
                 elif owners[image] != NONE:
@@ -230,13 +230,13 @@ class LeaderPass:
                 domains[domain] += 1
             for at, text in enumerate(texts, first):
                 if text != NONE:
-                    of_texts[at], began[at] = self.place(text)
+                    of_texts[at], began[at] = self.leader_of_text(text)
             if texts[0] != NONE:
                 pairs_of[of_texts[first]] += 1
         return found
 
-    def place(self, text: int) -> tuple[int, bool]:
-        """(the node that leads a text of a kept pair, whether it is the text, which leads from now on)."""
+    def leader_of_text(self, text: int) -> tuple[int, bool]:
+        """Returns the node that leads a text of a kept pair, and whether the text itself leads from now on."""
         leader = self._leader(text)
         if leader != NONE:
             return leader, False
@@ -282,8 +282,8 @@ class _Waiting:
         self._open: Ints = np.bincount(pairs.image[self._is_open], minlength=nodes)
         self._open_in_crowds = images.in_crowds(self._open > 0)
 
-    def decided(self, row: int) -> None:
-        """It is the turn of a pair: it is a copy of no later one."""
+    def close_pair(self, row: int) -> None:
+        """Closes a pair whose turn has come: it is not a copy of a later pair."""
         for at in range(row * self._each, (row + 1) * self._each):
             self._undecided[self._hashes[at]] -= 1
         if self._is_open[row]:
@@ -357,6 +357,6 @@ def first_by(keys: Ints, values: Ints, size: int) -> Ints:
     """[size] the smallest of the values [K] under each key [K], NONE where there is none."""
     found = np.full(size, NONE)
     order = np.lexsort((values, keys))
-    new = order[begins(keys[order])]
+    new = order[group_starts(keys[order])]
     found[keys[new]] = values[new]
     return found

@@ -12,8 +12,8 @@ published stays.
 
 Kept pairs get their splits here (`pipeline.dedup.splits`).
 
-Limits: what is in memory (`pipeline.dedup.joined`), and texts that leaders take over. A placeholder has taken its place
-under the caps before it is known as one, and that place is not given back.
+Limits: what is in memory (`pipeline.dedup.leader_input`), and texts that leaders take over. A placeholder has taken
+its place under the caps before it is known as one, and that place is not given back.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.greedy import LeaderPass
-from pipeline.dedup.joined import Joined
+from pipeline.dedup.leader_input import LeaderInput
+from pipeline.dedup.leader_output import MERGED_SCHEMA, VERDICT_SCHEMA, decide_all_pairs, merged, write
 from pipeline.dedup.merged_texts import MergedTexts
-from pipeline.dedup.outcome import MERGED_SCHEMA, VERDICT_SCHEMA, merged, spread_out, write
 from pipeline.dedup.splits import TextSplits
 from pipeline.features import feature_id
 from pipeline.matching import text_rows
@@ -65,23 +65,23 @@ def run_partition(build: Build, partition: str) -> None:
     rules = build.spec.dedup
     with contextlib.ExitStack() as files, build.stage("dedup.leaders").attempt(partition) as attempt:
         earlier.warn(build)
-        joined = Joined(build, files)
-        pulse.expect(len(joined.order))
-        began = {at + len(joined.texts): split for at, split in enumerate(joined.earlier_texts.splits) if split}
+        inputs = LeaderInput(build, files)
+        pulse.expect(len(inputs.order))
+        began = {at + len(inputs.texts): split for at, split in enumerate(inputs.earlier_texts.splits) if split}
         text_splits = TextSplits(began) if build.spec.shards.apart == "texts" else None
-        deciding, taken = LeaderPass(rules, joined.images, joined.texts, joined.kept()), MergedTexts(rules)
-        outcome = spread_out(build, joined, deciding.decide(joined.pairs()), text_splits)
+        deciding, taken = LeaderPass(rules, inputs.images, inputs.texts, inputs.earlier_results()), MergedTexts(rules)
+        outcome = decide_all_pairs(build, inputs, deciding.decide(inputs.pairs()), text_splits)
         rows = merged(outcome, taken, deciding, text_splits)
         write(attempt, outcome, rows, sorted(taken.placeholders))
-        pulse.advance(len(joined.order))
+        pulse.advance(len(inputs.order))
         counts = {
-            "pairs": len(joined.order),
-            "free": len(joined.order) - len(joined.bound),
+            "pairs": len(inputs.order),
+            "free": len(inputs.order) - len(inputs.bound),
             "leaders": len(outcome.kept),
             "text_clusters": outcome.counts["text_clusters"],
             "merged_texts": sum(table.num_rows for table in rows.values()),
             "placeholders": len(taken.placeholders),
-            "earlier": joined.kept_earlier,
+            "earlier": inputs.kept_earlier,
             **(text_splits.counts if text_splits is not None else {}),
         }
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(rules.text_similarity)}

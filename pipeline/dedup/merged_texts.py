@@ -42,6 +42,6 @@ class MergedTexts:
                     known.add(text)
                     taken.append((copy, at))
 
-    def taken(self) -> dict[int, list[tuple[int, int]]]:
-        """By leader (copy, place among its texts), in the order in which they were taken."""
+    def by_leader(self) -> dict[int, list[tuple[int, int]]]:
+        """Taken texts by leader: (copy, place among its texts), in the order in which they were taken."""
         return {leader: texts for leader, texts in self._taken.items() if texts}

@@ -4,7 +4,7 @@ A piece is one file of arrays (`pipeline.files.arrays`), of which no more is rea
 
     sha256, words                   of each image the digest of its bytes; first 64 bits of all, ascending, with owners
     contexts                        what is known of each image beside its looks (`pipeline.matching.contexts`)
-    codes, tones, fine.*            what candidates are found by (`looks.Hashed`): of every picture, and of details
+    codes, tones, fine.*            how candidates are found (`image_comparison.Hashed`): of pictures, and of details
     <key>.asking.*, <key>.others.*  entries of each key (`image_keys`), ascending
     text.*                          distinct texts: ids, words of ids with owners, sketches, and entries by band key
 
@@ -24,9 +24,9 @@ from data_specs.shard import canonical_json
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.files.digests import Digests
 from pipeline.matching.contexts import Context
+from pipeline.matching.image_comparison import Hashed, Signed
 from pipeline.matching.image_edges import KeptImages, Loaded
 from pipeline.matching.image_keys import Entries, Key, entries_of
-from pipeline.matching.looks import Hashed, Signed
 from pipeline.matching.sketches import Ints, Sketches
 from pipeline.matching.text_edges import BUCKETS, KeptTexts, TextEntries, words_of
 from pipeline.matching.text_rows import TextRows
@@ -107,8 +107,8 @@ def _entries(arrays: Arrays, number: int, name: str) -> Entries:
 def loaded_in(arrays: Arrays, number: int, key: Key, part: tuple[int, int], first: int) -> Loaded:
     """The entries of some buckets of a key, in memory; first: the number of the piece's first image."""
     hashed = hashed_in(arrays, fine=key.family.fine)
-    both = (_entries(arrays, number, name).within(key, *part) for name in ("asking", "others"))
-    return Loaded.joined([Loaded.of(key, entries, hashed, first) for entries in both])
+    both = (_entries(arrays, number, name).in_buckets(key, *part) for name in ("asking", "others"))
+    return Loaded.concat([Loaded.of(key, entries, hashed, first) for entries in both])
 
 
 def kept_images_in(arrays: Arrays, number: int, key: Key, signed: Signed) -> KeptImages:
@@ -124,7 +124,7 @@ def sketches_in(arrays: Arrays) -> Sketches:
 
 def text_entries_in(arrays: Arrays, first: int = 0, last: int = BUCKETS) -> TextEntries:
     """Entries of texts in some buckets."""
-    return TextEntries(arrays["text.keys"], arrays["text.owner"]).within(first, last)
+    return TextEntries(arrays["text.keys"], arrays["text.owner"]).in_buckets(first, last)
 
 
 def kept_texts_in(arrays: Arrays) -> KeptTexts:

@@ -25,8 +25,8 @@ from pipeline.dedup.stored_signatures import StoredSignatures
 from pipeline.files.arrays import Arrays
 from pipeline.files.digests import DIGEST, Digests, digests_of
 from pipeline.matching.contexts import WIDTH, Context
+from pipeline.matching.image_comparison import NO_DETAILS, Hashed, Rule, fine_of
 from pipeline.matching.image_keys import Ints, Key, plan
-from pipeline.matching.looks import NO_DETAILS, Hashed, Rule, fine_of
 from pipeline.matching.sketches import Sketches, distinct
 from pipeline.records import LOOKS, OWN_WORDS, TEXTS_TYPE
 from pipeline.store.build import Build
@@ -145,8 +145,8 @@ class Runs:
         """The rows of each run, mapped."""
         return [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in self.paths(ROWS)]
 
-    def joined(self, name: str) -> npt.NDArray[np.uint32]:
-        """An array of all runs, one after the other."""
+    def concat(self, name: str) -> npt.NDArray[np.uint32]:
+        """Concatenates one array of all runs."""
         return np.concatenate([np.zeros(0, np.uint32), *(arrays[name] for arrays in self.arrays)])
 
     def whole_sketches(self, texts: Ints) -> Sketches:
@@ -163,7 +163,7 @@ class Runs:
             )
             if low < high
         ]
-        return Sketches.joined(*parts)
+        return Sketches.concat(*parts)
 
     def hashed(self, images: Ints) -> tuple[Hashed, Hashed]:
         """(coarse hashes of images, ascending; fine ones of those with details)."""

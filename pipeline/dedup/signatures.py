@@ -34,8 +34,8 @@ from pipeline.files.arrays import ArrayWriter
 from pipeline.files.digests import column_of, digests_of, rows_of, unhex
 from pipeline.matching import text_rows
 from pipeline.matching.contexts import OWN, Context, contexts_of
+from pipeline.matching.image_comparison import Details, coarse_of, fine_of, hashes_of, signatures_of
 from pipeline.matching.image_keys import Key, plan
-from pipeline.matching.looks import Details, coarse_of, fine_of, hashes_of, signatures_of
 from pipeline.matching.text_rows import TextRows
 from pipeline.records import LOOKS, split_of
 from pipeline.store.build import Build
@@ -195,8 +195,8 @@ def _write_texts(
     number_of = {text: number for number, text in enumerate(dict.fromkeys(flat))}
     distinct, made = list(number_of), []
     for at in range(0, max(1, len(distinct)), SKETCHED_AT_ONCE):
-        made.append(text_rows.made(distinct[at : at + SKETCHED_AT_ONCE], threshold))
-    write_texts(writer, TextRows.joined(made))
+        made.append(text_rows.make_text_rows(distinct[at : at + SKETCHED_AT_ONCE], threshold))
+    write_texts(writer, TextRows.concat(made))
     counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
     writer.add("own.starts", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
     own = np.array([number_of[text] for text in flat], np.int64)

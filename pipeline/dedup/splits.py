@@ -38,8 +38,8 @@ class TextSplits:
         self._split_of = dict(earlier)
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
 
-    def place(self, hashed: str, inherited: str, leaders: Sequence[int]) -> tuple[str, list[bool]]:
-        """(split of the next kept pair by rank, which of its texts it may have).
+    def assign(self, hashed: str, inherited: str, leaders: Sequence[int]) -> tuple[str, list[bool]]:
+        """Returns the split of the next kept pair by rank, and which of its texts it may have.
 
         hashed: the split by its image's bytes. inherited: "" for none. leaders: nodes of its texts' clusters.
         """

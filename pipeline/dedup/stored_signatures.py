@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.looks import NO_DETAILS, Details
+from pipeline.matching.image_comparison import NO_DETAILS, Details
 from pipeline.pictures.signatures import GRIDS, SIZE
 
 Ints = npt.NDArray[np.int64]
@@ -58,7 +58,7 @@ class StoredSignatures:
         run, places, stored = self._run_of(image), list[Ints](), list[Bytes]()
         for number in np.unique(run).tolist():
             rows = np.flatnonzero(run == number)
-            at, own = self._details[number].at(image[rows] - self.starts[number])
+            at, own = self._details[number].rows_of(image[rows] - self.starts[number])
             places.append(rows[at])
             stored.append(np.asarray(self._details[number].stored[own]))
         if not places:
@@ -66,7 +66,7 @@ class StoredSignatures:
         order = np.argsort(np.concatenate(places))
         return Details(np.concatenate(places)[order], np.concatenate(stored)[order])
 
-    def whole(self, image: Ints) -> Bytes:
+    def signatures(self, image: Ints) -> Bytes:
         """[N, GRIDS * SIZE] signatures of images [N]; of a run those that lie close together are read at once."""
         run, signatures = self._run_of(image), np.empty((len(image), GRIDS * SIZE), np.uint8)
         for number in np.unique(run).tolist():

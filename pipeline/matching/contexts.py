@@ -166,12 +166,12 @@ def file_stem(url: str) -> str:
     asked = [part for part in query.split("&") if part and not _SCALED.match(part)] if query else []
     if not stem and not asked:
         return ""
-    place = "" if len(stem) >= _LONG or _HASH.match(stem) else _place(folder) + "/"
+    place = "" if len(stem) >= _LONG or _HASH.match(stem) else _folder_without_sizes(folder) + "/"
     return f"{place}{stem}?{'&'.join(sorted(asked))}" if asked else place + stem
 
 
 @lru_cache(maxsize=1 << 14)  # pictures lie together
-def _place(folder: str) -> str:
-    """Host and folders without those of sizes."""
+def _folder_without_sizes(folder: str) -> str:
+    """Host and folders, without folders named after sizes."""
     host, *folders = folder.split("/")
     return "/".join([host, *(part for part in folders if part and not _FOLDER.match(part))])

@@ -87,7 +87,7 @@ class Crowds:
         return Crowds(members, np.cumsum([len(one) for one, _ in made]), follows, pairs)
 
     @staticmethod
-    def joined(parts: Iterable[Crowds]) -> Crowds:
+    def concat(parts: Iterable[Crowds]) -> Crowds:
         several = list(parts)
         crowds = (
             (part.members[low:high], part.follows[low:high])
@@ -118,7 +118,7 @@ class Partners:
 
     def crowds_of(self, member: int) -> Ints:
         """Numbers of the crowds that it is in."""
-        crowds: Ints = self.crowd[self._places(member)]
+        crowds: Ints = self.crowd[self._positions_of(member)]
         return crowds
 
     def of(self, member: int, crowded: bool = True) -> Ints:
@@ -126,7 +126,7 @@ class Partners:
 
         One that is in several crowds with it is there as often. crowded: whether those in its crowds are asked for.
         """
-        at = self._places(member) if crowded else self._order[:0]
+        at = self._positions_of(member) if crowded else self._order[:0]
         crowd, follows = self.crowd[at], self._crowds.follows[at]
         first, last = self._crowds.starts[crowd], self._crowds.starts[crowd + 1]
         before = self._followers[spread(*(np.searchsorted(self._followers, of) for of in (first, at)))]
@@ -135,7 +135,7 @@ class Partners:
         of_crowds = self._crowds.members[np.concatenate([before, after])]
         return np.concatenate([of_crowds, self._others[begin:end]])
 
-    def _places(self, member: int) -> Ints:
+    def _positions_of(self, member: int) -> Ints:
         low, high = np.searchsorted(self._sorted, member, "left"), np.searchsorted(self._sorted, member, "right")
         places: Ints = self._order[low:high]
         return places

@@ -1,6 +1,6 @@
 """Pairs of images that look alike, found by sorted keys (`image_keys`) in tasks that know nothing of each other.
 
-What shares a key is compared by hash, by tones and by what the images look like (`looks.alike`). Whether two images are
+What shares a key is compared by hash, by tones and by looks (`image_comparison.alike`). Whether two images are
 alike depends on those two alone, and not on the keys or the task by which they meet.
 
 Many pictures look less like each other than their hashes and first tones do, drawings on white above all. So where more
@@ -24,6 +24,21 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.matching.crowds import FEW, Crowds, represent
+from pipeline.matching.image_comparison import (
+    VERIFIED,
+    CachedSignatures,
+    Details,
+    Family,
+    Hashed,
+    Rule,
+    SignatureArrays,
+    SignatureReader,
+    Signed,
+    alike,
+    coarse_of,
+    fine_of,
+    pairs_alike,
+)
 from pipeline.matching.image_keys import (
     CELL_BITS,
     PARTS_BITS,
@@ -37,22 +52,7 @@ from pipeline.matching.image_keys import (
     least_and_most,
     plan,
 )
-from pipeline.matching.looks import (
-    VERIFIED,
-    Details,
-    Family,
-    Hashed,
-    Held,
-    OfArrays,
-    Rule,
-    Signed,
-    Whole,
-    alike,
-    coarse_of,
-    fine_of,
-    pairs_alike,
-)
-from pipeline.matching.sketches import ascending, begins, distinct, spread
+from pipeline.matching.sketches import ascending, distinct, group_starts, spread
 from pipeline.pictures.signatures import of_one_tone
 
 Flags = npt.NDArray[np.bool_]
@@ -102,14 +102,14 @@ class Loaded:
     @staticmethod
     def of(key: Key, entries: Entries, hashed: Hashed, first: int = 0) -> Loaded:
         """Entries with the hashes that they are of; first: the number of the first of the images."""
-        row, place = (entries.owner >> np.uint32(PARTS_BITS)).astype(np.int64), _place(entries)
+        row, place = (entries.owner >> np.uint32(PARTS_BITS)).astype(np.int64), _part_of(entries)
         parts = key.family.numbers[place]
         tones = hashed.tones[row, key.family.toned(parts)]
         return Loaded(hashed.codes[row, parts], tones, hashed.images[row] + first, place)
 
     @staticmethod
-    def joined(parts: list[Loaded]) -> Loaded:
-        """Several, one after the other."""
+    def concat(parts: list[Loaded]) -> Loaded:
+        """Concatenates entries."""
         kinds = {"codes": np.uint64, "tones": np.uint64, "image": np.int64, "place": np.uint8}
         columns = (
             np.concatenate([np.zeros(0, kind), *(getattr(part, name) for part in parts)])
@@ -118,7 +118,7 @@ class Loaded:
         return Loaded(*columns)
 
 
-def _place(entries: Entries) -> npt.NDArray[np.uint8]:
+def _part_of(entries: Entries) -> npt.NDArray[np.uint8]:
     place: npt.NDArray[np.uint8] = (entries.owner & np.uint32((1 << PARTS_BITS) - 1)).astype(np.uint8)
     return place
 
@@ -144,7 +144,7 @@ class Asking:
     @staticmethod
     def of(key: Key, own: Loaded) -> Asking:
         """Computed once for all pieces of earlier builds."""
-        rows, least, most = key.asked(own.codes, own.tones)
+        rows, least, most = key.query_ranges(own.codes, own.tones)
         asks = own.place[rows] == key.family.parts.index(key.family.asks)
         return Asking(own, (rows, least, most), (rows[asks], least[asks], most[asks]))
 
@@ -169,7 +169,7 @@ class _PairSet:
         """[N] which pairs are in the set."""
         found = np.zeros(len(packed), np.bool_)
         for part in self._parts:
-            found |= among(packed, part)
+            found |= is_among(packed, part)
         return found
 
     def add(self, packed: Codes) -> None:
@@ -209,7 +209,7 @@ class _Pairs:
             candidates = [np.concatenate(of) for of in zip(*(of[1:] for of in parts), strict=True)]
             self.verify(family, (candidates[0], candidates[1], candidates[2], candidates[3]))
 
-    def settle(self, one: Ints, other: Ints, judge: Callable[[Ints, Ints], Flags]) -> tuple[Ints, Ints]:
+    def judge_pairs(self, one: Ints, other: Ints, judge: Callable[[Ints, Ints], Flags]) -> tuple[Ints, Ints]:
         """(one, other) of those pairs of images that look alike, each once. judge: of pairs, by all of their parts."""
         packed = distinct(one.astype(np.uint64) << np.uint64(32) | other.astype(np.uint64))
         found = self.alike.has(packed)
@@ -250,8 +250,8 @@ def unpacked(packed: Codes) -> Ints:
     return np.stack([(packed >> np.uint64(32)).astype(np.int64), (packed & _LOW).astype(np.int64)], axis=1)
 
 
-def among(values: Codes, kept: Codes) -> Flags:
-    """[N] which values are among `kept`, ascending."""
+def is_among(values: Codes, kept: Codes) -> Flags:
+    """[N] whether each value is among `kept`, ascending."""
     if not len(kept):
         return np.zeros(len(values), np.bool_)
     found: Flags = kept[np.minimum(np.searchsorted(kept, values), len(kept) - 1)] == values
@@ -264,7 +264,7 @@ class ImageJoin:
     def __init__(
         self,
         rule: Rule,
-        signed: Whole,
+        signed: SignatureReader,
         hashed: Callable[[Ints], tuple[Hashed, Hashed]],
         order: npt.NDArray[np.uint32],
         two: Two | None = None,
@@ -290,7 +290,7 @@ class ImageJoin:
         self._pairs.flush()
         return unpacked(self._pairs.alike.all()), Crowds.of(self._crowds, unpacked(self._open.all()))
 
-    def among(self, key: Key, entries: Loaded) -> None:
+    def join(self, key: Key, entries: Loaded) -> None:
         """Compare entries of the build with each other.
 
         Each entry of the part that asks is compared with those that share its pieces, and its tones block after block.
@@ -320,7 +320,7 @@ class ImageJoin:
                     break
                 inside = _inside(low, high, len(entries))
                 entries, groups = entries.take(inside), groups[inside]
-                new = begins(groups)
+                new = group_starts(groups)
                 asked = np.searchsorted(groups[new], asked).astype(np.uint64)
                 groups = (np.cumsum(new) - 1).astype(np.uint64)
                 tones, tone = entries.block(block), tone[dense]
@@ -343,12 +343,12 @@ class ImageJoin:
             if self._two is not None and len(one):
                 rest = np.flatnonzero(~self._two(one, other))
                 one, one_part, other, other_part = (of[rest] for of in (one, one_part, other, other_part))
-            open_ = (self._led[one] < self._place(other)) | (self._led[other] < self._place(one))
+            open_ = (self._led[one] < self._rank_in_crowds(other)) | (self._led[other] < self._rank_in_crowds(one))
             packed = distinct(one[open_].astype(np.uint64) << np.uint64(32) | other[open_].astype(np.uint64))
             self._open.add(packed[~self._open.has(packed)])
             self._pairs.add(key.family, one[~open_], one_part[~open_], other[~open_], other_part[~open_])
 
-    def _place(self, images: Ints) -> Ints:
+    def _rank_in_crowds(self, images: Ints) -> Ints:
         """Positions of images in the order in which crowds are compared."""
         return self._order[images].astype(np.int64) << 32 | images
 
@@ -360,7 +360,7 @@ class ImageJoin:
         Returns what turns out to be no crowd: entries, and rows with their ranges in them.
         """
         order, left = np.argsort(asked, kind="stable"), list[tuple[Loaded, Ints, Ints, Ints]]()
-        borders = np.append(np.flatnonzero(begins(asked[order])), len(order))
+        borders = np.append(np.flatnonzero(group_starts(asked[order])), len(order))
         for first, last in itertools.pairwise(borders.tolist()):
             some = order[first:last]
             start, images = int(low[some].min()), asking.image[rows[some]]
@@ -380,14 +380,14 @@ class ImageJoin:
         One that follows another image since an earlier crowd, be it of another key, stands behind the place of that
         one, so that it is compared with what comes before it alone.
         """
-        place = self._place(members)
+        place = self._rank_in_crowds(members)
         led = self._led[members]
         known = led < _NOT_LED
         order = np.lexsort((known, np.where(known, led, place)))
         members, place, known, images = members[order], place[order], known[order], members
         item, judge, matched = np.argsort(order), self._judge(members), list[tuple[Ints, Ints]]()
 
-        def same(ones: Ints, others: Ints) -> tuple[Ints, Ints]:
+        def alike_pairs(ones: Ints, others: Ints) -> tuple[Ints, Ints]:
             found, step = [np.zeros((2, 0), np.int64)], max(1, SCANNED // max(1, len(others)))
             for at in range(0, len(ones), step):
                 one, other = np.repeat(ones[at : at + step], len(others)), np.tile(others, len(ones[at : at + step]))
@@ -395,14 +395,14 @@ class ImageJoin:
                     one, other = one[one < other], other[one < other]
                 self.scanned += len(one)
                 two = members[one], members[other]
-                pairs = self._pairs.settle(np.minimum(*two), np.maximum(*two), judge)
+                pairs = self._pairs.judge_pairs(np.minimum(*two), np.maximum(*two), judge)
                 found.append(np.stack([item[np.searchsorted(images, of)] for of in pairs]))
             one, other = np.concatenate(found, axis=1)
             matched.append((np.minimum(one, other), np.maximum(one, other)))
             turned = ~np.isin(one, ones)
             return np.where(turned, other, one), np.where(turned, one, other)
 
-        compared, follows, rest = represent(known, same, FEW)
+        compared, follows, rest = represent(known, alike_pairs, FEW)
         if follows.any():
             self._crowds.append((members[compared], follows))
         follower = np.zeros(len(members), np.bool_)
@@ -430,7 +430,7 @@ class ImageJoin:
     def _judge_of(self, images: Ints) -> Callable[[Ints, Ints], Flags]:
         """The same of images, ascending, that are all read at once."""
         coarse, fine = self._hashed(images)
-        held = Held(self._signed, images) if len(images) <= HELD else self._signed
+        held = CachedSignatures(self._signed, images) if len(images) <= HELD else self._signed
 
         def judge(ones: Ints, others: Ints) -> Flags:
             rows = np.searchsorted(images, ones), np.searchsorted(images, others)
@@ -454,7 +454,7 @@ class KeptJoin:
             filled, low, high = _filled(entries.keys, least, most)
             for some, at in ranged_pairs(rows[filled], low, high):
                 found = Loaded.of(key, Entries(entries.keys[at], entries.owner[at]), kept.hashed)
-                near = np.flatnonzero(_near(key, own.codes[some], found.codes))
+                near = np.flatnonzero(_is_near(key, own.codes[some], found.codes))
                 some, found = some[near], found.take(near)
                 near = np.flatnonzero(of_one_tone(own.tones[some], found.tones, family.blocks))
                 some, found = some[near], found.take(near)
@@ -479,11 +479,11 @@ def first_alike(rule: Rule, asking: tuple[Codes, Bytes, Details], kept: tuple[Co
     found = np.full(len(asking[0]), -1, np.int64)
     if not len(found) or not len(kept[0]):
         return found
-    join = KeptJoin(rule.threshold, OfArrays(*asking[1:]), signed := OfArrays(*kept[1:]))
+    join = KeptJoin(rule.threshold, SignatureArrays(*asking[1:]), signed := SignatureArrays(*kept[1:]))
     own, theirs = ({True: fine_of(of[2], rule.turned), False: coarse_of(*of[:2], rule.turned)} for of in (asking, kept))
     for key in plan(len(asking[0]) + len(kept[0]), rule.radius, rule.turned):
         of_own, of_theirs = own[key.family.fine], theirs[key.family.fine]
-        loaded = Loaded.joined([Loaded.of(key, entries, of_own) for entries in entries_of(key, of_own)])
+        loaded = Loaded.concat([Loaded.of(key, entries, of_own) for entries in entries_of(key, of_own)])
         join.look(key, Asking.of(key, loaded), KeptImages(*entries_of(key, of_theirs), of_theirs, signed))
     images, kept_ones = join.matches()
     found[images[::-1]] = kept_ones[::-1]  # the last assignment stays: the first match
@@ -493,12 +493,12 @@ def first_alike(rule: Rule, asking: tuple[Codes, Bytes, Details], kept: tuple[Co
 def _filled(keys: Codes, least: Codes, most: Codes) -> tuple[Ints, Ints, Ints]:
     """(numbers [K] of the ranges least[i] to most[i] that hold some of the ascending keys; where these begin and end).
 
-    Searched from the shorter side. Both ends of a range are alike but for their lowest 8 bits (`Key.asked`).
+    Searched from the shorter side. Both ends of a range are alike but for their lowest 8 bits (`Key.query_ranges`).
     """
     some = np.arange(len(least))
     if len(keys) < len(least):
         values, asked = keys >> np.uint64(8), least >> np.uint64(8)
-        values = values[begins(values)]
+        values = values[group_starts(values)]
         some = spread(np.searchsorted(asked, values, "left"), np.searchsorted(asked, values, "right"))
     low = np.searchsorted(keys, least[some], "left")
     filled = np.flatnonzero(keys[np.minimum(low, len(keys) - 1)] <= most[some]) if len(keys) else low[:0]
@@ -506,7 +506,7 @@ def _filled(keys: Codes, least: Codes, most: Codes) -> tuple[Ints, Ints, Ints]:
     return some[filled], low[filled], np.searchsorted(keys, most[some[filled]], "right")
 
 
-def _near(key: Key, codes: Codes, others: Codes) -> Flags:
+def _is_near(key: Key, codes: Codes, others: Codes) -> Flags:
     """Returns whether hashes are near, and no key before this one finds them: that is one whose bits all agree."""
     apart = codes ^ others
     near: Flags = np.bitwise_count(apart) <= key.family.radius
@@ -518,7 +518,7 @@ def _near(key: Key, codes: Codes, others: Codes) -> Flags:
 def _candidates(key: Key, asking: Loaded, rows: Ints, entries: Loaded, at: Ints) -> Candidates:
     """(one, its part, other, its part) of entries rows[i] and at[i] whose hashes and tones are near; one < other."""
     family = key.family
-    near = np.flatnonzero(_near(key, asking.codes[rows], entries.codes[at]))
+    near = np.flatnonzero(_is_near(key, asking.codes[rows], entries.codes[at]))
     rows, at = rows[near], at[near]
     one, other, place = asking.image[rows], entries.image[at], entries.place[at]
     # two hashes that both ask find each other twice

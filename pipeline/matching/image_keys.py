@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.looks import Family, Hashed, families
+from pipeline.matching.image_comparison import Family, Hashed, families
 from pipeline.matching.sketches import ascending
 from pipeline.pictures.signatures import TONE
 
@@ -91,7 +91,7 @@ class Key:
         keyed: Codes = keys << np.uint64(8) | of_blocks[:, self.family.blocks[self.cells]].astype(np.uint64)
         return keyed
 
-    def asked(self, codes: Codes, tones: Codes) -> Asked:
+    def query_ranges(self, codes: Codes, tones: Codes) -> Asked:
         """Keys that entries with these hashes and tones ask for, in ascending order."""
         least, most = least_and_most(blocks_of(tones))
         rows, values = np.arange(len(codes)), self.values(codes)
@@ -136,7 +136,7 @@ class Entries:
     keys: Codes
     owner: Owners
 
-    def within(self, key: Key, first: int, last: int) -> Entries:
+    def in_buckets(self, key: Key, first: int, last: int) -> Entries:
         """Returns the entries of buckets first to last - 1."""
         low, high = (
             len(self.keys) if bucket == key.buckets else int(np.searchsorted(self.keys, np.uint64(key.border(bucket))))

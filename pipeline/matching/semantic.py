@@ -158,7 +158,7 @@ class _Rows:
 
     @staticmethod
     def of(codes: Codes, basis: npt.NDArray[np.float64] | None) -> _Rows:
-        return _Rows(codes.astype(np.float32), _lengths(codes), None if basis is None else _turned(codes, basis))
+        return _Rows(codes.astype(np.float32), _lengths(codes), None if basis is None else _project(codes, basis))
 
 
 class _Group:
@@ -190,7 +190,7 @@ class _Group:
         self._count = end
 
     def turn(self, basis: npt.NDArray[np.float64]) -> None:
-        self._short = _turned(self.codes, basis)
+        self._short = _project(self.codes, basis)
 
     def nearest(self, asked: _Rows) -> Nearest:
         nearest = Nearest.none(len(asked.codes))
@@ -198,7 +198,7 @@ class _Group:
             return nearest
         pairs = None if self._short is None or asked.short is None else self._short_pairs(asked.short)
         rows, at, products = self._products(asked, pairs)
-        apart = _apart(products, asked.length[rows], self._lengths[at])
+        apart = _cosine_distances(products, asked.length[rows], self._lengths[at])
         near = apart <= self._reach
         rows, at, apart = rows[near], at[near], apart[near]
         order = np.lexsort((at, apart, rows))  # numbers ascend with places
@@ -246,12 +246,12 @@ def _near_pairs(rows: _Rows, reach: int) -> tuple[Ints, Ints, Ints]:
     later, before, near = _about_within(products, rows.length, rows.length, 1 - reach / MILLION)
     one_way = before < later
     later, before, near = later[one_way], before[one_way], near[one_way]
-    apart = _apart(near, rows.length[later], rows.length[before])
+    apart = _cosine_distances(near, rows.length[later], rows.length[before])
     close = apart <= reach
     return later[close], before[close], apart[close]
 
 
-def _apart(products: Floats, left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> Ints:
+def _cosine_distances(products: Floats, left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> Ints:
     """Cosine distances in millionths. A row without length is far from everything."""
     lengths = left * right
     cosine = products.astype(np.float64) / np.where(lengths > 0, lengths, 1)
@@ -276,7 +276,7 @@ def _basis(codes: Codes) -> npt.NDArray[np.float64] | None:
     return basis
 
 
-def _turned(codes: Codes, basis: npt.NDArray[np.float64]) -> Floats:
+def _project(codes: Codes, basis: npt.NDArray[np.float64]) -> Floats:
     """[N, M + 1]: rows of length one in the directions of the basis, and the length of what is left of them."""
     lengths = _lengths(codes)
     unit = codes / np.where(lengths > 0, lengths, 1)[:, None]
@@ -285,7 +285,7 @@ def _turned(codes: Codes, basis: npt.NDArray[np.float64]) -> Floats:
     return np.concatenate([inside, rest[:, None]], axis=1).astype(np.float32)
 
 
-def joined(shares: Sequence[Nearest]) -> Nearest:
+def merge_nearest(shares: Sequence[Nearest]) -> Nearest:
     """The nearest leader of each image, over all shares of the leaders."""
     nearest = shares[0]
     for share in shares[1:]:

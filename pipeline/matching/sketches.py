@@ -100,8 +100,8 @@ class Sketches:
         return replace(self, keys=np.empty((len(self), 0), np.uint32)).take(rows)
 
     @staticmethod
-    def joined(*several: Sketches) -> Sketches:
-        """The texts of several batches, one after the other, without band keys."""
+    def concat(*several: Sketches) -> Sketches:
+        """Concatenates the texts of several batches, without band keys."""
         sizes = np.concatenate([np.zeros(1, np.int64), *(own.sizes for own in several)])
         shingles, numerals, parity = (
             np.concatenate([np.zeros(0, kind), *(getattr(own, name) for own in several)])
@@ -130,7 +130,7 @@ def sketch(normal_texts: Sequence[str], threshold: float) -> Sketches:
     return Sketches(np.concatenate(shingles), starts, numerals, np.concatenate(parity), np.concatenate(keys))
 
 
-def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
+def are_same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
     """True where text rows[i] of `a` is the same as text at[i] of `b`, for each i; exact."""
     equal = possible(a, rows, b, at, threshold)
     to_verify = np.flatnonzero(equal)
@@ -173,7 +173,7 @@ def similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[
     numbers = np.arange(pairs, dtype=np.uint64)
     shingles |= np.concatenate([np.repeat(numbers, of_a), np.repeat(numbers, of_b)]) << np.uint64(32)
     shingles.sort()
-    new = begins(shingles)
+    new = group_starts(shingles)
     common = np.flatnonzero(~new)  # the second of two that are equal
     pair = (shingles >> np.uint64(32)).astype(np.int64)
     union = np.bincount(pair[new], minlength=pairs)
@@ -218,18 +218,18 @@ def ascending(keys: Words) -> tuple[Words, Ints]:
     return keys[order], order
 
 
-def begins(values: npt.NDArray[Any]) -> Flags:
-    """[N] whether each element of a sorted array differs from the one before it, that is, begins a group."""
+def group_starts(values: npt.NDArray[Any]) -> Flags:
+    """[N] whether each element of a sorted array begins a group, that is, differs from the element before it."""
     return np.concatenate([np.ones(min(1, len(values)), np.bool_), values[1:] != values[:-1]])
 
 
 def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The values in ascending order, each once. `np.unique` hashes, which takes up to a hundred times as long here."""
     ranked = np.sort(values)
-    return ranked[begins(ranked)]
+    return ranked[group_starts(ranked)]
 
 
-def places(begin: Flags) -> Ints:
+def positions_in_group(begin: Flags) -> Ints:
     """[N] position of each element within its group, from 0, given where groups begin."""
     at = np.arange(len(begin))
     return at - np.maximum.accumulate(np.where(begin, at, 0))
@@ -262,13 +262,15 @@ def _shingles(normal_texts: Sequence[str]) -> Iterator[tuple[Hashes, list[int]]]
         pairs = ((signs[:-1] + np.uint64(1)) << np.uint64(24) | signs[1:])[within]
         grams = np.concatenate([signs, pairs]) | np.concatenate([text, text[1:][within]]) << np.uint64(49)
         grams.sort()
-        nth = places(begins(grams)).astype(np.uint64)  # number of occurrences of the same gram before it in its text
+        nth = positions_in_group(group_starts(grams)).astype(
+            np.uint64
+        )  # number of occurrences of the same gram before it in its text
         text, grams = grams >> np.uint64(49), grams & np.uint64((1 << 49) - 1)
         hashes = text << np.uint64(32) | mixed(mixed(grams) + nth) >> np.uint64(32)
         hashes.sort()
-        hashes = hashes[begins(hashes)]
+        hashes = hashes[group_starts(hashes)]
         text = hashes >> np.uint64(32)
-        kept = places(begins(text)) < SHINGLES  # the smallest hashes of each text
+        kept = positions_in_group(group_starts(text)) < SHINGLES  # the smallest hashes of each text
         sizes = np.bincount(text[kept].astype(np.int64), minlength=len(texts))
         yield hashes[kept].astype(np.uint32), sizes.tolist()
 
@@ -283,11 +285,13 @@ def _signs(texts: Sequence[str]) -> tuple[Words, Words]:
     signs, joins = points.astype(np.uint64), letters_and_digits(points)
     goes_on = np.zeros(len(points), np.bool_)  # whether a character continues the piece before it
     goes_on[1:] = joins[1:] & joins[:-1] & (text[1:] == text[:-1])
-    goes_on &= places(~goes_on) % PIECE > 0  # every PIECE-th character of a run begins a new piece
+    goes_on &= positions_in_group(~goes_on) % PIECE > 0  # every PIECE-th character of a run begins a new piece
     starts = np.flatnonzero(~goes_on)
     run = np.append(goes_on[1:], False)[starts]  # pieces of two characters at least
     if run.any():
-        weighed = mixed(signs + (places(~goes_on).astype(np.uint64) << np.uint64(32)))  # by their place: ab is not ba
+        weighed = mixed(
+            signs + (positions_in_group(~goes_on).astype(np.uint64) << np.uint64(32))
+        )  # by their place: ab is not ba
         hashes = np.add.reduceat(weighed, starts)[run]
         signs[starts[run]] = np.uint64(_FIRST_RUN) + hashes % np.uint64((1 << 24) - _FIRST_RUN)
     return text[starts], signs[starts]

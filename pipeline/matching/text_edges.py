@@ -24,8 +24,19 @@ import numpy.typing as npt
 
 from pipeline.files.digests import Digests
 from pipeline.matching.crowds import FEW, Crowds, represent
-from pipeline.matching.image_edges import among, ranged_pairs, unpacked
-from pipeline.matching.sketches import Hashes, Ints, Sketches, Words, begins, distinct, mixed, places, same, spread
+from pipeline.matching.image_edges import is_among, ranged_pairs, unpacked
+from pipeline.matching.sketches import (
+    Hashes,
+    Ints,
+    Sketches,
+    Words,
+    are_same,
+    distinct,
+    group_starts,
+    mixed,
+    positions_in_group,
+    spread,
+)
 
 LONG = 64
 """Texts of a key of which every two are compared."""
@@ -57,7 +68,7 @@ class TextEntries:
         order = np.argsort(keys.ravel(), kind="stable")
         return TextEntries(keys.ravel()[order], owner[order])
 
-    def within(self, first: int, last: int) -> TextEntries:
+    def in_buckets(self, first: int, last: int) -> TextEntries:
         """Returns the entries of buckets first to last - 1 of BUCKETS."""
         low, high = (
             len(self.keys) if bucket == BUCKETS else int(np.searchsorted(self.keys, np.uint32(bucket << _SHIFT)))
@@ -78,21 +89,21 @@ class _Pairs:
     def verify(self, one: Ints, other: Ints) -> None:
         """Compare texts one[i] with other[i]."""
         packed = distinct(one.astype(np.uint64) << np.uint64(32) | other.astype(np.uint64))
-        packed = packed[~among(packed, self.same)]
+        packed = packed[~is_among(packed, self.same)]
         matched = [self.same]
         for start in range(0, len(packed), VERIFIED):
             some = packed[start : start + VERIFIED]
             (ones, at), (others, theirs) = (
                 np.unique(of.astype(np.int64), return_inverse=True) for of in (some >> np.uint64(32), some & _LOW)
             )
-            match = same(self._read(ones), at, self._kept(others), theirs, self._threshold)
+            match = are_same(self._read(ones), at, self._kept(others), theirs, self._threshold)
             self.compared += len(some)
             matched.append(some[match])
         self.same = distinct(np.concatenate(matched))
 
     def has(self, one: Ints, other: Ints) -> Flags:
         """[N] which texts of one side are known to be the same."""
-        return among(_packed(one, other), self.same)
+        return is_among(_packed(one, other), self.same)
 
     def add(self, one: Ints, other: Ints) -> None:
         """Texts of one side that are known to be the same."""
@@ -123,11 +134,11 @@ class TextJoin:
         """Pairs [K, 2] that are the same, the smaller number first, and what was not compared."""
         return unpacked(self._pairs.same), Crowds.of(self._crowds)
 
-    def among(self, keys: Hashes, text: Ints) -> None:
+    def join(self, keys: Hashes, text: Ints) -> None:
         """Compare texts [N] with those that share their band keys [N]."""
         packed = keys.astype(np.uint64) << np.uint64(32) | np.arange(len(keys), dtype=np.uint64)
         packed.sort()  # many times faster than argsort
-        begin = begins(packed >> np.uint64(32))
+        begin = group_starts(packed >> np.uint64(32))
         shared = ~(begin & np.append(begin[1:], True)[: len(begin)])  # most keys are of one text
         begin, text = begin[shared], text[(packed[shared] & _LOW).astype(np.int64)]
         borders = np.append(np.flatnonzero(begin), len(begin))
@@ -161,7 +172,7 @@ class TextJoin:
                     one, other = one[one < other], other[one < other]
                 match = self._pairs.has(text[one], text[other])
                 new = np.flatnonzero(~match)
-                match[new] = same(own, row[one[new]], own, row[other[new]], self._threshold)
+                match[new] = are_same(own, row[one[new]], own, row[other[new]], self._threshold)
                 found.append(np.stack([one[match], other[match]]))
                 self._pairs.compared += len(new)
             one, other = np.concatenate(found, axis=1)
@@ -179,7 +190,7 @@ class TextJoin:
         rows, rare = rarest(self._read(text), self._threshold)
         order = np.argsort(rare, kind="stable")
         text = text[rows[order]]
-        borders = np.append(np.flatnonzero(begins(rare[order])), len(order))
+        borders = np.append(np.flatnonzero(group_starts(rare[order])), len(order))
         low, high = borders[:-1], borders[1:]
         short = high - low <= LONG
         self._compare_all(text, low[short], high[short])
@@ -208,7 +219,7 @@ class KeptTextJoin:
         keys, text, entries = keys[order], text[order], self._kept.entries
         low, high = np.searchsorted(entries.keys, keys, "left"), np.searchsorted(entries.keys, keys, "right")
         filled = np.flatnonzero(high > low)
-        borders = np.append(np.flatnonzero(begins(keys[filled])), len(filled))
+        borders = np.append(np.flatnonzero(group_starts(keys[filled])), len(filled))
         sizes = np.diff(borders) * (high - low)[filled[borders[:-1]]]
         long = np.repeat(sizes > LONG * LONG, np.diff(borders))
         for rows, at in ranged_pairs(filled[~long], low[filled[~long]], high[filled[~long]]):
@@ -220,7 +231,7 @@ class KeptTextJoin:
                 self._compare_rarest(distinct(text[filled[first:last]]), kept)
 
     def _compare_rarest(self, text: Ints, kept: Ints) -> None:
-        both = Sketches.joined(self._read(text), self._kept.sketches.take(kept))
+        both = Sketches.concat(self._read(text), self._kept.sketches.take(kept))
         rows, rare = rarest(both, self._threshold)
         order = np.argsort(rare, kind="stable")
         rows, rare = rows[order], rare[order]
@@ -248,7 +259,7 @@ def rarest(texts: Sketches, threshold: float) -> tuple[Ints, Hashes]:
     order = np.lexsort((texts.shingles, counts[shingle], rows))
     rows = rows[order]
     needed = sizes - np.ceil(threshold * sizes - 1e-9).astype(np.int64) + 1
-    kept = places(begins(rows)) < needed[rows]
+    kept = positions_in_group(group_starts(rows)) < needed[rows]
     rows, shingles = rows[kept], texts.shingles[order][kept].astype(np.uint64)
     return rows, (mixed(shingles ^ texts.numerals[rows]) >> np.uint64(32)).astype(np.uint32)
 

@@ -63,10 +63,10 @@ class TextRows:
         return TextRows(self.ids[at], self.sketches.take(at))
 
     @staticmethod
-    def joined(several: Sequence[TextRows]) -> TextRows:
-        """The texts of several batches, one after the other."""
+    def concat(several: Sequence[TextRows]) -> TextRows:
+        """Concatenates the texts of several batches."""
         bands = np.concatenate([one.sketches.keys for one in several])
-        own = replace(Sketches.joined(*(one.sketches for one in several)), keys=bands)
+        own = replace(Sketches.concat(*(one.sketches for one in several)), keys=bands)
         return TextRows(np.concatenate([one.ids for one in several]), own)
 
     def columns(self) -> pa.StructArray:
@@ -82,8 +82,8 @@ class TextRows:
         return pa.StructArray.from_arrays(values, fields=list(FIELDS))
 
 
-def made(normal_texts: Sequence[str], threshold: float) -> TextRows:
-    """Ids and sketches of normalised texts, to be compared at the threshold."""
+def make_text_rows(normal_texts: Sequence[str], threshold: float) -> TextRows:
+    """Computes ids and sketches of normalised texts, to be compared at the threshold."""
     return TextRows(unhex(text_id(text) for text in normal_texts), sketch(normal_texts, threshold))
 
 

@@ -50,7 +50,7 @@ def maps_in(maps: Cells, forms: Ints) -> Cells:
     return ordered.reshape(maps.shape)
 
 
-def placed(parts: Ints) -> tuple[Ints, Ints]:
+def forms_and_boxes(parts: Ints) -> tuple[Ints, Ints]:
     """(forms [N], numbers of boxes [N]) of hashes number `parts` [N]."""
     upright = parts < UPRIGHT
     return np.where(upright, 0, parts - UPRIGHT + 1), np.where(upright, parts, 0)
@@ -58,7 +58,7 @@ def placed(parts: Ints) -> tuple[Ints, Ints]:
 
 def of_grids(grids: Cells) -> tuple[Words, Words]:
     """(hashes [N, HASHES], tones [N, HASHES]) of signatures [N, signatures.GRIDS, signatures.SIZE]."""
-    forms, boxes = placed(np.arange(HASHES))
+    forms, boxes = forms_and_boxes(np.arange(HASHES))
     every, side = grids_in(grids[:, boxes], np.broadcast_to(forms, (len(grids), HASHES))), signatures.SIDE
     planes = every[..., : side * side].reshape(-1, side, side)
     return _hashes(planes, 1).reshape(-1, HASHES), signatures.tones(every)

@@ -43,7 +43,7 @@ from pipeline.files.digests import DIGEST
 from pipeline.files.folder import Folder
 from pipeline.files.parquet import write_parquet
 from pipeline.matching.contexts import CONTEXT
-from pipeline.matching.looks import ROW, Details
+from pipeline.matching.image_comparison import ROW, Details
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
 from pipeline.store.commits import FileRef, Record
@@ -75,7 +75,7 @@ SIGNATURES = "signatures.bin"
 """Signatures of the images, one after the other and nothing else: a file to be mapped, of which few are ever read."""
 
 DETAILS = "details.bin"
-"""Details of those images that have some (`pipeline.matching.looks`)."""
+"""Details of those images that have some (`pipeline.matching.image_comparison`)."""
 
 PARTS = ("images.parquet", SIGNATURES, DETAILS, "texts.parquet", "placeholders.parquet")
 """The files of a commit, by their suffixes in the record of IDENTITY_STAGE."""
@@ -495,7 +495,7 @@ def write_without(
             f.write(signatures[remaining[start : start + 10_000]].tobytes() if len(signatures) else b"")
     with paths[DETAILS].open("wb") as f:
         for start in range(0, len(remaining), 10_000):
-            details.take(remaining[start : start + 10_000]).moved(start).write(f)
+            details.take(remaining[start : start + 10_000]).shifted(start).write(f)
     ids = images["candidate_id"].filter(pa.array(removed))
     write_parquet(
         paths["placeholders.parquet"], placeholders.filter(pc.invert(pc.is_in(placeholders["candidate_id"], ids)))

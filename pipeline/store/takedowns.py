@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import canonical_json
+from pipeline.matching.image_comparison import Bytes, Codes, Details, Rule, hashes_of, signatures_of
 from pipeline.matching.image_edges import first_alike
-from pipeline.matching.looks import Bytes, Codes, Details, Rule, hashes_of, signatures_of
 from pipeline.records import LOOKS, sha256_hex
 from pipeline.urls import host_names
 

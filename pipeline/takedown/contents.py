@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.files.folder import place_of
 from pipeline.files.tars import TarWriter
-from pipeline.matching.looks import NO_DETAILS, Details
+from pipeline.matching.image_comparison import NO_DETAILS, Details
 from pipeline.store.commits import Record
 from pipeline.store.identities import DETAILS, SIGNATURES, write_without
 from pipeline.store.partitions import StageDir
@@ -67,7 +67,7 @@ def _captures_moved(store: Store, stage: StageDir, before: Record, after: Record
 def _images(rewrite: Rewrite) -> None:
     """The tar and its table without the images that are removed."""
     table = rewrite.stage.table(rewrite.record)
-    remaining = rewrite.removal.without(table)
+    remaining = rewrite.removal.remaining_rows(table)
     if remaining is None:
         return
     rows = remaining.to_pylist()

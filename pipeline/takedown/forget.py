@@ -58,8 +58,8 @@ from pipeline.store.partitions import remembering
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
 from pipeline.takedown import indexes, known_builds, rewrite_partitions, rewrite_shards
-from pipeline.takedown.affected import Affected, affected
 from pipeline.takedown.known_builds import left_out
+from pipeline.takedown.removed_content import RemovedContent, find_removed_content
 from pipeline.takedown.request import Request, resolve
 from pipeline.takedown.rewrite import Removal
 
@@ -142,7 +142,7 @@ def _add_indexes(
     found["indexes"] = []
     for folder in searched:
         try:
-            found["indexes"].append(indexes.take_out(folder, store, takedowns, dry_run))
+            found["indexes"].append(indexes.remove_from_index(folder, store, takedowns, dry_run))
         except ContractError as e:
             found["faults"].append(str(e))
     found["matched"] += sum(loss["rows"] + loss["texts"] for loss in found["indexes"])
@@ -168,13 +168,13 @@ def _prepared(build: Build, locks: contextlib.ExitStack, dry_run: bool, faults: 
 
 def _look_up(
     request: Request, store: Store, builds: Sequence[Build], searched: Sequence[Path], faults: list[str], dry_run: bool
-) -> tuple[Takedowns, list[Affected]]:
+) -> tuple[Takedowns, list[RemovedContent]]:
     """Step 1: all that is taken down, and what each build that can be read holds of it."""
     builds = [build for build in builds if _has_sound_manifest(build, faults)]
     while True:
         try:
             takedowns = resolve(request, store, builds, searched)
-            return takedowns, [_with_unfinished(affected(build, takedowns, dry_run)) for build in builds]
+            return takedowns, [_with_unfinished(find_removed_content(build, takedowns, dry_run)) for build in builds]
         except StoreError as e:
             places = [url for url in (store.url, *(build.out for build in builds)) if e.subject.startswith(f"{url}/")]
             place = max(places, key=len, default=store.url)  # STORE may lie in a build's folder
@@ -212,7 +212,7 @@ def _renew(store: Store, specs: dict[str, BuildSpec], damaged: Collection[str], 
     return numbers
 
 
-def _with_unfinished(loss: Affected) -> Affected:
+def _with_unfinished(loss: RemovedContent) -> RemovedContent:
     """The same, with what an earlier takedown that was killed had noted."""
     folder = loss.build.folder
     if folder.exists(UNFINISHED):
@@ -239,7 +239,7 @@ def _write_tombstone(store: Store, value: dict[str, Any]) -> str:
     return name
 
 
-def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
+def _take_out(loss: RemovedContent, takedowns: Takedowns) -> dict[str, Any]:
     """Steps 3 to 5 for one build; returns what it held, and its new revision if it has one."""
     build, answer = loss.build, {**loss.value(), "revision": None}
     if not loss.hashes:
@@ -287,7 +287,7 @@ def carry_out(build: Build) -> None:
     if new := refused - takedowns.hashes:
         _write_tombstone(build.store, {"found": sorted(new)})
         takedowns = build.store.takedowns()
-    loss = affected(build, takedowns)
+    loss = find_removed_content(build, takedowns)
     removal, names = Removal(loss.hashes, takedowns), rewrite_partitions.rewritable(build)
     for some in (["crawl"], [name for name in names if name != "crawl"]) if loss.hashes else ():
         rewrite_partitions.remove(build, removal, some)

@@ -49,7 +49,7 @@ from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown import known_builds
-from pipeline.takedown.shown import note_shown
+from pipeline.takedown.page_pictures import store_page_pictures
 
 EXPIRED = "expired.json"
 """In STORE: names of caches of features of builds that were expired."""
@@ -89,7 +89,7 @@ def collect(
         except StoreError as e:
             faults.append(known_builds.left_out(build.out, e))
             unread.add(build.out)
-    stay = {name: _newest(own, keep) for name, own in builds.items()}
+    stay = {name: _newest_builds(own, keep) for name, own in builds.items()}
     going = [build for name, own in builds.items() for build in own if build not in stay[name]]
     features = _Expired.note(store, {model for build in going for model in models[build.out]}, dry_run)
     for name, own in builds.items():
@@ -118,7 +118,7 @@ def collect(
     return {"deleted": deletions.deleted, "bytes": freed, "left": left, "faults": faults}
 
 
-def _newest(own: list[Build], keep: int) -> list[Build]:
+def _newest_builds(own: list[Build], keep: int) -> list[Build]:
     """The `keep` newest of a dataset's builds, given oldest first; all for 0. A build may lie in several folders."""
     newest = list(dict.fromkeys(build.build_id for build in own))[-keep:]
     return [build for build in own if build.build_id in newest]
@@ -162,7 +162,7 @@ def _clean(store: Store, build: Build, stay: list[Build], unneeded: bool, deleti
     """
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(_alone(build, deletions.dry_run))
+            held.enter_context(_build_lock(build, deletions.dry_run))
         except StoreError as e:
             return e.message
         if build in stay:
@@ -218,7 +218,7 @@ def size_of(url: str) -> int:
 
 
 @contextlib.contextmanager
-def _alone(build: Build, dry_run: bool) -> Iterator[None]:
+def _build_lock(build: Build, dry_run: bool) -> Iterator[None]:
     if dry_run:
         yield
         return
@@ -247,7 +247,7 @@ def _expire(store: Store, build: Build, others: list[Build], deletions: Deletion
     """Delete from an old build the folders of all stages that expire."""
     if not deletions.dry_run:
         _find_elsewhere(store, build, others)
-        note_shown(build)
+        store_page_pictures(build)
     for stage in build.stages.values():
         if stage.expires:
             deletions.delete("expired", build.folder, stage.folder)

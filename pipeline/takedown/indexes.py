@@ -71,17 +71,17 @@ def features_of(indexes: Sequence[Path], images: set[str]) -> dict[str, dict[str
     return found
 
 
-def take_out(folder: Path, store: Store, takedowns: Takedowns, dry_run: bool) -> dict[str, Any]:
+def remove_from_index(folder: Path, store: Store, takedowns: Takedowns, dry_run: bool) -> dict[str, Any]:
     """Remove from an index what is taken down; returns counts. Raises ContractError for what is not an index."""
     unseen: list[str] = []
 
-    def gone(table: pa.Table) -> npt.NDArray[np.bool_]:
-        judged = _held(table, takedowns)
+    def rows_taken_down(table: pa.Table) -> npt.NDArray[np.bool_]:
+        judged = _rows_by_hash(table, takedowns)
         if takedowns.looks:
             judged |= _alike(table, ~judged, store, takedowns, unseen)
         return judged
 
-    removed = remove(folder, gone, _texts_that_stay, dry_run)
+    removed = remove(folder, rows_taken_down, _texts_that_stay, dry_run)
     return {"index": str(folder), **asdict(removed), "unseen": len(unseen)}
 
 
@@ -103,8 +103,8 @@ def _url_hashes(url: str) -> set[str]:
         return {sha256_hex(url)}
 
 
-def _held(table: pa.Table, takedowns: Takedowns) -> npt.NDArray[np.bool_]:
-    """Rows that are named by the hashes of a takedown."""
+def _rows_by_hash(table: pa.Table, takedowns: Takedowns) -> npt.NDArray[np.bool_]:
+    """Mask of the rows that a takedown names by hash."""
     rows = table.select(["sha256", "url", "page_url"]).to_pylist()
     return np.array(
         [

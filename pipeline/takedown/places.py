@@ -90,7 +90,7 @@ def _moves(old: str, new: str) -> Callable[[str], str]:
     """Returns a function: the place of a path or URL after `old` was moved to `new`, the same if it is not below it."""
     target, above = Folder(new).url, tuple(dict.fromkeys((Folder(old).url, place_of(old))))
 
-    def moved(place: str) -> str:
+    def new_place(place: str) -> str:
         if not place or f"{place}/".startswith(f"{target}/"):  # of a call that was killed
             return place
         for spelled in (place, place_of(place)):
@@ -99,7 +99,7 @@ def _moves(old: str, new: str) -> Callable[[str], str]:
                     return f"{target}{spelled[len(one) :]}"
         return place
 
-    return moved
+    return new_place
 
 
 def _check_moved(known: Mapping[str, Any], now: str) -> None:

@@ -2,7 +2,7 @@
 
 A takedown rewrites what it knows of; this knows nothing of stages, tables or records. It walks all files below the
 folders of the builds that STORE knows, of STORE with its releases, and of what is named, unpacks them
-(`pipeline.takedown.unpacked`), and looks for
+(`pipeline.takedown.unpack`), and looks for
 
     bytes    a string, in the encodings in which it may have been written (`spellings`); of a URL also what a page
              names relative to itself; of a file its sha256, in hex and as bytes
@@ -43,9 +43,9 @@ from pipeline.pictures.formats import HEAD, format_of
 from pipeline.store.measured import features_of
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
+from pipeline.takedown.page_pictures import PageImages
 from pipeline.takedown.request import look_of
-from pipeline.takedown.shown import PageImages
-from pipeline.takedown.unpacked import IN_MEMORY, Piece, Unpacked
+from pipeline.takedown.unpack import IN_MEMORY, Unpacked, UnpackedPiece
 from pipeline.urls import canonical_url
 
 SHORTEST = 4
@@ -71,8 +71,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Sought:
-    """The thing that is looked for. needles: bytes, each with its description. url: canonical, "" for none. sha256,
+class SearchTarget:
+    """Target of a search. needles: bytes, each with its description. url: canonical, "" for none. sha256,
     looks: of a file, "" and None for none."""
 
     needles: dict[bytes, str]
@@ -92,8 +92,8 @@ class Sought:
         return max(map(len, self.needles)) - 1
 
 
-def sought(what: str) -> Sought:
-    """Interprets a URL, a file or a string. Raises SpecError for a string that is too short, and SourceError."""
+def parse_target(what: str) -> SearchTarget:
+    """Parses a URL, a file name or a string. Raises SpecError for a string that is too short, and SourceError."""
     path = Path(what)
     if "://" not in what and path.is_file():
         try:
@@ -105,15 +105,15 @@ def sought(what: str) -> Sought:
     url = ""
     with contextlib.suppress(ValueError):
         url = canonical_url(what) if "://" in what else ""
-    return Sought({data: f"the string, {how}" for data, how in spellings([what, url] if url else [what])}, url)
+    return SearchTarget({data: f"the string, {how}" for data, how in spellings([what, url] if url else [what])}, url)
 
 
-def _of_file(data: bytes) -> Sought:
+def _of_file(data: bytes) -> SearchTarget:
     digest, looks = hashlib.sha256(data), None
     with contextlib.suppress(PictureError):
         looks = Takedowns(looks=(look_of(measure_image(data, MAX_PIXELS), Dedup().image_distance),))
     needles = {digest.hexdigest().encode(): "its sha256, in hex", digest.digest(): "its sha256, as bytes"}
-    return Sought(needles, sha256=digest.hexdigest(), looks=looks)
+    return SearchTarget(needles, sha256=digest.hexdigest(), looks=looks)
 
 
 def spellings(texts: Iterable[str]) -> Iterator[tuple[bytes, str]]:
@@ -145,8 +145,8 @@ class Proof:
     file that could not be read or unpacked, so that nothing is proved of it; files, size: files and bytes searched."""
 
     store: Store
-    sought: Sought
-    tell: Callable[[Proof], None] = lambda _: None
+    target: SearchTarget
+    on_progress: Callable[[Proof], None] = lambda _: None
     findings: list[Finding] = field(default_factory=list)
     expected: list[Finding] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -154,7 +154,7 @@ class Proof:
     size: int = 0
     every_s: float = 10.0
     """Seconds between two calls of `tell`."""
-    _told: float = field(default_factory=time.monotonic)
+    _reported_at: float = field(default_factory=time.monotonic)
     _waiting: list[tuple[Finding, str, bytes]] = field(default_factory=list)  # (where, sha256, bytes of a picture)
 
     def walk(self, roots: Iterable[str]) -> None:
@@ -187,10 +187,10 @@ class Proof:
                 unpacked = Unpacked(local)
                 for piece in unpacked.pieces():
                     found = self.expected if is_tombstone else self.findings
-                    if self.sought.in_name(piece.called if piece.member else name):
+                    if self.target.in_name(piece.called if piece.member else name):
                         found.append(Finding(path, piece.member, "its name"))
                     found += [Finding(path, piece.member, what) for what in self._in(path, piece, pages)]
-                    self._tell()
+                    self._report_progress()
                 self.size += local.stat().st_size
         except FileNotFoundError:  # a lock, or a file that another command has replaced
             return
@@ -200,14 +200,14 @@ class Proof:
             self.files += 1
             self.faults += [f"{path}: {fault}" for fault in unpacked.faults]
 
-    def _in(self, path: str, piece: Piece, pages: PageImages) -> Iterator[str]:
+    def _in(self, path: str, piece: UnpackedPiece, pages: PageImages) -> Iterator[str]:
         """Yields what is found in a piece; a picture waits until its looks are compared."""
         digest, found, tail, kept = hashlib.sha256(), set[str](), b"", list[bytes]()
-        whole, size, is_small = bool(self.sought.sha256), 0, True
+        whole, size, is_small = bool(self.target.sha256), 0, True
         for block in piece.blocks:
             if not size:  # the first
-                is_page = bool(self.sought.url and piece.url and "html" in piece.content_type)
-                is_picture = self.sought.looks is not None and bool(format_of(block[:HEAD]))
+                is_page = bool(self.target.url and piece.url and "html" in piece.content_type)
+                is_picture = self.target.looks is not None and bool(format_of(block[:HEAD]))
                 is_small = is_page or is_picture
             size += len(block)
             if whole:
@@ -215,40 +215,40 @@ class Proof:
             if is_small and size <= IN_MEMORY:
                 kept.append(block)
             window = tail + block
-            found |= {what for needle, what in self.sought.needles.items() if needle in window}
-            tail = window[-self.sought.overlap :]
+            found |= {what for needle, what in self.target.needles.items() if needle in window}
+            tail = window[-self.target.overlap :]
         yield from sorted(found)
         if not size:
             return
-        if whole and digest.hexdigest() == self.sought.sha256:
+        if whole and digest.hexdigest() == self.target.sha256:
             yield "the file itself, by its sha256"
-        elif kept and size <= IN_MEMORY and self.sought.looks is not None:
+        elif kept and size <= IN_MEMORY and self.target.looks is not None:
             self._waiting.append((Finding(path, piece.member, ""), digest.hexdigest(), b"".join(kept)))
             if len(self._waiting) == PICTURES or sum(len(data) for *_, data in self._waiting) > IN_MEMORY:
                 self._compare_looks()
         elif kept and self._names_it(piece, b"".join(kept), pages):
             yield "a page that shows the picture"
 
-    def _names_it(self, piece: Piece, body: bytes, pages: PageImages) -> bool:
+    def _names_it(self, piece: UnpackedPiece, body: bytes, pages: PageImages) -> bool:
         """True if a page shows the picture by an address that is relative to the page. Few pages are read for it."""
-        name = urlsplit(self.sought.url).path.rpartition("/")[2]
+        name = urlsplit(self.target.url).path.rpartition("/")[2]
         if not any(one.encode() in body for one in {name, unquote(name)} if one):
             return False
-        return self.sought.url in pages.of(piece.url, piece.content_type, body)
+        return self.target.url in pages.of(piece.url, piece.content_type, body)
 
     def _compare_looks(self) -> None:
         """Note the waiting pictures that look like the file."""
         waiting, self._waiting = self._waiting, []
-        if self.sought.looks is None or not waiting:
+        if self.target.looks is None or not waiting:
             return
         images: dict[str, bytes] = {sha256: data for _, sha256, data in waiting}
         rows = pa.concat_tables(features_of(self.store, images, images.__getitem__, MAX_PIXELS))
-        alike = set(self.sought.looks.alike(rows, feature_id()))
+        alike = set(self.target.looks.alike(rows, feature_id()))
         for where, sha256, _ in waiting:
             if sha256 in alike:
                 self.findings.append(replace(where, what="a picture that looks like it"))
 
-    def _tell(self) -> None:
-        if time.monotonic() - self._told >= self.every_s:
-            self._told = time.monotonic()
-            self.tell(self)
+    def _report_progress(self) -> None:
+        if time.monotonic() - self._reported_at >= self.every_s:
+            self._reported_at = time.monotonic()
+            self.on_progress(self)

@@ -54,7 +54,7 @@ class Request:
     distance: int = Dedup().image_distance
     exact: bool = False
 
-    def named(self) -> set[str]:
+    def hashes(self) -> set[str]:
         """Hashes of URLs and pictures. Raises SpecError."""
         for name in self.sha256s:
             if not re.fullmatch(r"[0-9a-f]{64}", name.lower()):
@@ -78,7 +78,7 @@ class Request:
 
     def check(self) -> None:
         """Raises SpecError for an invalid request."""
-        self.named()
+        self.hashes()
         self.hosts()
 
 
@@ -98,7 +98,7 @@ def resolve(request: Request, store: Store, builds: Sequence[Build], searched: S
 
     Raises SpecError, and SourceError for a picture that cannot be read.
     """
-    known, named, images = store.takedowns(), request.named(), {name.lower() for name in request.sha256s}
+    known, named, images = store.takedowns(), request.hashes(), {name.lower() for name in request.sha256s}
     for item in request.items:
         subject = exactly(item, builds)
         named |= subject.hashes

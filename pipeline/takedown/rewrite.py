@@ -56,7 +56,7 @@ class Removal:
         """True if a page is removed, by its URL or its domain."""
         return sha256_hex(url) in self.hashes or self._takedowns.host(url)
 
-    def without(self, table: pa.Table) -> pa.Table | None:
+    def remaining_rows(self, table: pa.Table) -> pa.Table | None:
         """The table without the removed rows; None if it lacks them."""
         mask = self.mask(table)
         return table.filter(pc.invert(mask)) if pc.any(mask).as_py() else None
@@ -89,7 +89,7 @@ class BorrowedTexts:
     def __init__(self, allowed: dict[str, set[str]]) -> None:
         self.allowed = allowed
 
-    def returned(self, remaining: pa.Table | None, table: pa.Table) -> pa.Table | None:
+    def remaining_rows(self, remaining: pa.Table | None, table: pa.Table) -> pa.Table | None:
         """`remaining`, or the whole table if that is None, without borrowed texts; None if nothing changes."""
         rows = table if remaining is None else remaining
         if not self.allowed or not {"candidate_id", "texts", "text_leaders"} <= set(rows.column_names):
@@ -99,15 +99,15 @@ class BorrowedTexts:
             return remaining
         values, changed = rows.to_pylist(), remaining is not None
         for row in values:
-            stay = self.stay(row["candidate_id"], row["texts"])
+            stay = self.remaining_texts(row["candidate_id"], row["texts"])
             if stay is not None:
                 row["texts"] = [row["texts"][i] for i in stay]
                 row["text_leaders"] = [row["text_leaders"][i] for i in stay]
                 changed = True
         return pa.Table.from_pylist(values, schema=rows.schema) if changed else None
 
-    def stay(self, candidate_id: str, texts: list[dict[str, Any]]) -> list[int] | None:
-        """Indices of a sample's texts that stay; None if all do. The primary one is its own, and stays."""
+    def remaining_texts(self, candidate_id: str, texts: list[dict[str, Any]]) -> list[int] | None:
+        """Returns the indices of a sample's texts that stay; None if all do. The primary one is its own, and stays."""
         allowed = self.allowed.get(candidate_id)
         if allowed is None:
             return None

@@ -43,7 +43,7 @@ def rewritable(build: Build) -> list[str]:
 
 def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
     """Removes what is taken down from the files of passes `names` (of `rewritable`)."""
-    held, borrowed = _Held(build, removal), borrowed_texts(build, removal)
+    held, borrowed = _RemovalSearch(build, removal), borrowed_texts(build, removal)
     for own in (held.passes[name] for name in names):
         for directory in build.history(own.name):
             for record in directory.records():
@@ -55,12 +55,12 @@ def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
         for file in (file for file in own.files if file.kind == "state"):
             stage.folder.delete(file.suffix)
         for name in (stage.folder / REDUCED).names() if any(file.suffix == REDUCED for file in own.files) else ():
-            remaining = removal.without(pa.Table.from_pylist((stage.folder / REDUCED).read_json(name)))
+            remaining = removal.remaining_rows(pa.Table.from_pylist((stage.folder / REDUCED).read_json(name)))
             if remaining is not None:
                 (stage.folder / REDUCED).write(name, canonical_json(remaining.to_pylist()))
 
 
-def _remove_from(own: Pass, rewrite: Rewrite, held: _Held, borrowed: BorrowedTexts) -> None:
+def _remove_from(own: Pass, rewrite: Rewrite, held: _RemovalSearch, borrowed: BorrowedTexts) -> None:
     """Commits one partition again without what is removed, or deletes its record."""
     contents = [CONTENTS[kind] for kind in CONTENTS if any(file.kind == kind for file in own.files)]
     for content in contents:
@@ -73,7 +73,7 @@ def _remove_from(own: Pass, rewrite: Rewrite, held: _Held, borrowed: BorrowedTex
             content.moved(held.build.store, stage, before, after)
 
 
-def _remove_rows(own: Pass, rewrite: Rewrite, held: _Held, borrowed: BorrowedTexts) -> bool:
+def _remove_rows(own: Pass, rewrite: Rewrite, held: _RemovalSearch, borrowed: BorrowedTexts) -> bool:
     """Removes rows by id from tables and from column files; decisions lose their names. False for a column file of
     rows that are no longer there."""
     stage, record, removal = rewrite.stage, rewrite.record, rewrite.removal
@@ -87,26 +87,26 @@ def _remove_rows(own: Pass, rewrite: Rewrite, held: _Held, borrowed: BorrowedTex
             if suffix == DECISIONS:
                 remaining = removal.blanked(table)
             else:
-                remaining = borrowed.returned(removal.without(table), table)
+                remaining = borrowed.remaining_rows(removal.remaining_rows(table), table)
             if remaining is not None:
                 rewrite.write_table(suffix, remaining)
     return True
 
 
-def _delete_derived(own: Pass, rewrite: Rewrite, held: _Held) -> bool:
+def _delete_derived(own: Pass, rewrite: Rewrite, held: _RemovalSearch) -> bool:
     """Deletes the files that can be made again, if they held something of what is removed. False where the record goes
     with them: it names no other file, or the stage is not done and would read them."""
     suffixes = rewrite.record.files.keys() - {DECISIONS}
     files = {suffix: own.file(suffix) for suffix in suffixes}
     derived = {suffix: file for suffix, file in files.items() if file is None or file.holds == "derived"}
-    if derived and held.something(own, rewrite.stage, rewrite.record, derived):
+    if derived and held.finds_any(own, rewrite.stage, rewrite.record, derived):
         rewrite.deleted = set(derived)
     is_done = bool(held.build.stage_at(own.stage, "").finished_at())
     return not rewrite.deleted or (is_done and rewrite.deleted < rewrite.record.files.keys())
 
 
-class _Held:
-    """Removed content in the files of a build."""
+class _RemovalSearch:
+    """Search for removed content in the files of a build."""
 
     def __init__(self, build: Build, removal: Removal) -> None:
         self.build, self._removal = build, removal
@@ -131,25 +131,24 @@ class _Held:
                 return True
         return False
 
-    def something(self, own: Pass, stage: StageDir, record: Record, files: Mapping[str, PassFile | None]) -> bool:
-        """True if some files of a partition held something of what is removed: by their ids, or by what the pass has
-        read."""
+    def finds_any(self, own: Pass, stage: StageDir, record: Record, files: Mapping[str, PassFile | None]) -> bool:
+        """True if files of a partition hold removed content: by their ids, or by the files that the pass has read."""
         if any(file is not None and file.id_column for file in files.values()):
-            return self._named(stage, record, files)
-        return any(map(self._found_in, own.reads))
+            return self._finds_ids(stage, record, files)
+        return any(map(self._finds_in_pass, own.reads))
 
-    def _found_in(self, name: str) -> bool:
-        """True if a pass holds, at any fingerprint, something of what is removed."""
+    def _finds_in_pass(self, name: str) -> bool:
+        """True if a pass holds removed content, at any fingerprint."""
         own = self.passes[name]
         if name not in self._found:
             self._found[name] = any(
-                self.something(own, stage, record, {suffix: own.file(suffix) for suffix in record.files})
+                self.finds_any(own, stage, record, {suffix: own.file(suffix) for suffix in record.files})
                 for stage in self.build.history(name)
                 for record in stage.records()
             )
         return self._found[name]
 
-    def _named(self, stage: StageDir, record: Record, files: Mapping[str, PassFile | None]) -> bool:
+    def _finds_ids(self, stage: StageDir, record: Record, files: Mapping[str, PassFile | None]) -> bool:
         for suffix, file in files.items():
             if file is not None and file.id_column:
                 with stage.file(record, suffix) as path:

@@ -38,7 +38,7 @@ def stage_shards(build: Build, removal: Removal) -> list[str]:
         index = stage.table(record, "parquet")
         stays = pc.invert(removal.mask(index)).to_pylist()
         ids, own = (index[name].to_pylist() for name in ("candidate_id", "texts"))
-        texts = [borrowed.stay(name, its_texts) for name, its_texts in zip(ids, own, strict=True)]
+        texts = [borrowed.remaining_texts(name, its_texts) for name, its_texts in zip(ids, own, strict=True)]
         if not all(stays) or any(stay is not None for stay in texts):
             _stage_shard(stage, record, index, removal, stays, texts)
             names.append(record.partition)

@@ -34,9 +34,9 @@ def main(source: Path, out: Path) -> None:
     of = np.array([number.setdefault(text, len(number)) for text in normals(texts)], np.int64)
     distinct = list(number)
     batches = range(0, max(1, len(distinct)), BATCH)  # one batch, an empty one, of no texts
-    parts = [text_rows.made(distinct[at : at + BATCH], threshold) for at in batches]
+    parts = [text_rows.make_text_rows(distinct[at : at + BATCH], threshold) for at in batches]
     first = np.unique(of, return_index=True)[1]
-    leaders = first[np.array(leaders_among(TextRows.joined(parts), threshold), np.int64)][of]
+    leaders = first[np.array(leaders_among(TextRows.concat(parts), threshold), np.int64)][of]
     with out.open("w", encoding="utf-8") as kept:
         for row in np.unique(leaders).tolist():
             kept.write(json.dumps({"text": texts[row]}, ensure_ascii=False) + "\n")

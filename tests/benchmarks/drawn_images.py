@@ -110,7 +110,7 @@ def _looks(rows: Any) -> tuple[Any, Any]:
 def _pair_rate(phash: Any, signature: Any) -> tuple[float, int]:
     """Share of pairs whose hashes are near, and their number."""
     from data_specs.build import Dedup
-    from pipeline.matching.looks import families
+    from pipeline.matching.image_comparison import families
 
     size, pairs = len(phash), 0
     every = [(of, part) for of in families(Dedup().image_distance) if not of.fine for part in of.parts]

@@ -21,13 +21,13 @@ class Leaders:
     def first(self, phash: Any, signature: Any, details: Any) -> Any:
         """[N] the number of the first leader that each image looks like, -1 for none."""
         from data_specs.build import Dedup
+        from pipeline.matching.image_comparison import Details, Rule
         from pipeline.matching.image_edges import first_alike
-        from pipeline.matching.looks import Details, Rule
 
         if not self._looks:
             return np.full(len(phash), -1)
         kept = [np.concatenate([looks[at] for looks in self._looks]) for at in (0, 1)]
-        moved = [own.moved(number) for number, (_, _, own) in enumerate(self._looks)]
+        moved = [own.shifted(number) for number, (_, _, own) in enumerate(self._looks)]
         all_details = Details(*(np.concatenate([getattr(own, name) for own in moved]) for name in ("of", "stored")))
         rules = Dedup()
         asked = (phash, signature, details)

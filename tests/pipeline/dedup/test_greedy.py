@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import Dedup
-from pipeline.dedup.greedy import BIT, NONE, Kept, LeaderPass, Nodes, Pairs, first_by
+from pipeline.dedup.greedy import BIT, NONE, EarlierResults, LeaderPass, Nodes, Pairs, first_by
 from pipeline.matching.contexts import ALT, WIDTH
 from pipeline.matching.crowds import Crowds, Partners, represent
 from pipeline.records import DropReason
@@ -79,7 +79,7 @@ def test_a_crowd_under_different_words_is_not_asked_again_for_each_of_them(monke
     no_pairs = np.zeros((0, 2), np.int64)
     images = Nodes(no_pairs, to_first, crowd, every, lambda one, others: np.ones(len(others), np.bool_))
     no_texts = Nodes(no_pairs, no_pairs, Crowds.of([]), every, lambda *_: every < 0)
-    before = Kept(none, none, np.zeros(size, np.int8), frozenset(), none, every[:0], every[:0])
+    before = EarlierResults(none, none, np.zeros(size, np.int8), frozenset(), none, every[:0], every[:0])
     pairs = Pairs(every, np.arange(size + 1), none, none, contexts)
     verdicts = LeaderPass(Dedup(), images, no_texts, before).decide(pairs)
     assert (verdicts.reasons == 0).tolist() == (contexts[:, ALT] > 0).tolist()
@@ -109,7 +109,7 @@ def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_
         for of in (looks, means)
     ]
     before_bond = np.where(near != NONE, rng.integers(1, 5, pairs), 0).astype(np.int8)
-    before = Kept(
+    before = EarlierResults(
         same,
         near,
         before_bond,

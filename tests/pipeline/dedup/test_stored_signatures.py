@@ -26,13 +26,13 @@ def test_images_of_several_runs_are_read_by_their_numbers(tmp_path: Path) -> Non
     paths = [[tmp_path / f"{number}{suffix}" for number in range(3)] for suffix in ("", ".details")]
     images, grids = np.array([8, 0, 4, 3, 0]), np.array([1, 0, 2, 0, 3])
     with StoredSignatures(*paths, starts) as stored:
-        assert (stored.whole(images) == every[images].reshape(5, -1)).all()
+        assert (stored.signatures(images) == every[images].reshape(5, -1)).all()
         assert (stored.grids(images, grids) == every[images, grids]).all()
         for asked in (images, np.arange(9), np.setdiff1d(np.arange(9), details.of)):
             own, expected = stored.details(asked), details.take(asked)
             assert own.of.tolist() == expected.of.tolist()
             assert np.array_equal(own.stored, expected.stored)
-        assert stored.whole(images[:0]).shape == (0, GRIDS * SIZE)
+        assert stored.signatures(images[:0]).shape == (0, GRIDS * SIZE)
 
 
 def test_a_file_that_is_not_there_leaves_none_open(tmp_path: Path) -> None:

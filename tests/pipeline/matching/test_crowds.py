@@ -34,7 +34,7 @@ def test_every_pair_is_compared_or_open_or_left_over(seed: int, size: int, at_on
     for item in order[follows & ~known[order]].tolist():
         assert alike[item, :item].any(), "what follows is the same as something before it"
     members = rng.permutation(100)[:size]
-    partners = Partners(Crowds.joined([Crowds.of([]), Crowds.of([(members[order], follows)])]))
+    partners = Partners(Crowds.concat([Crowds.of([]), Crowds.of([(members[order], follows)])]))
     open_ = np.array([np.isin(members, partners.of(member)) for member in members], bool).reshape(size, size)
     assert (open_ == open_.T).all()
     left = np.isin(np.arange(size), rest)

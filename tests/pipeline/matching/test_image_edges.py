@@ -17,9 +17,19 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from data_specs.build import Dedup
 from pipeline.features._rows import measure_image
 from pipeline.matching import crowds, image_edges
+from pipeline.matching.image_comparison import (
+    NO_DETAILS,
+    Details,
+    Family,
+    Hashed,
+    Rule,
+    SignatureArrays,
+    coarse_of,
+    families,
+    fine_of,
+)
 from pipeline.matching.image_edges import Asking, ImageJoin, KeptImages, KeptJoin, Loaded, first_alike
 from pipeline.matching.image_keys import SHARED, Key, entries_of, plan
-from pipeline.matching.looks import NO_DETAILS, Details, Family, Hashed, OfArrays, Rule, coarse_of, families, fine_of
 from pipeline.pictures import alignment, details
 from pipeline.pictures.decode import decode
 from pipeline.pictures.hashing import CONTENT, HASHES
@@ -182,7 +192,7 @@ def joined(
     phash: Any, signature: Any, rule: Rule, keys: tuple[Key, ...], cuts: int, details: Details = NO_DETAILS
 ) -> tuple[Any, Any, int]:
     """(pairs that are edges [N, N], pairs that are open in crowds [N, N], comparisons) over all parts of all keys."""
-    size, signed = len(phash), OfArrays(signature, details)
+    size, signed = len(phash), SignatureArrays(signature, details)
     hashed = {False: coarse_of(phash, signature, rule.turned), True: fine_of(details, rule.turned)}
     edges, open_, compared = np.zeros((size, size), bool), np.zeros((size, size), bool), 0
     for key in keys:
@@ -190,9 +200,9 @@ def joined(
         entries = entries_of(key, own)
         for part in range(cuts):
             first, last = key.buckets * part // cuts, key.buckets * (part + 1) // cuts
-            loaded = [Loaded.of(key, of.within(key, first, last), own) for of in entries]
+            loaded = [Loaded.of(key, of.in_buckets(key, first, last), own) for of in entries]
             join = ImageJoin(rule, signed, hashes_by(hashed), np.arange(size, dtype=np.uint32))
-            join.among(key, Loaded.joined(loaded))
+            join.join(key, Loaded.concat(loaded))
             found, of_crowds = join.edges()
             edges[found[:, 0], found[:, 1]] = edges[found[:, 1], found[:, 0]] = True
             compared += join.compared
@@ -255,12 +265,12 @@ def test_images_find_the_first_kept_one(seed: int, size: int, cut: int, planned:
     phash, signature = drawn(rng, size, 4, flips, 3)
     own = drawn_details(rng, size, 4, 1, share=0.4)
     before, after = (own.take(np.arange(size)[some]) for some in (slice(cut), slice(cut, None)))
-    signed = OfArrays(signature[cut:], after), OfArrays(signature[:cut], before)
+    signed = SignatureArrays(signature[cut:], after), SignatureArrays(signature[:cut], before)
     join, found = KeptJoin(THRESHOLD, *signed), np.full(size - cut, -1)
     for key in plan(planned, 4):
         new = fine_of(after) if key.family.fine else coarse_of(phash[cut:], signature[cut:])
         old = fine_of(before) if key.family.fine else coarse_of(phash[:cut], signature[:cut])
-        loaded = Loaded.joined([Loaded.of(key, entries, new) for entries in entries_of(key, new)])
+        loaded = Loaded.concat([Loaded.of(key, entries, new) for entries in entries_of(key, new)])
         join.look(key, Asking.of(key, loaded), KeptImages(*entries_of(key, old), old, signed[1]))
     images, first = join.matches()
     found[images[::-1]] = first[::-1]  # the last assignment stays: the first match
@@ -291,9 +301,9 @@ def test_dense_ranges_are_parted_by_every_block_of_the_tones(monkeypatch: pytest
     grids[:, :, cells.ravel()] = levels[:, None, None]
     own = coarse_of(np.full((800, HASHES), 12345, np.uint64), grids.reshape(800, -1))
     monkeypatch.setattr(image_edges, "DENSE", 20)
-    signed, of = OfArrays(grids.reshape(800, -1), NO_DETAILS), hashes_by({False: own, True: fine_of(NO_DETAILS)})
+    signed, of = SignatureArrays(grids.reshape(800, -1), NO_DETAILS), hashes_by({False: own, True: fine_of(NO_DETAILS)})
     join = ImageJoin(Rule(4, THRESHOLD), signed, of, np.zeros(800, np.uint32))
-    join.among(key, Loaded.joined([Loaded.of(key, entries, own) for entries in entries_of(key, own)]))
+    join.join(key, Loaded.concat([Loaded.of(key, entries, own) for entries in entries_of(key, own)]))
     assert not len(join.edges()[0])
     # a block of 16 levels of which three agree; in a crowd each two are looked at both ways
     assert join.scanned < 0.8 * 800 * 800 * len(key.family.parts)
@@ -324,12 +334,12 @@ def test_pictures_that_contexts_tell_apart_cost_no_comparison_but_a_few_of_what_
 ) -> None:
     """They share all hashes and tones; what does not follow a few of them is no crowd, and is not compared."""
     phash, signature = np.full((size, HASHES), 12345, np.uint64), differing(np.random.default_rng(7), size)
-    own, signed = coarse_of(phash, signature), OfArrays(signature, NO_DETAILS)
+    own, signed = coarse_of(phash, signature), SignatureArrays(signature, NO_DETAILS)
     of, order = hashes_by({False: own, True: fine_of(NO_DETAILS)}), np.arange(size, dtype=np.uint32)
     join = ImageJoin(Rule(4, THRESHOLD), signed, of, order, lambda ones, _: np.ones(len(ones), np.bool_))
     key = plan(size, 4)[0]
     assert len(key.family.parts) * 200 > image_edges.DENSE, "it is images that are counted, not their parts"
-    join.among(key, Loaded.joined([Loaded.of(key, entries, own) for entries in entries_of(key, own)]))
+    join.join(key, Loaded.concat([Loaded.of(key, entries, own) for entries in entries_of(key, own)]))
     assert join.compared <= most
     assert not len(join.edges()[0])
 

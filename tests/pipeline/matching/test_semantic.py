@@ -19,7 +19,7 @@ from pipeline.matching.semantic import (
     Nearest,
     SemanticLeaders,
     codes_of,
-    joined,
+    merge_nearest,
     millionths,
     resolved,
 )
@@ -64,7 +64,7 @@ def passed(codes: Codes, cuts: list[int], holders: int, within: int, reach: int)
     found, count = [], 0
     for low, high in zip([0, *cuts], [*cuts, len(codes)], strict=True):
         block = codes[low:high]
-        kept, nearest = resolved(block, joined([s.nearest(block) for s in shares]), within, reach, count)
+        kept, nearest = resolved(block, merge_nearest([s.nearest(block) for s in shares]), within, reach, count)
         numbers = np.arange(count, count + len(kept))
         for at, share in enumerate(shares):
             mine = numbers % holders == at

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_specs.text.folding import normal, normals
 from pipeline.matching import sketches
-from pipeline.matching.sketches import SHINGLES, bands, same, similarities, sketch
+from pipeline.matching.sketches import SHINGLES, are_same, bands, similarities, sketch
 from tests.sketched import LETTERS, likeness, shingles
 
 
@@ -38,7 +38,7 @@ def test_long_texts_are_compared_by_a_sketch() -> None:
     exact = 2 * 2850 / (2 * 6000 - 2 * 2850)
     assert likeness(text, other) == pytest.approx(exact, abs=0.1)
     both, row = sketch(normals([text, text[:-20]]), 0.8), np.zeros(1, np.int64)
-    assert same(both, row, both, row + 1, 0.8).tolist() == [True]
+    assert are_same(both, row, both, row + 1, 0.8).tolist() == [True]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9, 1.0])

@@ -27,7 +27,7 @@ def alike(a: str, b: str, threshold: float) -> bool:
 
 def leaders_of(texts: list[str], threshold: float = 0.8) -> list[int]:
     """For each text the position of its leader's first appearance."""
-    rows = text_rows.made(normals(texts), threshold)
+    rows = text_rows.make_text_rows(normals(texts), threshold)
     names = rows_of(rows.ids)
     first = {name: at for at, name in reversed(list(enumerate(names)))}
     distinct = sorted(first.values())
@@ -178,9 +178,9 @@ def test_joins_find_what_comparing_all_finds(seed: int, size: int, parts: int, l
         entries, found = TextEntries.of(made.keys), dict[int, int]()
         same, open_ = np.zeros_like(expected), np.zeros_like(expected)
         for part in range(parts):
-            here = entries.within(BUCKETS * part // parts, BUCKETS * (part + 1) // parts)
+            here = entries.in_buckets(BUCKETS * part // parts, BUCKETS * (part + 1) // parts)
             join = TextJoin(0.6, made.without_keys, np.zeros(len(texts), np.uint32))
-            join.among(here.keys, here.owner.astype(np.int64))
+            join.join(here.keys, here.owner.astype(np.int64))
             edges, of_crowds = join.edges()
             one, other = edges.T
             same[one, other] = same[other, one] = True

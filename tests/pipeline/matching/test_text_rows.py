@@ -29,7 +29,7 @@ def values(rows: TextRows) -> list[tuple[object, ...]]:
 @given(texts, st.integers(0, 12), st.integers(0, 12))
 def test_texts_come_back_from_any_slice_and_chunks_of_their_column(written: list[str], start: int, cut: int) -> None:
     """Arrow's slices keep the buffers of the whole: offsets count from its beginning."""
-    rows = text_rows.made(normals(written), 0.7)
+    rows = text_rows.make_text_rows(normals(written), 0.7)
     column = rows.columns()
     assert column.type == FIELDS
     expected = values(rows)

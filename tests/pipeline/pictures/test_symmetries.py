@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline.features._rows import measure_image
 from pipeline.pictures import details, symmetries
 from pipeline.pictures.signatures import GRIDS, SIZE, distance
-from pipeline.pictures.symmetries import FORMS, UPRIGHT, grids_in, maps_in, of_grids, of_maps, placed
+from pipeline.pictures.symmetries import FORMS, UPRIGHT, forms_and_boxes, grids_in, maps_in, of_grids, of_maps
 from tests.drawn import blobs, encoded
 from tests.windows import WORDS, dialog
 
@@ -42,7 +42,7 @@ def test_hashes_of_a_form_are_those_of_the_turned_cells_as_they_are() -> None:
     grids = rng.integers(0, 256, (5, GRIDS, SIZE), dtype=np.uint8)
     maps = rng.integers(0, 64, (5, details.SIDE, details.SIDE), dtype=np.uint8)
     for number in range(UPRIGHT, symmetries.HASHES):
-        form = np.full(5, placed(np.array([number]))[0][0])
+        form = np.full(5, forms_and_boxes(np.array([number]))[0][0])
         whole = grids.copy()
         whole[:, 0] = grids_in(grids[:, 0], form)
         for of, cells, other in ((of_grids, grids, whole), (of_maps, maps, maps_in(maps, form))):
@@ -52,6 +52,6 @@ def test_hashes_of_a_form_are_those_of_the_turned_cells_as_they_are() -> None:
 
 
 def test_of_cropped_parts_the_box_and_of_forms_the_whole_is_compared() -> None:
-    forms, boxes = placed(np.arange(symmetries.HASHES))
+    forms, boxes = forms_and_boxes(np.arange(symmetries.HASHES))
     assert forms.tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]
     assert boxes.tolist() == [0, 1, 2, 0, 0, 0, 0, 0, 0, 0]

@@ -16,7 +16,7 @@ import pytest
 from data_specs.build import Dedup
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.matching.looks import ROW, Details
+from pipeline.matching.image_comparison import ROW, Details
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     DETAILS,

@@ -31,12 +31,12 @@ def test_rows_are_recognised_by_the_first_name_that_their_table_has(hashes: set[
     }
     for name, column in columns.items():
         table = pa.table({name: column, "row": range(6)})
-        remaining = removal.without(table)
+        remaining = removal.remaining_rows(table)
         assert (remaining is None) == all(stay)
         assert (table if remaining is None else remaining)["row"].to_pylist() == [n for n in range(6) if stay[n]]
     both = pa.table({"candidate_id": columns["candidate_id"], "sha256": columns["sha256"][::-1]})
     assert removal.mask(both).to_pylist() == [not own for own in stay], "the candidate decides"
-    assert removal.without(pa.table({"row": range(6)})) is None
+    assert removal.remaining_rows(pa.table({"row": range(6)})) is None
 
 
 @pytest.mark.slow
@@ -81,9 +81,9 @@ def test_a_kept_sample_returns_the_texts_of_a_removed_copy_and_its_own_stay() ->
     borrowed = BorrowedTexts({NAMES[0]: {"自己的"}, NAMES[1]: {"甲", "乙"}})
     rows = [sample(NAMES[0], "主要的", "借来的", "自己的"), sample(NAMES[1], "甲", "乙"), sample(NAMES[2], "丙", "丁")]
     table = pa.Table.from_pylist(rows)
-    returned = borrowed.returned(None, table)
+    returned = borrowed.remaining_rows(None, table)
     assert returned is not None
     assert returned.to_pylist() == [sample(NAMES[0], "主要的", "自己的"), *rows[1:]], "the primary text is its own"
-    assert borrowed.returned(None, returned) is None, "nothing changes the second time"
-    assert borrowed.returned(table.slice(2), table) == table.slice(2), "what remains is not widened again"
-    assert BorrowedTexts({}).returned(None, table) is None
+    assert borrowed.remaining_rows(None, returned) is None, "nothing changes the second time"
+    assert borrowed.remaining_rows(table.slice(2), table) == table.slice(2), "what remains is not widened again"
+    assert BorrowedTexts({}).remaining_rows(None, table) is None

@@ -61,7 +61,7 @@ def pages_showing(build: Build, takedowns: Takedowns, dry_run: bool) -> set[str]
     return pages
 
 
-def note_shown(build: Build) -> None:
+def store_page_pictures(build: Build) -> None:
     """Write SHOWN beside every crawl of a build from its candidates, which are deleted next."""
     for stage, record in _crawls(build):
         if SHOWN in record.files or not _extracted(build).issuperset(_warcs(record)):

@@ -26,12 +26,12 @@ from pipeline.dedup.earlier import (
     pairs_of_leaders,
     pieces_of,
 )
-from pipeline.dedup.greedy import NONE, Flags, Ints, Kept, Nodes, Pairs, first_by
+from pipeline.dedup.greedy import NONE, EarlierResults, Flags, Ints, Nodes, Pairs, first_by
 from pipeline.dedup.runs import Runs, order_of, rule_of
 from pipeline.files.digests import Digests
 from pipeline.matching.contexts import TWO, WIDTH, bonds
-from pipeline.matching.looks import Held, pairs_alike
-from pipeline.matching.sketches import distinct, same, spread
+from pipeline.matching.image_comparison import CachedSignatures, pairs_alike
+from pipeline.matching.sketches import are_same, distinct, spread
 from pipeline.store.build import Build
 
 AT_ONCE = 4_096
@@ -49,8 +49,8 @@ class EarlierImages:
     held: Flags
     """Flags of those of the build's own dataset."""
 
-    def at(self, numbers: Ints) -> Ints:
-        """Places of some of them."""
+    def positions(self, numbers: Ints) -> Ints:
+        """Positions of images in these arrays, by their numbers."""
         return np.searchsorted(self.numbers, numbers)
 
 
@@ -62,8 +62,8 @@ class EarlierTexts:
     splits: list[str]
 
 
-class Joined:
-    """All pairs of a build with what matches what. Images and texts have numbers over all runs (`Runs`)."""
+class LeaderInput:
+    """All pairs of a build with their matches. Images and texts have numbers over all runs (`Runs`)."""
 
     def __init__(self, build: Build, files: ExitStack) -> None:
         self._build, self._rules = build, build.spec.dedup
@@ -200,8 +200,8 @@ class Joined:
         """Number of images that earlier builds kept."""
         return sum(len(piece) for piece in self._image_pieces if not piece.before)
 
-    def kept(self) -> Kept:
-        """Returns what earlier builds kept of what the build may match."""
+    def earlier_results(self) -> EarlierResults:
+        """Returns results of earlier builds for images and texts that the build may match."""
         names, ids = self.domains[0], self.earlier_texts.ids
         pairs, domains = np.zeros(len(ids), np.int64), np.zeros(len(names), np.int64)
         for piece in self._image_pieces if len(names) or len(ids) else ():
@@ -211,13 +211,15 @@ class Joined:
                     domains += pairs_of_domains(arrays, names)
         flagged = self.earlier_images.numbers[self.earlier_images.flags & PLACEHOLDER > 0]
         near, bond = self._near_kept[self.bound], self._bond_kept[self.bound]
-        return Kept(self._same_kept, near, bond, frozenset(flagged.tolist()), self._text_leaders, pairs, domains)
+        return EarlierResults(
+            self._same_kept, near, bond, frozenset(flagged.tolist()), self._text_leaders, pairs, domains
+        )
 
     def inherited_splits(self, pairs: Ints) -> list[str]:
         """[P] the split of the first image, of the generation that is made again, that each pair shows; "" for none."""
         splits, earlier = np.full(len(pairs), NONE), self._made_from[pairs]
         found = np.flatnonzero(earlier != NONE)
-        splits[found] = self.earlier_images.splits[self.earlier_images.at(earlier[found])]
+        splits[found] = self.earlier_images.splits[self.earlier_images.positions(earlier[found])]
         return [SPLITS[number] if number >= 0 else "" for number in splits.tolist()]
 
     def _alike(self, image: int, others: Ints) -> Flags:
@@ -226,14 +228,14 @@ class Joined:
             images = np.sort(np.append(others[at : at + AT_ONCE], image))
             rows = np.searchsorted(images, others[at : at + AT_ONCE])
             own = np.full(len(rows), np.searchsorted(images, image))
-            held = Held(self.signatures, images)
+            held = CachedSignatures(self.signatures, images)
             found.append(pairs_alike(rule, held, *self.runs.hashed(images), own, rows))
         return np.concatenate(found)
 
     def _same_text(self, text: int, others: Ints) -> Flags:
         own, theirs = self.runs.sketches(np.array([text])), self.runs.sketches(others)
         every = np.arange(len(others))
-        alike = same(own, np.zeros_like(every), theirs, every, self._rules.text_similarity)
+        alike = are_same(own, np.zeros_like(every), theirs, every, self._rules.text_similarity)
         bands: Flags = (self.runs.bands(others) == self.runs.bands(np.array([text]))).any(axis=1)
         return alike & bands
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from pipeline.features._rows import measure_image
+from pipeline.matching.image_comparison import Details, Rule, SignatureArrays, families, fine_of
+from pipeline.matching.image_comparison import alike as looks_alike
 from pipeline.matching.image_edges import first_alike
-from pipeline.matching.looks import Details, OfArrays, Rule, families, fine_of
-from pipeline.matching.looks import alike as looks_alike
 from pipeline.pictures import details
 from pipeline.pictures.hashing import HASHES
 from pipeline.records import FEATURE_SCHEMA
@@ -57,14 +57,14 @@ def test_details_of_some_images_are_those_of_a_list_with_gaps(seed: int, size: i
         {"details": pa.chunked_array([pa.array(column[:7], pa.binary()), pa.array(column[7:], pa.binary())])}
     )
     assert listed(Details.of_table(table), size) == column
-    assert listed(own.moved(3), size + 3) == [None] * 3 + column
+    assert listed(own.shifted(3), size + 3) == [None] * 3 + column
 
 
 def test_details_come_back_from_a_file_and_are_not_read_before_they_are_needed(tmp_path: Path) -> None:
     own = drawn_details(np.random.default_rng(0), 9, 2, 1)
     with (tmp_path / "details").open("wb") as file:
         own.take(np.arange(5)).write(file)
-        own.take(np.arange(5, 9)).moved(5).write(file)
+        own.take(np.arange(5, 9)).shifted(5).write(file)
     again = Details.read(tmp_path / "details")
     assert isinstance(again.stored, np.memmap)
     assert again.of.tolist() == own.of.tolist()
@@ -144,9 +144,9 @@ def test_families_hold_every_hash_and_ask_by_the_first() -> None:
 
 def test_parts_that_are_both_upright_are_compared_by_other_families_alone() -> None:
     _, signature, own = measured(ONE, ONE)
-    signed, zero, one = OfArrays(signature, own), np.array([0]), np.array([1])
+    signed, zero, one = SignatureArrays(signature, own), np.array([0]), np.array([1])
     for family in families(4, turned=True):
         asks = np.array([family.asks])
         same = looks_alike(signed, zero, asks, signed, one, asks, (family, THRESHOLD))
-        assert same.tolist() == [not family.turned], family
+        assert same.tolist() == [not family.in_other_forms], family
     assert families(4, turned=True)[: len(families(4))] == families(4)

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.takedown import unpacked
-from pipeline.takedown.unpacked import Unpacked
+from pipeline.takedown import unpack
+from pipeline.takedown.unpack import Unpacked
 from tests import archived
 from tests.drawn import blobs, encoded
 
@@ -135,7 +135,7 @@ def test_pictures_in_pages_and_in_json_are_pieces_wherever_blocks_end(
     (tmp_path / "page").write_text(f"<p>一<img src='{uri}'><img src='{uri}'>{uri}")
     (tmp_path / "json").write_text(json.dumps({"picture": uri}))
     for block in (1 << 20, 100, 7):
-        monkeypatch.setattr(unpacked, "BLOCK", block)
+        monkeypatch.setattr(unpack, "BLOCK", block)
         for name, count in (("page", 3), ("json", 1)):
             pieces, faults = held(tmp_path / name)
             assert ([own for member, own in pieces.items() if member], faults) == ([data] * count, []), block
@@ -182,4 +182,4 @@ def test_a_file_that_unpacks_to_much_is_read_in_little_memory(tmp_path: Path) ->
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found
-    assert peak < 2.5 * unpacked.IN_MEMORY
+    assert peak < 2.5 * unpack.IN_MEMORY

@@ -18,7 +18,7 @@ from pipeline.records import SHOWN
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.takedown import garbage
-from pipeline.takedown.shown import shown_on
+from pipeline.takedown.page_pictures import shown_on
 from pipeline.web.frontier import Frontier
 from tests.parks import PAGES, page, picture
 

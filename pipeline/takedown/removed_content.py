@@ -17,12 +17,12 @@ from pipeline.store.build import RELEASES, STUDIO, Build
 from pipeline.store.commits import DECISIONS
 from pipeline.store.store import PAIR_FEATURES
 from pipeline.store.takedowns import Takedowns
+from pipeline.takedown.page_pictures import pages_in_state, pages_showing
 from pipeline.takedown.request import fetched_images, text_array
-from pipeline.takedown.shown import pages_in_state, pages_showing
 
 
 @dataclass
-class Affected:
+class RemovedContent:
     """Content that a build loses. `hashes`: ids, URLs, pages, images and scored texts that are removed."""
 
     build: Build
@@ -51,8 +51,8 @@ class Affected:
         }
 
 
-def affected(build: Build, takedowns: Takedowns, dry_run: bool = False) -> Affected:
-    """Finds the content of a build that is taken down. dry_run: note nothing of what captures show."""
+def find_removed_content(build: Build, takedowns: Takedowns, dry_run: bool = False) -> RemovedContent:
+    """Finds the content of a build that is taken down. dry_run: store no table of what captures show."""
     ids, pages = _candidates(build, takedowns)
     waiting = pages_in_state(build, takedowns)
     pages |= pages_showing(build, takedowns, dry_run) | waiting
@@ -61,7 +61,7 @@ def affected(build: Build, takedowns: Takedowns, dry_run: bool = False) -> Affec
         captures |= {url for url in rows["url"].to_pylist() if sha256_hex(url) in pages or takedowns.host(url)}
     fetch_ids, removed = _images(build, takedowns, ids)
     samples = _samples(build, ids)
-    return Affected(
+    return RemovedContent(
         build,
         hashes=ids | pages | {sha256_hex(url) for url in captures} | removed | _scored_texts(build, ids),
         candidates=len(ids),

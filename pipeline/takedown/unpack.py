@@ -1,4 +1,4 @@
-"""The bytes of a file, with all that it packs: to know that something is nowhere in it.
+"""Unpacks a file with all that it packs, to show that something is nowhere in it.
 
 A file is a piece, as it lies on the disk. Then come the pieces inside it: members of tars and zips, gzip members,
 records of WARC files with the HTTP encoding of their bodies undone, values of Parquet, Arrow, SQLite and DuckDB tables,
@@ -59,7 +59,7 @@ _FAULTS = (
 
 
 @dataclass(frozen=True)
-class Piece:
+class UnpackedPiece:
     """A stretch of bytes. member: where it lies within the file, "" for the file itself. url, content_type: of the
     body of a WARC record. blocks: its bytes, to be read before the next piece is asked for. called: its name in an
     archive, or that of a table or column; "" for one that has none."""
@@ -72,7 +72,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class _Inner:
+class _InnerFile:
     """A file within a file, to be unpacked further, or values of a table (`packs` is False)."""
 
     name: str
@@ -90,16 +90,16 @@ class Unpacked:
         self._path = path
         self.faults: list[str] = []
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[UnpackedPiece]:
         """All pieces, the file itself first. Raises OSError for a file that cannot be read."""
         with self._path.open("rb") as file:
-            yield from self._pieces(_Inner("", file), self._path, 0)
+            yield from self._pieces(_InnerFile("", file), self._path, 0)
 
-    def _pieces(self, own: _Inner, path: Path | None, depth: int) -> Iterator[Piece]:
+    def _pieces(self, own: _InnerFile, path: Path | None, depth: int) -> Iterator[UnpackedPiece]:
         has_pictures = [False]
         own.file.seek(0)
         head = own.file.read(1024)
-        yield Piece(own.name, _blocks(own.file, has_pictures), own.called, own.url, own.content_type)
+        yield UnpackedPiece(own.name, _blocks(own.file, has_pictures), own.called, own.url, own.content_type)
         inside = _opener(head) if own.packs else None
         for opener in (inside, _data_uris if has_pictures[0] and inside is None else None):
             if opener is None or depth == DEPTH:
@@ -125,7 +125,7 @@ def _blocks(file: IO[bytes], has_pictures: list[bool]) -> Iterator[bytes]:
         yield block
 
 
-Opener = Callable[[IO[bytes], Path | None], Iterator[_Inner]]
+Opener = Callable[[IO[bytes], Path | None], Iterator[_InnerFile]]
 
 
 def _opener(head: bytes) -> Opener | None:
@@ -155,26 +155,26 @@ def _copied(source: IO[bytes]) -> IO[bytes]:
         return target
 
 
-def _tar(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+def _tar(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
     """Members, those behind a damaged part too. Raises ValueError about that in the end."""
     holes = list[Hole]()
     for member in members_of(file):
         if isinstance(member, Hole):
             holes.append(member)
         elif member.info.isreg():
-            yield _Inner(member.name, _copied(member.opened()), called=member.name)
+            yield _InnerFile(member.name, _copied(member.opened()), called=member.name)
     if holes:
         raise ValueError(f"{holes[0]}{f', and {len(holes) - 1:,} other parts' if holes[1:] else ''}")
 
 
-def _zip(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+def _zip(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
-                yield _Inner(name, _copied(member), called=name)
+                yield _InnerFile(name, _copied(member), called=name)
 
 
-def _gzip(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+def _gzip(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
     """Each member by itself: of our WARC files that is one record."""
     packed, start, position = b"", 0, 0
     while True:
@@ -194,19 +194,19 @@ def _gzip(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
                 packed = machine.unused_data if machine.eof else machine.unconsumed_tail
                 position += before - len(packed)
                 packed = packed or (b"" if machine.eof else file.read(BLOCK))
-        yield _Inner(f"@{start}", target)
+        yield _InnerFile(f"@{start}", target)
         start = position
 
 
 def _compressed(codec: str) -> Opener:
-    def opened(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+    def opened(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
         with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec) as stream:
-            yield _Inner(codec, _copied(stream))
+            yield _InnerFile(codec, _copied(stream))
 
     return opened
 
 
-def _warc(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+def _warc(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
     """Bodies of the records, HTTP headers left away: these are in the piece around them."""
     while line := file.readline(BLOCK):
         if not line.startswith(b"WARC/"):
@@ -220,11 +220,11 @@ def _warc(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
             block.seek(0)
             if block.read(5) != b"HTTP/":
                 block.seek(0)
-                yield _Inner(url, _copied(block), url=url)
+                yield _InnerFile(url, _copied(block), url=url)
                 continue
             block.readline(BLOCK)
             http = _headers(block)
-            yield _Inner(url, _decoded(block, http), url=url, content_type=http.get("content-type", ""))
+            yield _InnerFile(url, _decoded(block, http), url=url, content_type=http.get("content-type", ""))
 
 
 def _headers(file: IO[bytes]) -> dict[str, str]:
@@ -262,17 +262,17 @@ def _dechunked(body: IO[bytes]) -> IO[bytes]:
         return _copied(body)
 
 
-def _parquet(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+def _parquet(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
     with pq.ParquetFile(file) as table:
         yield from _values(table.iter_batches(ROWS))
 
 
-def _arrow(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+def _arrow(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
     with pa.ipc.open_file(file) as table:
         yield from _values(table.get_batch(number) for number in range(table.num_record_batches))
 
 
-def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[_Inner]:
+def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[_InnerFile]:
     """Columns of text and bytes, ROWS values at a time, and each value by itself that may be a file."""
     row = 0
     for batch in batches:
@@ -280,10 +280,10 @@ def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[_Inner]:
             some = batch.slice(start, ROWS)
             rows = f"rows {row}-{row + some.num_rows - 1}"
             for name, values in _leaves(some):
-                yield _Inner(f"{name} {rows}", io.BytesIO(_joined(values)), packs=False, called=name)
+                yield _InnerFile(f"{name} {rows}", io.BytesIO(_join_values(values)), packs=False, called=name)
                 if not pa.types.is_large_string(values.type):
                     large = values.filter(pc.greater(pc.binary_length(values), 100))
-                    yield from (_Inner(f"{name} {rows}", io.BytesIO(value.as_py())) for value in large)
+                    yield from (_InnerFile(f"{name} {rows}", io.BytesIO(value.as_py())) for value in large)
             row += some.num_rows
 
 
@@ -309,14 +309,14 @@ def _leaves(batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]:
             yield name, values.drop_null().cast(pa.binary()).cast(pa.large_binary())
 
 
-def _joined(values: Any) -> bytes:
-    """All values, with a line break between them, so that what is found is within one."""
+def _join_values(values: Any) -> bytes:
+    """Joins values with line breaks, so that a match lies within one value."""
     return b"\n".join(
         value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value for value in values.to_pylist()
     )
 
 
-def _sqlite(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+def _sqlite(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
     with (
         _on_disk(file, path) as place,
         contextlib.closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True)) as db,
@@ -328,11 +328,13 @@ def _sqlite(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
             cursor, row = db.execute(f'SELECT * FROM "{quoted}"'), 0
             while some := cursor.fetchmany(ROWS):
                 values = b"\n".join(value for one in some for value in one if isinstance(value, bytes))
-                yield _Inner(f"{name} rows {row}-{row + len(some) - 1}", io.BytesIO(values), packs=False, called=name)
+                yield _InnerFile(
+                    f"{name} rows {row}-{row + len(some) - 1}", io.BytesIO(values), packs=False, called=name
+                )
                 row += len(some)
 
 
-def _duckdb(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+def _duckdb(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
     import duckdb
 
     with _on_disk(file, path) as place:
@@ -358,19 +360,19 @@ def _on_disk(file: IO[bytes], path: Path | None) -> Iterator[Path]:
         yield Path(copy.name)
 
 
-def _data_uris(file: IO[bytes], path: Path | None) -> Iterator[_Inner]:
+def _data_uris(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
     number, text = 0, b""
     while block := file.read(BLOCK):
         text += block
         done = 0
         for found in _DATA_URI.finditer(text):
             if found.end() < len(text):  # else the next block may go on with it
-                yield _Inner(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
+                yield _InnerFile(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
                 number, done = number + 1, found.end()
         begins = text.rfind(b"data:image/", done)
         text = text[begins if begins >= 0 else max(done, len(text) - 16) :]
     for found in _DATA_URI.finditer(text):
-        yield _Inner(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
+        yield _InnerFile(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
 
 
 _BY_MAGIC: dict[bytes, Opener] = {

@@ -66,8 +66,8 @@ class Details:
     def __len__(self) -> int:
         return len(self.of)
 
-    def at(self, images: Ints) -> tuple[Ints, Ints]:
-        """(places in `images` [K] of those that have details, rows of `stored`)."""
+    def rows_of(self, images: Ints) -> tuple[Ints, Ints]:
+        """Positions in `images` [K] of those that have details, and their rows of `stored`."""
         if not len(self.of):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         rows = np.minimum(np.searchsorted(self.of, images), len(self.of) - 1)
@@ -76,13 +76,13 @@ class Details:
 
     def take(self, images: Ints) -> Details:
         """Details of images [K], which then are numbers 0 to K - 1."""
-        places, rows = self.at(images)
+        places, rows = self.rows_of(images)
         if np.array_equal(places, self.of) and np.array_equal(rows, np.arange(len(self.of))):
             return self  # a memory map of a file stays one
         return Details(places, self.stored[rows])
 
-    def moved(self, by: int) -> Details:
-        """The same of images whose numbers are larger by so much."""
+    def shifted(self, by: int) -> Details:
+        """Details with `by` added to the numbers of the images."""
         return Details(self.of + by, self.stored)
 
     @staticmethod
@@ -158,19 +158,21 @@ class Family:
         return len(details.PARTS) if self.fine else HASHES
 
     @property
-    def turned(self) -> bool:
-        """Whether parts are those of `symmetries`."""
+    def in_other_forms(self) -> bool:
+        """True if parts are those of `symmetries`: mirrored or turned forms."""
         return self.asks >= self.upright
 
     def toned(self, parts: Ints) -> Ints:
         """By which tones parts [N] are compared: halves of every picture by those of the whole."""
         if not self.fine and self.asks in _HALVES:
             return np.zeros_like(parts)
-        return parts - HASHES + GRIDS if self.turned and not self.fine else parts
+        return parts - HASHES + GRIDS if self.in_other_forms and not self.fine else parts
 
-    def placed(self, parts: Ints) -> tuple[Ints, Ints]:
-        """(forms [N], parts as they lie in these) of parts [N]."""
-        return symmetries.placed(parts - self.upright) if self.turned else (np.zeros_like(parts), parts)
+    def forms_and_parts(self, parts: Ints) -> tuple[Ints, Ints]:
+        """Forms [N] of parts [N], and the parts as they lie in these forms."""
+        return (
+            symmetries.forms_and_boxes(parts - self.upright) if self.in_other_forms else (np.zeros_like(parts), parts)
+        )
 
 
 def families(radius: int, turned: bool = False) -> tuple[Family, ...]:
@@ -232,20 +234,20 @@ class Signed(Protocol):
         """Details of images [N], which then are numbers 0 to N - 1."""
 
 
-class Whole(Signed, Protocol):
-    """The same, of which whole signatures can be read."""
+class SignatureReader(Signed, Protocol):
+    """Images whose whole signatures can be read."""
 
-    def whole(self, images: Ints) -> Bytes:
+    def signatures(self, images: Ints) -> Bytes:
         """[N, GRIDS * SIZE] signatures of images [N]."""
 
 
-class Held:
-    """Some images, whose signatures are read once and stay in memory."""
+class CachedSignatures:
+    """Signatures of some images, read once and kept in memory."""
 
-    def __init__(self, signed: Whole, images: Ints) -> None:
+    def __init__(self, signed: SignatureReader, images: Ints) -> None:
         """images: ascending."""
         self._signed, self._images = signed, images
-        self._grids = signed.whole(images).reshape(len(images), GRIDS, SIZE)
+        self._grids = signed.signatures(images).reshape(len(images), GRIDS, SIZE)
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
         return self._grids[np.searchsorted(self._images, images), grids]
@@ -254,7 +256,7 @@ class Held:
         return self._signed.details(images)
 
 
-class OfArrays:
+class SignatureArrays:
     """Signatures [N, ...] in memory, and details."""
 
     def __init__(self, signatures: Bytes, own: Details) -> None:
@@ -263,7 +265,7 @@ class OfArrays:
     def grids(self, images: Ints, grids: Ints) -> Bytes:
         return self._grids[images, grids]
 
-    def whole(self, images: Ints) -> Bytes:
+    def signatures(self, images: Ints) -> Bytes:
         return self._grids[images].reshape(len(images), GRIDS * SIZE)
 
     def details(self, images: Ints) -> Details:
@@ -296,8 +298,8 @@ class _Candidates:
         one, other = self.own.grids(self.ones, of_ones), self.theirs.grids(self.others, of_others)
         return symmetries.grids_in(one, self.one_forms), symmetries.grids_in(other, self.other_forms)
 
-    def wholes(self) -> tuple[Bytes, Bytes]:
-        """[N, SIZE] twice: grids of the whole."""
+    def whole_grids(self) -> tuple[Bytes, Bytes]:
+        """Grids of the whole images: [N, SIZE] of ones, [N, SIZE] of others."""
         whole = np.zeros(len(self), np.int64)
         return self.grids(whole, whole)
 
@@ -311,22 +313,24 @@ def alike(
     by: the family of the parts, and the threshold.
     """
     family, threshold = by
-    one, other = family.placed(one_parts), family.placed(other_parts)
-    if family.turned and not (turned := one[0] + other[0] > 0).all():  # both as they are: other families see to them
+    one, other = family.forms_and_parts(one_parts), family.forms_and_parts(other_parts)
+    if (
+        family.in_other_forms and not (turned := one[0] + other[0] > 0).all()
+    ):  # both as they are: other families see to them
         result = np.zeros(len(ones), np.bool_)
         result[turned] = alike(own, ones[turned], one_parts[turned], theirs, others[turned], other_parts[turned], by)
         return result
     candidates = _Candidates(own, ones, *one, theirs, others, *other)
     if family.fine:  # by maps alone, where colours agree
         result = np.zeros(len(candidates), np.bool_)
-        coloured, red = _of_one_colour(candidates), one_has_seal(*candidates.wholes())
+        coloured, red = _of_one_colour(candidates), one_has_seal(*candidates.whole_grids())
         rows, same, sealed, _ = _by_maps(candidates, np.flatnonzero(coloured | red), by)
         result[rows] = same & coloured[rows] | sealed & red[rows]
         return result
-    parts = (one[1], other[1]) if family.turned else (family.toned(one_parts), family.toned(other_parts))
+    parts = (one[1], other[1]) if family.in_other_forms else (family.toned(one_parts), family.toned(other_parts))
     result = within(*candidates.grids(*parts), threshold, one_tone=True, blocks=family.blocks)
     rows = np.flatnonzero(result)
-    one_is_plain = np.logical_or(*map(is_plain, candidates.take(rows).wholes()))
+    one_is_plain = np.logical_or(*map(is_plain, candidates.take(rows).whole_grids()))
     rows, *_, two = _by_maps(candidates, rows[one_is_plain], by)
     result[rows] = ~two  # what grids merge, maps may part
     return result
@@ -406,7 +410,7 @@ def _by_maps(candidates: _Candidates, rows: Ints, by: tuple[Family, float]) -> t
 
 def _of_one_colour(candidates: _Candidates) -> Flags:
     """[N] whether colours of both images agree: of the wholes, or else of the crops that are nearest to the parts."""
-    agree = of_one_colour(*candidates.wholes())
+    agree = of_one_colour(*candidates.whole_grids())
     rest = np.flatnonzero(~agree)
     of_rest = candidates.take(rest)
     agree[rest] = of_one_colour(*of_rest.grids(details.CROPS[of_rest.one_parts], details.CROPS[of_rest.other_parts]))
