@@ -319,7 +319,7 @@ class Data:
     def arrow(self, table: str, split: str = "") -> pyarrow.dataset.Dataset:
         """A table as a pyarrow dataset, from which DuckDB, Polars and pyarrow read only what a query needs."""
         self._check(table)
-        return self._frames.whole(self._named(table), split)
+        return self._frames.arrow_dataset(self._named(table), split)
 
     def image(self, key: str, boxes: str | bool = False) -> PIL.Image.Image:
         """The picture of a sample, RGB.
@@ -408,7 +408,7 @@ class Data:
         """Reasons why builds lack a table, by build id. Warns, and raises StoreError if every build lacks it."""
         from pipeline.errors import StoreError
 
-        lacking = self._frames.lacking(table)
+        lacking = self._frames.missing_reasons(table)
         if not lacking:
             return lacking
         first = next(f"{build}: {why}" for build, why in lacking.items())

@@ -300,7 +300,7 @@ def _opened_to_write(args: argparse.Namespace) -> Build:
         if read and f"{place_of(build.out)}/".startswith(f"{read}/"):
             raise SpecError([f"--out {build.out}: is in the folder that source {source.name} reads; use one outside"])
     dataset.check_faces(build)  # a publish would refuse it too, hours later
-    blocking, displaced = replacing.in_the_way(build), replacing.displaced(build)
+    blocking, displaced = replacing.in_the_way(build), replacing.displaced_builds(build)
     if not args.replace and (blocking or displaced):
         raise SpecError(blocking or displaced)
     if displaced:
@@ -407,7 +407,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("index.html", "report.json"):
         if not build.folder.exists(f"report/{name}"):
             raise PipelineError(build.folder.at(f"report/{name}"), "not found; run wenlan-data build first")
-    page.tell(build)  # a publish that was killed may not have
+    page.update_state(build)  # a publish that was killed may not have
     answer: dict[str, Any] = {"report": build.folder.at("report/index.html")}
     answer["figures"] = build.folder.at("report/report.json")
     if args.baseline:

@@ -46,7 +46,7 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
     gates.check_acceptance(STAGES, args.accept, args.because)  # bad usage, whatever BUILD is
     build = opening.reopen(args.build)
     build.store.must_exist()
-    word = approval.last(build)
+    word = approval.latest_word(build)
     if word is not None:
         say(f"{build.build_id} was {word.line()}")
     try:

@@ -131,7 +131,7 @@ def _probes(build: Build, source: Source, look: Look) -> list[Probe]:
         if isinstance(source, Site):
             return probe_pages(build.spec, source, build.store.takedowns())
         takedowns = build.store.takedowns()
-        return probe_images(build.spec, [url for url in look.image_urls if not takedowns.why(url, "")])
+        return probe_images(build.spec, [url for url in look.image_urls if not takedowns.takedown_reason(url, "")])
 
 
 def _thresholds(spec: BuildSpec, source: SourceRef) -> dict[str, dict[str, Any]]:
@@ -209,7 +209,7 @@ def _stages(build: Build, shown: bool) -> dict[str, Any]:
     table = table_of("stages", "stage", "state", "partitions committed", "fingerprint")
     stages, expired = {}, build.expired
     for name, stage in build.stages.items():
-        passes = [build.stage(name) for name in build.lasting() if build.passes[name].stage == stage.name]
+        passes = [build.stage(name) for name in build.lasting_passes() if build.passes[name].stage == stage.name]
         if not passes:
             continue
         committed = sum(len(own.partitions()) for own in passes)
@@ -225,7 +225,7 @@ def _stages(build: Build, shown: bool) -> dict[str, Any]:
 def _in_the_way(build: Build) -> list[str]:
     from pipeline.publish import replacing
 
-    blocking = replacing.in_the_way(build) or replacing.displaced(build)
+    blocking = replacing.in_the_way(build) or replacing.displaced_builds(build)
     for line in blocking:
         say(f"a build would refuse to start: {line}")
     return blocking
@@ -272,8 +272,8 @@ def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | Non
             f"  scaled from the {reference.candidates:,} candidates of build {reference.build_id}{other}; "
             f"inaccurate if that build is much smaller"
         )
-    if build.held:
-        say(f"  the dataset already holds {build.held:,} samples; only new pairs are added")
+    if build.earlier_samples:
+        say(f"  the dataset already holds {build.earlier_samples:,} samples; only new pairs are added")
     _warn_of_splits(build, candidates if pairs is None else pairs)
     return {"forecast": expected, "estimate": estimate, "free_bytes": free}
 
@@ -288,7 +288,7 @@ def _free_bytes(out: str) -> int | None:
 
 def _warn_of_splits(build: Build, pairs: int | None) -> None:
     """Say which splits would be too small to measure by, if as many pairs are all that the dataset gets."""
-    pairs, shards = (pairs or 0) + build.held, build.spec.shards
+    pairs, shards = (pairs or 0) + build.earlier_samples, build.spec.shards
     counts = {name: share * pairs for name, share in (("dev", shards.dev_share), ("val", shards.val_share)) if share}
     few = [f"{name} about {count:.0f}" for name, count in counts.items() if count < FEWEST_MEASURED]
     if few and pairs:

@@ -130,7 +130,7 @@ def _prove(args: argparse.Namespace) -> dict[str, Any]:
     if args.item or args.url or args.domain or args.sha256 or args.like or args.exact or args.dry_run:
         raise SpecError(["--prove only searches; run it without --item, --url and their like, after the takedown"])
     store, answers, ok = _store(args), dict[str, Any](), True
-    known = {entry["out"]: bool(Folder(entry["out"]).names()) for entry in store.known()}
+    known = {entry["out"]: bool(Folder(entry["out"]).names()) for entry in store.known_builds()}
     away = [f"{out}: not searched: {store.unreachable(out)}" for out, is_there in known.items() if not is_there]
     for what, sought in {what: prove.parse_target(what) for what in args.prove}.items():
         proof = prove.Proof(store, sought, _tell_progress)

@@ -33,7 +33,7 @@ def ranges(size: int, at_most: int) -> list[str]:
 
 def ranges_of(partition: str) -> tuple[float, float]:
     """Begin and end of a range, as shares of all."""
-    part = KeyRange.named(partition)
+    part = KeyRange.of_partition(partition)
     return part.first / part.of, (part.last + 1) / part.of
 
 

@@ -179,7 +179,7 @@ def is_of_now(file: str) -> bool:
 def opened(build: Build, piece: Piece, keys: Sequence[Key]) -> Iterator[Arrays]:
     """The arrays of a piece, which are made if they are not there."""
     _make(build, piece, keys)
-    with Arrays(Identities(build.store).dealt(piece.commit), _name(build, piece, keys)) as arrays:
+    with Arrays(Identities(build.store).derived_folder(piece.commit), _name(build, piece, keys)) as arrays:
         yield arrays
         arrays.give_back()
 
@@ -187,7 +187,7 @@ def opened(build: Build, piece: Piece, keys: Sequence[Key]) -> Iterator[Arrays]:
 def _make(build: Build, piece: Piece, keys: Sequence[Key]) -> bool:
     """Write a piece unless it is there; whether it was written. Raises StoreError where its commit was replaced."""
     identities, name = Identities(build.store), _name(build, piece, keys)
-    folder = identities.dealt(piece.commit)
+    folder = identities.derived_folder(piece.commit)
     if folder.exists(name):
         return False
     known = identities.read(piece.commit)

@@ -60,13 +60,13 @@ MOST_REMOVED = 7
 
 def run_name(partitions: Sequence[str]) -> str:
     """The name of the run of neighbouring partitions of filter."""
-    first, last = KeyRange.named(partitions[0]), KeyRange.named(partitions[-1])
+    first, last = KeyRange.of_partition(partitions[0]), KeyRange.of_partition(partitions[-1])
     return str(KeyRange(first.first, last.last, first.of, run=True))
 
 
 def partitions_of(run: str) -> list[str]:
     """The partitions of filter that a run is made of."""
-    return [str(part) for part in KeyRange.named(run).parts()]
+    return [str(part) for part in KeyRange.of_partition(run).parts()]
 
 
 def pairs_of(build: Build, run: str, columns: list[str]) -> pa.Table:

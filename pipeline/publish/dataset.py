@@ -121,7 +121,7 @@ def _absence(store: Store, out: str) -> str:
 
 def check_reachable(build: Build) -> None:
     """Raise StoreError if the next release, with this build, would list one that is not there, which is named."""
-    others = _others(build, build.store.releases(build.spec.name).newest())
+    others = _other_builds(build, build.store.releases(build.spec.name).newest())
     if lines := unreachable(build.store, [own for own, _ in others]):
         raise StoreError(build.build_id, f"not published, since its release would list {_and(lines)}")
 
@@ -142,7 +142,7 @@ def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -
     name = releases.prepare(release, functools.partial(card.release_files, build.spec))
     releases.await_commit(name, build.shards.at(MANIFEST), data)
     commit(data)
-    _settle(releases, release)
+    _finish_release(releases, release)
     return release
 
 
@@ -154,7 +154,7 @@ def include(build: Build, manifest: Manifest) -> Manifest:
     releases = build.store.releases(build.spec.name)
     before = releases.newest()
     if before is not None and (before.generation != build.generation or _entry(build, manifest) in before.builds):
-        _settle(releases, before)
+        _finish_release(releases, before)
         return before
     check_reachable(build)
     release = _with_build(build, before, manifest)
@@ -162,9 +162,9 @@ def include(build: Build, manifest: Manifest) -> Manifest:
     return release
 
 
-def _settle(releases: Releases, release: Manifest) -> None:
-    """Name the newest release plainly, and end a withdrawal if all that it lists is in its place again."""
-    releases.settle()
+def _finish_release(releases: Releases, release: Manifest) -> None:
+    """Names the newest release plainly, and ends a withdrawal if all builds of the release are accessible again."""
+    releases.finish_pending()
     latest = releases.latest()
     if latest.withdrawn and latest.current is not None and all(_is_whole(build) for build in release.builds):
         releases.make_newest(latest.current)
@@ -198,7 +198,7 @@ def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifes
         before = releases.newest()
         if before is None:
             return None
-        if _left(store, before.builds) == set():
+        if _remaining_ids(store, before.builds) == set():
             return before  # `leave_out` withdrew it
         parts = _as_they_are(store, before.builds)
         if tuple(entry for entry, _ in parts) == before.builds:
@@ -206,7 +206,7 @@ def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifes
             if withdrawn.withdrawn and withdrawn.current is not None:
                 releases.make_newest(withdrawn.current)
             return before
-        return _next(releases, before, parts, specs=specs)
+        return _add_release(releases, before, parts, specs=specs)
 
 
 def leave_out(store: Store, build_id: str, why: str) -> None:
@@ -219,7 +219,7 @@ def leave_out(store: Store, build_id: str, why: str) -> None:
         before = releases.read()
         parts = [part for part in _parts_of(before) if part[0].build_id != build_id]
         if parts:
-            _next(releases, before, parts)
+            _add_release(releases, before, parts)
         else:
             releases.withdraw(f"its only build, {build_id}, {why}")
 
@@ -244,7 +244,7 @@ def _listing(store: Store, build_id: str) -> Iterator[Releases]:
             yield releases
 
 
-def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
+def _remaining_ids(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
     """Ids of those builds that were not replaced: STORE knows them there, or their manifest is in its place.
 
     Either suffices, since a takedown withdraws manifests for a while, and a publish may be killed before STORE knows.
@@ -268,7 +268,7 @@ def _is_there(build: ReleasedBuild) -> bool:
 def _as_it_is(part: _Part) -> _Part:
     """A build with the shards that it has now; while it is withdrawn, with those that it had."""
     build, _ = part
-    return _part(*_manifest_of(build.out), build.snapshot, build.out) if _is_there(build) else part
+    return _released_part(*_manifest_of(build.out), build.snapshot, build.out) if _is_there(build) else part
 
 
 def rollback(store: Store, dataset: str, number: int) -> Manifest:
@@ -279,10 +279,10 @@ def rollback(store: Store, dataset: str, number: int) -> Manifest:
     releases = store.releases(dataset)
     with store.lock():
         earlier = releases.read(number)
-        return _next(releases, releases.read(), _as_they_are(store, earlier.builds), like=earlier)
+        return _add_release(releases, releases.read(), _as_they_are(store, earlier.builds), like=earlier)
 
 
-def _next(
+def _add_release(
     releases: Releases,
     before: Manifest,
     parts: Sequence[_Part],
@@ -312,17 +312,17 @@ def _as_they_are(store: Store, builds: Sequence[ReleasedBuild]) -> list[_Part]:
     """Builds with the shards that they have now. Raises StoreError if one is not in its folder."""
     if lines := unreachable(store, builds):
         raise StoreError(builds[0].build_id, f"its release lists {_and(lines)}")
-    parts = [_part(*_manifest_of(build.out), build.snapshot, build.out) for build in builds]
+    parts = [_released_part(*_manifest_of(build.out), build.snapshot, build.out) for build in builds]
     for build, (now, _) in zip(builds, parts, strict=True):
         if now.build_id != build.build_id:
             raise StoreError(build.out, f"contains {now.build_id} instead of {build.build_id}, which the release needs")
     return parts
 
 
-def _others(build: Build, before: Manifest | None) -> list[_Part]:
+def _other_builds(build: Build, before: Manifest | None) -> list[_Part]:
     """The builds that the release after `before` lists beside a build; one of the same snapshot is replaced by it."""
     parts = _parts_of(before) if before is not None and before.generation == build.generation else []
-    left = _left(build.store, [part[0] for part in parts])
+    left = _remaining_ids(build.store, [part[0] for part in parts])
     place = place_of(build.shards.url)
     return [
         part
@@ -333,7 +333,7 @@ def _others(build: Build, before: Manifest | None) -> list[_Part]:
 
 def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Manifest:
     """The release after `before` with a build in it: the last, or in the place of one of the same snapshot."""
-    own, others = _part(build.shards, manifest, build.snapshot, build.out), _others(build, before)
+    own, others = _released_part(build.shards, manifest, build.snapshot, build.out), _other_builds(build, before)
     if build.store.releases(build.spec.name).latest().withdrawn:  # a takedown may have changed what `before` lists
         others = [_as_it_is(part) for part in others]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
@@ -369,10 +369,10 @@ def _manifest_of(out: str) -> tuple[Folder, Manifest]:
 
 
 def _entry(build: Build, manifest: Manifest) -> ReleasedBuild:
-    return _part(build.shards, manifest, build.snapshot, build.out)[0]
+    return _released_part(build.shards, manifest, build.snapshot, build.out)[0]
 
 
-def _part(shards: Folder, manifest: Manifest, snapshot: str, out: str) -> _Part:
+def _released_part(shards: Folder, manifest: Manifest, snapshot: str, out: str) -> _Part:
     entry = ReleasedBuild(
         build_id=manifest.build_id,
         revision=manifest.revision,

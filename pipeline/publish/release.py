@@ -71,17 +71,17 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
             with remembering():
                 manifest = _publish(build, accept, because, approved)
         except (GateError, NothingNew):
-            _tell(build)
+            _update_report(build)
             raise
         build.delete_working()
-        _tell(build)  # the report was written before: it says now what came of it
+        _update_report(build)  # the report was written before: it says now what came of it
     return manifest
 
 
-def _tell(build: Build) -> None:
-    """Let the report say what came of a publish, which stands whether that can be written or not."""
+def _update_report(build: Build) -> None:
+    """Updates the report after a publish; a failure to write it does not undo the publish."""
     try:
-        page.tell(build)
+        page.update_state(build)
     except StoreError as e:
         log.warning("%s; the report of %s does not show the result of the publish", e, build.build_id)
 
@@ -93,7 +93,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
         before = manifest_in(build.shards)
     except ContractError as e:
         raise ContractError(build_json.damaged(e, build.out)) from None
-    if before is not None and not _same(before, manifest, accepting=bool(accept)):
+    if before is not None and not _is_same_release(before, manifest, accepting=bool(accept)):
         before = None
     if before is None:
         dataset.check(build)
@@ -111,12 +111,14 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
         dataset.check_reachable(build)
         candidates, captures = read_funnels(build)
         nothing_new = (
-            not candidates.kept and build.held > 0 and not build.store.releases(build.spec.name).lists(build.build_id)
+            not candidates.kept
+            and build.earlier_samples > 0
+            and not build.store.releases(build.spec.name).lists(build.build_id)
         )
         gates.hold(build, candidates, captures, accept, approved or nothing_new)  # then there is nothing to approve
         if nothing_new:
             known = f"all {candidates.known:,} remaining images are already in dataset {build.spec.name}"
-            raise NothingNew(build.build_id, f"nothing new: {known}, which has {build.held:,} samples")
+            raise NothingNew(build.build_id, f"nothing new: {known}, which has {build.earlier_samples:,} samples")
         manifest = _write(build, manifest, candidates, captures, identities.publish, dataset.publish)
         observe.count("wenlan_releases", dataset=build.spec.name)
     return manifest
@@ -135,17 +137,17 @@ def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     failing = {gate.name: "after a takedown" for gate in judged if not gate.holds}
     manifest = _manifest(build, _finished(build), dict(sorted({**failing, **accepted}.items())))
     before = manifest_in(build.shards)
-    if before is not None and _same(before, manifest, accepting=False):
+    if before is not None and _is_same_release(before, manifest, accepting=False):
         return before  # the takedown was in no shard
-    return _write(build, manifest, candidates, captures, Identities(build.store).replace, _alone)
+    return _write(build, manifest, candidates, captures, Identities(build.store).replace, _commit_without_release)
 
 
 Commit = Callable[[bytes], None]
 """Writes the bytes of a manifest to its place."""
 
 
-def _alone(build: Build, manifest: Manifest, commit: Commit) -> None:
-    """Make a build visible, and no release."""
+def _commit_without_release(build: Build, manifest: Manifest, commit: Commit) -> None:
+    """Makes a build visible, without a release."""
     commit(pretty_manifest(manifest))
 
 
@@ -189,7 +191,7 @@ def _check_takedowns(build: Build) -> None:
         return
     stage, count = build.stage("shard"), 0
     for record in build.packed():
-        count += len(takedowns.among(stage.table(record, "parquet", list(takedowns.COLUMNS))))
+        count += len(takedowns.taken_down_keys(stage.table(record, "parquet", list(takedowns.COLUMNS))))
     if count:
         again = "" if build.expired else "wenlan-data build again, or "
         raise StoreError(
@@ -247,7 +249,7 @@ def _detectors(build: Build, shards: Sequence[ShardFiles]) -> tuple[str, ...]:
     return tuple(sorted(ids, key=place.__getitem__))
 
 
-def _same(a: Manifest, b: Manifest, accepting: bool) -> bool:
+def _is_same_release(a: Manifest, b: Manifest, accepting: bool) -> bool:
     """True if two manifests are equal, apart from revision and time.
 
     The accepted gates are compared only if some are accepted now: the gates are part of the spec's digest, so a build

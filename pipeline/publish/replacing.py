@@ -48,7 +48,7 @@ def in_the_way(build: Build) -> list[str]:
     ]
 
 
-def displaced(build: Build) -> list[str]:
+def displaced_builds(build: Build) -> list[str]:
     """Returns lines about a build in another folder whose place in the dataset this build would take; empty if none.
 
     A release has one build of a snapshot. A build that was moved to this folder is not another one.

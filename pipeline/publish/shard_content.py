@@ -38,8 +38,8 @@ Faces = Mapping[str, npt.NDArray[np.float32]]
 """Boxes [N, 4] of a sample's faces, by its key: where its image must be a mosaic."""
 
 
-def capped(name: str, faults: list[str]) -> list[str]:
-    """The first PER_FILE faults of a file, and how many more there are."""
+def first_faults(name: str, faults: list[str]) -> list[str]:
+    """Returns the first PER_FILE faults of a file, and a line with the number of the others."""
     more = [f"{name}: and {len(faults) - PER_FILE:,} more faults"] if len(faults) > PER_FILE else []
     return faults[:PER_FILE] + more
 

@@ -30,8 +30,8 @@ from pipeline.publish.dataset import unreachable
 from pipeline.publish.shard_content import (
     PER_FILE,
     Faces,
-    capped,
     faces_of,
+    first_faults,
     place_faults,
     read_table,
     region_faults,
@@ -178,18 +178,18 @@ def _content_faults(
         return faults + index_faults
     across.add(shard.split, rows)
     name = shard.parquet.path
-    faults += capped(name, [f"{name}: {key}: taken down, but still present" for key in across.taken_down(rows)])
+    faults += first_faults(name, [f"{name}: {key}: taken down, but still present" for key in across.taken_down(rows)])
     faces: Faces | None = {} if not blurred else None
     for detector, file in shard.regions.items():
         if file.path not in damaged:
             of_file = region_faults(paths[file.path], file.path, rows)
             if detector == blurred and not of_file:
                 faces = faces_of(paths[file.path])
-            faults += capped(file.path, of_file)
+            faults += first_faults(file.path, of_file)
     if quick:
-        faults += capped(name, list(place_faults(shard, rows)))
+        faults += first_faults(name, list(place_faults(shard, rows)))
     elif shard.tar.path not in damaged and faces is not None:
-        faults += capped(shard.tar.path, list(tar_faults(paths[shard.tar.path], shard.tar.path, rows, faces)))
+        faults += first_faults(shard.tar.path, list(tar_faults(paths[shard.tar.path], shard.tar.path, rows, faces)))
     return faults
 
 
@@ -198,7 +198,9 @@ def _index(dataset: Dataset, shard: ShardFiles, path: Path) -> tuple[list[dict[s
     images = dataset.manifest.images
     table, faults = read_table(path, shard.parquet.path, SHARD_SCHEMA, shard.samples)
     rows = table.to_pylist()
-    return rows, faults or capped(shard.parquet.path, list(row_faults(shard, rows, images.max_side if images else 0)))
+    return rows, faults or first_faults(
+        shard.parquet.path, list(row_faults(shard, rows, images.max_side if images else 0))
+    )
 
 
 def _digest_fault(path: Path, file: FileDigest) -> str:

@@ -30,7 +30,7 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Part:
+class EarlierBuild:
     """A build of the release before: where it lies, and its shards as the release lists them."""
 
     build_id: str
@@ -55,9 +55,9 @@ class Before:
     release: int
     created_at: str
     generation: int
-    parts: tuple[Part, ...]
+    parts: tuple[EarlierBuild, ...]
 
-    def staying(self, build: Build) -> list[Part]:
+    def remaining_builds(self, build: Build) -> list[EarlierBuild]:
         """Builds that stay in the release with the new build: all but those whose place it takes."""
         return [part for part in self.parts if self.generation == build.generation and part.snapshot != build.snapshot]
 
@@ -66,12 +66,12 @@ class Before:
         """Builds without figures here."""
         return [part.build_id for part in self.parts if part.report is None]
 
-    def held(self, build: Build) -> int:
-        """Samples of those that stay."""
-        return sum(shard.samples for part in self.staying(build) for shard in part.shards)
+    def remaining_samples(self, build: Build) -> int:
+        """Number of samples of the builds that stay."""
+        return sum(shard.samples for part in self.remaining_builds(build) for shard in part.shards)
 
-    def last(self, snapshot: str) -> Values | None:
-        """The report of the newest build of an earlier snapshot; None if missing."""
+    def earlier_report(self, snapshot: str) -> Values | None:
+        """Report of the newest build of an earlier snapshot; None if missing."""
         earlier = (part.report for part in reversed(self.parts) if part.snapshot < snapshot)
         return next((report for report in earlier if report is not None), None)
 
@@ -102,7 +102,10 @@ def before(build: Build) -> Before | None:
     shards: dict[str, list[ShardFiles]] = {}
     for shard in manifest.shards:
         shards.setdefault(shard.build, []).append(shard)
-    parts = (Part(own.build_id, own.snapshot, own.out, tuple(shards.get(own.build_id, ()))) for own in manifest.builds)
+    parts = (
+        EarlierBuild(own.build_id, own.snapshot, own.out, tuple(shards.get(own.build_id, ())))
+        for own in manifest.builds
+    )
     return Before(number, manifest.created_at, manifest.generation, tuple(parts))
 
 

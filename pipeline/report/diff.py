@@ -28,12 +28,12 @@ def diff(a: str, b: str) -> dict[str, Any]:
     texts = "list_transform({}.texts, lambda text: struct_pack(kind := text.kind, text := text.text))"
     with Tables(Frames.of_dataset(old), {"b": Frames.of_dataset(new)}) as tables:
         changed = {
-            "image": _named(tables, f"SELECT key FROM {pairs} WHERE a.sha256 <> b.sha256"),
-            "texts": _named(tables, f"SELECT key FROM {pairs} WHERE {texts.format('a')} <> {texts.format('b')}"),
-            "split": _named(tables, f"SELECT key FROM {pairs} WHERE a.split <> b.split"),
+            "image": _count_keys(tables, f"SELECT key FROM {pairs} WHERE a.sha256 <> b.sha256"),
+            "texts": _count_keys(tables, f"SELECT key FROM {pairs} WHERE {texts.format('a')} <> {texts.format('b')}"),
+            "split": _count_keys(tables, f"SELECT key FROM {pairs} WHERE a.split <> b.split"),
         }
-        added = _named(tables, "SELECT key FROM b.samples ANTI JOIN samples USING (key)")
-        removed = _named(tables, "SELECT key FROM samples ANTI JOIN b.samples USING (key)")
+        added = _count_keys(tables, "SELECT key FROM b.samples ANTI JOIN samples USING (key)")
+        removed = _count_keys(tables, "SELECT key FROM samples ANTI JOIN b.samples USING (key)")
         held = tables.row("SELECT (SELECT count(*) FROM samples) AS a, (SELECT count(*) FROM b.samples) AS b")
     equal = old.manifest.content_digest == new.manifest.content_digest
     return {
@@ -44,13 +44,13 @@ def diff(a: str, b: str) -> dict[str, Any]:
         "removed": removed,
         "changed": changed,
         "shards": _shards(old.manifest, new.manifest),
-        "reasons": drift.moved(_reasons(old), _reasons(new)),
+        "reasons": drift.reason_changes(_reasons(old), _reasons(new)),
         "spec": changes(_spec(old), _spec(new)),
     }
 
 
-def _named(tables: Tables, keys: str) -> dict[str, Any]:
-    """Number of keys that a query finds, and the first of them."""
+def _count_keys(tables: Tables, keys: str) -> dict[str, Any]:
+    """Counts the keys that a query finds, and lists the first of them."""
     return tables.row(f"SELECT count(*) AS count, coalesce(min(key, {NAMED}), []) AS keys FROM ({keys})")
 
 

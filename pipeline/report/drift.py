@@ -64,7 +64,7 @@ def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         "baseline": before["build"]["id"],
         "snapshot": before["build"]["snapshot"],
         "domains": {"new": _domains(now, before), "lost": _domains(before, now)},
-        "reasons": moved(*reasons)[:LISTED],
+        "reasons": reason_changes(*reasons)[:LISTED],
     }
 
 
@@ -114,7 +114,7 @@ def reasons_of(report: dict[str, Any]) -> dict[str, int]:
     return {"": totals["kept"], **known, **{r["name"]: r["count"] for r in report["reasons"]}}
 
 
-def moved(a: dict[str, int], b: dict[str, int]) -> list[dict[str, Any]]:
+def reason_changes(a: dict[str, int], b: dict[str, int]) -> list[dict[str, Any]]:
     """Counts and shares of each reason among all candidates in A and B, the largest change of share first.
 
     a, b: candidates by reason, "" for kept ones, which are listed as "kept". Empty if either has none.

@@ -102,10 +102,10 @@ def samples(held: Mapping[str, Holder]) -> Iterator[tuple[dict[str, Any], bytes]
         except ContractError:
             dataset = None  # its folder is gone, or is being rewritten
         if dataset is not None and dataset.manifest.build_id == build_id:
-            yield from _of(dataset, sorted(candidate_ids))
+            yield from _samples_of(dataset, sorted(candidate_ids))
 
 
-def _of(dataset: Dataset, candidate_ids: Iterable[str]) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _samples_of(dataset: Dataset, candidate_ids: Iterable[str]) -> Iterator[tuple[dict[str, Any], bytes]]:
     wanted = pc.field("candidate_id").isin(pa.array(candidate_ids, pa.string()))
     frames = Frames.of_dataset(dataset)
     for (folder, shard), part in zip(frames.shards, frames.parts("samples"), strict=True):

@@ -98,7 +98,7 @@ class Pace:
     host: str = ""
     crawls: bool = False
 
-    def expected(self, reference: Reference | None) -> int | None:
+    def expected_candidates(self, reference: Reference | None) -> int | None:
         """Candidates, those on pages as in the reference; None if nothing tells."""
         if self.candidates is not None:
             return self.candidates
@@ -110,7 +110,7 @@ class Pace:
 
     def fetch_seconds(self, reference: Reference | None) -> float:
         """Least time for the images of its slowest host."""
-        return (self.expected(reference) or 0) * self.share * self.delay_s
+        return (self.expected_candidates(reference) or 0) * self.share * self.delay_s
 
 
 def forecast(sources: Sequence[Pace], reference: Reference | None) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def forecast(sources: Sequence[Pace], reference: Reference | None) -> dict[str, 
     that is known.
     """
     waits = [(own.crawl_seconds() + own.fetch_seconds(reference), own.host) for own in sources]
-    expected = [source.expected(reference) for source in sources]
+    expected = [source.expected_candidates(reference) for source in sources]
     return {
         "candidates": None if None in expected else sum(number or 0 for number in expected),
         "pages": sum(source.pages for source in sources if source.candidates is None),

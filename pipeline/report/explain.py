@@ -55,7 +55,7 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     holds that one, with its dataset, the sample's key and the newest release if that has the build
     (`earlier_samples.Holder`), None for no such build. Raises SpecError for a subject that is too short.
     """
-    where, values = subject_of(subject, [build]).where
+    where, values = subject_of(subject, [build]).where_clause
     with Tables.of(build) as tables:
         decisions = tables.rows(f"SELECT * FROM decisions WHERE {where}", values)  # as decisions are written
         leaders = {row["id"]: row for row in decisions if not row["duplicate_of"]}
@@ -95,11 +95,11 @@ def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str,
             if saw:
                 sha256 = saw.get("sha256") or sha256
                 yield stage.name, saw
-        if stage.name == "curate" and (noted := _noted(build, key, candidate_id)):
+        if stage.name == "curate" and (noted := _judge_notes(build, key, candidate_id)):
             yield stage.name, noted
 
 
-def _noted(build: Build, key: str, candidate_id: str) -> dict[str, Any]:
+def _judge_notes(build: Build, key: str, candidate_id: str) -> dict[str, Any]:
     """Notes of the judges on a pair, by the names of their columns; empty for a candidate that no judge saw."""
     if "curate" not in build.fingerprints:
         return {}

@@ -110,7 +110,7 @@ def judge(
     of_sources: their accounts.
     """
     figures = [] if report is None else list(_figures(spec, report))
-    whole = [*_whole(spec, candidates, held), *_unreadable(spec, candidates, captures, undetected, damage or {})]
+    whole = [*_build_gates(spec, candidates, held), *_unreadable(spec, candidates, captures, undetected, damage or {})]
     whole += _unaccounted(spec, of_sources or {})
     return [*whole, *_of_stages(spec, stages, candidates, captures), *figures]
 
@@ -164,10 +164,10 @@ def verdict(
     """The verdict on a build. approved: a person asked, which is what `approve: manual` waits for, as for a word in
     build.json that approves. A word that refuses holds it back all the same."""
     report = drift.read(build.out, build.build_id)
-    judged = judge_build(build, candidates, captures, report, build.held)
+    judged = judge_build(build, candidates, captures, report, build.earlier_samples)
     asked = [] if report is not None else [name for name in FIGURE_GATES if _is_set(build.spec, name)]
     manual = build.spec.publish.approve == "manual" and "approve" not in accept
-    word = approval.last(build) if manual else None
+    word = approval.latest_word(build) if manual else None
     return Verdict(
         tuple(judged),
         frozenset(accept),
@@ -232,7 +232,7 @@ def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> Non
         raise SpecError(["--because needs --accept GATE"])
 
 
-def _whole(spec: BuildSpec, candidates: Funnel, held: int) -> Iterator[Gate]:
+def _build_gates(spec: BuildSpec, candidates: Funnel, held: int) -> Iterator[Gate]:
     options = spec.publish
     kept, samples, share = candidates.kept, candidates.kept + held, candidates.drop_share
     more = f" in addition to {held:,} of earlier builds" if held else ""

@@ -73,7 +73,7 @@ def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
                 "worst": drifted[0] if drifted else None,
             }
         )
-    return {"name": name, "rows": rows, "trends": _trends(rows), "newest": _newest(name, reports)}
+    return {"name": name, "rows": rows, "trends": _trends(rows), "newest": _newest_release(name, reports)}
 
 
 def _drift(report: dict[str, Any], previous: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def _drift(report: dict[str, Any], previous: dict[str, Any] | None) -> list[dict
     return distributions
 
 
-def _newest(name: str, reports: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _newest_release(name: str, reports: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The newest release of a dataset, if STORE is accessible: takedowns and rollbacks make releases too."""
     build = reports[-1]["folder"]
     if not build.exists("build.json"):

@@ -76,8 +76,8 @@ class _Line:
         return f"greatest({own}, 1 / greatest({own}, 1e-9))" if self.limit.mirrored else own
 
     @property
-    def beyond(self) -> str:
-        """SQL of whether a value is beyond the limit."""
+    def beyond_sql(self) -> str:
+        """SQL condition: a value is beyond the limit."""
         return f"{self._value} {'<' if self.is_least else '>'} {number(self.bound)}"
 
     def passes(self, step: float) -> str:
@@ -90,9 +90,9 @@ class _Line:
         return f"min_by(text, row(abs({self.measure.value} - {number(self.bound)}), text), {LOOKED_AT})"
 
     @property
-    def own(self) -> str:
-        """SQL of whether a row was dropped for this limit."""
-        return f"({self.beyond} AND list_contains(reasons, '{self.limit.reason.value}'))"
+    def dropped_sql(self) -> str:
+        """SQL condition: a row was dropped for this limit."""
+        return f"({self.beyond_sql} AND list_contains(reasons, '{self.limit.reason.value}'))"
 
 
 def charts(spec: BuildSpec, tables: Tables, kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def charts(spec: BuildSpec, tables: Tables, kept: Mapping[str, dict[str, Any]]) 
     counts = dict[str, Any]()
     for kind, dropped in (("text", _TEXTS), ("picture", _PICTURES)):
         counts |= _dropped(tables, [line for line in lines if line.measure.of == kind], dropped)
-    counts |= _kept(tables, lines, kept)
+    counts |= _count_kept(tables, lines, kept)
     drawn = []
     for m in _measures(lines):
         histogram = kept.get(m.name) or m.histogram(counts[f"kept {m.name}"] or {})
@@ -146,18 +146,18 @@ def _dropped(tables: Tables, lines: Sequence[_Line], dropped: str) -> dict[str, 
         if line.measure.of == "text":
             columns.append(f'{line.nearest} FILTER (own{line.at}) AS "just_dropped {line.at}"')
     rows = measured(tables, _measures(lines), dropped)
-    owned = f"SELECT *, {', '.join(f'{line.own} AS own{line.at}' for line in lines)} FROM ({rows})"
+    owned = f"SELECT *, {', '.join(f'{line.dropped_sql} AS own{line.at}' for line in lines)} FROM ({rows})"
     times = " + ".join(f"own{line.at}::INTEGER" for line in lines)
     single = f"SELECT *, len(reasons) = 1 AND {times} = 1 AS single FROM ({owned})"
     return tables.row(f"SELECT {', '.join(columns)} FROM ({single})")
 
 
-def _kept(tables: Tables, lines: Sequence[_Line], known: Container[str]) -> dict[str, Any]:
+def _count_kept(tables: Tables, lines: Sequence[_Line], known: Container[str]) -> dict[str, Any]:
     """Counts what was packed: `kept NAME` of a measure by bin, unless known, and `just_kept N` of a line on texts."""
     of_texts = [line for line in lines if line.measure.of == "text"]
     measures = {m.name: m for m in _measures(lines) if m.name not in known}
     columns = [f'histogram({m.bin}) AS "kept {m.name}"' for m in measures.values()]
-    columns += [f'{line.nearest} FILTER (NOT {line.beyond}) AS "just_kept {line.at}"' for line in of_texts]
+    columns += [f'{line.nearest} FILTER (NOT {line.beyond_sql}) AS "just_kept {line.at}"' for line in of_texts]
     needed = [*measures.values(), *(m for m in _measures(of_texts) if m.name not in measures)]
     rows = measured(tables, needed, "SELECT * FROM pairs")
     return tables.row(f"SELECT {', '.join(columns)} FROM ({rows})") if columns else {}
@@ -181,7 +181,7 @@ def _value(line: _Line, counts: Mapping[str, Any]) -> dict[str, Any]:
         "reason": line.limit.reason.value,
         "value": line.bound,
         "keeps": "from" if line.is_least else "to",
-        "at": [round(line.measure.place(value), 3) for value in at],
+        "at": [round(line.measure.position(value), 3) for value in at],
         "dropped": counts[f"dropped {line.at}"],
         "alone": counts[f"alone {line.at}"],
         "would": would,

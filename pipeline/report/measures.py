@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.filters import text_filters
 from pipeline.store.build import Build
-from pipeline.store.measured import known_features
+from pipeline.store.image_features import known_features
 from pipeline.store.sql import Tables
 from pipeline.texts.density import density
 
@@ -28,8 +28,8 @@ _HAN = r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-"
 _NO_SPACE = f"CASE WHEN regexp_matches(text, '{_WHITE}') THEN regexp_replace(text, '{_WHITE}', '', 'g') ELSE text END"
 
 
-def _without(characters: str, text: str = "text") -> str:
-    """SQL of how many characters of a text are left without some."""
+def _length_without(characters: str, text: str = "text") -> str:
+    """SQL for the length of a text without some characters."""
     return f"length(regexp_replace({text}, '{characters}', '', 'g'))"
 
 
@@ -37,10 +37,10 @@ def _share(part: str, whole: str) -> str:
     return f"coalesce({part} / nullif({whole}, 0), 0)"
 
 
-HAN_SHARE = _share(_without(f"[^{_HAN}\\x{{2FFFF}}]+"), f"length({_NO_SPACE})")
+HAN_SHARE = _share(_length_without(f"[^{_HAN}\\x{{2FFFF}}]+"), f"length({_NO_SPACE})")
 """SQL of the share of Han characters among all characters of `text` but white space."""
 
-HAN_LETTERS = _share(_without(f"[^{_HAN}\\x{{323AF}}〇]+"), _without(r"[^\pL〇]+"))
+HAN_LETTERS = _share(_length_without(f"[^{_HAN}\\x{{323AF}}〇]+"), _length_without(r"[^\pL〇]+"))
 """SQL of the share of Han characters among the letters of `text` (`filters.han_share.scripts`)."""
 
 
@@ -74,7 +74,7 @@ class Measure:
         """SQL of the bin over `measured`."""
         return bin_of(self.value, self.edges)
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Position of a value on the axis, in bins from the left."""
         at = max(0, int(np.searchsorted(self.edges, value, side="right")) - 1)
         if at + 1 == len(self.edges):

@@ -66,7 +66,7 @@ def render(report: Values, stages: Stages) -> str:
     return str(templates.get_template("report.html").render(**report, parts=parts))
 
 
-def tell(build: Build) -> None:
+def update_state(build: Build) -> None:
     """Update the state of the build in a written report, if it has changed.
 
     Replaces the part of the page between two marks and the key `state` of report.json, the page first: if this is
@@ -80,7 +80,7 @@ def tell(build: Build) -> None:
         return
     report["state"] = now
     html = stage.folder.read("index.html").decode()
-    texts = {"html": shown(_restated(html, report, build.stages)), "json": as_json(report)}
+    texts = {"html": shown(_with_new_state(html, report, build.stages)), "json": as_json(report)}
     [partition] = stage.partitions()
     record = stage.record(partition)
     files = dict(record.files)
@@ -91,8 +91,8 @@ def tell(build: Build) -> None:
     stage.write_record(record.model_copy(update={"files": files}))
 
 
-def _restated(html: str, report: Values, stages: Stages) -> str:
-    """A page with what it says of the state written again."""
+def _with_new_state(html: str, report: Values, stages: Stages) -> str:
+    """Returns a page with the present state in place of the earlier one."""
     before, _, rest = html.partition(state_section.START)
     _, _, after = rest.partition(state_section.END)
     part: str = _fragment(environment(stages), state_section.HTML.rstrip()).render(**report)

@@ -6,7 +6,8 @@ its boxes come from STORE's cache if any build has detected them. Otherwise the 
 does every detector that needs no pixels.
 
 Items that were dropped as not safe for work, and copies of them, are shown without their picture; so are, where the
-spec has a filter that looks at pixels, pictures of a source that no stage has looked at (`pipeline.report.withheld`).
+spec has a filter that looks at pixels, pictures of a source that no stage has looked at
+(`pipeline.report.hidden_content`).
 
 A picture that no stage has read is read from its source as carefully as stages do it: what was taken down, or looks
 like it, is not returned, and nothing where the spec has a filter that looks at pixels.
@@ -37,11 +38,11 @@ from pipeline.filters import pixel_filters
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
 from pipeline.records import PROVENANCE
-from pipeline.report.withheld import Hide, faces_hider, unshown_candidates, unshown_images
+from pipeline.report.hidden_content import Hide, faces_hider, unshown_candidates, unshown_images
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
+from pipeline.store.image_features import measure_images
 from pipeline.store.images import FetchedImage, read_images
-from pipeline.store.measured import measured
 from pipeline.store.sql import Tables
 from pipeline.store.stage import in_funnel
 from pipeline.store.takedowns import Takedowns
@@ -232,5 +233,5 @@ def _looks_forgotten(build: Build, data: bytes, takedowns: Takedowns) -> bool:
     """True if a picture that `measure` has not seen looks like one that was taken down; also if that cannot be told."""
     if not takedowns.looks:
         return False
-    rows, faults = measured([("", data)], build.spec.fetch.max_pixels)
+    rows, faults = measure_images([("", data)], build.spec.fetch.max_pixels)
     return bool(faults) or bool(takedowns.alike(rows, feature_id()))

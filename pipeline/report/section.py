@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import pulse
-from pipeline.report import dataset, pictures, sheet
+from pipeline.report import dataset, pictures, sample_sheet
 from pipeline.report.funnel import Funnel, count
-from pipeline.report.withheld import make_refused, showable
+from pipeline.report.hidden_content import make_refused, without_hidden
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
@@ -46,7 +46,7 @@ class Material:
         """report.json of the build to compare with; None if missing."""
         if self.named is not None or self.before is None:
             return self.named
-        return self.before.last(self.build.snapshot)
+        return self.before.earlier_report(self.build.snapshot)
 
     @functools.cached_property
     def funnels(self) -> tuple[Funnel, Funnel]:
@@ -69,23 +69,23 @@ class Material:
         return takedowns
 
     @functools.cached_property
-    def shown(self) -> sheet.Choice:
+    def chosen_rows(self) -> sample_sheet.Choice:
         """The rows of the decisions that the page shows, with their pictures and boxes.
 
         One choice for all sections, since one budget of bytes covers all pictures of the page.
         """
-        choice = sheet.choose(self.build, self.tables, self.takedowns)
+        choice = sample_sheet.choose(self.build, self.tables, self.takedowns)
         pictures.add_pictures(self.build, self.tables, choice.rows(), self.takedowns, choice.elsewhere)
         pictures.add_boxes(self.build, self.tables, choice.rows())
         return choice
 
-    def showable(self, rows: Iterable[Values]) -> list[Values]:
+    def without_hidden(self, rows: Iterable[Values]) -> list[Values]:
         """Returns the rows about candidates, of this build or of others, that may be shown."""
         takedowns = self.takedowns  # which makes the table `refused`
-        return showable(self.tables, takedowns, rows)
+        return without_hidden(self.tables, takedowns, rows)
 
-    def judged(self, view: str, where: str, order: str, most: int, *columns: str) -> list[Values]:
-        """The first pairs of a view of judged pairs that may be shown, as report.json has them, with more columns.
+    def judged_pairs(self, view: str, where: str, order: str, most: int, *columns: str) -> list[Values]:
+        """Returns the first pairs of a view of judged pairs that may be shown, as in report.json, with more columns.
 
         Of equal ones those with the smallest ids.
         """
@@ -95,7 +95,7 @@ class Material:
             f"ORDER BY {order}, candidate_id LIMIT {most}"
         )
         rounded = ({n: round(v, 4) if isinstance(v, float) else v for n, v in row.items()} for row in rows)
-        return self.showable(rounded)
+        return self.without_hidden(rounded)
 
     def add_pictures(
         self, rows: Iterable[Values], budget: int, side: int, foreign: dict[str, bytes] | None = None

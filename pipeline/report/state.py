@@ -4,7 +4,7 @@ The report says it first, in words, and report.json under `state`. It follows fr
 manifest, the gates in report.json, the spec. What does not follow, the moment of a verdict and the release in which
 the build was first published, is remembered in report.json itself.
 
-The report is written before `publish` runs, which afterwards has the page say what came of it (`page.tell`).
+The report is written before `publish` runs, which afterwards updates the page (`page.update_state`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.store.dataset import manifest_in
 Verdict = Literal["published", "refused", "nothing_new", "waiting", "ready"]
 
 
-class State(BaseModel):
+class BuildState(BaseModel):
     """State of a build.
 
     since: the moment from which the verdict has stood (RFC 3339, UTC); "" for `ready`. place: BUILD, for commands.
@@ -53,7 +53,7 @@ class State(BaseModel):
     approval: bool = False
     word: dict[str, str] = {}
     new: int = 0
-    held: int = 0
+    earlier_samples: int = 0
     total: int = 0
 
 
@@ -63,17 +63,17 @@ def manifest_of(build: Build) -> Manifest | None:
     return manifest if manifest is not None and manifest.build_id == build.build_id else None
 
 
-def remembered(build: Build) -> State | None:
-    """State in the last report of a build; None before the first."""
+def last_state(build: Build) -> BuildState | None:
+    """State in the last report of a build; None before the first report."""
     report = drift.read(build.out, build.build_id)
-    return None if report is None else State.model_validate(report["state"])
+    return None if report is None else BuildState.model_validate(report["state"])
 
 
-def of(build: Build, figures: Mapping[str, Any]) -> State:
+def of(build: Build, figures: Mapping[str, Any]) -> BuildState:
     """Present state of a build. figures: `totals`, `gates` and `dataset` of its report."""
-    manifest, before = manifest_of(build), remembered(build)
+    manifest, before = manifest_of(build), last_state(build)
     failing = tuple(gate["name"] for gate in figures["gates"] if not gate["holds"])
-    now = State(
+    now = BuildState(
         build_id=build.build_id,
         dataset=build.spec.name,
         verdict="ready",
@@ -82,18 +82,18 @@ def of(build: Build, figures: Mapping[str, Any]) -> State:
         approval=build.spec.publish.approve == "manual",
         word=_word(build),
         new=figures["totals"]["kept"],
-        held=held(figures),
+        held=earlier_samples(figures),
     )
     if manifest is not None:
         return _published(build, now, manifest, before)
-    verdict = _unpublished(now, build.held)
+    verdict = _unpublished(now, build.earlier_samples)
     same = before is not None and (before.verdict, before.failing, before.word) == (verdict, failing, now.word)
     since = "" if verdict == "ready" else before.since if before is not None and same else build_json.now()
     return now.model_copy(update={"verdict": verdict, "since": since})
 
 
-def held(figures: Mapping[str, Any]) -> int:
-    """Samples that the dataset has beside those of a build, by its report."""
+def earlier_samples(figures: Mapping[str, Any]) -> int:
+    """Number of samples that the dataset has besides those of a build, by the build's report."""
     dataset = figures["dataset"]
     return int(dataset["after"]["all"] - dataset["own"]["all"]) if dataset else 0
 
@@ -127,7 +127,7 @@ def first_release(build: Build) -> int:
     return number
 
 
-def _unpublished(now: State, held: int) -> Verdict:
+def _unpublished(now: BuildState, held: int) -> Verdict:
     if now.failing:
         return "refused"
     if not now.new and held:
@@ -136,11 +136,11 @@ def _unpublished(now: State, held: int) -> Verdict:
 
 
 def _word(build: Build) -> dict[str, str]:
-    word = approval.last(build)
+    word = approval.latest_word(build)
     return {} if word is None else dataclasses.asdict(word)
 
 
-def _published(build: Build, now: State, manifest: Manifest, before: State | None) -> State:
+def _published(build: Build, now: BuildState, manifest: Manifest, before: BuildState | None) -> BuildState:
     latest = build.store.releases(build.spec.name).latest()
     newest = latest.current.release if latest.current is not None and lists(latest.current, build) else 0
     was = before if before is not None and before.verdict == "published" else None

@@ -16,10 +16,10 @@ from collections import Counter
 
 from pipeline.records import DropReason
 from pipeline.report.diff import changes
+from pipeline.report.hidden_content import faces_hider, make_refused, showable_rows, unshown_candidates, unshown_images
 from pipeline.report.page import environment
 from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Values
-from pipeline.report.withheld import faces_hider, make_refused, showable_rows, unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.pairs import SELECTION
 from pipeline.store.sql import Tables

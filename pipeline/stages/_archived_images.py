@@ -188,7 +188,9 @@ def archived_images(build: Build, partition: str, fetch_ids: Collection[str], sp
 def _page_times(build: Build, partition: str) -> dict[str, str]:
     """The latest time of the archived pages that show an image, by fetch_id."""
     times = dict[str, str]()
-    for rows in _sorted.rows_between(build, PROVENANCE, *KeyRange.named(partition).bounds, ["fetch_id", "captured_at"]):
+    for rows in _sorted.rows_between(
+        build, PROVENANCE, *KeyRange.of_partition(partition).bounds, ["fetch_id", "captured_at"]
+    ):
         for fetch_id, time in zip(*(column.to_pylist() for column in rows.columns), strict=True):
             times[fetch_id] = max(time, times.get(fetch_id, ""))
     return times
@@ -223,7 +225,7 @@ def _read(
         row = found[fetch_id]
         if capture is None or _id_of(capture) != row["fetch_id"]:
             yield fetch_id, _gone()
-        elif why := takedowns.why(capture.url, ""):
+        elif why := takedowns.takedown_reason(capture.url, ""):
             yield fetch_id, failure(DropReason.FORGOTTEN, why)
         else:
             yield fetch_id, spool.add(capture.body, row["captured_at"] or rfc3339())

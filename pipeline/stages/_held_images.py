@@ -82,7 +82,7 @@ def _places(build: Build, partition: str, candidates: Iterable[tuple[str, str]])
     if not admitted:  # pages only: nothing lies in a source, and their parts may be many
         return places
     columns = ["fetch_id", "source", "stored_at"]
-    for rows in _sorted.rows_between(build, PROVENANCE, *KeyRange.named(partition).bounds, columns):
+    for rows in _sorted.rows_between(build, PROVENANCE, *KeyRange.of_partition(partition).bounds, columns):
         for row in rows.filter(pc.field("stored_at") != "").to_pylist():
             if (row["fetch_id"], row["source"]) in admitted:
                 places.setdefault(row["fetch_id"], (row["source"], row["stored_at"]))
@@ -123,7 +123,7 @@ def _from_trial(build: Build, partition: str, fetch_ids: Collection[str]) -> dic
     """Outcomes by fetch_id of the images that the build which a trial is on has fetched; their bytes stay there."""
     assert build.on is not None
     stage, outcomes = build.on.stage("fetch"), dict[str, Outcome]()
-    low, high = KeyRange.named(partition).bounds
+    low, high = KeyRange.of_partition(partition).bounds
     for record in records_between(stage, low, high):
         for row in stage.table(record).to_pylist():
             if row["fetch_id"] in fetch_ids:
@@ -169,7 +169,7 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Map
             when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
             outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **when)
     for tar, rows in sorted(by_tar.items()):
-        for row, data in _bytes_of(build.store.place(tar), rows):
+        for row, data in _bytes_of(build.store.resolve_place(tar), rows):
             outcomes[row["fetch_id"]] = spool.add(data, row["fetched_at"], row["etag"])
     return outcomes
 

@@ -102,7 +102,7 @@ def ranges_for(candidates: int, most: int) -> int:
 def run_partition(build: Build, partition: str) -> None:
     """Admit one range and commit it."""
     with build.stage("admit").attempt(partition) as attempt:
-        candidates, first_snapshot = _candidates(build, *KeyRange.named(partition).bounds)
+        candidates, first_snapshot = _candidates(build, *KeyRange.of_partition(partition).bounds)
         rewritten = Counter(dict.fromkeys(rewriters(text_filters(build.spec)), 0))
         templates = _templates.read(build)
         kept, decisions = admit(candidates, build.spec, build.store.takedowns(), rewritten, first_snapshot, templates)
@@ -157,7 +157,7 @@ def admit(
     allowed: list[Candidate] = []
     pages, filters_of, most_removed = _pages(candidates), _filters_by_source(spec), spec.admit.max_text_rank
     for candidate in sorted(candidates, key=_tie):
-        if why := takedowns.why(candidate.image_url, candidate.page_url):
+        if why := takedowns.takedown_reason(candidate.image_url, candidate.page_url):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, why))
         elif pages[candidate.image_url] >= SHOWN_ON_PAGES:
             shown = f"repeated on {pages[candidate.image_url]} pages"

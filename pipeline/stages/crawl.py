@@ -242,10 +242,10 @@ def _know_earlier(build: Build, site: Site, frontier: Frontier) -> None:
     if not store.exists(name):
         return
     last = store.read_json(name)
-    folder, _, table = build.store.place(last["table"]).rpartition("/")
+    folder, _, table = build.store.resolve_place(last["table"]).rpartition("/")
     with contextlib.suppress(OSError, StoreError, pa.ArrowException), Folder(folder).local(table) as path:
         rows = (row for batch in pq.ParquetFile(path).iter_batches(10_000) for row in batch.to_pylist())
-        frontier.know_earlier(build.store.place(last["warc"]), rows)
+        frontier.know_earlier(build.store.resolve_place(last["warc"]), rows)
 
 
 def pages_at_last(build: Build, site: Site) -> int | None:
@@ -253,7 +253,7 @@ def pages_at_last(build: Build, site: Site) -> int | None:
     store, name = build.store.folder, _last_crawl(site)
     if not store.exists(name):
         return None
-    folder, _, table = build.store.place(store.read_json(name)["table"]).rpartition("/")
+    folder, _, table = build.store.resolve_place(store.read_json(name)["table"]).rpartition("/")
     with contextlib.suppress(OSError, StoreError, pa.ArrowException), Folder(folder).local(table) as path:
         return int(pq.read_metadata(path).num_rows)
     return None
@@ -262,7 +262,10 @@ def pages_at_last(build: Build, site: Site) -> int | None:
 def _remember(build: Build, site: Site, record: Record) -> None:
     """Note in STORE where the crawl lies, for the next one."""
     store, at = build.store, build.stage("crawl").folder.at
-    files = {what: store.noted(at(record.files[of].name)) for what, of in (("warc", "warc.gz"), ("table", "parquet"))}
+    files = {
+        what: store.relative_place(at(record.files[of].name))
+        for what, of in (("warc", "warc.gz"), ("table", "parquet"))
+    }
     store.folder.write_json(_last_crawl(site), {"snapshot": build.snapshot, **files})
 
 

@@ -25,7 +25,7 @@ from pipeline.records import Decision, DropReason, candidates_of, drop
 from pipeline.store import pairs
 from pipeline.store.build import Build
 from pipeline.store.commits import ROWS_DIGEST
-from pipeline.store.pairs import KEPT_SCHEMA, PAIRS, SCORES, SELECTION, asked, columns_of, pass_name
+from pipeline.store.pairs import KEPT_SCHEMA, PAIRS, SCORES, SELECTION, columns_of, judge_names, pass_name
 from pipeline.store.stage import Pass, PassFile, Stage
 
 JUDGES: tuple[Judge, ...] = tuple(import_module(f"pipeline.curate.{name}").JUDGE for name in pairs.JUDGES)
@@ -45,7 +45,7 @@ def run_partition(build: Build, partition: str) -> None:
     stage = build.stage(PAIRS)
     record, split = stage.record(partition), stage.table(stage.record(partition), columns=["split"])["split"]
     kept, decisions, dropped_by = np.ones(len(split), np.bool_), list[Decision](), Counter[str]()
-    for name in asked(build):
+    for name in judge_names(build):
         said = columns_of(build, pass_name(name), partition, ["reasons", "evidence", "duplicate_of"])
         goes = np.asarray([bool(reasons) for reasons in said["reasons"].to_pylist()], np.bool_)
         if not goes.any():

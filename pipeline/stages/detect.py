@@ -118,7 +118,7 @@ def _kept(build: Build, partition: str) -> pa.Table:
 
 def _from_sources(build: Build, partition: str, kept: pa.Table) -> dict[str, Boxes]:
     """Boxes that came with the rows of the kept images."""
-    low, high = KeyRange.named(partition).bounds
+    low, high = KeyRange.of_partition(partition).bounds
     by_url = dict[str, Boxes]()
     for rows in _sorted.rows_between(build, SOURCE_BOXES, low, high, ["fetch_id", "boxes"]):
         for fetch_id, boxes in zip(rows["fetch_id"].to_pylist(), rows["boxes"].to_pylist(), strict=True):

@@ -56,7 +56,7 @@ from pipeline.stages import _recheck, _sorted
 from pipeline.stages._held_images import ELSEWHERE, held_images, limits_digest, limits_of, userinfos_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
-from pipeline.store.measured import features_of, without
+from pipeline.store.image_features import features_of, without_images
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.takedowns import Takedowns
 from pipeline.web import gateway, images
@@ -144,7 +144,7 @@ def _without_alike(
     ordered, limit = sorted(places, key=places.__getitem__), build.spec.fetch.max_pixels
     known, made = features_of(build.store, ordered, lambda sha256: spool.read(places[sha256]), limit)
     alike = set(takedowns.alike(pa.concat_tables([known, made]), feature_id()))
-    build.store.features(feature_id()).put(without(made, alike))
+    build.store.features(feature_id()).put(without_images(made, alike))
     refused = failure(DropReason.FORGOTTEN, "this image was taken down")
     return {fetch_id: refused if own.sha256 in alike else own for fetch_id, own in outcomes.items()}
 
@@ -297,7 +297,7 @@ def _write_tar(path: Path, urls: dict[str, str], outcomes: dict[str, Outcome], s
 
 def _remember(build: Build, rows: pa.Table, tar: str) -> None:
     """Put what was asked for over the network into STORE/fetched, for later builds."""
-    url, limits = build.store.noted(build.stage("fetch").folder.at(tar)), limits_digest(build.spec)
+    url, limits = build.store.relative_place(build.stage("fetch").folder.at(tar)), limits_digest(build.spec)
     rows = rows.filter(pc.not_equal(rows["reason"], DropReason.FORGOTTEN.value))  # what was taken down is not kept
     more = (pc.if_else(rows["ok"], url, ""), pa.repeat(limits, len(rows)))
     build.store.fetched().put(pa.table([*rows.columns, *more], schema=CACHE_SCHEMA))

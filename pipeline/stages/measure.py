@@ -27,8 +27,8 @@ from pipeline.errors import StageError
 from pipeline.features import feature_id
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store.build import Build
+from pipeline.store.image_features import Fault, known_features, measure_images, without_images
 from pipeline.store.images import partition_images
-from pipeline.store.measured import Fault, known_features, measured, without
 from pipeline.store.stage import Pass, PassFile, Stage
 
 
@@ -53,12 +53,12 @@ def run_partition(build: Build, partition: str) -> None:
         measured = pa.concat_tables([made, known])
         refused = {*takedowns.alike(measured, feature_id()), *takedowns.images(fetched["sha256"].to_pylist())}
         faults |= dict.fromkeys(refused, (DropReason.FORGOTTEN, "this image was taken down"))
-        made = without(made, refused)
+        made = without_images(made, refused)
     cache.put(made)
     for sha256, width, height in zip(*(known[c].to_pylist() for c in ("sha256", "width", "height")), strict=True):
         if width * height > limit:
             faults[sha256] = (DropReason.TOO_MANY_PIXELS, f"{width} x {height} pixels; at most {limit:,} are allowed")
-    rows = without(pa.concat_tables([known, made]).sort_by("sha256"), faults)
+    rows = without_images(pa.concat_tables([known, made]).sort_by("sha256"), faults)
     seen, decisions = _decide(build, partition, fetched, faults)
     with build.stage("measure").attempt(partition) as attempt:
         attempt.write_table("parquet", rows)
@@ -96,7 +96,7 @@ def _measure_new(build: Build, partition: str, fetched: pa.Table, known: set[str
     """Feature rows, and faults by sha256, of the partition's images that the cache lacks. Raises StageError."""
     only = set(fetched["sha256"].to_pylist()) - known if build.on is not None else None  # a trial reads what it must
     pulse.expect(fetched.num_rows)
-    return measured(_new_images(build, partition, only, set(known)), build.spec.fetch.max_pixels)
+    return measure_images(_new_images(build, partition, only, set(known)), build.spec.fetch.max_pixels)
 
 
 def _new_images(build: Build, partition: str, only: set[str] | None, done: set[str]) -> Iterator[tuple[str, Bytes]]:

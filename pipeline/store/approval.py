@@ -40,8 +40,8 @@ class Word:
         return f"{self.verdict} by {self.name} on {self.at[:10]}: {self.because}"
 
 
-def last(build: Build) -> Word | None:
-    """The word that counts for a build as it is; None if nothing has been said."""
+def latest_word(build: Build) -> Word | None:
+    """Returns the word that counts for a build as it is; None without one."""
     words = history(build)
     return words[-1] if words and words[-1].of == build.fingerprints.get("shard") else None
 

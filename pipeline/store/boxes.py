@@ -132,14 +132,14 @@ class BoxMaker:
             return {}
         if not self._loaded:
             self._state, self._loaded = self._detector.load(), True
-        made = self._looked(pictures)
+        made = self._detect_boxes(pictures)
         self.made += len(made)
         self._new |= made
         if len(self._new) >= SAVE:
             self.save()
         return made
 
-    def _looked(self, pictures: dict[str, npt.NDArray[np.uint8]]) -> dict[str, Boxes]:
+    def _detect_boxes(self, pictures: dict[str, npt.NDArray[np.uint8]]) -> dict[str, Boxes]:
         """Raw boxes by sha256. A batch on which the detector fails is run picture by picture."""
         try:
             return dict(zip(pictures, look(self._detector, self._state, list(pictures.values())), strict=True))
@@ -152,7 +152,7 @@ class BoxMaker:
                 return {}
         made: dict[str, Boxes] = {}
         for digest, picture in pictures.items():
-            made |= self._looked({digest: picture})
+            made |= self._detect_boxes({digest: picture})
         return made
 
 

@@ -80,8 +80,8 @@ class Build:
         """The passes that its spec asks for, by name and in their order."""
         return passes_of(self.stages, self.spec)
 
-    def lasting(self) -> list[str]:
-        """Names of its passes, of those that have begun, whose files stay when it is published."""
+    def lasting_passes(self) -> list[str]:
+        """Names of the passes that have begun and whose files stay when the build is published."""
         return [name for name, own in self.passes.items() if name in self.fingerprints and not own.working]
 
     def all_passes(self) -> Iterator[Pass]:
@@ -114,8 +114,8 @@ class Build:
         return not self.made_from and self.on is None and self.spec.egress.network == "allowed"
 
     @property
-    def elsewhere(self) -> Build | None:
-        """The build that has the other images of this one: of a trial that has a stage `fetch` of its own."""
+    def images_build(self) -> Build | None:
+        """The build that has the other images of a trial with its own stage `fetch`; None for other builds."""
         if self.on is not None and self.on.fingerprints["fetch"] != self.fingerprints["fetch"]:
             return self.on
         return None
@@ -148,10 +148,10 @@ class Build:
                     yield stage.table(record, suffix, columns)
 
     @property
-    def held(self) -> int:
-        """Samples that its dataset holds already, in the newest release of the same generation."""
+    def earlier_samples(self) -> int:
+        """Number of samples that its dataset holds already, in the newest release of the same generation."""
         known = {entry["build_id"] for entry in self.store.registered()}
-        return self.store.releases(self.spec.name).held(self.generation, self.snapshot, known)
+        return self.store.releases(self.spec.name).other_samples(self.generation, self.snapshot, known)
 
     @property
     def shards(self) -> Folder:

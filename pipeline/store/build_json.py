@@ -179,7 +179,7 @@ def store_of(folder: Folder, known: Mapping[str, Any]) -> str:
 
 def _store_from(build: Build) -> str:
     """The path from a build's folder to its STORE, if the build lies below the folder in which STORE lies; else ""."""
-    noted, name = build.store.noted(build.out), build.store.url.rpartition("/")[2]
+    noted, name = build.store.relative_place(build.out), build.store.url.rpartition("/")[2]
     if noted.startswith("/") or "://" in noted:
         return ""
     return "../" * len([part for part in noted.split("/") if part != "."]) + name

@@ -65,7 +65,7 @@ class Cache:
         """Rows of the given keys, at most one per key; None if missing."""
         wanted = sorted(set(keys))
         tables = []
-        for name, keys_of_commit in self._places(wanted).items() if wanted else ():
+        for name, keys_of_commit in self._keys_by_commit(wanted).items() if wanted else ():
             wanted_here = pc.field(self.key).isin(pa.array(keys_of_commit, pa.string()))
             with contextlib.suppress(FileNotFoundError), self.folder.local(name) as path:  # it was pruned then
                 rows = pq.read_table(path, filters=wanted_here)
@@ -126,7 +126,7 @@ class Cache:
         """Names of the files that hold rows, oldest first."""
         return [name for name in self.folder.names() if name.endswith(".parquet") and not name.startswith(".")]
 
-    def _places(self, keys: Sequence[str]) -> dict[str, list[str]]:
+    def _keys_by_commit(self, keys: Sequence[str]) -> dict[str, list[str]]:
         """Commit -> those of the keys whose latest row it seems to hold (64 bits may also be those of another key)."""
         heads = _heads(keys)
         order = np.argsort(heads)  # searched in ascending order: neighbours are on the same pages of a mapped file

@@ -27,7 +27,7 @@ from pipeline.files.folder import Folder
 from pipeline.files.parquet import write_parquet
 from pipeline.memory import begin_peak, peak_bytes
 from pipeline.records import USERINFO, Decision, decision_rows
-from pipeline.store.decision_counts import Decided, decided
+from pipeline.store.decision_counts import DecisionCounts, count_decisions
 
 DECISIONS = "decisions.parquet"
 """Suffix of a partition's decisions, in every stage that drops something."""
@@ -72,10 +72,10 @@ class Record(BaseModel):
     cpu_seconds: float
     gpu_seconds: float = 0.0
     peak_bytes: int = 0
-    decided: Decided | None = None
+    decided: DecisionCounts | None = None
 
     @property
-    def fates(self) -> Decided | None:
+    def fates(self) -> DecisionCounts | None:
         """`decided`, where it is of the decisions that the record names."""
         ref = self.files.get(DECISIONS)
         return self.decided if self.decided is not None and ref is not None and self.decided.of == ref.sha256 else None
@@ -198,7 +198,7 @@ class Attempt:
             digest = self._hashed.get(suffix) or sha256_of(local)
             files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=digest)
             if suffix == DECISIONS:
-                own = decided(local, digest)
+                own = count_decisions(local, digest)
             self._folder.take(local, name, suffix == USERINFO)
         record = Record(
             stage=self._stage,

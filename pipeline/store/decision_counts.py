@@ -30,7 +30,7 @@ class Fate(NamedTuple):
 COLUMNS = list(Fate._fields)
 
 
-class Decided(BaseModel):
+class DecisionCounts(BaseModel):
     """of: sha256 of the file of decisions. rows: fates, each with how many decisions have it."""
 
     model_config = ConfigDict(frozen=True)
@@ -43,9 +43,9 @@ class Decided(BaseModel):
         return Counter(dict(self.rows))
 
 
-def decided(path: Path, sha256: str) -> Decided:
-    """Count a file of decisions on this disk."""
-    return Decided(of=sha256, rows=tuple(sorted(count(read_parquet(path, COLUMNS)).items())))
+def count_decisions(path: Path, sha256: str) -> DecisionCounts:
+    """Counts the decisions of a file on this disk, by fate."""
+    return DecisionCounts(of=sha256, rows=tuple(sorted(count(read_parquet(path, COLUMNS)).items())))
 
 
 def count(decisions: pa.Table) -> Counter[Fate]:

@@ -1,7 +1,7 @@
 """Tables of a build or of a dataset: candidates, decisions, measures, samples and regions.
 
 Everything that reads these Parquet files as tables does it here: the report and its drift, the Python interface
-(`wenlan.py`), the difference of two datasets. A table is a list of committed files (`Part`) with one schema. Files are
+(`wenlan.py`), the difference of datasets. A table is a list of committed files (`TableFile`) of one schema. They are
 those that records or a manifest name, never what a listing shows. Columns and filters are pushed down to Parquet by
 pyarrow, so that of a file on an object store only what is asked for is read.
 
@@ -74,7 +74,7 @@ Filters = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TableFile:
     """One committed Parquet file of a table.
 
     bytes: its size by the record (or manifest, `listed_by`) that names it. build: the id of the build that made it.
@@ -104,25 +104,25 @@ class Part:
     ) -> Iterator[pa.RecordBatch]:
         """The same in batches of at most `rows` rows, in the order of the file; memory is a row group and a batch."""
         wanted, schema = as_expression(filters), _with_build(self.schema)
-        names = self.schema.names if columns is None else _known(columns, schema, self.url)
+        names = self.schema.names if columns is None else _known_columns(columns, schema, self.url)
         try:
             if wanted is None and self.folder.is_local and BUILD not in names:
                 self.check()
                 with pq.ParquetFile(
                     self.url, pre_buffer=False
                 ) as file:  # of a small file a pyarrow dataset takes twice the time
-                    if self._has(file.schema_arrow, names):
+                    if self._has_columns(file.schema_arrow, names):
                         yield from self._in_order(file.iter_batches(rows, columns=names, use_threads=False), names)
                         return
             # group by group: pyarrow would read ahead, up to the whole file
-            for group in self._checked().split_by_row_group(wanted, schema):
+            for group in self._checked_fragment().split_by_row_group(wanted, schema):
                 for batch in group.to_batches(schema, names, wanted, rows, use_threads=False):
                     if batch.num_rows:
                         yield batch
         except (OSError, pa.ArrowInvalid) as e:
             raise StoreError(self.url, f"cannot be read ({_first_line(e)})") from None
 
-    def _has(self, schema: pa.Schema, names: Sequence[str]) -> bool:
+    def _has_columns(self, schema: pa.Schema, names: Sequence[str]) -> bool:
         """True if a file has these columns, of these types."""
         return all(name in schema.names and schema.field(name).type == self.schema.field(name).type for name in names)
 
@@ -155,8 +155,8 @@ class Part:
                     todo = f"a takedown may have rewritten it for a newer release; if not, {todo}"
             raise StoreError(self.url, f"{fault}; {todo}")
 
-    def _checked(self) -> pyarrow.dataset.ParquetFileFragment:
-        """Like `fragment`, of a file that was checked. A small one of an object store is read by one request."""
+    def _checked_fragment(self) -> pyarrow.dataset.ParquetFileFragment:
+        """Like `fragment`, for a file that was checked. A small one of an object store is read by one request."""
         if self.folder.is_local or self.bytes > SMALL:
             self.check()
             return self.fragment()
@@ -174,8 +174,8 @@ def _with_build(schema: pa.Schema) -> pa.Schema:
     return schema.append(pa.field(BUILD, pa.string()))
 
 
-def _known(columns: Sequence[str], schema: pa.Schema, where: str) -> list[str]:
-    """The same columns. Raises StoreError for one that there is not."""
+def _known_columns(columns: Sequence[str], schema: pa.Schema, where: str) -> list[str]:
+    """Returns the columns. Raises StoreError for one that the schema does not have."""
     for name in columns:
         if name not in schema.names:
             raise StoreError(where, f"no column {name!r}; columns: {', '.join(schema.names)}")
@@ -291,7 +291,7 @@ class Frames:
             raise StoreError(self.place, f"no split {split!r}; splits: {', '.join(SPLITS)}")
         return (own for own in self.shards if not split or own[1].split == split)
 
-    def parts(self, table: str, split: str = "") -> Iterator[Part]:
+    def parts(self, table: str, split: str = "") -> Iterator[TableFile]:
         """The files of a table, in its order. split: of samples and regions, those of one split only."""
         schema = self.schema(table)
         if table == SAMPLES or table.startswith(REGIONS):
@@ -302,27 +302,27 @@ class Frames:
                 if file is None:
                     raise StoreError(folder.at(shard.tar.path), f"no regions of detector {detector}")
                 listed_by: Literal["record", "manifest"] = "record" if self.dataset is None else "manifest"
-                yield Part(folder, file.path, file.bytes, shard.build or self._only_build, schema, listed_by)
+                yield TableFile(folder, file.path, file.bytes, shard.build or self._only_build, schema, listed_by)
             return
         if split:
             raise StoreError(self.place, f"{table} do not have splits: dedup assigns them to kept pairs")
         for build in self.builds:
             for folder, record, suffix in _committed(build, table):
                 ref = record.files[suffix]
-                yield Part(folder, ref.name, ref.bytes, build.build_id, schema, record=record)
+                yield TableFile(folder, ref.name, ref.bytes, build.build_id, schema, record=record)
 
     @property
     def _only_build(self) -> str:
         return self.dataset.manifest.build_id if self.dataset is not None else self.builds[0].build_id
 
-    def lacking(self, table: str) -> dict[str, str]:
-        """Why the rows of a build are not in a table, by the build's id; empty where all are."""
+    def missing_reasons(self, table: str) -> dict[str, str]:
+        """Returns why rows of a build are missing from a table, by the build's id; empty if none are."""
         self.schema(table)
         if table == SAMPLES or table.startswith(REGIONS):
             return {}
         lacking = dict(self.absent)
         for build in self.builds:
-            stages = build.lasting() if table == "decisions" else [OF_STAGE[table][0]]
+            stages = build.lasting_passes() if table == "decisions" else [OF_STAGE[table][0]]
             unfinished = [name for name in stages if name not in build.fingerprints]
             gone = [name for name in stages if name in build.fingerprints and not build.stage(name).finished()]
             if unfinished:
@@ -354,7 +354,7 @@ class Frames:
         for part in self.parts(table, split):
             yield part.table(columns, filters)
 
-    def whole(self, table: str, split: str = "") -> pyarrow.dataset.Dataset:
+    def arrow_dataset(self, table: str, split: str = "") -> pyarrow.dataset.Dataset:
         """A table as one pyarrow dataset, which DuckDB, Polars and pyarrow query without reading it into memory.
 
         It has the column BUILD besides those of its files.
@@ -370,8 +370,8 @@ class Frames:
         self, table: str, columns: Sequence[str] | None = None, filters: Filters = None, split: str = ""
     ) -> pandas.DataFrame:
         """A table as a DataFrame. Raises StoreError for a missing file and an unknown column."""
-        whole = self.whole(table, split)
-        names = None if columns is None else _known(columns, whole.schema, f"{self.place}: {table}")
+        whole = self.arrow_dataset(table, split)
+        names = None if columns is None else _known_columns(columns, whole.schema, f"{self.place}: {table}")
         try:
             rows = whole.to_table(names, as_expression(filters))
         except (OSError, pa.ArrowInvalid) as e:
@@ -382,7 +382,7 @@ class Frames:
         return frame
 
 
-def present(parts: Iterable[Part]) -> list[Part]:
+def present(parts: Iterable[TableFile]) -> list[TableFile]:
     """The files that are there: gc, a takedown or a person may have deleted some. Those of an object store are not
     asked for one by one."""
     return [part for part in parts if not part.folder.is_local or Path(part.url).is_file()]

@@ -225,8 +225,8 @@ class Identities:
 
         return bisect_left(range(size), image, key=number)
 
-    def dealt(self, name: str) -> Folder:
-        """The folder of what follows from a commit."""
+    def derived_folder(self, name: str) -> Folder:
+        """Folder of files that are derived from a commit."""
         return self._store.folder / DEALT / name.removesuffix(".json")
 
     def strays(self) -> list[str]:
@@ -357,7 +357,7 @@ class Identities:
             mask = np.concatenate([np.zeros(0, np.bool_), *masks])
             if mask.any():
                 images = pa.concat_tables(list(self.batches(known, "images.parquet")))
-                renamed[name] = self._without(name, known, images, mask)
+                renamed[name] = self._rewrite_without(name, known, images, mask)
         for name in self.strays():  # also of commits that a takedown replaced before it was killed
             self._delete_dealt(name)
         self._sweep()
@@ -371,7 +371,7 @@ class Identities:
             if name not in named and not name.startswith("."):
                 self._folder.delete(name)
 
-    def _without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
+    def _rewrite_without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
         with tempfile.TemporaryDirectory(dir=self._folder.scratch(), prefix=".tmp-") as scratch:
             paths = {part: Path(scratch) / part for part in PARTS}
             flagged = pa.concat_tables([PLACEHOLDER_SCHEMA.empty_table(), *self.batches(known, "placeholders.parquet")])

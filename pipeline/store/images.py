@@ -45,7 +45,7 @@ def records_between(stage: StageDir, first: str, last: str) -> list[Record]:
 
     The stage's partitions must be ranges of order keys.
     """
-    return [stage.record(name) for name in stage.partitions() if KeyRange.named(name).meets(first, last)]
+    return [stage.record(name) for name in stage.partitions() if KeyRange.of_partition(name).meets(first, last)]
 
 
 def partition_images(build: Build, partition: str, only: Collection[str] | None = None) -> Iterator[FetchedImage]:
@@ -56,13 +56,13 @@ def partition_images(build: Build, partition: str, only: Collection[str] | None 
     """
     stage = build.stage("fetch")
     record = stage.record(partition)
-    places = sorted(_places(stage, record, pc.field("ok")), key=lambda place: place.offset)
-    if build.elsewhere is not None:
+    places = sorted(_image_locations(stage, record, pc.field("ok")), key=lambda place: place.offset)
+    if build.images_build is not None:
         first_of = {place.sha256: place.fetch_id for place in reversed(places) if only is None or place.sha256 in only}
         yield from read_images(build, list(first_of.values()))
         return
     if only is not None:
-        first: dict[str, _Place] = {}
+        first: dict[str, _TarLocation] = {}
         for place in places:
             if place.sha256 in only:
                 first.setdefault(place.sha256, place)
@@ -82,23 +82,23 @@ def read_images(build: Build, fetch_ids: Sequence[str], sparse: bool = False) ->
     if not wanted:
         return
     for record in records_between(stage, wanted[0][0], wanted[-1][0]):
-        low, high = KeyRange.named(record.partition).bounds
+        low, high = KeyRange.of_partition(record.partition).bounds
         ids = [fetch_id for key, fetch_id in wanted if low <= key < high]
         if ids:
             here = pc.field("fetch_id").isin(pa.array(ids, pa.string())) & pc.field("ok")
-            place_of = {place.fetch_id: place for place in _places(stage, record, here)}
+            place_of = {place.fetch_id: place for place in _image_locations(stage, record, here)}
             places = [place_of[fetch_id] for fetch_id in ids if fetch_id in place_of]
-            if build.elsewhere is not None:
+            if build.images_build is not None:
                 places = [place for place in places if place.offset >= 0]
                 read.update(place.fetch_id for place in places)
             # One read per image: packing handles each at once, while it lies in the processor's caches.
             runs = ([place] for place in places)
             yield from _images(stage, record, runs, sparse and not stage.folder.is_local)
-    if build.elsewhere is not None:
-        yield from read_images(build.elsewhere, [name for _, name in wanted if name not in read], sparse)
+    if build.images_build is not None:
+        yield from read_images(build.images_build, [name for _, name in wanted if name not in read], sparse)
 
 
-class _Place(NamedTuple):
+class _TarLocation(NamedTuple):
     """Location of an image in a tar."""
 
     fetch_id: str
@@ -111,14 +111,14 @@ class _Place(NamedTuple):
         return self.offset + self.size
 
 
-def _places(stage: StageDir, record: Record, rows: pc.Expression) -> Iterator[_Place]:
+def _image_locations(stage: StageDir, record: Record, rows: pc.Expression) -> Iterator[_TarLocation]:
     """Places of a partition's images, of the rows of FETCH_SCHEMA that the expression selects."""
-    table = stage.table(record, columns=list(_Place._fields), filters=rows)
-    return map(_Place._make, zip(*(table[name].to_pylist() for name in _Place._fields), strict=True))
+    table = stage.table(record, columns=list(_TarLocation._fields), filters=rows)
+    return map(_TarLocation._make, zip(*(table[name].to_pylist() for name in _TarLocation._fields), strict=True))
 
 
 def _images(
-    stage: StageDir, record: Record, runs: Iterable[list[_Place]], ranges: bool = False
+    stage: StageDir, record: Record, runs: Iterable[list[_TarLocation]], ranges: bool = False
 ) -> Iterator[FetchedImage]:
     """The images of a partition's tar, in their order; those of a run are read at once.
 
@@ -150,12 +150,12 @@ def _reader(stage: StageDir, record: Record, ranges: bool) -> Iterator[Callable[
         yield lambda offset, size: os.pread(tar.fileno(), size, offset)
 
 
-def _runs(places: Iterable[_Place]) -> Iterator[list[_Place]]:
+def _runs(places: Iterable[_TarLocation]) -> Iterator[list[_TarLocation]]:
     """Places cut into runs that one read covers: at most READ_AHEAD bytes long, or a single image, without large gaps.
 
     A place that lies before the one ahead of it begins a run of its own, so that a run's first offset is its lowest.
     """
-    run: list[_Place] = []
+    run: list[_TarLocation] = []
     for place in places:
         if run and (place.end - run[0].offset > READ_AHEAD or not 0 <= place.offset - run[-1].end <= GAP):
             yield run

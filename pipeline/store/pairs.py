@@ -38,7 +38,7 @@ def pass_name(judge: str) -> str:
     return f"curate.{judge}"
 
 
-def asked(build: Build, before: str = "") -> list[str]:
+def judge_names(build: Build, before: str = "") -> list[str]:
     """Names of the judges that a build asks, or of those before one of JUDGES."""
     first = JUDGES[: JUDGES.index(before)] if before else JUDGES
     return [name for name in first if pass_name(name) in build.passes]
@@ -62,7 +62,7 @@ def reaching(build: Build, partition: str, judge: str) -> Mask:
     """[N] which pairs of a partition no judge before this one has dropped."""
     counts = build.stage(PAIRS).record(partition).counts
     mask = np.ones(counts["kept"] - counts.get(REMOVED_LATER, 0), np.bool_)
-    for name in asked(build, judge):
+    for name in judge_names(build, judge):
         reasons = columns_of(build, pass_name(name), partition, ["reasons"])["reasons"]
         mask &= np.asarray(pc.fill_null(pc.equal(pc.list_value_length(reasons), 0), False))
     return mask
@@ -75,7 +75,7 @@ def pairs_before(build: Build, partition: str, judge: str, columns: list[str] | 
 
 def count_before(build: Build, judge: str) -> int:
     """Number of pairs of a build that reach a judge."""
-    names = asked(build, judge)
+    names = judge_names(build, judge)
     counts = (record.counts["kept"] for record in build.stage(pass_name(names[-1]) if names else PAIRS).records())
     return sum(counts)
 
@@ -90,7 +90,7 @@ def survivors(build: Build, partition: str, columns: list[str] | None = None) ->
     """The pairs of a partition that go on: rows of DEDUP_SCHEMA, with their score where the spec asks for scores."""
     if columns is None and build.spec.pair_score is not None:
         columns = [*DEDUP_SCHEMA.names, PAIR_SCORE.name]
-    return _with_scores(build, partition, columns, _kept(build, partition))
+    return _with_scores(build, partition, columns, _selection_mask(build, partition))
 
 
 def survivor_records(build: Build) -> list[Record]:
@@ -103,7 +103,7 @@ def primary_texts(rows: pa.Table) -> list[str]:
     return texts
 
 
-def _kept(build: Build, partition: str) -> Mask | None:
+def _selection_mask(build: Build, partition: str) -> Mask | None:
     if SELECTION not in build.passes:
         return None
     return np.asarray(columns_of(build, SELECTION, partition)["kept"])

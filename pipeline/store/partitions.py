@@ -40,7 +40,7 @@ from pipeline.files.folder import SMALL, Folder
 from pipeline.files.parquet import read_parquet
 from pipeline.records import USERINFO
 from pipeline.store.commits import APART, DECISIONS, MARK, Attempt, FileRef, Record, file_name
-from pipeline.store.decision_counts import decided
+from pipeline.store.decision_counts import count_decisions
 
 _ANEW = "delete the stage's folder to rebuild it"
 """Advice for a damaged file."""
@@ -324,7 +324,7 @@ class StageDir:
             name = file_name(record.partition, attempt, suffix)
             refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=sha256_of(path))
             if suffix == DECISIONS:
-                own = decided(path, refs[suffix].sha256)
+                own = count_decisions(path, refs[suffix].sha256)
             self.folder.take(path, name, suffix == USERINFO)
         update = {"files": refs, "attempt": attempt, "counts": counts or record.counts, "decided": own}
         update["info"] = record.info if info is None else info

@@ -129,7 +129,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         pulse.clear(self._folder)
-        self._tell()
+        self._report_progress()
         self._thread.start()
         return self
 
@@ -145,16 +145,16 @@ class Watch:
             self._counts.update(counts_of(records))
             self._committed += len(records)
             self._beats = [beat for beat in self._beats if beat.partition not in done]
-        self._tell()
+        self._report_progress()
 
     def _look_now_and_then(self) -> None:
         while not self._ended.wait(NEAR_S if self._folder.is_local else FAR_S):
             beats = pulse.beats(self._folder)
             with self._lock:
                 self._beats = beats
-            self._tell()
+            self._report_progress()
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         with self._lock:
             ran = Ran(self._committed - self._before, time.monotonic() - self._began)
             now = figures(self._pass, self._partitions, self._committed, self._counts, self._beats, ran)
@@ -205,14 +205,14 @@ def figures(
         failed=counts.get("failed", counts.get("dropped", 0)) + said["failed"],
         rates={name: round(sum(beat.rates.get(name, 0.0) for beat in beats), 2) for name in ("done", "bytes")},
         more={name: counts.get(name, 0) + said[name] for name in ("images", "bytes", "queue") if name in said},
-        left_seconds=_left(partitions - committed, waiting, shares, beats, ran),
+        left_seconds=_seconds_left(partitions - committed, waiting, shares, beats, ran),
         hosts=_hosts(beats),
         pauses=_pauses(beats),
     )
 
 
-def _left(missing: int, waiting: int, shares: float, beats: Sequence[Beat], ran: Ran) -> float | None:
-    """Seconds that a pass still takes; None where that is unknown.
+def _seconds_left(missing: int, waiting: int, shares: float, beats: Sequence[Beat], ran: Ran) -> float | None:
+    """Estimates the seconds that a pass still takes; None if unknown.
 
     Where partitions wait, as many as were done per second so far; where all of them run, what the last one still takes.
     """

@@ -34,8 +34,8 @@ class KeyRange:
         return KeyRange(int(first), int(last or first), int(of), run=last is not None)
 
     @staticmethod
-    def named(partition: str) -> KeyRange:
-        """Like `parse`, for a stage whose partitions are ranges. Raises ValueError for any other name."""
+    def of_partition(partition: str) -> KeyRange:
+        """Parses the name of a partition, where partitions are ranges. Raises ValueError for other names."""
         key_range = KeyRange.parse(partition)
         if key_range is None:
             raise ValueError(f"{partition!r} does not name a range of order keys")

@@ -19,7 +19,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from pipeline.files.folder import SMALL
 
 if TYPE_CHECKING:
-    from pipeline.store.frames import Part
+    from pipeline.store.frames import TableFile
 
 KEPT = 64 << 20
 """Bytes of small files that are kept for later queries."""
@@ -31,7 +31,7 @@ class RecordedFiles:
     def __init__(self, db: Any) -> None:
         self._db, self._schemes = db, dict[str, _Recorded]()
 
-    def add(self, parts: Iterable[Part]) -> None:
+    def add(self, parts: Iterable[TableFile]) -> None:
         """Lets the connection open these files."""
         for part in parts:
             scheme, separator, _ = part.url.partition("://")

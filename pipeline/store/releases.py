@@ -65,8 +65,8 @@ class Releases:
         current = self.latest().current
         return current is not None and any(own.build_id == build_id for own in current.builds)
 
-    def held(self, generation: int, snapshot: str, among: Collection[str]) -> int:
-        """Samples that the dataset holds without a build of this generation and snapshot, which takes its own place.
+    def other_samples(self, generation: int, snapshot: str, among: Collection[str]) -> int:
+        """Number of samples that the dataset holds besides a build of this generation and snapshot.
 
         among: ids of the builds that STORE knows; others were replaced since.
         """
@@ -81,7 +81,7 @@ class Releases:
         Builds below the folder in which STORE lies are named relative to each of these, so that all of it can be moved.
         files: contents by name, of a manifest with the places that they name.
         """
-        data = pretty_manifest(_moved(manifest, self._noted))
+        data = pretty_manifest(_with_places(manifest, self._relative_place))
         for name, content in files(self._as_seen_beside(manifest)).items():
             self.folder.write(f"{manifest.release:06d}/{name}", content)
         self.folder.write(file_name(manifest.release), data)
@@ -102,8 +102,8 @@ class Releases:
         pending = Pending(release=release, commit=commit, commit_sha256=hashlib.sha256(data).hexdigest())
         self._change(lambda latest: latest.model_copy(update={"pending": pending}))
 
-    def settle(self) -> None:
-        """Name the newest release plainly, so that readers need not look whether a pending one was committed."""
+    def finish_pending(self) -> None:
+        """Names the newest release plainly, so that readers need not look whether a pending one was committed."""
         self._change(lambda latest: latest)
 
     def make_newest(self, release: ReleaseName) -> None:
@@ -124,7 +124,7 @@ class Releases:
         self._relocate_pending(moved)
         before = self.latest()
         releases = {number: self.read(number) for number in self.numbers()}
-        now = {number: _moved(release, moved) for number, release in releases.items()}
+        now = {number: _with_places(release, moved) for number, release in releases.items()}
         changed = [number for number in releases if now[number] != releases[number]]
         if before.current is None or not (changed or before.withdrawn == _MOVING):
             return []
@@ -144,7 +144,7 @@ class Releases:
             pending = latest.pending.model_copy(update={"commit": moved(latest.pending.commit)})
             self._write(latest.model_copy(update={"pending": pending}), version)
 
-    def _noted(self, place: str) -> str:
+    def _relative_place(self, place: str) -> str:
         """A path or URL as a manifest notes it."""
         if not place:
             return ""
@@ -153,7 +153,7 @@ class Releases:
 
     def _as_seen_beside(self, manifest: Manifest) -> Manifest:
         """A manifest with the folders of shards as files one folder further down name them."""
-        noted = {own.build_id: self._noted(own.folder) for own in manifest.builds}
+        noted = {own.build_id: self._relative_place(own.folder) for own in manifest.builds}
         down = {name: f"../{place}" if place.startswith(FROM_RELEASE) else place for name, place in noted.items()}
         builds = (own.model_copy(update={"folder": down[own.build_id]}) for own in manifest.builds)
         return manifest.model_copy(update={"builds": tuple(builds)})
@@ -176,8 +176,8 @@ class Releases:
 _MOVING = "its builds were moved; if no command is running, run wenlan-data store move again"
 
 
-def _moved(release: Manifest, moved: Callable[[str], str]) -> Manifest:
-    """A release with the places of its builds as they are now."""
+def _with_places(release: Manifest, moved: Callable[[str], str]) -> Manifest:
+    """Returns a release with the present places of its builds."""
     builds = (
         own.model_copy(update={"folder": moved(own.folder), "out": moved(own.out)}) if own.out else own
         for own in release.builds

@@ -26,7 +26,7 @@ from data_specs.shard import KEY_LENGTH, ContractError, ShardFiles
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store.build import REGIONS
-from pipeline.store.frames import SAMPLES, Frames, Part
+from pipeline.store.frames import SAMPLES, Frames, TableFile
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 
 Floats = npt.NDArray[np.float32]
@@ -86,7 +86,7 @@ class Samples:
         """Every sample of a split, or of all, in the order of the shards. Raises StoreError for a damaged shard."""
         for (folder, shard), rows, boxes in self._shards(split):
             with folder.local(shard.tar.path) as path, _reader(path, folder.at(shard.tar.path)) as read:
-                for row, regions in _joined(rows, boxes):
+                for row, regions in _rows_with_regions(rows, boxes):
                     if not self.takedowns.holds(row):
                         yield _stored(row, regions, read)
 
@@ -124,7 +124,7 @@ class Samples:
                 regions = boxes.table(filters=of_key).to_pylist()[0] if boxes is not None else None
                 yield _stored(row, regions, _ranges(folder, shard))
 
-    def _shards(self, split: str) -> Iterator[tuple[tuple[Folder, ShardFiles], Part, Part | None]]:
+    def _shards(self, split: str) -> Iterator[tuple[tuple[Folder, ShardFiles], TableFile, TableFile | None]]:
         """Each shard with the Parquet of its rows and of its boxes."""
         rows = self.frames.parts(SAMPLES, split)
         boxes = self.frames.parts(REGIONS + self.detector, split) if self.detector else None
@@ -170,8 +170,10 @@ def _ranges(folder: Folder, shard: ShardFiles) -> Read:
     return read
 
 
-def _joined(rows: Part, boxes: Part | None) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Each row with its regions. Raises StoreError where the two files are not of the same samples in one order."""
+def _rows_with_regions(
+    rows: TableFile, boxes: TableFile | None
+) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Yields each row with its regions. Raises StoreError if the two files differ in their samples or order."""
     samples = (row for batch in rows.batches(rows=BATCH) for row in batch.to_pylist())
     if boxes is None:
         yield from ((row, None) for row in samples)
@@ -228,7 +230,7 @@ class _Tars:
     The regions of one shard are in memory at a time.
     """
 
-    shards: dict[str, Part | None]
+    shards: dict[str, TableFile | None]
     takedowns: Takedowns
 
     def __call__(self, source: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -38,7 +38,7 @@ from data_specs.shard import PAIR_SCORE, REGION_SCHEMA
 from pipeline.errors import StoreError
 from pipeline.records import DEDUP_SCHEMA, FEATURE_SCHEMA, FETCH_SCHEMA, LOOKS, REMOVED, WITH_REMOVED_SCHEMA
 from pipeline.store.build import REGIONS, Build
-from pipeline.store.frames import SAMPLES, Frames, Part, present
+from pipeline.store.frames import SAMPLES, Frames, TableFile, present
 from pipeline.store.pair_scores import UNITS
 from pipeline.store.pairs import PAIRS, SCORES, SELECTION
 from pipeline.store.recorded_files import RecordedFiles
@@ -74,14 +74,14 @@ def quoted(text: str) -> str:
     return text.replace("'", "''")
 
 
-def named(url: str) -> str:
-    """A file's name as DuckDB takes it: to itself, a path is a pattern. A URL is not (`recorded_files`)."""
+def escape_path(url: str) -> str:
+    """Escapes a path for DuckDB, which reads it as a pattern. A URL is returned unchanged (`recorded_files`)."""
     return url if "://" in url else re.sub(r"[*?\[]", r"[\g<0>]", url)
 
 
 def parquet(urls: Sequence[str], by_name: bool = False) -> str:
     """SQL that reads these files as one table, with `file_row_number`. by_name: some may lack a column."""
-    names = ", ".join(f"'{quoted(named(url))}'" for url in urls)
+    names = ", ".join(f"'{quoted(escape_path(url))}'" for url in urls)
     return f"read_parquet([{names}], file_row_number=true, union_by_name={str(by_name).lower()})"
 
 
@@ -138,7 +138,7 @@ class Tables:
         self._db = duckdb.connect(config=settings(Path(self._scratch.name)))
         self._db.execute("SET parquet_metadata_cache = true")  # of hundreds of files that each query opens
         self._remote = RecordedFiles(self._db)
-        self._made, self._defined = dict[tuple[str, str], list[Part]](), set[str]()
+        self._made, self._defined = dict[tuple[str, str], list[TableFile]](), set[str]()
         self.define("host_of_any", _hosts, ["VARCHAR"], "VARCHAR")
 
     @staticmethod
@@ -181,7 +181,7 @@ class Tables:
         """End the query that another thread has asked, which fails there."""
         self._db.interrupt()
 
-    def open_files(self, parts: Iterable[Part]) -> None:
+    def open_files(self, parts: Iterable[TableFile]) -> None:
         """Let queries read these files by their URLs."""
         self._remote.add(parts)
 
@@ -226,7 +226,7 @@ class _Sources:
 
     def __init__(self, db: Any, frames: Frames, remote: RecordedFiles, only_present: bool) -> None:
         self._db, self.frames, self._remote, self._only_present = db, frames, remote, only_present
-        self.parts = list[Part]()
+        self.parts = list[TableFile]()
 
     @property
     def build(self) -> Build:
@@ -239,11 +239,11 @@ class _Sources:
 
     def stage(self, name: str, suffixes: Iterable[str], schema: pa.Schema) -> str:
         """Files of a stage's partitions."""
-        found = list[Part]()
+        found = list[TableFile]()
         for build in self.frames.builds:
             for record in build.records(name):
                 refs, folder = [record.files[own] for own in suffixes if own in record.files], build.stage(name).folder
-                found += [Part(folder, ref.name, ref.bytes, build.build_id, schema) for ref in refs]
+                found += [TableFile(folder, ref.name, ref.bytes, build.build_id, schema) for ref in refs]
         return self.files(found, schema)
 
     def has(self, name: str) -> bool:
@@ -262,9 +262,9 @@ class _Sources:
         stage = self.build.stage(name)
         records = [stage.record(partition) for partition in self.build.stage(partitions_of).partitions()]
         refs = [record.files["parquet"] for record in records]
-        return self.files((Part(stage.folder, r.name, r.bytes, self.build.build_id, schema) for r in refs), schema)
+        return self.files((TableFile(stage.folder, r.name, r.bytes, self.build.build_id, schema) for r in refs), schema)
 
-    def files(self, parts: Iterable[Part], schema: pa.Schema, by_name: bool = False) -> str:
+    def files(self, parts: Iterable[TableFile], schema: pa.Schema, by_name: bool = False) -> str:
         """Files of one schema; an empty table where there is none."""
         parts = present(parts) if self._only_present else list(parts)
         self.parts += parts

@@ -92,8 +92,8 @@ def no_run(build: Build, partition: str) -> None:
     raise AssertionError(f"a pass without partitions was asked for {partition}")
 
 
-def nothing(build: Build) -> None:
-    """Default of `Pass.begin`."""
+def no_preparation(build: Build) -> None:
+    """Does nothing: the default of `Pass.begin`."""
 
 
 EVERY = ("*",)
@@ -132,7 +132,7 @@ class Pass:
     version: int = 1
     reduce: Callable[[Build], Any] | None = None
     when: Callable[[BuildSpec], bool] = always
-    begin: Callable[[Build], None] = nothing
+    begin: Callable[[Build], None] = no_preparation
     resources: Callable[[BuildSpec], dict[str, float]] = one_cpu
     files: tuple[PassFile, ...] = ()
     unit: str = "rows"

@@ -75,12 +75,12 @@ class Store:
         """The folder in which STORE lies. Places below it are noted relative to it, so that both can be moved."""
         return root_of(self.url)
 
-    def noted(self, place: str) -> str:
-        """A path or URL as STORE notes it."""
+    def relative_place(self, place: str) -> str:
+        """Returns a path or URL as STORE notes it: relative to `root` if it lies below."""
         return noted_in(self.root, place)
 
-    def place(self, noted: str) -> str:
-        """The path or URL that STORE noted."""
+    def resolve_place(self, noted: str) -> str:
+        """Returns the path or URL that STORE noted."""
         return place_in(self.root, noted)
 
     def begin(self, build: Build) -> None:
@@ -93,7 +93,7 @@ class Store:
         """Note that a build is published, for `forget` and `gc`. The caller holds the lock."""
         before = self._find(build.out)
         if before is not None and (before["build_id"], before["revision"]) == (build.build_id, revision):
-            same = [entry for entry in self.known() if entry["build_id"] == build.build_id]
+            same = [entry for entry in self.known_builds() if entry["build_id"] == build.build_id]
             if same[-1]["published_at"] == before["published_at"]:  # published again, and nowhere else since
                 return
         self._note(build, revision, datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"))
@@ -105,8 +105,8 @@ class Store:
             self._write({**before, "revision": None, "published_at": ""})
 
     def relocate(self, known: Mapping[str, Any], out: str) -> None:
-        """Note that a build lies in another folder now. known: of `known`. The caller holds the lock."""
-        now = {name: value for name, value in known.items() if name != "noted_in"} | {"out": self.noted(out)}
+        """Note that a build lies in another folder now. known: one of `known_builds`. The caller holds the lock."""
+        now = {name: value for name, value in known.items() if name != "noted_in"} | {"out": self.relative_place(out)}
         self._write(now)
         if (before := known["noted_in"].rpartition("/")[2]) != self._record_of(out).rpartition("/")[2]:
             self.folder.delete(f"builds/{before}")
@@ -116,7 +116,7 @@ class Store:
         crawled = self.folder / "crawled"
         for name in (name for name in crawled.names() if name.endswith(".json") and not name.startswith(".")):
             known = crawled.read_json(name)
-            places = {what: self.noted(moved(self.place(known[what]))) for what in ("warc", "table")}
+            places = {what: self.relative_place(moved(self.resolve_place(known[what]))) for what in ("warc", "table")}
             if known | places != known:
                 crawled.write_json(name, known | places)
 
@@ -133,7 +133,7 @@ class Store:
             f"wenlan-data store delete {words} {at}"
         )
 
-    def known(self) -> list[dict[str, Any]]:
+    def known_builds(self) -> list[dict[str, Any]]:
         """All builds that were ever begun and not deleted since, oldest snapshot first, one for each folder.
 
         build_id, name and snapshot: of the build that began there last. out: its folder. revision: None where it is not
@@ -143,12 +143,12 @@ class Store:
         folder = self.folder / "builds"
         names = [name for name in folder.names() if name.endswith(".json") and name[0] != "."]
         records = [{**folder.read_json(name), "noted_in": folder.at(name)} for name in names]
-        entries = [{**record, "out": self.place(record["out"])} for record in records]
+        entries = [{**record, "out": self.resolve_place(record["out"])} for record in records]
         return sorted(entries, key=lambda entry: (entry["snapshot"], entry["build_id"], entry["published_at"]))
 
     def registered(self) -> list[dict[str, Any]]:
-        """Published builds, as `known` describes them."""
-        return [entry for entry in self.known() if entry["revision"] is not None]
+        """Published builds, as `known_builds` describes them."""
+        return [entry for entry in self.known_builds() if entry["revision"] is not None]
 
     def _find(self, out: str) -> dict[str, Any] | None:
         record: dict[str, Any] | None = self.folder.find_json(self._record_of(out), None)
@@ -156,14 +156,16 @@ class Store:
 
     def _note(self, build: Build, revision: int | None, published_at: str) -> None:
         about = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot}
-        self._write({**about, "out": self.noted(build.out), "revision": revision, "published_at": published_at})
+        self._write(
+            {**about, "out": self.relative_place(build.out), "revision": revision, "published_at": published_at}
+        )
 
     def _write(self, record: dict[str, Any]) -> None:
-        self.folder.write_json(self._record_of(self.place(record["out"])), record)
+        self.folder.write_json(self._record_of(self.resolve_place(record["out"])), record)
 
     def _record_of(self, out: str) -> str:
         """The file of a folder's record: the same for each path that leads there, also after a move with STORE."""
-        return f"builds/{hashlib.sha256(self.noted(place_of(out)).encode()).hexdigest()[:16]}.json"
+        return f"builds/{hashlib.sha256(self.relative_place(place_of(out)).encode()).hexdigest()[:16]}.json"
 
     def caches(self) -> Iterator[tuple[str, Cache]]:
         """Every cache there is, with its place in STORE."""

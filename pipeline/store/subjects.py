@@ -59,8 +59,8 @@ class Subject:
         return {sha256_hex(url) for url in self.urls} | self.fetch_ids | self.images
 
     @property
-    def where(self) -> tuple[str, list[Any]]:
-        """SQL of the decisions about it (`pipeline.store.sql`), and the values of its question marks."""
+    def where_clause(self) -> tuple[str, list[Any]]:
+        """SQL condition for decisions about it (`pipeline.store.sql`), and the values of its question marks."""
         urls = sorted(self.urls)
         # the url column is cut at 2,000 characters, fetch_id is of the whole
         fetch_ids = sorted(self.fetch_ids | {sha256_hex(url) for url in urls})
@@ -126,7 +126,7 @@ def _of_file(named: str, builds: Sequence[Build]) -> Subject:
     if addresses:
         return Subject(f"the file {path} of a source", frozenset(addresses))
     inside = [source.address_of(f"{root}/{relative}") for source in sources.values() if (root := source.root())]
-    known = _known({address for address in inside if address}, builds)
+    known = _known_addresses({address for address in inside if address}, builds)
     if len(known) > 1:
         raise SpecError([f"{named}: several sources contain this file: {', '.join(sorted(known))}; give one of these"])
     if known:
@@ -141,7 +141,7 @@ def _tables(build: Build) -> list[TableSource]:
     return [source for source in sources_of(build.spec) if isinstance(source, TableSource)]
 
 
-def _known(addresses: Iterable[str], builds: Sequence[Build]) -> set[str]:
+def _known_addresses(addresses: Iterable[str], builds: Sequence[Build]) -> set[str]:
     """Returns the addresses at which a build has found a picture."""
     by_id = {sha256_hex(address): address for address in addresses}
     wanted, known = pa.array(sorted(by_id), pa.string()), set[str]()

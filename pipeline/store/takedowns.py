@@ -86,8 +86,8 @@ class Takedowns:
         value = [hashes, looks] if looks else hashes
         return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
-    def why(self, image_url: str, page_url: str) -> str:
-        """Why an image on a page is taken down: "" if it is not."""
+    def takedown_reason(self, image_url: str, page_url: str) -> str:
+        """Returns why an image on a page is taken down; "" if it is not."""
         if not self.hashes:
             return ""
         if sha256_hex(image_url) in self.hashes:
@@ -98,10 +98,10 @@ class Takedowns:
 
     def names(self, row: dict[str, Any]) -> bool:
         """True if a row of the decisions (fetch_id, url, page_url) is about something that is taken down."""
-        return row["fetch_id"] in self.hashes or bool(self.why(row["url"], row["page_url"]))
+        return row["fetch_id"] in self.hashes or bool(self.takedown_reason(row["url"], row["page_url"]))
 
-    def named(self, rows: pa.Table) -> pa.ChunkedArray:
-        """[N] which rows of the decisions `names` holds for. What many of them share is looked at once."""
+    def taken_down_mask(self, rows: pa.Table) -> pa.ChunkedArray:
+        """[N] mask of the rows of the decisions for which `names` holds. Shared values are looked at once."""
         found = pc.is_in(rows["fetch_id"], pa.array(sorted(self.hashes), pa.string()))
         for name in ("url", "page_url"):
             urls = rows[name].combine_chunks().dictionary_encode()
@@ -124,15 +124,15 @@ class Takedowns:
         return known
 
     COLUMNS: ClassVar = ("key", "image_url", "page_url", "sha256")
-    """Columns of a shard's table that `among` needs."""
+    """Columns of a shard's table that `taken_down_keys` needs."""
 
-    def among(self, rows: pa.Table) -> list[str]:
+    def taken_down_keys(self, rows: pa.Table) -> list[str]:
         """Keys of the samples that are taken down, of a table with COLUMNS."""
         return [row["key"] for row in rows.to_pylist() if self.holds(row)] if self.hashes else []
 
     def holds(self, row: dict[str, Any]) -> bool:
         """True if a sample (a row with COLUMNS) is taken down."""
-        return row["sha256"] in self.hashes or bool(self.why(row["image_url"], row["page_url"]))
+        return row["sha256"] in self.hashes or bool(self.takedown_reason(row["image_url"], row["page_url"]))
 
     def images(self, sha256: Iterable[str]) -> set[str]:
         """Returns the images, by sha256 of their bytes, that are taken down."""

@@ -203,5 +203,5 @@ def takedown(
 def say(build: Build, verdict: str, name: str, because: str) -> Values:
     """Note who approves or refuses a build, in build.json, and let its report say so. Raises SpecError, StoreError."""
     word = approval.say(build, verdict, name, because)
-    page.tell(build)
+    page.update_state(build)
     return {"verdict": word.verdict, "name": word.name, "because": word.because, "at": word.at}

@@ -34,7 +34,7 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build, shard_files
-from pipeline.store.frames import SAMPLES, Frames, Part, present
+from pipeline.store.frames import SAMPLES, Frames, TableFile, present
 from pipeline.store.recorded_files import RecordedFiles
 from pipeline.store.sql import head, parquet, quoted, settings
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
@@ -78,7 +78,7 @@ class Source:
     """A file of decisions. layout: its columns: those of decisions, of samples of a release whose build is missing,
     or of a search index. shard: where the samples that it decides on are stored, of stage `shard`."""
 
-    part: Part
+    part: TableFile
     build: Build | None
     stage: str
     shard: tuple[Folder, ShardFiles] | None = None
@@ -119,7 +119,7 @@ def sources_of_index(similar: Similar) -> tuple[Source, ...]:
     folder, found = Folder(str(similar.folder)), []
     for own in read_index(similar.folder).parts:
         file = own.files["metadata"]
-        part = Part(folder, file.path, file.bytes, similar.index.about.name, ROWS, "manifest")
+        part = TableFile(folder, file.path, file.bytes, similar.index.about.name, ROWS, "manifest")
         found.append(Source(part, None, "shard", None, "index"))
     return tuple(found)
 

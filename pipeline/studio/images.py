@@ -25,9 +25,9 @@ from pipeline.errors import StoreError
 from pipeline.filters import pixel_filters
 from pipeline.records import DropReason
 from pipeline.report import earlier_samples
+from pipeline.report.hidden_content import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
 from pipeline.report.pictures import as_shown, in_sources, thumbnail
 from pipeline.report.translations import REASONS
-from pipeline.report.withheld import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import read_images

@@ -156,7 +156,7 @@ class Items:
 
     def _nothing(self, named: str, urls: list[str]) -> Values:
         """Why an address may be unknown here."""
-        if any(self._takedowns.why(url, url) for url in urls):
+        if any(self._takedowns.takedown_reason(url, url) for url in urls):
             return {"en": "It was taken down; later builds refuse it.", "zh": "已下架，不会再次进入数据集。"}
         hosts = [name for url in urls if url.startswith("http") for name in host_names(url)[:1]]
         if not hosts:

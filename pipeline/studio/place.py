@@ -127,7 +127,7 @@ def _name(frames: Frames) -> str:
 
 def _build(build: Build, judged: bool) -> Values:
     """One build: whether it is published or waits, and (`judged`) what its gates say by its report."""
-    figures, word = drift.read(build.out, build.build_id) if judged else None, approval.last(build)
+    figures, word = drift.read(build.out, build.build_id) if judged else None, approval.latest_word(build)
     own: Values = {
         "id": build.build_id,
         "out": build.out,
@@ -159,7 +159,7 @@ def notices(place: Place) -> list[Values]:
                 "takedown", f"{build.build_id}: a takedown was interrupted; run the same command again to finish it.",
                 f"{build.build_id}：下架操作曾中断；请再次运行相同的命令以完成。"))  # fmt: skip
     for table, (en, zh) in _TABLES.items():
-        for build_id, why in frames.lacking(table).items():
+        for build_id, why in frames.missing_reasons(table).items():
             if build_id not in frames.absent and "is not finished" not in why:
                 found.append(notice("gone", f"{build_id}: {en}: {why}.", f"{build_id}：{zh}（{why}）。"))
     for build_id, why in frames.absent.items():

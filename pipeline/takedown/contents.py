@@ -87,7 +87,7 @@ def _images(rewrite: Rewrite) -> None:
 
 def _images_moved(store: Store, stage: StageDir, before: Record, after: Record) -> None:
     """Else images that STORE/fetched knew in the old tar would be fetched again."""
-    tars = (store.noted(stage.folder.at(record.files["tar"].name)) for record in (before, after))
+    tars = (store.relative_place(stage.folder.at(record.files["tar"].name)) for record in (before, after))
     cache, old, new = store.fetched(), *tars
     if old == new:
         return
@@ -97,7 +97,7 @@ def _images_moved(store: Store, stage: StageDir, before: Record, after: Record) 
         rows = [
             {**row, "tar": new, "offset": places[row["fetch_id"]]}
             for row in known.to_pylist()
-            if store.noted(store.place(row["tar"])) == old
+            if store.relative_place(store.resolve_place(row["tar"])) == old
         ]
         cache.put(pa.Table.from_pylist(rows, schema=known.schema))
 

@@ -130,7 +130,7 @@ def forget(
         specs = {build.build_id: build.spec for build in builds}
         numbers = _renew(store, specs, damaged, faults)
         for build in builds:
-            page.tell(build)
+            page.update_state(build)
         _add_indexes(found, store, takedowns, searched, dry_run)
         return {"dry_run": False, "builds": answers, "tombstone": name, **found, "releases": numbers}
 

@@ -71,7 +71,7 @@ def collect(
     store.version()
     deletions, left = Deletions(dry_run), list[str]()
     builds, models, staying = dict[str, list[Build]](), dict[str, set[str]](), set[str]()
-    entries = store.known()
+    entries = store.known_builds()
     known, faults = known_builds.opened(store, stages, entries)
     there = {place_of(build.out) for build in known}
     unread = {out for out in (entry["out"] for entry in entries) if place_of(out) not in there}
@@ -269,12 +269,12 @@ def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
             rows = stage.table(record, columns=["fetch_id", "sha256", "offset", "size"], filters=[("ok", "==", True)])
             places = {row["fetch_id"]: row for row in rows.to_pylist()}
             rows_known = cache.get(places)
-            tar = store.noted(stage.folder.at(record.files["tar"].name))
+            tar = store.relative_place(stage.folder.at(record.files["tar"].name))
             new = [
                 {**row, "tar": tar, "offset": places[row["fetch_id"]]["offset"]}
                 for row in (rows_known.to_pylist() if rows_known is not None else ())
                 if row["sha256"] == places[row["fetch_id"]]["sha256"]
-                and place(store.place(row["tar"])).startswith(start)
+                and place(store.resolve_place(row["tar"])).startswith(start)
             ]
             if new and rows_known is not None:
                 cache.put(pa.Table.from_pylist(new, schema=rows_known.schema))
@@ -318,7 +318,7 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
         return bool(unread) and (tar.startswith(unread) or place_of(tar).startswith(unread))
 
     def lost(rows: pa.Table) -> pa.Array:
-        tars = [tar and store.place(tar) for tar in rows["tar"].to_pylist()]
+        tars = [tar and store.resolve_place(tar) for tar in rows["tar"].to_pylist()]
         for tar in {tar for tar in tars if tar} - set(missing):
             folder, _, name = tar.rpartition("/")
             missing[tar] = not is_unread(tar) and not Folder(folder).exists(name)

@@ -36,7 +36,7 @@ from pipeline.features import feature_id
 from pipeline.files.folder import Folder
 from pipeline.pictures.decode import MAX_PIXELS
 from pipeline.records import sha256_hex
-from pipeline.store.measured import known_features, measured
+from pipeline.store.image_features import known_features, measure_images
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
 from pipeline.urls import canonical_url
@@ -66,7 +66,7 @@ def features_of(indexes: Sequence[Path], images: set[str]) -> dict[str, dict[str
     for table in _tables(indexes):
         missing = images - found.keys()
         rows = ((name, row) for row, name in enumerate(table["sha256"].to_pylist()) if name in missing)
-        features, _ = measured(_pictures(table, rows), MAX_PIXELS)
+        features, _ = measure_images(_pictures(table, rows), MAX_PIXELS)
         found |= {own["sha256"]: own for own in features.to_pylist()}
     return found
 
@@ -128,7 +128,7 @@ def _alike(
         names = {sha256[row] or f"row {row}": row for row in batch}
         known = known_features(store, (name for name, row in names.items() if sha256[row]))
         missing = names.keys() - set(known["sha256"].to_pylist())
-        made, _ = measured(_pictures(table, ((name, names[name]) for name in missing)), MAX_PIXELS)
+        made, _ = measure_images(_pictures(table, ((name, names[name]) for name in missing)), MAX_PIXELS)
         unseen += missing - set(made["sha256"].to_pylist())
         for features in (known, made):
             alike.update(takedowns.alike(features, feature_id()))

@@ -32,10 +32,10 @@ def opened(
     """The builds that STORE knows, published or not, oldest snapshot first, each folder once; and a line for each one
     that cannot be read.
 
-    entries: some of `Store.known`.
+    entries: some of `Store.known_builds`.
     """
     builds, faults = dict[str, Build](), dict[str, str]()
-    for known in store.known() if entries is None else entries:
+    for known in store.known_builds() if entries is None else entries:
         out = known["out"]
         try:
             build = build_json.reopen(out, stages)

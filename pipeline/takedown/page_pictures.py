@@ -188,7 +188,7 @@ def _hit(table: pa.Table, takedowns: Takedowns) -> set[str]:
         for row in table.to_pylist()
         if row["sha256"] in takedowns.hashes
         or sha256_hex(row["image_url"]) in takedowns.hashes
-        or takedowns.why(row["image_url"], row["url"])
+        or takedowns.takedown_reason(row["image_url"], row["url"])
     }
 
 
@@ -219,4 +219,4 @@ def _urls_in(frontier: Path) -> Iterator[str]:
 
 
 def _taken_down(urls: Iterable[str], takedowns: Takedowns) -> set[str]:
-    return {sha256_hex(url) for url in urls if takedowns.why("", url)}
+    return {sha256_hex(url) for url in urls if takedowns.takedown_reason("", url)}

@@ -73,7 +73,7 @@ def move(store: Store, old: str, new: str) -> dict[str, Any]:
     for entry in entries:
         _check_moved(entry, moved(entry["out"]))
     with store.lock():
-        for known in store.known():
+        for known in store.known_builds():
             folder = Folder(moved(known["out"]))
             with contextlib.suppress(StoreError):  # it cannot be read, which other commands say
                 if build_json.read(folder):
@@ -119,7 +119,7 @@ def _files_beside(release: Manifest) -> Mapping[str, bytes]:
 def _relocated(store: Store, rows: pa.Table, moved: Callable[[str], str]) -> pa.Table | None:
     """Rows of STORE/fetched with the places of their tars now; None if none of them has moved."""
     tars = rows["tar"].combine_chunks().dictionary_encode()
-    now = [tar and store.noted(moved(store.place(tar))) for tar in tars.dictionary.to_pylist()]
+    now = [tar and store.relative_place(moved(store.resolve_place(tar))) for tar in tars.dictionary.to_pylist()]
     if now == tars.dictionary.to_pylist():
         return None
     column = pa.array(now, rows.schema.field("tar").type).take(tars.indices)
@@ -132,7 +132,7 @@ def _known_below(store: Store, place: str, exactly: bool = False) -> list[dict[s
     above = tuple(f"{one}/" for one in spelled)
     found = [
         known
-        for known in store.known()
+        for known in store.known_builds()
         if {known["out"], place_of(known["out"])} & spelled or (not exactly and known["out"].startswith(above))
     ]
     if not found:

@@ -40,7 +40,7 @@ from pipeline.files.folder import Folder, place_of
 from pipeline.files.inputs import files_below
 from pipeline.pictures.decode import MAX_PIXELS, PictureError
 from pipeline.pictures.formats import HEAD, format_of
-from pipeline.store.measured import features_of
+from pipeline.store.image_features import features_of
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
 from pipeline.takedown.page_pictures import PageImages
@@ -153,7 +153,7 @@ class Proof:
     files: int = 0
     size: int = 0
     every_s: float = 10.0
-    """Seconds between two calls of `tell`."""
+    """Seconds between two calls of `on_progress`."""
     _reported_at: float = field(default_factory=time.monotonic)
     _waiting: list[tuple[Finding, str, bytes]] = field(default_factory=list)  # (where, sha256, bytes of a picture)
 

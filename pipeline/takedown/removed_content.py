@@ -115,7 +115,7 @@ def _candidates(build: Build, takedowns: Takedowns) -> tuple[set[str], set[str]]
 
     def note(rows: pa.Table) -> None:
         """Note the rows (id, fetch_id, url, page_url) that are taken down."""
-        taken = rows.filter(takedowns.named(rows))
+        taken = rows.filter(takedowns.taken_down_mask(rows))
         ids.update(taken["id"].to_pylist())
         pages.update(sha256_hex(page) for page in taken["page_url"].unique().to_pylist() if page)
 
@@ -130,7 +130,7 @@ def _candidates(build: Build, takedowns: Takedowns) -> tuple[set[str], set[str]]
             of_candidates = pc.equal(rows["subject"], "candidate")
             note(rows.filter(of_candidates))
             captures = rows.filter(pc.invert(of_candidates))
-            pages.update(captures.filter(takedowns.named(captures))["id"].to_pylist())
+            pages.update(captures.filter(takedowns.taken_down_mask(captures))["id"].to_pylist())
     return ids, pages
 
 

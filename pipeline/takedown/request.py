@@ -30,7 +30,7 @@ from pipeline.pictures.decode import MAX_PIXELS, PictureError
 from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.commits import Record
-from pipeline.store.measured import known_features, measured
+from pipeline.store.image_features import known_features, measure_images
 from pipeline.store.partitions import StageDir
 from pipeline.store.store import Store
 from pipeline.store.subjects import exactly
@@ -189,7 +189,7 @@ def _features_in_tar(store: Store, stage: StageDir, record: Record, rows: pa.Tab
     if missing := places.keys() - set(known["sha256"].to_pylist()):
         with stage.file(record, "tar") as path, path.open("rb") as tar:
             images = ((own, os.pread(tar.fileno(), size, at)) for own, (at, size) in places.items() if own in missing)
-            yield measured(images, MAX_PIXELS)[0]
+            yield measure_images(images, MAX_PIXELS)[0]
 
 
 def fetched_images(builds: Sequence[Build]) -> Iterator[pa.Table]:

@@ -103,6 +103,6 @@ def _earlier(build: Build) -> tuple[list[Build], list[str]]:
 
     Those of earlier generations too: a rollback may go to them, and must not bring back what was left out since.
     """
-    own = [one for one in build.store.known() if one["name"] == build.spec.name]
+    own = [one for one in build.store.known_builds() if one["name"] == build.spec.name]
     others = [one for one in own if one["snapshot"] <= build.snapshot and place_of(one["out"]) != place_of(build.out)]
     return known_builds.opened(build.store, build.stages, others)

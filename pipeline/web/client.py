@@ -294,7 +294,7 @@ class Client:
         raise RequestFailed(DropReason.TOO_MANY_REDIRECTS, "too many redirects")
 
     def _check_takedowns(self, url: str, kind: Kind) -> None:
-        if why := self._takedowns.why("", url) if kind.html else self._takedowns.why(url, ""):
+        if why := self._takedowns.takedown_reason("", url) if kind.html else self._takedowns.takedown_reason(url, ""):
             raise RequestFailed(DropReason.FORGOTTEN, why)
 
     async def _paced(

@@ -39,7 +39,7 @@ from pipeline import cluster, run
 from pipeline.store.build import Build
 from pipeline.store.commits import FileRef, Record
 from pipeline.store.committed import EVERY
-from pipeline.store.decision_counts import Decided, Fate
+from pipeline.store.decision_counts import DecisionCounts, Fate
 from pipeline.store.partitions import StageDir
 from pipeline.store.stage import Pass, Stage
 from pipeline.store.store import Store
@@ -71,7 +71,7 @@ def record_of(partition: str) -> Record:
     return Record(
         stage="fetch", partition=partition, fingerprint="f" * 64, attempt=attempt, files=files, counts=counts,
         info={"rows": digest("rows")[:16]}, seconds=123.456, cpu_seconds=45.678, peak_bytes=500_000_000,
-        decided=Decided(of=digest("decisions.parquet"), rows=rows),
+        decided=DecisionCounts(of=digest("decisions.parquet"), rows=rows),
     )  # fmt: skip
 
 

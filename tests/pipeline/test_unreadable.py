@@ -34,7 +34,7 @@ from pipeline.report.funnel import Funnel, faults, read_funnels
 from pipeline.report.unreadable import read_undetected
 from pipeline.sources import folder, microblog, url_table, webdataset
 from pipeline.stages import STAGES, _page_candidates, admit, crawl, extract, fetch, shard
-from pipeline.store import measured
+from pipeline.store import image_features
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS
 from pipeline.store.store import Store
@@ -509,7 +509,7 @@ TO_SHARD = ("measure", "filter", "dedup", "curate", "detect", "shard")
 @pytest.mark.parametrize(
     ("owner", "name", "stage", "error"),
     [
-        (measured, "decode", "measure", LATER[1]),
+        (image_features, "decode", "measure", LATER[1]),
         (Entropy, "of", "measure", LATER[2]),
         (ImageBlank, "check", "filter", LATER[0]),
         (shard, "as_stored", "shard", LATER[1]),

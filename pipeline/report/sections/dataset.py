@@ -32,7 +32,7 @@ def figures(material: Material, inputs: Values) -> Values:
 def compared(material: Material, before: Before, inputs: Values) -> Values:
     """The dataset before and after. inputs: figures of the sections totals, shapes and sources."""
     build = material.build
-    staying = before.staying(build)
+    staying = before.remaining_builds(build)
     own = [shard_files(record) for record in build.packed()]
     now = {**inputs, "build": {"id": build.build_id, "snapshot": build.snapshot}}
     was = [part.report for part in before.parts if part.report is not None]

@@ -28,7 +28,7 @@ SIZE = Measure("cluster_size", "Images per group", "每组图像数", _SIZES, ra
 
 def figures(material: Material, inputs: Values) -> Values:
     """Groups with the rows of their members, each with its `picture` as in `pipeline.report.sections.samples`."""
-    clusters = material.shown.clusters
+    clusters = material.chosen_rows.clusters
     sizes = histograms(material.tables, [SIZE], "SELECT duplicates FROM groups")
     return {"cluster_sizes": sizes[SIZE.name], "clusters": clusters, "merges": merges(material)}
 
@@ -76,7 +76,7 @@ def merges(material: Material) -> Values:
         "'' AS duplicate_of FROM shown WHERE id IN (SELECT unnest(?::VARCHAR[])) ORDER BY id",
         [named],
     )
-    of = {row["id"]: {**row, "words": [word[:200] for word in row["words"]]} for row in material.showable(rows)}
+    of = {row["id"]: {**row, "words": [word[:200] for word in row["words"]]} for row in material.without_hidden(rows)}
     pairs = [
         {"worded": row["worded"], "leader": dict(of[row["leader"]]), "dropped": dict(of[row["id"]])}
         for row in doubtful

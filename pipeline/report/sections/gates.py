@@ -9,7 +9,7 @@ from pipeline.report.translations import evidence_zh
 
 def figures(material: Material, inputs: Values) -> Values:
     build, before = material.build, material.before
-    held = before.held(build) if before is not None and before.parts else build.held
+    held = before.remaining_samples(build) if before is not None and before.parts else build.earlier_samples
     judged = gates.judge_build(build, material.candidates, material.captures, inputs, held)
     return {"gates": [row_of(gate) for gate in judged]}
 

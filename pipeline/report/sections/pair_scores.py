@@ -56,7 +56,7 @@ def scores(material: Material) -> Values | None:
         before.setdefault(row["source"], Counter())[row["units"]] = row["pairs"]
         after.setdefault(row["source"], Counter())[row["units"]] = row["kept"]
     groups: list[Values] = [
-        {"name": name, "limit": limit, "rows": material.judged("scored", where, order, count, "score")}
+        {"name": name, "limit": limit, "rows": material.judged_pairs("scored", where, order, count, "score")}
         for name, limit, where, order, count in _groups(filters, cuts)
     ]
     material.add_pictures([row for group in groups for row in group["rows"]], PICTURES, SIDE)

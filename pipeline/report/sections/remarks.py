@@ -22,11 +22,11 @@ SOME = 0.05
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    said = _said(material, inputs) if inputs["totals"]["kept"] else ()
+    said = _remarks(material, inputs) if inputs["totals"]["kept"] else ()
     return {"remarks": [{"en": english, "zh": chinese} for english, chinese in said]}
 
 
-def _said(material: Material, inputs: Values) -> Iterator[tuple[str, str]]:
+def _remarks(material: Material, inputs: Values) -> Iterator[tuple[str, str]]:
     totals, kept = inputs["totals"], inputs["totals"]["kept"]
     first = sorted((kind for kind in inputs["kinds"] if kind["primary"] >= LEAST * kept), key=lambda k: -k["primary"])
     shares = {kind["name"]: f"{kind['primary'] / kept:.0%}" for kind in first}

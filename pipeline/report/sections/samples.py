@@ -11,9 +11,9 @@ def figures(material: Material, inputs: Values) -> Values:
 
     `measured`: names of the histograms in which a row has a bar (its `bins`).
     """
-    sheet = material.shown.sheet
+    sheet = material.chosen_rows.sheet
     measured = add_bins(material.build, material.tables, sheet)
-    return {"sheet": sheet, "not_shown": material.shown.hidden, "measured": measured}
+    return {"sheet": sheet, "not_shown": material.chosen_rows.hidden, "measured": measured}
 
 
 HTML = """

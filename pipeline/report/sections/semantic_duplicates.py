@@ -57,7 +57,7 @@ def duplicates(material: Material) -> Values | None:
         "by_earlier": sum(row["by_earlier"] for row in bins),
         "earlier": compared.counts["earlier"],
         "histogram": _histogram(dropped, beyond, step, own.distance),
-        "groups": _shown(material, groups),
+        "groups": _group_values(material, groups),
     }
 
 
@@ -82,7 +82,7 @@ def _histogram(dropped: Mapping[int, int], beyond: Mapping[int, int], step: floa
     return {**own, "total": sum(beyond.values()), "bins": bins, "limits": [limit]}
 
 
-def _shown(material: Material, groups: Mapping[str, list[Values]]) -> list[Values]:
+def _group_values(material: Material, groups: Mapping[str, list[Values]]) -> list[Values]:
     """The groups with their pairs as the page has them: the kept one, the other one, and their distance."""
     build = material.build
     near = [row for rows in groups.values() for row in rows]
@@ -91,7 +91,7 @@ def _shown(material: Material, groups: Mapping[str, list[Values]]) -> list[Value
     foreign = dict[str, bytes]()
     for row, data in earlier_samples.samples(held):
         row_of[row["id"]], foreign[row["id"]] = row, data
-    values = {row["id"]: _value(row) for row in material.showable(row_of.values())}
+    values = {row["id"]: _value(row) for row in material.without_hidden(row_of.values())}
     material.add_pictures(values.values(), PICTURES, SIDE, foreign)
     return [
         {

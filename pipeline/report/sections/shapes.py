@@ -33,9 +33,11 @@ def figures(material: Material, inputs: Values) -> Values:
     return {
         "histograms": listed,
         "kinds": kinds(tables),
-        "formats": named(tables, "SELECT format AS name FROM samples", 10),
-        "image_domains": named(tables, f"SELECT {host('image_url')} AS name FROM samples", DOMAINS),
-        "page_domains": named(tables, f"SELECT {host('page_url')} AS name FROM samples WHERE page_url <> ''", DOMAINS),
+        "formats": count_names(tables, "SELECT format AS name FROM samples", 10),
+        "image_domains": count_names(tables, f"SELECT {host('image_url')} AS name FROM samples", DOMAINS),
+        "page_domains": count_names(
+            tables, f"SELECT {host('page_url')} AS name FROM samples WHERE page_url <> ''", DOMAINS
+        ),
         "regions": [regions(tables, detector) for detector in detectors],
         "words": [{"name": name, "count": n} for name, n in words.ranked(in_texts, 40)],
         "vocabulary": dict(words.ranked(in_texts, words.VOCABULARY)),
@@ -46,8 +48,8 @@ def figures(material: Material, inputs: Values) -> Values:
     }
 
 
-def named(tables: Tables, names: str, most: int) -> list[Values]:
-    """Number of occurrences of each name among the rows of a query, the most frequent first."""
+def count_names(tables: Tables, names: str, most: int) -> list[Values]:
+    """Counts each name among the rows of a query, the most frequent first."""
     return tables.rows(
         f"SELECT name, count(*) AS count FROM ({names}) GROUP BY 1 ORDER BY count DESC, name LIMIT {most}"
     )

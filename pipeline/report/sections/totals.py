@@ -14,7 +14,7 @@ def figures(material: Material, inputs: Values) -> Values:
     return {
         "totals": totals,
         "splits": splits(material.build),
-        "duplicates": material.shown.duplicates,
+        "duplicates": material.chosen_rows.duplicates,
         **({"held_apart": apart} if apart else {}),
     }
 

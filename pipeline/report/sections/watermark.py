@@ -36,7 +36,7 @@ def watermark(material: Material) -> Values | None:
     limit = build.spec.watermark.max_correlation
     order = f"abs(correlation - {number(limit)})"
     nearest = {
-        name: material.judged("marked", where, order, NEAREST, "correlation", "host")
+        name: material.judged_pairs("marked", where, order, NEAREST, "correlation", "host")
         for name, where in (("just_dropped", "NOT kept"), ("just_kept", "kept"))
     }
     material.add_pictures([row for rows in nearest.values() for row in rows], PICTURES, SIDE)

@@ -118,14 +118,14 @@ def test_the_token_follows_threshold_and_weights(
 @pytest.mark.slow
 def test_a_picture_not_safe_for_work_is_in_no_report(screened: Callable[..., Build]) -> None:
     from pipeline.report import pictures as report_pictures
-    from pipeline.report import sheet
+    from pipeline.report import sample_sheet
     from pipeline.report.section import Material
     from pipeline.store.sql import Tables
 
     build = screened()
     with Tables.of(build) as tables:
         takedowns = Material(build, tables).takedowns
-        choice = sheet.choose(build, tables, takedowns)
+        choice = sample_sheet.choose(build, tables, takedowns)
         listed = {row["url"].rpartition("/")[2]: row for row in choice.rows()}
         assert {"red", "red-elsewhere", "red-too"} <= set(listed)  # listed, by text and reason
         report_pictures.add_pictures(build, tables, list(listed.values()), takedowns)

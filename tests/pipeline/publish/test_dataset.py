@@ -185,7 +185,7 @@ def test_a_build_of_a_release_is_known_by_the_place_of_its_folder(
     releases, newest = releases_of(build), releases_of(build).read()
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "place_of", None)
-        assert dataset._left(build.store, newest.builds) == {build.build_id}, (
+        assert dataset._remaining_ids(build.store, newest.builds) == {build.build_id}, (
             "no disk is asked where it is spelled alike"
         )
     (tmp_path / "link").symlink_to(build.out)
@@ -195,7 +195,7 @@ def test_a_build_of_a_release_is_known_by_the_place_of_its_folder(
     assert releases.latest().withdrawn == "a reason"
     build.store.register(linked, 0)
     (tmp_path / "link/shards/manifest.json").unlink()  # as a takedown does for a while
-    assert dataset._left(build.store, newest.builds) == {build.build_id}
+    assert dataset._remaining_ids(build.store, newest.builds) == {build.build_id}
     other = {"build_id": "other"}
     taking = dataset._with_build(
         replace(linked, snapshot="2026-11-08", **other), newest, manifest.model_copy(update=other)
@@ -390,9 +390,9 @@ def test_what_was_replaced_is_not_held(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
     second = week("2026-11-08", 12)
-    assert second.held == 12
+    assert second.earlier_samples == 12
     first.store.unregister(first.build_id, first.out)
-    assert second.held == 0
+    assert second.earlier_samples == 0
 
 
 @pytest.mark.slow

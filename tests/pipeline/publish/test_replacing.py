@@ -61,14 +61,14 @@ def test_a_build_of_a_snapshot_published_from_another_folder_is_named_before_it_
     published: Build, tmp_path: Path
 ) -> None:
     again = replace(of(published, seed=7), out=str(tmp_path / "again"))
-    held, lost, advice = replacing.displaced(again)
+    held, lost, advice = replacing.displaced_builds(again)
     assert held == f"release 1 of synthetic has 30 samples of snapshot 2024-01-01, built in {published.out}"
     assert "would replace it" in lost
     assert "--replace" in advice
     for other in (published, of(again, snapshot="2024-01-02"), replace(again, generation=2), of(again, name="other")):
-        assert replacing.displaced(other) == []
+        assert replacing.displaced_builds(other) == []
     shutil.copytree(published.out, tmp_path / "moved")
-    assert replacing.displaced(replace(published, out=str(tmp_path / "moved"))) == [], "it is the same build"
+    assert replacing.displaced_builds(replace(published, out=str(tmp_path / "moved"))) == [], "it is the same build"
 
 
 def test_another_spec_is_no_matter_until_the_build_is_published(begun: Build) -> None:

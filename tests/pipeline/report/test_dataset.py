@@ -122,8 +122,8 @@ def test_a_build_takes_the_place_of_one_of_its_snapshot(weeks: Any, second: tupl
     before = dataset.before(other)
     assert before is not None
     assert [part.build_id for part in before.parts] == [build.build_id for build in second]
-    assert [part.build_id for part in before.staying(other)] == [second[0].build_id]
-    assert before.held(other) == other.held == 12
+    assert [part.build_id for part in before.remaining_builds(other)] == [second[0].build_id]
+    assert before.remaining_samples(other) == other.earlier_samples == 12
 
 
 @pytest.mark.slow

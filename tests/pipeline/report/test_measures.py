@@ -90,7 +90,7 @@ def test_a_value_is_counted_once_in_the_bin_that_numpy_says(tables: Tables, own:
     assert [b["count"] for b in counted["bins"]] == expected.tolist()
     for value in drawn:
         at = int(np.searchsorted(own.edges, value, side="right")) - 1
-        assert max(0, at) <= own.place(value) <= len(own.edges)
+        assert max(0, at) <= own.position(value) <= len(own.edges)
 
 
 def test_limits_are_drawn_on_the_bins_of_the_samples() -> None:

@@ -21,7 +21,7 @@ from pipeline import opening
 from pipeline.publish import release
 from pipeline.records import candidate_rows, candidates_of
 from pipeline.report import page
-from pipeline.report.withheld import HIDDEN
+from pipeline.report.hidden_content import HIDDEN
 from pipeline.stages.admit import admit
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames

@@ -17,7 +17,7 @@ from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.report import page
 from pipeline.report.sections import state as section
-from pipeline.report.state import State
+from pipeline.report.state import BuildState
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 
@@ -122,14 +122,14 @@ def test_telling_that_is_killed_anywhere_is_done_by_the_next_publish(
 @pytest.mark.slow
 def test_a_build_without_a_report_is_published_without_one(synthetic_build: Build, run_stage: Any) -> None:
     run_stage(synthetic_build, "shard")
-    page.tell(synthetic_build)
+    page.update_state(synthetic_build)
     assert not (Path(synthetic_build.out) / "report").exists()
 
 
 @pytest.mark.parametrize("verdict", ["refused", "waiting", "ready"])
 def test_a_command_names_a_folder_with_a_space_as_a_shell_takes_it(weeks: Any, verdict: str) -> None:
     html = page.environment(STAGES).from_string(section.HTML)
-    now = State(build_id="b", dataset="d", verdict=verdict, place="/data/my builds/第一")  # type: ignore[arg-type]
+    now = BuildState(build_id="b", dataset="d", verdict=verdict, place="/data/my builds/第一")  # type: ignore[arg-type]
     said = html.render(state=now.model_dump(), gates=[], dataset=None)
     [line] = re.findall(r'<code class="command">([^<]+)</code>', said)
     assert shlex.split(unescape(line))[:3] == ["wenlan-data", "publish", "/data/my builds/第一"]

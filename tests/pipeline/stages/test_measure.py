@@ -18,7 +18,7 @@ from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.stages import measure
-from pipeline.store import measured
+from pipeline.store import image_features
 from tests.drawn import picture
 from tests.stages import run_stage
 
@@ -95,7 +95,7 @@ def test_an_image_is_decoded_once_over_builds(fetched_build: Any, got: Any, monk
     def refuse(*_: Any, **__: Any) -> None:
         raise PictureError("decoded again")
 
-    monkeypatch.setattr(measured, "decode", refuse)
+    monkeypatch.setattr(image_features, "decode", refuse)
     again, decided, counts = run(fetched_build(images, snapshot="2026-02-02"))
     assert again == first
     assert decided == []

@@ -78,20 +78,20 @@ def test_a_word_outlives_the_same_build_and_no_other_shards(waiting: Build) -> N
     approval.say(waiting, "refused", "Li", "logos")
     build_json.note(waiting)
     again = build_json.reopen(waiting.out, STAGES)
-    assert approval.last(again) == approval.last(waiting) is not None
+    assert approval.latest_word(again) == approval.latest_word(waiting) is not None
     other = replace(waiting, fingerprints={**waiting.fingerprints, "shard": "f" * 64})
-    assert approval.last(other) is None
+    assert approval.latest_word(other) is None
     assert len(approval.history(other)) == 1
 
 
 def test_the_report_says_it(waiting: Build) -> None:
     approval.say(waiting, "refused", "Li", "<b>logos</b>")
-    page.tell(waiting)
+    page.update_state(waiting)
     html = (Path(waiting.out) / "report/index.html").read_text("utf-8")
     assert "Publication refused by" in html
     assert "&lt;b&gt;logos" in html
     approval.say(waiting, "approved", "Wang", "fine")
-    page.tell(waiting)
+    page.update_state(waiting)
     report = drift.read(waiting.out)
     assert report is not None
     assert report["state"]["verdict"] == "ready"
@@ -127,4 +127,4 @@ def test_words_are_bounded_and_damage_is_named(waiting: Build, monkeypatch: pyte
     known = build_json.read(waiting.folder)
     waiting.folder.write_json("build.json", {**known, "approvals": [{"name": 1}]})
     with pytest.raises(StoreError, match="approvals"):
-        approval.last(waiting)
+        approval.latest_word(waiting)

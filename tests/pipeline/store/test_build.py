@@ -57,9 +57,9 @@ def test_a_trial_reads_what_it_has_not_changed_from_its_build_and_writes_the_res
     assert rows_of(build, "filter") == [1]
     assert {path.name for path in Path(trial.out).iterdir()} == {build.stages["filter"].folder}
     assert (build.asks, trial.asks) == (True, False)
-    assert (build.elsewhere, trial.elsewhere) == (None, None), "it has the images of its build"
+    assert (build.images_build, trial.images_build) == (None, None), "it has the images of its build"
     fetching = replace(trial, fingerprints={**prints, "fetch": "e" * 64})
-    assert fetching.elsewhere == build
+    assert fetching.images_build == build
 
 
 @pytest.mark.slow

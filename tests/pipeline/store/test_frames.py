@@ -19,24 +19,24 @@ from pipeline.files.folder import Folder
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.dataset import Dataset
-from pipeline.store.frames import Frames, Part
+from pipeline.store.frames import Frames, TableFile
 from pipeline.store.samples import Samples, webdataset
 
 
 @pytest.fixture(scope="module")
-def part(tmp_path_factory: pytest.TempPathFactory) -> Part:
+def part(tmp_path_factory: pytest.TempPathFactory) -> TableFile:
     """A file of 1,000 rows in row groups of 64."""
     folder = tmp_path_factory.mktemp("part")
     schema = pa.schema([("number", pa.int64()), ("text", pa.string())])
     rows = pa.table({"number": range(1_000), "text": [f"第{i % 7}个" for i in range(1_000)]}, schema)
     pq.write_table(rows, folder / "t.parquet", row_group_size=64)
-    return Part(Folder(str(folder)), "t.parquet", (folder / "t.parquet").stat().st_size, "b", schema)
+    return TableFile(Folder(str(folder)), "t.parquet", (folder / "t.parquet").stat().st_size, "b", schema)
 
 
 @pytest.mark.slow
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 300), low=st.integers(-10, 1_010), text=st.sampled_from(["第0个", "第6个", "无"]))
-def test_batches_are_the_rows_that_a_filter_selects_in_order(part: Part, rows: int, low: int, text: str) -> None:
+def test_batches_are_the_rows_that_a_filter_selects_in_order(part: TableFile, rows: int, low: int, text: str) -> None:
     wanted = (pc.field("number") >= low) & (pc.field("text") == text)
     batches = list(part.batches(["number"], wanted, rows))
     expected = pq.read_table(part.url, columns=["number"], filters=wanted)["number"].to_pylist()
@@ -47,7 +47,7 @@ def test_batches_are_the_rows_that_a_filter_selects_in_order(part: Part, rows: i
 
 @pytest.mark.parametrize("columns", [None, ["text"], ["text", "number"], ["number", "build", "text"]])
 def test_without_a_filter_every_row_comes_in_order_with_its_columns_as_asked(
-    part: Part, columns: list[str] | None
+    part: TableFile, columns: list[str] | None
 ) -> None:
     expected = pq.read_table(part.url).append_column("build", pa.array(["b"] * 1_000))
     batches = list(part.batches(columns, rows=150))
@@ -61,7 +61,7 @@ def test_memory_is_that_of_a_row_group_not_of_the_file(tmp_path: Path) -> None:
     with pq.ParquetWriter(tmp_path / "t.parquet", schema, compression="none", use_dictionary=False) as writer:
         for i in range(40):
             writer.write_table(pa.table({"bytes": [bytes([i]) * 10_000] * 100}, schema))  # 1 MB a row group
-    big = Part(Folder(str(tmp_path)), "t.parquet", (tmp_path / "t.parquet").stat().st_size, "b", schema)
+    big = TableFile(Folder(str(tmp_path)), "t.parquet", (tmp_path / "t.parquet").stat().st_size, "b", schema)
     pool = pa.default_memory_pool()
     before, most, count = pool.bytes_allocated(), 0, 0
     for batch in big.batches(rows=50):
@@ -74,17 +74,17 @@ def test_memory_is_that_of_a_row_group_not_of_the_file(tmp_path: Path) -> None:
 def test_a_column_that_an_older_file_lacks_is_empty(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "t.parquet")
     size = (tmp_path / "t.parquet").stat().st_size
-    old = Part(Folder(str(tmp_path)), "t.parquet", size, "b", SHARD_SCHEMA)
+    old = TableFile(Folder(str(tmp_path)), "t.parquet", size, "b", SHARD_SCHEMA)
     assert old.table(["key", "width"]).to_pylist() == [{"key": "a", "width": None}]
 
 
 def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"no table")
-    broken = Part(Folder(str(tmp_path)), "t.parquet", 8, "b", SHARD_SCHEMA)
+    broken = TableFile(Folder(str(tmp_path)), "t.parquet", 8, "b", SHARD_SCHEMA)
     with pytest.raises(StoreError, match=r"t\.parquet: cannot be read \("):
         broken.table()
     with pytest.raises(StoreError, match=r"gone\.parquet: missing"):
-        Part(Folder(str(tmp_path)), "gone.parquet", 8, "b", SHARD_SCHEMA).table()
+        TableFile(Folder(str(tmp_path)), "gone.parquet", 8, "b", SHARD_SCHEMA).table()
 
 
 def test_decisions_are_the_union_of_all_stages(synthetic_build: Build, synthetic: Any) -> None:

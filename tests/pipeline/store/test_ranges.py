@@ -14,8 +14,8 @@ def test_a_name_is_read_back(of: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, of - 1))
     last = data.draw(st.integers(first, of - 1))
     run = KeyRange(first, last, of, run=True)
-    assert KeyRange.named(str(run)) == run
-    assert [KeyRange.named(str(part)) for part in run.parts()] == run.parts()
+    assert KeyRange.of_partition(str(run)) == run
+    assert [KeyRange.of_partition(str(part)) for part in run.parts()] == run.parts()
     assert (run.parts()[0].bounds[0], run.parts()[-1].bounds[1]) == run.bounds
 
 
@@ -36,4 +36,4 @@ def test_names_are_those_that_builds_have_on_disk() -> None:
 def test_other_partitions_are_no_ranges(name: str) -> None:
     assert KeyRange.parse(name) is None
     with pytest.raises(ValueError, match="does not name a range"):
-        KeyRange.named(name)
+        KeyRange.of_partition(name)

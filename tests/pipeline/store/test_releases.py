@@ -55,7 +55,7 @@ def test_a_prepared_release_is_seen_when_its_commit_is_written(releases: Release
         releases.read(1)
     (tmp_path / "commit").write_bytes(b"data")
     assert (releases.read(), releases.numbers()) == (manifest(1), [1])
-    releases.settle()
+    releases.finish_pending()
     (tmp_path / "commit").unlink()
     assert releases.read() == manifest(1), "it is named plainly"
     assert (tmp_path / "d/000001/README.md").read_bytes() == b"card"
@@ -70,7 +70,7 @@ def test_a_store_leads_wherever_its_own_builds_lie(releases: Releases) -> None:
     releases.await_commit(releases.prepare(release, lambda _: {}), out.at("commit"), b"data")
     assert releases.newest() is None
     out.write("commit", b"data")
-    releases.settle()
+    releases.finish_pending()
     assert releases.newest() == release
     out.delete("")
 
@@ -88,7 +88,7 @@ def test_a_withdrawal_ends_with_the_next_release(releases: Releases) -> None:
     assert not releases.latest().withdrawn
     releases.make_newest(releases.prepare(manifest(1), lambda _: {}))
     releases.withdraw("a takedown")
-    releases.settle()
+    releases.finish_pending()
     assert releases.latest().withdrawn == "a takedown"
     assert releases.read() == manifest(1), "those who rewrite it read it"
     releases.make_newest(releases.prepare(manifest(2), lambda _: {}))
@@ -98,8 +98,8 @@ def test_a_withdrawal_ends_with_the_next_release(releases: Releases) -> None:
 def test_what_a_dataset_holds_beside_a_build(releases: Releases) -> None:
     releases.make_newest(releases.prepare(manifest(1, builds=3), lambda _: {}))
     known = {"d-1", "d-2", "d-3"}
-    assert releases.held(1, "2026-02-01", known) == 60
-    assert releases.held(1, "2026-01-02", known) == 40, "a build takes the place of one of its snapshot"
-    assert releases.held(2, "2026-02-01", known) == 0, "another generation begins with nothing"
-    assert releases.held(1, "2026-02-01", {"d-1"}) == 10
+    assert releases.other_samples(1, "2026-02-01", known) == 60
+    assert releases.other_samples(1, "2026-01-02", known) == 40, "a build takes the place of one of its snapshot"
+    assert releases.other_samples(2, "2026-02-01", known) == 0, "another generation begins with nothing"
+    assert releases.other_samples(1, "2026-02-01", {"d-1"}) == 10
     assert (releases.lists("d-2"), releases.lists("d-4")) == (True, False)

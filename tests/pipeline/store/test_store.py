@@ -33,25 +33,25 @@ def test_a_build_is_known_from_its_beginning_until_it_is_dropped(tmp_path):
     builds = [begun(tmp_path, snapshot=f"2026-01-0{day}", store=store.url) for day in (3, 1, 2)]
     for revision, build in enumerate(builds):
         store.begin(build)
-        assert store.known()[-1 if not revision else revision - 1]["revision"] is None
+        assert store.known_builds()[-1 if not revision else revision - 1]["revision"] is None
         store.register(build, revision)
     store.register(builds[0], 7)  # again, as after a takedown
     store.begin(builds[0])  # run again: it stays published
     revisions = {"2026-01-01": 1, "2026-01-02": 2, "2026-01-03": 7}
     assert {entry["snapshot"]: entry["revision"] for entry in store.registered()} == revisions
-    assert [entry["out"] for entry in store.known()] == [builds[number].out for number in (1, 2, 0)]
+    assert [entry["out"] for entry in store.known_builds()] == [builds[number].out for number in (1, 2, 0)]
     store.unregister(builds[1].build_id, builds[1].out)
     assert [entry["build_id"] for entry in store.registered()] == [builds[2].build_id, builds[0].build_id]
-    assert store.known()[0]["build_id"] == builds[1].build_id, "what it wrote is still there"
+    assert store.known_builds()[0]["build_id"] == builds[1].build_id, "what it wrote is still there"
     other = begun(tmp_path, snapshot="2026-02-01", store=store.url)
     store.begin(replace(other, out=builds[2].out))
-    assert [(entry["snapshot"], entry["revision"]) for entry in store.known()] == [
+    assert [(entry["snapshot"], entry["revision"]) for entry in store.known_builds()] == [
         ("2026-01-01", None),
         ("2026-01-03", 7),
         ("2026-02-01", None),
     ], "a folder has one build"
     store.drop(builds[1].out)
-    assert [entry["snapshot"] for entry in store.known()] == ["2026-01-03", "2026-02-01"]
+    assert [entry["snapshot"] for entry in store.known_builds()] == ["2026-01-03", "2026-02-01"]
 
 
 def test_of_a_build_in_two_folders_the_newest_publish_comes_last(tmp_path):
@@ -69,9 +69,9 @@ def test_a_folder_has_one_record_however_it_is_spelled(tmp_path):
     build = begun(tmp_path, store=store.url)
     store.begin(replace(build, out=str(link)))
     store.register(replace(build, out=f"{tmp_path}/x/../real"), 1)
-    assert [(one["out"], one["revision"]) for one in store.known()] == [(str(real), 1)]
+    assert [(one["out"], one["revision"]) for one in store.known_builds()] == [(str(real), 1)]
     store.drop(str(link))
-    assert store.known() == []
+    assert store.known_builds() == []
 
 
 def test_a_build_is_noted_without_a_look_at_what_is_noted_of_others(tmp_path, monkeypatch):
@@ -105,9 +105,9 @@ def test_builds_beside_store_are_found_after_both_were_moved(tmp_path, linked):
     place.rename(tmp_path / "moved")
     moved = Store(str(tmp_path / "moved/store"))
     places = [build.out.replace(str(place), str(tmp_path / "moved")) for build in builds]
-    assert [entry["out"] for entry in moved.known()] == [places[0], away.out, places[1]]
+    assert [entry["out"] for entry in moved.known_builds()] == [places[0], away.out, places[1]]
     moved.begin(replace(builds[0], out=places[0]))
-    assert len(moved.known()) == 3
+    assert len(moved.known_builds()) == 3
 
 
 def test_every_cache_that_was_written_to_is_listed_by_its_place(tmp_path):

@@ -39,19 +39,19 @@ def of(*names: str) -> Takedowns:
 )
 def test_an_image_on_a_page_is_taken_down_by_either_url_or_any_domain_above_them(name: str, why: str) -> None:
     takedowns = of(name)
-    assert takedowns.why(IMAGE, PAGE) == why
+    assert takedowns.takedown_reason(IMAGE, PAGE) == why
     row = {"fetch_id": sha256_hex("other"), "url": IMAGE, "page_url": PAGE}
     assert takedowns.names(row) == bool(why)
     sample = {"key": "k", "image_url": IMAGE, "page_url": PAGE, "sha256": "0" * 64}
-    assert takedowns.among(pa.Table.from_pylist([sample, {**sample, "key": "m", "sha256": sha256_hex(name)}])) == (
-        ["k", "m"] if why else ["m"]
-    )
+    assert takedowns.taken_down_keys(
+        pa.Table.from_pylist([sample, {**sample, "key": "m", "sha256": sha256_hex(name)}])
+    ) == (["k", "m"] if why else ["m"])
 
 
 def test_an_address_of_a_host_without_parents_and_no_takedown_at_all() -> None:
     assert of("10.0.0.1").host("http://10.0.0.1:8080/x")
     assert not of("0.0.1").host("http://10.0.0.1/x")
-    assert NO_TAKEDOWNS.why(IMAGE, PAGE) == ""
+    assert NO_TAKEDOWNS.takedown_reason(IMAGE, PAGE) == ""
     assert not NO_TAKEDOWNS
 
 
@@ -134,4 +134,4 @@ def test_of_many_rows_those_are_named_that_are_named_one_by_one(rows: list[dict[
     takedowns = of(*names - {""})
     schema = pa.schema([(name, pa.string()) for name in ("fetch_id", "url", "page_url")])
     table = pa.Table.from_pylist(rows, schema=schema)
-    assert takedowns.named(table).to_pylist() == [takedowns.names(row) for row in rows]
+    assert takedowns.taken_down_mask(table).to_pylist() == [takedowns.names(row) for row in rows]

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.report.withheld import HIDDEN
+from pipeline.report.hidden_content import HIDDEN
 from pipeline.stages import STAGES, report
 from pipeline.store import build_json
 from pipeline.store.build import Build

@@ -690,7 +690,7 @@ def test_images_that_stay_are_found_where_they_lie_now(published: Build, synthet
     rows = published.store.fetched().get([other.candidate.fetch_id])
     assert rows is not None
     [row] = rows.to_pylist()
-    data = Path(published.store.place(row["tar"])).read_bytes()
+    data = Path(published.store.resolve_place(row["tar"])).read_bytes()
     assert data[row["offset"] : row["offset"] + row["size"]] == other.data
     assert published.store.fetched().get([item.candidate.fetch_id]) is None
 

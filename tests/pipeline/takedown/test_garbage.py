@@ -283,7 +283,7 @@ def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(
         old.store.fetched().put(
             pa.Table.from_pylist(
                 [
-                    {**row, "tar": old.store.place(row["tar"]).replace(old.out, f"{tmp_path}/link")}
+                    {**row, "tar": old.store.resolve_place(row["tar"]).replace(old.out, f"{tmp_path}/link")}
                     for row in rows.to_pylist()
                 ]
             )
@@ -308,7 +308,7 @@ def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(
     known = old.store.fetched().get([item.candidate.fetch_id])
     assert known is not None
     [row] = known.to_pylist()
-    tar = old.store.place(row["tar"])
+    tar = old.store.resolve_place(row["tar"])
     assert tar.startswith(new.out)
     data = Path(tar).read_bytes()
     assert data[row["offset"] : row["offset"] + row["size"]] == item.data

@@ -125,7 +125,7 @@ def test_a_build_that_is_given_by_a_path_with_dots_is_published_for_readers(week
     build = weeks.finish(opening.open_build(weeks.spec(range(3)), out, weeks.store, "2026-01-01"))
     release.publish(build)
     assert samples(weeks) == 3
-    assert [known["out"] for known in Store(weeks.store).known()] == [os.path.normpath(out)]
+    assert [known["out"] for known in Store(weeks.store).known_builds()] == [os.path.normpath(out)]
 
 
 @pytest.mark.parametrize("at", ["the releases", "the records"])
@@ -146,7 +146,7 @@ def test_a_move_that_is_killed_is_finished_by_the_same_command(
     assert withdrawn.startswith("its builds were moved; if no command is running") == (at == "the releases")
     places.move(Store(two.store), str(first), str(away))
     assert samples(two) == 6
-    assert [Path(known["out"]) for known in Store(two.store).known()] == [away, two.folder / "2026-01-08"]
+    assert [Path(known["out"]) for known in Store(two.store).known_builds()] == [away, two.folder / "2026-01-08"]
     with pytest.raises(StoreError, match=r"no build that STORE .* knows"):
         places.move(Store(two.store), str(first), str(away))
 
@@ -154,7 +154,7 @@ def test_a_move_that_is_killed_is_finished_by_the_same_command(
 def test_what_store_notes_of_pictures_and_crawls_moves_with_their_build(two: Weeks, tmp_path: Path) -> None:
     first, away, store = two.folder / "2026-01-01", tmp_path / "away", Store(two.store)
     rows = [
-        {"fetch_id": f"{number}" * 64, "tar": store.noted(f"{out}/images/a.tar"), "sha256": "2" * 64}
+        {"fetch_id": f"{number}" * 64, "tar": store.relative_place(f"{out}/images/a.tar"), "sha256": "2" * 64}
         for number, out in enumerate((first, two.folder / "2026-01-08"))
     ]
     store.fetched().put(pa.Table.from_pylist(rows))
@@ -168,7 +168,7 @@ def test_what_store_notes_of_pictures_and_crawls_moves_with_their_build(two: Wee
     assert json.loads(record.read_bytes())["made_from"] == [{**made_from[0], "out": str(away)}]
     now = store.fetched().get([row["fetch_id"] for row in rows])
     assert now is not None
-    assert [store.place(tar) for tar in now.sort_by("fetch_id")["tar"].to_pylist()] == [
+    assert [store.resolve_place(tar) for tar in now.sort_by("fetch_id")["tar"].to_pylist()] == [
         f"{away}/images/a.tar",
         f"{two.folder}/2026-01-08/images/a.tar",
     ]
@@ -185,7 +185,7 @@ def test_a_build_is_moved_after_its_store_and_by_the_path_to_which_a_link_leads(
     third = two.build("2026-01-15", range(8))
     releases = Store(two.store).releases("weekly")
     with pytest.MonkeyPatch.context() as patch:  # killed: it is the newest, and not settled
-        patch.setattr(Releases, "settle", interrupted)
+        patch.setattr(Releases, "finish_pending", interrupted)
         with pytest.raises(KeyboardInterrupt):
             release.publish(third)
     for day in ("2026-01-15", "2026-01-01"):
@@ -212,7 +212,7 @@ def test_a_deleted_build_leaves_its_dataset_and_what_it_held_is_new_again(two: W
     if gone:
         shutil.rmtree(first)
     assert cli.main(["store", "delete", str(first), "--store", two.store]) == 0
-    assert [Path(known["out"]).name for known in store.known()] == ["2026-01-08"]
+    assert [Path(known["out"]).name for known in store.known_builds()] == ["2026-01-08"]
     assert not first.exists() or list(first.iterdir()) == []
     assert samples(two) == 3
     again = two.build("2026-01-15", range(3))
@@ -228,7 +228,7 @@ def test_files_without_a_readable_build_are_not_said_to_be_gone(
     (first / "build.json").unlink()
     code, said = run(two, capsys, "store", "delete", str(first))
     assert (code, f"{first}: holds files that are not a readable build; nothing was changed" in said) == (1, True)
-    assert len(store.known()) == 2
+    assert len(store.known_builds()) == 2
     (first / "build.json").write_bytes(record)
     delete = Folder.delete
     with monkeypatch.context() as patch:  # killed before the last file
@@ -246,10 +246,10 @@ def test_a_store_in_the_folder_of_a_build_stays_when_that_is_deleted(weeks: Week
     build = weeks.finish(
         opening.open_build(weeks.spec(range(3)), str(weeks.folder / "2026-01-01"), store, "2026-01-01")
     )
-    assert [known["out"] for known in Store(store).known()] == [build.out]
+    assert [known["out"] for known in Store(store).known_builds()] == [build.out]
     assert cli.main(["store", "delete", build.out, "--store", store]) == 0
     assert [path.name for path in Path(build.out).iterdir()] == ["kept"]
-    assert Store(store).known() == []
+    assert Store(store).known_builds() == []
 
 
 def test_a_folder_that_another_store_has_taken_over_is_not_deleted(two: Weeks, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_an_image_that_is_named_takes_its_bytes_its_copies_and_their_looks(
 
     for takedowns in (resolved(urls=[name.image_url]), resolved(sha256s=[item.sha256.upper()])):
         assert {name.fetch_id, item.sha256} <= takedowns.hashes
-        assert takedowns.why(name.image_url, "") == "this image URL was taken down"
+        assert takedowns.takedown_reason(name.image_url, "") == "this image URL was taken down"
         assert len(takedowns.looks) == 1
     exact = resolved(urls=[name.image_url], exact=True)
     assert exact.looks == ()

@@ -387,7 +387,7 @@ def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     )
     assert set(ran) <= {"report"}, "nothing reads what was deleted"
     assert committed(again) == before, "no partition is made again"
-    assert all(again.stage(name).finished() for name in again.lasting())
+    assert all(again.stage(name).finished() for name in again.lasting_passes())
     assert faults(again, read_funnels(again)[0]) == []
     run_stage(again, "admit.sort")
     assert {row["candidate_id"] for row in _sorted_rows(again)} == sorted_before - gone.ids

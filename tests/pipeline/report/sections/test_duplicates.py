@@ -36,7 +36,7 @@ def test_merges_of_different_words_are_counted_and_what_is_in_doubt_is_shown(
     for name, view in VIEWS.items():
         monkeypatch.setitem(sql.VIEWS, name, lambda _, view=view: view)
     monkeypatch.setattr(Material, "add_pictures", lambda _, rows, *__: [row.update(picture="") for row in rows])
-    monkeypatch.setattr(Material, "showable", lambda _, rows: list(rows))
+    monkeypatch.setattr(Material, "without_hidden", lambda _, rows: list(rows))
     said = duplicates.merges(material(synthetic_build))
     assert said["counts"] == [
         {"reason": "near_image", "count": 4, "other_words": 2},

@@ -1,4 +1,4 @@
-"""Content that a report or a studio must not show.
+"""Content that reports and the studio hide.
 
 Neither picture nor text nor URL of what was opted out, refused by robots.txt or by the address guard, or taken down. No
 picture that a judge dropped as not safe for work or could not judge. No faces, where the spec has them blurred.
@@ -78,7 +78,7 @@ def may_show(fetch_id: str) -> str:
     return f"coalesce({head(fetch_id)}, 0) NOT IN (SELECT head FROM refused)"
 
 
-def showable(tables: Tables, takedowns: Takedowns, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_hidden(tables: Tables, takedowns: Takedowns, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows about candidates, of this build or of others, that may be shown."""
     named = [(row, {row["fetch_id"], sha256_hex(row["page_url"])}) for row in rows]
     sql = f"SELECT one FROM (SELECT unnest(?::VARCHAR[]) AS one) WHERE NOT {may_show('one')}"
@@ -91,11 +91,11 @@ def showable(tables: Tables, takedowns: Takedowns, rows: Iterable[dict[str, Any]
 
 
 def _taken_down(takedowns: Takedowns) -> Callable[[Any, Any, Any], pa.Array]:
-    def named(fetch_id: Any, url: Any, page_url: Any) -> pa.Array:
+    def taken_down_mask(fetch_id: Any, url: Any, page_url: Any) -> pa.Array:
         rows = pa.table({"fetch_id": fetch_id, "url": url, "page_url": page_url})
-        return takedowns.named(rows).combine_chunks()
+        return takedowns.taken_down_mask(rows).combine_chunks()
 
-    return named
+    return taken_down_mask
 
 
 def unshown_candidates(tables: Tables, candidate_ids: Iterable[str]) -> set[str]:

@@ -15,8 +15,8 @@ import pytest
 from data_specs.build import Report
 from pipeline.records import DropReason, drop, sha256_hex
 from pipeline.report import page
-from pipeline.report.sheet import MEMBERS
-from pipeline.report.withheld import HIDDEN
+from pipeline.report.hidden_content import HIDDEN
+from pipeline.report.sample_sheet import MEMBERS
 from pipeline.stages import report
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames

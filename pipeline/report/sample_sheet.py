@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.records import DropReason
 from pipeline.report import earlier_samples
-from pipeline.report.withheld import may_show, showable, showable_rows
+from pipeline.report.hidden_content import may_show, showable_rows, without_hidden
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables, quoted
 from pipeline.store.takedowns import Takedowns
@@ -48,7 +48,7 @@ class Choice:
         return [*self.sheet, *(member for cluster in self.clusters for member in cluster["members"])]
 
 
-class _Place(NamedTuple):
+class _RowLocation(NamedTuple):
     """Location of a row of the decisions, with the candidate and the image that it is about."""
 
     file: str
@@ -57,7 +57,7 @@ class _Place(NamedTuple):
     fetch_id: str
 
 
-_PLACE = f"struct_pack({', '.join(f'{name} := {name}' for name in _Place._fields)})"
+_PLACE = f"struct_pack({', '.join(f'{name} := {name}' for name in _RowLocation._fields)})"
 
 
 def choose(build: Build, tables: Tables, takedowns: Takedowns) -> Choice:
@@ -74,7 +74,7 @@ def choose(build: Build, tables: Tables, takedowns: Takedowns) -> Choice:
         f"count(*) FILTER (duplicate_of <> '') AS copies, {smallest} AS places "
         f"FROM (SELECT *, {shown} AS shown FROM placed WHERE subject = 'candidate') GROUP BY 1"
     )
-    piles = {fate["reason"]: [_Place(**place) for place in fate["places"] or ()] for fate in fates}
+    piles = {fate["reason"]: [_RowLocation(**place) for place in fate["places"] or ()] for fate in fates}
     sheet = _sheet(piles, size)
     groups = [
         (leader, duplicates, members[:MEMBERS])
@@ -95,17 +95,17 @@ def choose(build: Build, tables: Tables, takedowns: Takedowns) -> Choice:
     return choice
 
 
-def _rows(tables: Tables, places: Iterable[_Place]) -> dict[_Place, Row]:
+def _rows(tables: Tables, places: Iterable[_RowLocation]) -> dict[_RowLocation, Row]:
     wanted = sorted(set(places))
     if not wanted:
         return {}
     files = ", ".join(f"'{quoted(file)}'" for file in sorted({place.file for place in wanted}))
     tables.put("places", pa.table({"file": [one.file for one in wanted], "row": [one.row for one in wanted]}))
     rows = tables.rows(f"SELECT * FROM placed SEMI JOIN places USING (file, row) WHERE file IN ({files})")
-    return {_Place(row.pop("file"), row.pop("row"), row["id"], row["fetch_id"]): row for row in rows}
+    return {_RowLocation(row.pop("file"), row.pop("row"), row["id"], row["fetch_id"]): row for row in rows}
 
 
-def _sheet(piles: Mapping[str, Sequence[_Place]], size: int) -> list[_Place]:
+def _sheet(piles: Mapping[str, Sequence[_RowLocation]], size: int) -> list[_RowLocation]:
     """Half kept, half dropped, the reasons in turn. If one half has too few rows, the other takes its room.
 
     Few of those that are known: the report of the build that holds them shows them. One row per image URL in a pile: an
@@ -121,15 +121,15 @@ def _sheet(piles: Mapping[str, Sequence[_Place]], size: int) -> list[_Place]:
     return kept[: size - take_dropped] + dropped[:take_dropped]
 
 
-def _first_of_each(name: str, places: Iterable[_Place]) -> list[_Place]:
+def _first_of_each(name: str, places: Iterable[_RowLocation]) -> list[_RowLocation]:
     """Places without those that are about the same image, or candidate, as one before."""
-    first: dict[str, _Place] = {}
+    first: dict[str, _RowLocation] = {}
     for place in places:
         first.setdefault(getattr(place, name) or place.id, place)
     return list(first.values())
 
 
-def _largest(build: Build, tables: Tables, shown: str) -> list[tuple[str, int, list[_Place]]]:
+def _largest(build: Build, tables: Tables, shown: str) -> list[tuple[str, int, list[_RowLocation]]]:
     """(leader, duplicates, places) of the largest groups, that of the leader first, then those of some duplicates.
 
     More leaders are looked for than are shown, since whole groups may be hidden, and more rows for the same reason.
@@ -152,7 +152,7 @@ def _largest(build: Build, tables: Tables, shown: str) -> list[tuple[str, int, l
         (
             leader,
             duplicates,
-            [_Place(**place) for place in (*filter(None, [led.get(leader)]), *copies.get(leader, ()))],
+            [_RowLocation(**place) for place in (*filter(None, [led.get(leader)]), *copies.get(leader, ()))],
         )
         for leader, duplicates in largest.items()
     ]
@@ -166,7 +166,7 @@ def _add_leaders_elsewhere(build: Build, tables: Tables, choice: Choice, takedow
         if cluster["leader"] in held:
             cluster["held_by"] = held[cluster["leader"]].build_id
     found = {row["id"]: (row, data) for row, data in earlier_samples.samples(held)}
-    leaders = {row["id"]: row for row in showable(tables, takedowns, (row for row, _ in found.values()))}
+    leaders = {row["id"]: row for row in without_hidden(tables, takedowns, (row for row, _ in found.values()))}
     for cluster in choice.clusters:
         leader = leaders.get(cluster["leader"])
         if leader is not None and all(row["id"] != leader["id"] for row in cluster["members"]):

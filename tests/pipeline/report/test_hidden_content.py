@@ -27,9 +27,9 @@ from pipeline.pictures.decode import decode
 from pipeline.pictures.faces import Finder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
+from pipeline.report.hidden_content import faces_hider
 from pipeline.report.pictures import add_boxes
 from pipeline.report.trial import show_pictures
-from pipeline.report.withheld import faces_hider
 from pipeline.stages import STAGES, detect, shard
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames

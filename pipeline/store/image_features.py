@@ -26,7 +26,7 @@ def known_features(store: Store, images: Iterable[str]) -> pa.Table:
     return FEATURE_SCHEMA.empty_table() if cached is None else cached.select(FEATURE_SCHEMA.names)
 
 
-def measured(images: Iterable[tuple[str, Bytes]], max_pixels: int) -> tuple[pa.Table, dict[str, Fault]]:
+def measure_images(images: Iterable[tuple[str, Bytes]], max_pixels: int) -> tuple[pa.Table, dict[str, Fault]]:
     """Rows of FEATURE_SCHEMA, and faults by sha256, of images (sha256, bytes), each given once."""
     rows, faults = FeatureRows(), dict[str, Fault]()
     for sha256, data in images:
@@ -54,8 +54,8 @@ def features_of(
     wanted = list(dict.fromkeys(images))
     known = known_features(store, wanted)
     missing = set(wanted).difference(known["sha256"].to_pylist())
-    return known, measured(((sha256, read(sha256)) for sha256 in wanted if sha256 in missing), max_pixels)[0]
+    return known, measure_images(((sha256, read(sha256)) for sha256 in wanted if sha256 in missing), max_pixels)[0]
 
 
-def without(rows: pa.Table, images: Iterable[str]) -> pa.Table:
+def without_images(rows: pa.Table, images: Iterable[str]) -> pa.Table:
     return rows.filter(pc.invert(pc.is_in(rows["sha256"], pa.array(sorted(images), pa.string()))))
