@@ -53,7 +53,7 @@ class BuildState(BaseModel):
     approval: bool = False
     word: dict[str, str] = {}
     new: int = 0
-    earlier_samples: int = 0
+    held: int = 0
     total: int = 0
 
 
