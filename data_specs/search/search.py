@@ -397,7 +397,7 @@ class _Revision:
 
 
 def _open_newest(folder: Path) -> _Revision:
-    """Opens the newest revision; tries again if files of an older one are deleted while they are opened."""
+    """Opens the newest revision; tries again if its files are replaced while they are opened."""
     index = read_index(folder)
     for _ in range(_TRIES):
         try:

@@ -1,4 +1,4 @@
-"""How a partition is committed: an attempt writes its files, and a small record that names them makes them visible.
+"""Commits of partitions: an attempt writes its files, and a small record that names them makes them visible.
 
 Files carry the attempt in their name, so that an attempt that was killed leaves only files that no record names, and
 two attempts at one partition cannot mix.

@@ -1,4 +1,5 @@
-"""The driver of a pass of 215,000 partitions, on a disk and on an S3 server that answers after 20 ms.
+"""The driver of a pass of 215,000 partitions: on a disk with a Ray of its own, then on an S3 server that answers after
+20 ms with a cluster of four nodes of one CPU each (real raylets on this machine).
 
 A driver is killed (SIGKILL) in the middle of real Ray tasks, and another one goes on. What it finds are all records but
 those of the tasks that are left, as a driver leaves them, written without running a task for each. A task does nothing
@@ -6,7 +7,7 @@ but commit a record of 1.3 kB. The server answers from memory, in this process, 
 
     list_s         seconds to list and read the records of the finished pass, in a process of its own
     list_mb        its most memory
-    start_s        seconds from the start of the second driver, Ray's included, until its first task runs
+    start_s        seconds from the start of the second driver, with its Ray's or its joining one, to its first task
     driver_mb      most memory of that driver
     core_percent   its CPU, as a share of a core at 1,000 partitions a minute, from the first task to the last
     requests       requests of the second driver and its tasks, for each task; without a bar (s3)
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -45,7 +47,7 @@ from pipeline.store.stage import Pass, Stage
 from pipeline.store.store import Store
 
 PARTITIONS, FEWER = 215_000, 21_500
-TASKS, KILLED_AFTER = 1_000, 50
+TASKS, KILLED_AFTER, NODES = 1_000, 50, 4
 LATENCY_S = 0.02
 REASONS = ("dns", "timeout", "status_404", "too_small", "bad_image", "forgotten")
 
@@ -75,9 +77,8 @@ def record_of(partition: str) -> Record:
     )  # fmt: skip
 
 
-def commit(build: Build, partition: str) -> None:
-    """The whole work of a task."""
-    first = Path(os.environ["BENCH_FIRST"])
+def commit(first: Path, build: Build, partition: str) -> None:
+    """The whole work of a task. first: a file for the time at which the first task runs."""
     if not first.exists():
         first.write_text(str(time.time()))
     like = record_of(partition)
@@ -91,7 +92,8 @@ def build_at(url: str, partitions: int) -> Build:
     def over(build: Build) -> list[str]:
         return [name_of(number, partitions) for number in range(partitions)]
 
-    own = Pass("fetch", over, reads=(), run=commit, token=lambda build: None)
+    task = functools.partial(commit, Path(os.environ.get("BENCH_FIRST", "")))
+    own = Pass("fetch", over, reads=(), run=task, token=lambda build: None)
     stage = Stage("fetch", "下载", "images", (own,), network=True)
     source = {"kind": "table", "name": "t", "source_kind": "web", "path": "t.csv"}
     spec = BuildSpec.model_validate({"name": "driver", "contact": "owner@example.org", "sources": [source]})
@@ -314,7 +316,11 @@ def main() -> int:
         key = stage.folder.url.removeprefix("s3://data/") + f"/{stage.records_name}"
         leave(stage, partitions, TASKS, lambda name, data: server.put(f"{key}/{name}", data))
         print("records are written", file=sys.stderr)
-        figures |= measured("s3", Path(name), "s3://data", partitions, lambda: server.requests)
+        from ray_nodes import Nodes  # and its drills, which drivers and tasks do without
+
+        with Nodes(Path(name), NODES) as nodes:
+            os.environ |= nodes.environment
+            figures |= measured("s3", Path(name), "s3://data", partitions, lambda: server.requests)
     return report(figures)
 
 
