@@ -265,6 +265,7 @@ TESTED_ELSEWHERE = {
     "pipeline/dedup/piece.py": "test_leader_input.py: what it writes is what copies and edges read",
     "pipeline/dedup/signatures.py": "test_leader_input.py",
     "pipeline/matching/image_keys.py": "test_image_edges.py: keys of builds of any size miss nothing",
+    "pipeline/filters/han_share.py": "test_text_filters.py: one table of four filters",
     "pipeline/curate/judging.py": "the judges that it asks: curate/test_*.py",
     "pipeline/opening.py": "test_run.py, test_build.py: what the same command does in each state of a folder",
     "pipeline/pass_runner.py": "test_run.py",
