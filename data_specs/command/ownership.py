@@ -12,9 +12,7 @@ Limits: it reads the metadata of installed distributions only; a stray folder on
 
 from __future__ import annotations
 
-import functools
 import re
-import sys
 from collections.abc import Mapping, Sequence
 
 DISTRIBUTION = "wenlan"
@@ -27,7 +25,7 @@ def check_ownership(owners: Mapping[str, Sequence[str]] | None = None) -> str | 
 
     owners: distribution names by import name; by default those of the installed distributions (`installed_owners`).
     """
-    installed = _owners_on(tuple(sys.path)) if owners is None else owners
+    installed = installed_owners() if owners is None else owners
     for package in PACKAGES:
         others = sorted({name for name in installed.get(package, ()) if _normal(name) != DISTRIBUTION})
         if others:
@@ -36,12 +34,6 @@ def check_ownership(owners: Mapping[str, Sequence[str]] | None = None) -> str | 
                 f"uninstall it or install {DISTRIBUTION} into an environment of its own"
             )
     return None
-
-
-@functools.cache
-def _owners_on(path: tuple[str, ...]) -> dict[str, list[str]]:
-    """Owners of PACKAGES on this import path, read once by a process that runs several commands."""
-    return installed_owners()
 
 
 def installed_owners(names: Sequence[str] = PACKAGES) -> dict[str, list[str]]:

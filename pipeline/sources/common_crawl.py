@@ -84,6 +84,9 @@ class CommonCrawl(ListedSource, RangeSource):
 
     VERSION: ClassVar[int] = 2
 
+    prefix: str = Field(
+        "https://data.commoncrawl.org/", description="prepended to the lines of path_list and the names of WARC files"
+    )
     languages: tuple[str, ...] = Field(
         ("zho",), min_length=1, description="ISO 639-3 codes; a page must have at least one of these languages"
     )

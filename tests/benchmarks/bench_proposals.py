@@ -2,7 +2,7 @@
 
 What is to be found: boxes of YOLOX-Nano with a score of at least 0.4, on the HowToCook photos and on scikit-image's
 photos. What is asked: average recall as COCO defines it, the share of all those boxes that one of a picture's first 36
-boxes meets with an IoU of 0.5; each side's boxes go through `pipeline.detectors._boxes.cleaned`, as in a build. The
+boxes meets with an IoU of 0.5; each side's boxes go through `data_specs.pictures.boxes.cleaned`, as in a build. The
 mean over pictures, and both with the whole picture added, which no build stores and a training appends, are told on
 stderr.
 

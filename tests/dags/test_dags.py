@@ -2,7 +2,7 @@
 
 Skipped where `make dags-venv` has not been run. That they import neither Ray nor our packages is also read from their
 import statements, without Airflow, by tests/test_architecture.py. A real scheduler against a real cluster, with kills:
-tests/benchmarks/bench_schedule.py.
+tests/benchmarks/drill_schedule.py.
 
 graphs.json is the snapshot of the graphs; after a wanted change: WENLAN_NEW_GRAPHS=1 pytest tests/dags/test_dags.py
 """

@@ -330,7 +330,7 @@ def test_a_publish_that_is_killed_leaves_no_half_dataset(
         assert verify(f"{build.out}/shards") == []
 
 
-@pytest.mark.parametrize(("where", "kills"), [("disk", 7), pytest.param("s3", 5, marks=pytest.mark.drill(60))])
+@pytest.mark.parametrize(("where", "kills"), [("disk", 9), pytest.param("s3", 5, marks=pytest.mark.drill(60))])
 def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the_next(
     packed: Build, place: Callable[[Build, str], Build], synthetic: Any, command: Command, where: str, kills: int
 ) -> None:
