@@ -6,7 +6,7 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 
 _REFUSED = re.compile(r"(\S+) port (\d+) is not a public address")
 

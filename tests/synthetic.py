@@ -23,6 +23,7 @@ from PIL import Image
 
 from data_specs.build import BuildSpec
 from data_specs.shard import REGION_SCHEMA, SPLITS, Text
+from pipeline.decisions import Decision, DropReason, drop
 from pipeline.detectors import detectors_of
 from pipeline.features._rows import measure_image
 from pipeline.pictures import decode as pictures
@@ -32,10 +33,7 @@ from pipeline.records import (
     FETCH_SCHEMA,
     PAIR_SCHEMA,
     Candidate,
-    Decision,
-    DropReason,
     candidate_rows,
-    drop,
     order_key,
     order_range,
     sha256_hex,

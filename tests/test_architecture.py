@@ -118,6 +118,7 @@ FLOORS = {
         ("urls",),
         ("errors",),
         ("files", "records"),
+        ("decisions",),
         ("account",),
         ("advice", "memory", "pulse"),
         ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),

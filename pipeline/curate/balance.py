@@ -31,9 +31,9 @@ import pyarrow as pa
 from data_specs.build import Balance, BuildSpec, resolve_path
 from pipeline import pulse
 from pipeline.curate.judging import KEEP, Judge, Judged, Verdict, pair_partitions
+from pipeline.decisions import DropReason
 from pipeline.errors import SourceError
 from pipeline.filters import Drop
-from pipeline.records import DropReason
 from pipeline.store import concept_counts
 from pipeline.store.build import Build
 from pipeline.store.concept_counts import CONCEPTS, COUNTS_SCHEMA, Probabilities

@@ -35,9 +35,10 @@ from pipeline import pulse
 from pipeline.curate import _words
 from pipeline.curate._towers import Row, checked_towers, models_of, resources
 from pipeline.curate.judging import KEEP, ROW_GROUP, Judge, Judged, Verdict, pair_partitions, spread
+from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PairFilter, names_filter, pair_filters
 from pipeline.model_runner import model_values, text_values
-from pipeline.records import DropReason, sha256_hex
+from pipeline.records import sha256_hex
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.commits import ROWS_DIGEST

@@ -18,9 +18,9 @@ import pyarrow as pa
 from pipeline import pulse
 from pipeline.curate._semantic import ALL, NEAR_SCHEMA, NEAREST, VECTORS, when
 from pipeline.curate.judging import KEEP, Judge, Judged, Verdict
+from pipeline.decisions import DropReason
 from pipeline.filters import Drop
 from pipeline.matching.semantic import MILLION
-from pipeline.records import DropReason
 from pipeline.store.build import Build
 
 COLUMNS = tuple(NEAR_SCHEMA.field(name) for name in ("leader", "earlier", "millionths"))

@@ -36,10 +36,10 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec, Watermark
 from pipeline import pulse
 from pipeline.curate.judging import KEEP, Judge, Judged, Verdict
+from pipeline.decisions import DropReason
 from pipeline.filters import Drop
 from pipeline.pictures.decode import PictureError, decode
 from pipeline.pictures.marks import Mark, Plane, correlation, estimate, plane, reduced, sides_of
-from pipeline.records import DropReason
 from pipeline.store.build import Build
 from pipeline.store.host_marks import (
     GROUPED_BY,

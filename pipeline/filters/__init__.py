@@ -28,10 +28,11 @@ from pydantic import Discriminator, Field, Tag
 
 from data_specs.build import BuildSpec, SourceRef
 from data_specs.shard import Text, TextKind, canonical_json
+from pipeline.decisions import DropReason
 from pipeline.pictures import models
 from pipeline.pictures.decode import Pixels
 from pipeline.plugins import Plugin, configure, find
-from pipeline.records import DropReason, Features
+from pipeline.records import Features
 from pipeline.unreadable import OURS
 
 RUNNING_KINDS: frozenset[TextKind] = frozenset({"surrounding", "abstract", "content"})

@@ -15,8 +15,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from data_specs.build import SourceRef
+from pipeline.decisions import DropReason
 from pipeline.filters import Drop, ImageFilter, Limit, is_collection
-from pipeline.records import DropReason, Features
+from pipeline.records import Features
 
 _MOST, _MOST_WITH_OWN_WORDS, _MOST_OF_COLLECTIONS = 3.0, 5.0, 20.0
 

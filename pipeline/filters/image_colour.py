@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures.decode import Pixels
-from pipeline.records import DropReason
 
 SIDE = 64
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from pipeline.decisions import DropReason
 from pipeline.filters import Drop, ImageFilter, Limit
-from pipeline.records import DropReason, Features
+from pipeline.records import Features
 
 
 class ImageSharpness(ImageFilter):

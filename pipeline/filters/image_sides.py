@@ -14,8 +14,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from data_specs.build import SourceRef
+from pipeline.decisions import DropReason
 from pipeline.filters import Drop, ImageFilter, Limit, is_collection
-from pipeline.records import DropReason, Features
+from pipeline.records import Features
 
 _LEAST = 200
 

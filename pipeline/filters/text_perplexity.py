@@ -26,8 +26,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from data_specs.build import resolve_path
 from data_specs.shard import Text
 from data_specs.storage.whole_files import sha256_of
+from pipeline.decisions import DropReason
 from pipeline.filters import Drop, Limit, TextFilter
-from pipeline.records import DropReason
 from pipeline.texts.density import cut, density
 
 

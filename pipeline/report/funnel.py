@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.account import Account
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.store.build import Build
 from pipeline.store.commits import REMOVED_LATER
 from pipeline.store.sql import Tables

@@ -38,9 +38,9 @@ from data_specs.build import BuildSpec, DropShares, SpecError
 from pipeline import observe
 from pipeline.account import Account
 from pipeline.advice import advice_for
+from pipeline.decisions import DropReason
 from pipeline.errors import ApprovalError, GateError
 from pipeline.filters import ImageFilter, TextFilter, image_filters, text_filters
-from pipeline.records import DropReason
 from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, accounts, top_reasons
 from pipeline.report.unreadable import Damage, Unreadable, read_damage, read_undetected, unreadable

@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_specs.build import BuildSpec, SourceRef
+from pipeline.decisions import DropReason
 from pipeline.filters import ImageFilter, Limit, TextFilter, image_filters, text_filters
-from pipeline.records import DropReason
 from pipeline.report.measures import MEASURES, Measure, measured, number
 from pipeline.store.sql import Tables
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.report import earlier_samples
 from pipeline.report.hidden_content import may_show, showable_rows, without_hidden
 from pipeline.store.build import Build

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter
 
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.report.diff import changes
 from pipeline.report.hidden_content import faces_hider, make_refused, showable_rows, unshown_candidates, unshown_images
 from pipeline.report.page import environment

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.report.funnel import Funnel
 from pipeline.store.build import Build
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.store.sql import Tables
 from pipeline.texts.words import stop_words, words_of
 

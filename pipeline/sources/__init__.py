@@ -20,11 +20,12 @@ from data_specs.build import BuildSpec, SourceRef, resolve_path
 from data_specs.shard import SourceKind, Text
 from data_specs.storage.object_store import StorageError
 from pipeline.account import Account, Units
+from pipeline.decisions import Decision, DropReason, Lost, drop, drop_capture
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import content, expand, has_globs, reason, version, writable
 from pipeline.plugins import Plugin, configure
-from pipeline.records import Candidate, Decision, DropReason, Lost, drop, drop_capture
+from pipeline.records import Candidate
 from pipeline.sources._look import (
     Budget,
     Count,

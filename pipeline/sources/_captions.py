@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind
 from pipeline.account import Named, Units
+from pipeline.decisions import Decision, Lost
 from pipeline.files.inputs import Lines
-from pipeline.records import Decision, Lost, encodable
+from pipeline.records import encodable
 from pipeline.sources import MAX_UNDECODED, Decoding
 from pipeline.sources._rows import Row, json_rows, table_rows
 from pipeline.sources._text_files import PACKED, Encoding, RowsFile, columns_of, head_of, no_column, opened

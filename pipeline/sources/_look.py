@@ -22,10 +22,11 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 
 from pipeline.account import Account
+from pipeline.decisions import Decision
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.inputs import emptiness, faults, reason, version, writable
 from pipeline.files.wacz import file_of
-from pipeline.records import Candidate, Decision
+from pipeline.records import Candidate
 
 Exactness = Literal["", "about", "at least"]
 

@@ -36,10 +36,10 @@ import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.account import Account, Named
+from pipeline.decisions import Decision, DropReason, drop_capture
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import emptiness, faults, reason, version, writable
-from pipeline.records import Decision, DropReason, drop_capture
 from pipeline.sources import PageRange, RangeSource, unreadable_part
 from pipeline.sources._listed import ListedSource
 from pipeline.sources._look import Budget, Count, Exactness, Look, broken_files, spread

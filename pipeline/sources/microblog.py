@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
 from pipeline.account import Account, Named, Units
+from pipeline.decisions import Decision, DropReason, drop
 from pipeline.errors import BrokenFile
 from pipeline.files.damage import Hole
 from pipeline.files.inputs import faults, writable
-from pipeline.records import Candidate, Decision, DropReason, drop, encodable
+from pipeline.records import Candidate, encodable
 from pipeline.sources import BAD_LINE, BadLines, Decoding, FileSource, weighed
 from pipeline.sources._rows import json_rows
 from pipeline.sources._text_files import opened

@@ -34,10 +34,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.account import Account, Named
+from pipeline.decisions import Decision, DropReason, drop
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import Lines, faults, reason, version, writable
-from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
+from pipeline.records import Candidate, encodable, sha256_hex
 from pipeline.sources import BadLines, Decoding, FileSource, distinct, local_path, weighed
 from pipeline.sources._look import Budget, Reading, lines_of
 from pipeline.sources._rows import Cells, Row, json_rows, table_rows

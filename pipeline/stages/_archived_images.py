@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.decisions import DropReason
 from pipeline.files.wacz import file_of
 from pipeline.pictures.formats import format_of
 from pipeline.records import (
@@ -30,7 +31,6 @@ from pipeline.records import (
     NO_PLACE,
     PROVENANCE,
     Capture,
-    DropReason,
     encodable,
     order_key,
     rfc3339,

@@ -11,7 +11,8 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from data_specs.shard import Text
-from pipeline.records import OWN_WORDS, Candidate, Decision, DropReason, RemovedText, drop, drop_capture
+from pipeline.decisions import Decision, DropReason, drop, drop_capture
+from pipeline.records import OWN_WORDS, Candidate, RemovedText
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition, with other images on each, is

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
+from pipeline.decisions import DropReason
 from pipeline.files.folder import Folder
-from pipeline.records import PROVENANCE, USERINFO, DropReason, rfc3339
+from pipeline.records import PROVENANCE, USERINFO, rfc3339
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages import _sorted
 from pipeline.stages._archived_images import archived_images

@@ -31,9 +31,10 @@ import pyarrow.parquet as pq
 from data_specs.build import BuildSpec
 from data_specs.shard import ShardFiles
 from pipeline import pulse
+from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import Capture, DropReason
+from pipeline.records import Capture
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS

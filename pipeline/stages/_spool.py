@@ -13,8 +13,9 @@ from typing import IO
 
 from data_specs.build import BuildSpec
 from pipeline import pulse
+from pipeline.decisions import DropReason
 from pipeline.pictures.formats import format_of
-from pipeline.records import DropReason, rfc3339
+from pipeline.records import rfc3339
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo

@@ -38,6 +38,7 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline import pulse
+from pipeline.decisions import Decision, DropReason, drop
 from pipeline.filters import Drop, TextFilter, as_shown, text_filters
 from pipeline.pages.lines import says_something
 from pipeline.records import (
@@ -45,12 +46,9 @@ from pipeline.records import (
     OWN_WORDS,
     WITH_REMOVED_SCHEMA,
     Candidate,
-    Decision,
-    DropReason,
     RemovedText,
     candidate_rows,
     candidates_of,
-    drop,
 )
 from pipeline.stages import _sorted, _templates
 from pipeline.stages._furniture import SHOWN_ON_PAGES

@@ -25,19 +25,12 @@ import pyarrow.compute as pc
 from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline import pulse
+from pipeline.decisions import Decision, DropReason, drop
 from pipeline.dedup import copies, edges, leaders, signatures
 from pipeline.dedup.greedy import REASONS
 from pipeline.dedup.runs import partitions_of
 from pipeline.files.digests import Digests, column_of, digests_of, hexed, unhex
-from pipeline.records import (
-    DEDUP_SCHEMA,
-    PAIR_SCHEMA,
-    Candidate,
-    Decision,
-    DropReason,
-    candidates_of,
-    drop,
-)
+from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, Candidate, candidates_of
 from pipeline.store.build import Build
 from pipeline.store.commits import ROWS_DIGEST, rows_digest
 from pipeline.store.stage import Pass, PassFile, Stage

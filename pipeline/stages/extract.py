@@ -31,13 +31,13 @@ import pyarrow as pa
 
 from pipeline import pulse
 from pipeline.account import ACCOUNT, Account, Named, Units
+from pipeline.decisions import LOSSES, Decision, DropReason, Lost, drop, drop_capture
 from pipeline.errors import BrokenFile, SourceError, StageError
 from pipeline.files.inputs import emptiness, version, writable
 from pipeline.records import (
     ARCHIVED,
     ARCHIVED_SCHEMA,
     FIRST_SNAPSHOT,
-    LOSSES,
     PROVENANCE,
     PROVENANCE_SCHEMA,
     SOURCE_BOX_SCHEMA,
@@ -47,13 +47,8 @@ from pipeline.records import (
     WITH_REMOVED_SCHEMA,
     Candidate,
     Capture,
-    Decision,
-    DropReason,
-    Lost,
     Provenance,
     candidate_rows,
-    drop,
-    drop_capture,
     order_key,
     provenance_rows,
     sha256_hex,

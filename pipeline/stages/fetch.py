@@ -43,15 +43,11 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from pipeline import pulse
+from pipeline.decisions import DropReason, drop
 from pipeline.features import feature_id
 from pipeline.files.tars import TarWriter
 from pipeline.observe import count
-from pipeline.records import (
-    FETCH_SCHEMA,
-    DropReason,
-    candidates_of,
-    drop,
-)
+from pipeline.records import FETCH_SCHEMA, candidates_of
 from pipeline.stages import _recheck, _sorted
 from pipeline.stages._held_images import ELSEWHERE, held_images, limits_digest, limits_of, userinfos_of
 from pipeline.stages._spool import Outcome, Spool, failure

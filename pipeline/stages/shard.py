@@ -38,12 +38,13 @@ from data_specs.shard import (
     encode_sample,
 )
 from pipeline import pulse
+from pipeline.decisions import DECISION_SCHEMA, DropReason
 from pipeline.detectors import detector_ids, face_detector
 from pipeline.detectors._boxes import UNSEEN, boxes_of
 from pipeline.errors import StageError
 from pipeline.files.tars import HashedFile, TarWriter
 from pipeline.pictures.encode import Boxes, as_stored, scaled_boxes, stored_sides
-from pipeline.records import DECISION_SCHEMA, DropReason, text_of
+from pipeline.records import text_of
 from pipeline.stages import _boundaries
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS, Attempt, Record

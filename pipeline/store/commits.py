@@ -23,10 +23,11 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from data_specs.storage.whole_files import sha256_of
+from pipeline.decisions import Decision, decision_rows
 from pipeline.files.folder import Folder
 from pipeline.files.parquet import write_parquet
 from pipeline.memory import begin_peak, peak_bytes
-from pipeline.records import USERINFO, Decision, decision_rows
+from pipeline.records import USERINFO
 from pipeline.store.decision_counts import DecisionCounts, count_decisions
 
 DECISIONS = "decisions.parquet"

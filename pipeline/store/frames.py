@@ -42,9 +42,10 @@ from data_specs.shard import (
     ShardFiles,
 )
 from data_specs.storage.object_store import StorageError, storage_errors
+from pipeline.decisions import DECISION_SCHEMA
 from pipeline.errors import StoreError
 from pipeline.files.folder import SMALL, Folder
-from pipeline.records import CANDIDATE_SCHEMA, DECISION_SCHEMA, FEATURE_SCHEMA
+from pipeline.records import CANDIDATE_SCHEMA, FEATURE_SCHEMA
 from pipeline.store import build_json
 from pipeline.store.build import REGIONS, Build, shard_files
 from pipeline.store.commits import DECISIONS, Record

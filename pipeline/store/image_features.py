@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.pictures.jpeg import Bytes
+from pipeline.decisions import DropReason
 from pipeline.features import feature_id
 from pipeline.features._rows import FeatureRows
 from pipeline.pictures.decode import PictureError, decode
 from pipeline.pictures.thumbs import REDUCE_TO
-from pipeline.records import FEATURE_SCHEMA, DropReason
+from pipeline.records import FEATURE_SCHEMA
 from pipeline.store.store import Store
 from pipeline.unreadable import OURS, evidence
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from data_specs.errors import WenlanError
 from data_specs.shard import KEY_LENGTH
+from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.filters import pixel_filters
-from pipeline.records import DropReason
 from pipeline.report import earlier_samples
 from pipeline.report.hidden_content import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
 from pipeline.report.pictures import as_shown, in_sources, thumbnail

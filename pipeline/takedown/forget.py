@@ -45,9 +45,10 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec
 from data_specs.errors import WenlanError
 from data_specs.shard import ContractError, canonical_json
+from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
-from pipeline.records import DropReason, rfc3339
+from pipeline.records import rfc3339
 from pipeline.report import drift, page
 from pipeline.store import build_json
 from pipeline.store.build import Build

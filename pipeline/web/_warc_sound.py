@@ -18,7 +18,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.account import Named
-from pipeline.records import Capture, Decision
+from pipeline.decisions import Decision
+from pipeline.records import Capture
 from pipeline.urls import without_userinfo
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
 from pipeline import actors, pulse
+from pipeline.decisions import DropReason
 from pipeline.errors import SourceError
 from pipeline.observe import count
-from pipeline.records import DropReason
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
-from pipeline.records import DropReason, rfc3339
+from pipeline.decisions import DropReason
+from pipeline.records import rfc3339
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import basic_authorization, origin_of

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from pipeline import observe
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.web import policy
 
 IN_A_ROW = 3

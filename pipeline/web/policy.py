@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from data_specs.build import BuildSpec, Egress
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.unreadable import evidence
 
 AGENT = "wenlan"

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
 from pipeline.advice import advice_for
+from pipeline.decisions import DropReason
 from pipeline.pictures.decode import PictureError, header
-from pipeline.records import DropReason
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.web.client import RequestFailed

@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pipeline.account import Named, Units
+from pipeline.decisions import Decision, DropReason, drop_capture
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files import wacz
 from pipeline.files.damage import Hole, size_of
 from pipeline.files.inputs import faults, no_damage, reason, writable
-from pipeline.records import NO_PLACE, Capture, Decision, DropReason, drop_capture
+from pipeline.records import NO_PLACE, Capture
 from pipeline.sources import PageRange, unreadable_part
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo

@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import harness
 
 from data_specs.shard import Text
+from pipeline.decisions import Decision
 from pipeline.filters import TextFilter
 from pipeline.plugins import configure
-from pipeline.records import Candidate, Decision
+from pipeline.records import Candidate
 from pipeline.stages.admit import judge
 from pipeline.texts.chunks import CHUNK, announce
 from pipeline.texts.text_order import TextOrder

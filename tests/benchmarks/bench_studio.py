@@ -237,7 +237,7 @@ def _candidates(part: int, count: int, parts: int) -> pa.Table:
 
 
 def _decisions(rows: pa.Table, stage: str, reason: str, leaders: list[str]) -> pa.Table:
-    from pipeline.records import DECISION_SCHEMA
+    from pipeline.decisions import DECISION_SCHEMA
 
     count = rows.num_rows
     texts = [entry[0]["text"] for entry in rows["texts"].to_pylist()]

@@ -91,7 +91,8 @@ def row(data: bytes) -> None:
     from itertools import chain
 
     from pipeline.account import Units
-    from pipeline.records import Candidate, Decision, DropReason
+    from pipeline.decisions import Decision, DropReason
+    from pipeline.records import Candidate
     from pipeline.sources._text_files import json_object
     from pipeline.sources.folder import texts_of
     from pipeline.sources.microblog import Microblog

@@ -10,18 +10,13 @@ import pytest
 from data_specs.shard import Text
 from pipeline.records import (
     CANDIDATE_SCHEMA,
-    DECISION_SCHEMA,
     FEATURE_SCHEMA,
     WITH_REMOVED_SCHEMA,
     Candidate,
-    Decision,
-    DropReason,
     Features,
     RemovedText,
     candidate_rows,
     candidates_of,
-    decision_rows,
-    drop,
     split_of,
 )
 
@@ -42,7 +37,6 @@ CANDIDATES = [
 
 
 def test_columns_are_the_fields_in_their_order() -> None:
-    assert DECISION_SCHEMA.names == [field.name for field in dataclasses.fields(Decision) if field.name != "lost"]
     assert FEATURE_SCHEMA.names == [field.name for field in dataclasses.fields(Features)]
     elsewhere = {"boxes", "provenance", "userinfo", "removed"}  # in tables of their own
     fields = [field.name for field in dataclasses.fields(Candidate) if field.name not in elsewhere]
@@ -59,19 +53,6 @@ def test_candidates_come_back_from_their_rows_by_order_key() -> None:
     assert [candidate.candidate_id for candidate in again] == rows["candidate_id"].to_pylist()
     bare = candidates_of(rows.drop_columns(["removed"]))
     assert bare == [dataclasses.replace(candidate, removed=()) for candidate in again]
-
-
-def test_a_drop_names_its_reasons_and_a_takedown_names_nothing() -> None:
-    one = drop(CANDIDATES[0], "filter", DropReason.IMAGE_BLANK, "0.99")
-    assert (one.reason, one.reasons, one.evidence, one.duplicate_of) == ("image_blank", ("image_blank",), "0.99", "")
-    both = ("near_image", "cap_per_text")
-    two = drop(CANDIDATES[0], "dedup", DropReason.NEAR_IMAGE, reasons=both, duplicate_of="f" * 64)
-    assert (two.reason, two.reasons, two.duplicate_of) == ("near_image", both, "f" * 64)
-    removed = drop(CANDIDATES[0], "admit", DropReason.FORGOTTEN, "a host that was taken down")
-    assert (removed.url, removed.page_url, removed.text, removed.id) == ("", "", "", CANDIDATES[0].candidate_id)
-    assert decision_rows([one, two, removed]).schema == DECISION_SCHEMA
-    with pytest.raises(TypeError):
-        drop(CANDIDATES[0], "filter", DropReason.IMAGE_BLANK, duplicates="x")  # type: ignore[call-arg]
 
 
 def test_splits_have_their_shares_and_follow_the_leader() -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline import observe, urls
 from pipeline.commands.terminal import say
+from pipeline.decisions import DropReason, drop
 from pipeline.errors import SourceError
-from pipeline.records import Candidate, DropReason, drop
+from pipeline.records import Candidate
 from pipeline.urls import HIDE_TOKENS, canonical_url, host_names, shown, without_userinfo
 
 

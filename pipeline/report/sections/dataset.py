@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.report import dataset, drift
 from pipeline.report.dataset import Before
 from pipeline.report.section import Material, Section, Values

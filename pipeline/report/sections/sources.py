@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.account import Account
-from pipeline.records import LOSSES
+from pipeline.decisions import LOSSES
 from pipeline.report.funnel import Funnel, accounts, examples
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.records import DropReason, drop_capture
+from pipeline.decisions import DropReason, drop_capture
 from pipeline.report.funnel import examples, faults, read_funnels, top_reasons
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from data_specs.build import Report
-from pipeline.records import DropReason, drop, sha256_hex
+from pipeline.decisions import DropReason, drop
+from pipeline.records import sha256_hex
 from pipeline.report import page
 from pipeline.report.hidden_content import HIDDEN
 from pipeline.report.sample_sheet import MEMBERS

@@ -7,11 +7,12 @@ import re
 import pytest
 
 from data_specs.shard import Text
+from pipeline.decisions import DropReason
 from pipeline.features._rows import measure_image
 from pipeline.filters import ImageFilter, TextFilter
 from pipeline.pictures.decode import MAX_PIXELS, encode_jpeg
 from pipeline.plugins import find, names
-from pipeline.records import DropReason, Features
+from pipeline.records import Features
 from pipeline.report.translations import REASONS, en, evidence_zh, zh
 from pipeline.stages import STAGES
 from tests.drawn import blobs

@@ -18,8 +18,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.account import Account, Named
+from pipeline.decisions import Decision
 from pipeline.errors import SourceError
-from pipeline.records import Capture, Decision
+from pipeline.records import Capture
 from pipeline.report.unreadable import read_damage
 from pipeline.sources import PageRange
 from pipeline.sources._look import Budget, Count

@@ -24,9 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.account import Account
+from pipeline.decisions import Decision
 from pipeline.errors import SourceError
 from pipeline.plugins import configure
-from pipeline.records import Candidate, Decision, candidate_rows
+from pipeline.records import Candidate, candidate_rows
 from pipeline.sources import TableSource
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.url_table import UrlTable

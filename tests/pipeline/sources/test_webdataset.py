@@ -21,9 +21,10 @@ from PIL import Image
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from data_specs.shard import Sample, Text, encode_sample
+from pipeline.decisions import Decision, Lost
 from pipeline.errors import SourceError
 from pipeline.files.tar_members import _Tar
-from pipeline.records import PROVENANCE, Candidate, Decision, Lost, Provenance, candidate_rows, sha256_hex
+from pipeline.records import PROVENANCE, Candidate, Provenance, candidate_rows, sha256_hex
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.webdataset import WebDataset, _key_and_suffix, _samples

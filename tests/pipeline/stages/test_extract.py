@@ -23,8 +23,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from data_specs.build import BuildSpec
+from pipeline.decisions import Decision, Lost
 from pipeline.errors import BrokenFile, SourceError
-from pipeline.records import Candidate, Capture, Decision, Lost, candidates_of
+from pipeline.records import Candidate, Capture, candidates_of
 from pipeline.report import gates
 from pipeline.report.funnel import read_funnels
 from pipeline.report.unreadable import read_damage, unreadable

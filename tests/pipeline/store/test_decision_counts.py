@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.decisions import DECISION_SCHEMA
 from pipeline.files.folder import Folder
-from pipeline.records import DECISION_SCHEMA
 from pipeline.store.commits import DECISIONS, Record
 from pipeline.store.decision_counts import Fate
 from pipeline.store.partitions import StageDir

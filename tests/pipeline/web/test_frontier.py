@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from warcio.archiveiterator import ArchiveIterator
 
+from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
-from pipeline.records import Capture, DropReason
+from pipeline.records import Capture
 from pipeline.web import frontier
 from pipeline.web.frontier import Frontier
 

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.web import policy
 from pipeline.web.policy import HostRules, Robots
 

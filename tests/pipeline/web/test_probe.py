@@ -9,7 +9,7 @@ import pytest
 
 from data_specs.build import BuildSpec
 from pipeline.advice import advice_for
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 from pipeline.sources.site import Site
 from pipeline.web import probe
 from pipeline.web.probe import probe_images, probe_pages

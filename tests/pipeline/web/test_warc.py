@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.account import Named, Units
+from pipeline.decisions import Decision
 from pipeline.errors import SourceError
-from pipeline.records import NO_PLACE, Capture, Decision
+from pipeline.records import NO_PLACE, Capture
 from pipeline.sources import PageRange
 from pipeline.web._warc_members import MAX_HEADERS
 from pipeline.web._warc_sound import SoundRun

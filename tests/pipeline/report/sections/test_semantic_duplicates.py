@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from data_specs.shard import Text
-from pipeline.records import Candidate, DropReason, drop
+from pipeline.decisions import DropReason, drop
+from pipeline.records import Candidate
 from pipeline.report.page import environment
 from pipeline.report.sections import semantic_duplicates
 from pipeline.report.sections.semantic_duplicates import _rows, duplicates
