@@ -278,7 +278,7 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
         link(Path(frontier.warc), target)  # not moved: until the record is there the frontier must be able to go on
-        rows = (pa.Table.from_pylist(some, schema=CRAWL_SCHEMA) for some in _some(frontier.kept()))
+        rows = (pa.Table.from_pylist(some, schema=CRAWL_SCHEMA) for some in _some(frontier.kept_rows()))
         attempt.write_table("parquet", pa.concat_tables([CRAWL_SCHEMA.empty_table(), *rows]))
         for some in _some(frontier.not_kept()):  # ten times as many as may be kept: as objects they would fill memory
             attempt.decide([drop_capture(url, site.name, "crawl", DropReason(why), said) for url, why, said in some])

@@ -37,14 +37,14 @@ class Members:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._packed = file.read(BLOCK)  # bytes of the file that are not unpacked yet
-        self.reached = len(self._packed)
+        self.file_position = len(self._packed)
         """Position in the file up to which bytes were taken, some of which may not be unpacked yet."""
         self.is_gzip = self._packed.startswith(_GZIP)
         self.start = 0
         """Position in the file of this member."""
         self._machine: Any = None
         self._buffer, self._at = b"", 0  # unpacked bytes, and how many of them were read
-        self._told = 0
+        self._position = 0
         self._is_first = True
         self.headers_left = MAX_HEADERS
         """Bytes that `readline` may still return: a header line without an end would be held whole."""
@@ -56,7 +56,7 @@ class Members:
         self.is_strict = False
         """True if a line that is read without a size must be free of control characters: a damage within the headers of
         a record may reach to those of another one, whose length it then has."""
-        self.in_member = 0
+        self.record_count = 0
         """Records of this member that began."""
         self.is_behind_record = False
         """True if it stands where the record before it should end; then that one has the length that it says."""
@@ -67,27 +67,27 @@ class Members:
             is_first, self._is_first = self._is_first, False
             return is_first and bool(self._packed)
         if self._machine is not None:
-            self._packed = self._machine.unused_data or self._more()
-        self.in_member = 0
+            self._packed = self._machine.unused_data or self._read_block()
+        self.record_count = 0
         if not self._packed:
             return False
-        self.start = self.reached - len(self._packed)
+        self.start = self.file_position - len(self._packed)
         self._machine, self._buffer, self._at = zlib.decompressobj(zlib.MAX_WBITS | 16), b"", 0
         return True
 
     def go_to(self, start: int) -> None:
         """Make the member that begins there in the file the next one."""
         self._file.seek(start)
-        self._machine, self._packed, self.reached, self.start = None, b"", start, start
-        self._packed = self._more()
+        self._machine, self._packed, self.file_position, self.start = None, b"", start, start
+        self._packed = self._read_block()
         if not self.is_gzip:
-            self._is_first, self._told, self._buffer, self._at = True, start, b"", 0
+            self._is_first, self._position, self._buffer, self._at = True, start, b"", 0
 
     @property
-    def behind(self) -> int:
+    def next_start(self) -> int:
         """Position in the file of the next member, once this one was read to its end."""
         unread = self._machine.unused_data if self._machine is not None else self._packed
-        return self.reached - len(unread)
+        return self.file_position - len(unread)
 
     def recover(self, start: int) -> int:
         """After a damage at `start`, go on at the next record behind it; returns its position in the file, -1 for none.
@@ -110,7 +110,7 @@ class Members:
         """
         if not self.is_gzip:
             return self.record_at
-        return max(self.start, self.reached - BLOCK) if self.in_member > 1 else self.start
+        return max(self.start, self.file_position - BLOCK) if self.record_count > 1 else self.start
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes of the member; none at its end. Raises zlib.error and EOFError for a damaged one."""
@@ -118,7 +118,7 @@ class Members:
             return b""
         data = self._buffer[self._at : self._at + size]
         self._at += len(data)
-        self._told += len(data)
+        self._position += len(data)
         return data
 
     def readline(self, size: int | None = None) -> bytes:
@@ -139,51 +139,51 @@ class Members:
         if self.headers_left < 0:
             raise ValueError(f"headers of more than {MAX_HEADERS} bytes")
         if self.is_strict and size is None:
-            _check(line)
+            _check_line(line)
         return line
 
     def tell(self) -> int:
-        return self._told
+        return self._position
 
     def has_plain_head(self) -> bool:
         """True if the next headers are unpacked already and have no control characters: no line needs a check."""
         end = self._buffer.find(b"\r\n\r\n", self._at, self._at + 4096)
-        return end >= 0 and not _is_odd(self._buffer[self._at : end])
+        return end >= 0 and not _has_controls(self._buffer[self._at : end])
 
-    def pass_end(self) -> bool:
+    def skip_line_ends(self) -> bool:
         """Go behind the two line ends of a record, if they and then another record come next: a short cut."""
         is_next = self._buffer.startswith(b"\r\n\r\nWARC/", self._at)
         if is_next:
-            self._at, self._told = self._at + 4, self._told + 4
+            self._at, self._position = self._at + 4, self._position + 4
         return is_next
 
     def _fill(self) -> bool:
         """Unpack the next bytes of the member into the buffer; False at its end."""
         self._buffer, self._at = b"", 0
         if not self.is_gzip:
-            self._buffer, self._packed = self._packed or self._more(), b""
+            self._buffer, self._packed = self._packed or self._read_block(), b""
             return bool(self._buffer)
         while not self._buffer and not self._machine.eof:
-            packed = self._machine.unconsumed_tail or self._packed or self._more()
+            packed = self._machine.unconsumed_tail or self._packed or self._read_block()
             self._packed = b""
             if not packed:
                 raise EOFError("the last record is truncated")
             self._buffer = self._machine.decompress(packed, BLOCK)
         return bool(self._buffer)
 
-    def _more(self) -> bytes:
+    def _read_block(self) -> bytes:
         data = self._file.read(BLOCK)
-        self.reached += len(data)
+        self.file_position += len(data)
         return bytes(data)
 
 
-def _is_odd(head: bytes) -> bool:
+def _has_controls(head: bytes) -> bool:
     return len(head.translate(None, _CONTROLS)) != len(head)
 
 
-def _check(line: bytes) -> None:
+def _check_line(line: bytes) -> None:
     """Raise ValueError for a line of headers with control characters."""
-    if _is_odd(line):
+    if _has_controls(line):
         raise ValueError("control characters in the headers of a record")
 
 
@@ -209,9 +209,9 @@ def records(members: Members) -> Iterator[Any]:
 
     loader, known_format = ArcWarcRecordLoader(verify_http=False, arc2warc=False), None
     while line := _first_line(members, known_format):
-        members.record_at, members.in_member = members.tell() - len(line), members.in_member + 1
+        members.record_at, members.record_count = members.tell() - len(line), members.record_count + 1
         if not members.is_gzip:  # which has a checksum
-            _check(line)
+            _check_line(line)
             members.is_strict = not members.has_plain_head()
         try:
             record = loader.parse_record_stream(members, line, known_format)
@@ -233,7 +233,7 @@ def _first_line(members: Members, known_format: str | None) -> bytes:
     left of other records, and raises.
     """
     members.headers_left, members.is_strict, members.is_behind_record = MAX_HEADERS, False, known_format != "warc"
-    if members.pass_end():
+    if members.skip_line_ends():
         members.record_at, members.is_behind_record = members.tell(), True
         return members.readline()
     members.record_at = end = members.tell()
@@ -242,10 +242,10 @@ def _first_line(members: Members, known_format: str | None) -> bytes:
         line, blank = members.readline(), -2
     while line and not line.strip() and members.tell() - end <= MAX_BETWEEN:
         line, blank = members.readline(), blank + 1
-    between = members.tell() - end - len(line if line.strip() else b"")
+    skipped = members.tell() - end - len(line if line.strip() else b"")
     members.is_behind_record |= blank >= 2 or line.startswith(_FORMATS[0])
-    is_padded = members.is_gzip and members.in_member == 1 and not line  # the only record of its member
-    if between > MAX_BETWEEN and not is_padded:
+    is_padded = members.is_gzip and members.record_count == 1 and not line  # the only record of its member
+    if skipped > MAX_BETWEEN and not is_padded:
         raise ValueError("bytes that are no record")
     if line and not line.startswith(_FORMATS[0]) and not _ARC.match(line):
         raise ValueError("neither a WARC nor an ARC record")

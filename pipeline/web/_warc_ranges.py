@@ -32,18 +32,18 @@ _ASK_AGAIN = (408, 425, 429)
 T = TypeVar("T")
 
 
-def in_order(wanted: Iterable[tuple[T, tuple[str, int, int] | None]]) -> Iterator[tuple[T, bytes]]:
-    """Each thing with the bytes of its range (file, offset, length); b"" for one that has none. Raises SourceError."""
+def fetch_ranges(ranges: Iterable[tuple[T, tuple[str, int, int] | None]]) -> Iterator[tuple[T, bytes]]:
+    """Each item with the bytes of its range (file, offset, length); b"" for one that has none. Raises SourceError."""
     pending: deque[tuple[T, Future[bytes] | None]] = deque()
     pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ranges")
     try:
-        for thing, place in wanted:
-            pending.append((thing, pool.submit(_read, *place) if place is not None else None))
+        for item, file_range in ranges:
+            pending.append((item, pool.submit(_read, *file_range) if file_range is not None else None))
             while len(pending) > AT_ONCE:
-                first, data = pending.popleft()
-                yield first, data.result() if data is not None else b""
-        for first, data in pending:
-            yield first, data.result() if data is not None else b""
+                item, data = pending.popleft()
+                yield item, data.result() if data is not None else b""
+        for item, data in pending:
+            yield item, data.result() if data is not None else b""
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # a fault is raised at once, whatever others still ask for
 
@@ -55,7 +55,7 @@ def _read(file: str, offset: int, length: int) -> bytes:
             fs, path = fsspec.url_to_fs(file)
             if not file.startswith(("http://", "https://")):
                 return bytes(fs.cat_file(path, start=offset, end=offset + length))
-            return _from_server(fs, path, offset, length)
+            return _read_http(fs, path, offset, length)
         except faults(ValueError) as e:
             if pause is None or _is_permanent(e):
                 raise SourceError(file, f"cannot be read ({reason(e)})") from None
@@ -63,8 +63,8 @@ def _read(file: str, offset: int, length: int) -> bytes:
     raise AssertionError
 
 
-def _from_server(fs: Any, path: str, offset: int, length: int) -> bytes:
-    """The same of a web server: one request, and no more is read of its answer than was asked for."""
+def _read_http(fs: Any, path: str, offset: int, length: int) -> bytes:
+    """Like `_read`, from a web server: one request, and no more is read of its answer than was asked for."""
     headers = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
     parts: list[bytes] = []
     try:  # with a size fsspec does not ask for it, without blocks the answer is a stream

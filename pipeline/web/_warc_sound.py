@@ -62,14 +62,14 @@ class SoundRun:
 
     by_warcio: reads one record, not gzipped, that is a capture but not a plain response.
     After `captures`: `records` is how many there were, and the next reader begins at the member at `start`, of which it
-    knows the first `known` records already.
+    skips the first `to_skip` records, returned already.
     """
 
     def __init__(
         self, file: BinaryIO, start: int, max_body: int, by_warcio: Callable[[bytes], Capture | Decision | str]
     ) -> None:
         self._file, self._max_body, self._by_warcio = file, max_body, by_warcio
-        self.start, self.known, self.records = start, 0, 0
+        self.start, self.to_skip, self.records = start, 0, 0
 
     def captures(self) -> Iterator[Capture | Decision | str]:
         """The capture of each record, with its place; for one that is not a capture its `other_record`."""
@@ -77,22 +77,22 @@ class SoundRun:
 
         self._file.seek(self.start)
         iterator = iter(ArchiveIterator(self._file, parse_http=False))
-        held: tuple[int, Capture | Decision | str] | None = None
+        pending: tuple[int, Capture | Decision | str] | None = None
         while True:
             try:
                 record = next(iterator, None)
             except Exception:  # the record that is held back may be the damaged one: the other reader finds out
                 return
-            if record is None or (held is not None and record.stream_pos <= held[0]):
+            if record is None or (pending is not None and record.stream_pos <= pending[0]):
                 return  # the end, or two records in one member
-            if held is not None:
+            if pending is not None:
                 self.records += 1
-                self.start, self.known = held[0], 1
-                own = held[1]
-                place = held[0], record.stream_pos - held[0]
-                yield replace(own, place=place) if isinstance(own, Capture) else own
+                self.start, self.to_skip = pending[0], 1
+                entry = pending[1]
+                place = pending[0], record.stream_pos - pending[0]
+                yield replace(entry, place=place) if isinstance(entry, Capture) else entry
             try:
-                held = record.stream_pos, self._capture(record)
+                pending = record.stream_pos, self._capture(record)
             except Exception:
                 return
 
@@ -107,7 +107,7 @@ class SoundRun:
         length = record.content_length
         if headers.get("content-length") != str(length):
             raise _NotPlain
-        kind, url = headers.get("warc-type", ""), _bare(headers.get("warc-target-uri", ""))
+        kind, url = headers.get("warc-type", ""), _without_brackets(headers.get("warc-target-uri", ""))
         if kind not in CAPTURES:
             return other_record(kind, url)
         date = headers.get("warc-date", "")
@@ -120,8 +120,8 @@ class SoundRun:
             raise _NotPlain
         head, refers_to = _HEAD.match(block), None
         if kind == "revisit":
-            where = without_userinfo(_bare(headers.get("warc-refers-to-target-uri", "") or url))
-            refers_to = where, headers.get("warc-refers-to-date", "")
+            target = without_userinfo(_without_brackets(headers.get("warc-refers-to-target-uri", "") or url))
+            refers_to = target, headers.get("warc-refers-to-date", "")
         is_encoded = head is not None and kind == "response" and _ENCODED.search(head.group())
         is_odd = refers_to is not None and not (_URI.fullmatch(refers_to[0]) and _DATE.fullmatch(refers_to[1]))
         if kind == "resource" or head is None or is_encoded or is_odd:
@@ -131,11 +131,11 @@ class SoundRun:
         if len(body) > self._max_body or head.end() > _HEAD_BYTES:
             raise _NotPlain
         pairs = tuple((name, value.strip(" \t")) for name, value in _LINE.findall(head.group(2).decode("ascii")))
-        said = next((value for name, value in pairs if name.lower() == "content-type"), "")
+        media_type = next((value for name, value in pairs if name.lower() == "content-type"), "")
         status, digest = int(head.group(1)), headers.get("warc-payload-digest", "")
-        return Capture(without_userinfo(url), status, date, said, body, pairs, digest=digest, refers_to=refers_to)
+        return Capture(without_userinfo(url), status, date, media_type, body, pairs, digest=digest, refers_to=refers_to)
 
 
-def _bare(url: str) -> str:
+def _without_brackets(url: str) -> str:
     """A URL without the angle brackets of early versions of the standard, and of wget."""
     return url[1:-1] if url.startswith("<") and url.endswith(">") else url

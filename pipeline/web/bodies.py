@@ -48,26 +48,26 @@ def unpacked(body: bytes, encoding: str, cap: int, whole: bool = True) -> bytes:
     return data[:cap]
 
 
-def _inflated(body: bytes, most: int) -> _Data:
+def _inflated(body: bytes, limit: int) -> _Data:
     """By zlib. "deflate" means a zlib stream (RFC 9110, 8.4.1.2), but some servers send a raw one: both are tried."""
     for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # zlib or gzip by its header; then raw deflate
         try:
-            return _members(body, window, most)
+            return _members(body, window, limit)
         except zlib.error:
             continue
     return b"", _DAMAGED
 
 
-def _members(body: bytes, window: int, most: int) -> _Data:
+def _members(body: bytes, window: int, limit: int) -> _Data:
     """A gzip body may have several members, one behind the other (RFC 1952, 2.2). Raises zlib.error, Undecodable."""
     data, at = bytearray(), 0
     for _ in range(MAX_MEMBERS):
         machine = zlib.decompressobj(window)
-        while at < len(body) and not machine.eof and len(data) < most:
+        while at < len(body) and not machine.eof and len(data) < limit:
             block = body[at : at + _BLOCK]  # not all of it: what is behind the end of a member is copied
-            data += machine.decompress(block, most - len(data))
+            data += machine.decompress(block, limit - len(data))
             at += len(block) - len(machine.unused_data)
-        if not machine.eof or len(data) >= most or not body.startswith(_GZIP, at):
+        if not machine.eof or len(data) >= limit or not body.startswith(_GZIP, at):
             return bytes(data), "" if machine.eof else _TRUNCATED
     raise Undecodable(f"compressed body of more than {MAX_MEMBERS} members")
 
@@ -75,14 +75,14 @@ def _members(body: bytes, window: int, most: int) -> _Data:
 def _by_arrow(codec: str) -> Callable[[bytes, int], _Data]:
     """By pyarrow, which raises OSError both for damage and for a body that ends too early."""
 
-    def decoded(body: bytes, most: int) -> _Data:
+    def decoded(body: bytes, limit: int) -> _Data:
         import pyarrow as pa
 
         data = bytearray()
         with pa.CompressedInputStream(pa.BufferReader(body), codec) as stream:
-            while len(data) < most:
+            while len(data) < limit:
                 try:
-                    block = stream.read(min(_BLOCK, most - len(data)))
+                    block = stream.read(min(_BLOCK, limit - len(data)))
                 except OSError as e:
                     return bytes(data), _TRUNCATED if "runcated" in str(e) else _DAMAGED
                 if not block:

@@ -33,7 +33,7 @@ from pipeline.urls import split_userinfo
 from pipeline.web import guard, pauses, policy
 from pipeline.web.bodies import BodyTooLarge, Undecodable, unpacked
 from pipeline.web.pace import RateLimiter
-from pipeline.web.pauses import Pause, Pauses, Refusal
+from pipeline.web.pauses import HostRefusal, Pause, Pauses
 from pipeline.web.policy import LASTING_S, HostRules, Retry
 
 LARGE, LARGE_AT_ONCE = 2 << 20, 6
@@ -128,11 +128,11 @@ class RequestFailed(Exception):
         return policy.is_outage(self.status) if self.status else self.reason in _UNANSWERED
 
     @property
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> HostRefusal | None:
         """The host's refusal to answer; None if it answered, whatever became of the answer, or was not asked."""
         refused = policy.is_refusal(self.status) if self.status else self.reason in _UNANSWERED
         if refused or (self.retry.transient and self.retry.pause_s):
-            return Refusal(self.reason, self.status, self.retry.pause_s)
+            return HostRefusal(self.reason, self.status, self.retry.pause_s)
         return None
 
 
@@ -189,13 +189,13 @@ class Client:
         """
         delay_s = await self._delay_of(url, kind)
         try:
-            response = await self._paced(url, kind, delay_s, headers, skips=not self._waits)
+            response = await self._send_paced(url, kind, delay_s, headers, skips=not self._waits)
         except HostPaused:
             raise
         except RequestFailed as e:
-            await self._judge(url, e)
+            await self._update_pauses(url, e)
             raise
-        await self._judge(url, None if response.status == 200 else status_failure(response))
+        await self._update_pauses(url, None if response.status == 200 else status_failure(response))
         return response
 
     async def _delay_of(self, url: str, kind: Kind) -> float:
@@ -206,18 +206,18 @@ class Client:
             raise RequestFailed(refusal.reason, refusal.evidence, retry_after_s=refusal.retry_after_s)
         return self._policy.delay_s(rules, urlsplit(url).netloc)
 
-    async def _judge(self, url: str, failure: RequestFailed | None) -> None:
+    async def _update_pauses(self, url: str, failure: RequestFailed | None) -> None:
         """Pause the host of a URL if a request's outcome calls for it."""
         host = urlsplit(url).netloc
         refusal = failure.refusal if failure else None
         if refusal is not None:
-            pause = await self._pauses.refused(host, url, refusal)
+            pause = await self._pauses.on_refusal(host, url, refusal)
             if pause is not None:
                 if self._waits or not pause.down:
                     await self._limiter.pause(host, pause.seconds)
                 self._show(pause)
         elif failure is None or failure.status or failure.reason is DropReason.BAD_RESPONSE:
-            self._pauses.answered(host)
+            self._pauses.on_answer(host)
 
     async def outage(self, url: str) -> str:
         """Asks a URL's host for a file that any host answers; returns why the host is down, "" if it is up."""
@@ -232,7 +232,7 @@ class Client:
     async def host_file(self, url: str) -> Response:
         """Send one request for a small file about a host, which no robots.txt forbids. Raises RequestFailed."""
         self._check_takedowns(url, HOST_FILE)
-        return await self._paced(url, HOST_FILE, self._egress.delay_of(urlsplit(url).netloc))
+        return await self._send_paced(url, HOST_FILE, self._egress.delay_of(urlsplit(url).netloc))
 
     async def rules_of(self, url: str) -> HostRules:
         """The rules of a URL's host, asked for once a day. Raises RequestFailed if the guard refuses the host."""
@@ -262,29 +262,29 @@ class Client:
         for _ in range(policy.TRIES):
             hops = [address]
             try:
-                response = await self._followed(hops)
+                response = await self._follow_redirects(hops)
             except RequestFailed as e:
                 if e.reason is DropReason.EGRESS_REFUSED and len(hops) == 1:
                     self._refused[address] = e.evidence
                     raise
-                lost = DropReason.DNS if e.reason is DropReason.DNS else DropReason.ROBOTS_UNREACHABLE
-                robots, again = policy.Robots(unreachable=e.evidence, lost=lost), e.retry.transient
+                reason = DropReason.DNS if e.reason is DropReason.DNS else DropReason.ROBOTS_UNREACHABLE
+                robots, retry = policy.Robots(unreachable=e.evidence, reason=reason), e.retry.transient
             else:
-                again = policy.is_transient(response.status)
+                retry = policy.is_transient(response.status)
                 robots = await asyncio.to_thread(policy.robots_of, response.status, response.body)
-            if not again:
+            if not retry:
                 break
         return robots
 
     async def _ask_tdm(self, address: str) -> policy.Tdm:
         """Ask for a tdmrep.json. Most hosts have none; one that cannot be fetched reserves nothing."""
         try:
-            response = await self._followed([address])
+            response = await self._follow_redirects([address])
         except RequestFailed:
             return policy.Tdm()
         return await asyncio.to_thread(policy.tdm_of, response.status, response.body)
 
-    async def _followed(self, hops: list[str]) -> Response:
+    async def _follow_redirects(self, hops: list[str]) -> Response:
         """A small file about a host, after redirects, which are added to `hops`. Raises RequestFailed."""
         while len(hops) <= policy.MAX_ROBOTS_REDIRECTS + 1:
             response = await self.host_file(hops[-1])
@@ -294,10 +294,10 @@ class Client:
         raise RequestFailed(DropReason.TOO_MANY_REDIRECTS, "too many redirects")
 
     def _check_takedowns(self, url: str, kind: Kind) -> None:
-        if why := self._takedowns.takedown_reason("", url) if kind.html else self._takedowns.takedown_reason(url, ""):
-            raise RequestFailed(DropReason.FORGOTTEN, why)
+        if cause := self._takedowns.takedown_reason("", url) if kind.html else self._takedowns.takedown_reason(url, ""):
+            raise RequestFailed(DropReason.FORGOTTEN, cause)
 
-    async def _paced(
+    async def _send_paced(
         self, url: str, kind: Kind, delay_s: float, headers: Mapping[str, str] | None = None, skips: bool = False
     ) -> Response:
         """One request, when a connection and a slot of its host are free. Raises RequestFailed.
@@ -309,12 +309,12 @@ class Client:
         if connections is None:
             connections = self._connections[host] = asyncio.Semaphore(self._egress.connections_of(host))
         async with connections:
-            if skips and (pause := self._pauses.of(host)) and pause.down:
+            if skips and (pause := self._pauses.current(host)) and pause.down:
                 raise HostPaused(pause)
             if (seconds := await self._limiter.next_slot(host, delay_s)) > 0:
                 await asyncio.sleep(seconds)
-            named = {"Accept": kind.accept, "Accept-Encoding": kind.encoding, **(headers or {})}
-            return await self._exchange(url, kind, named)
+            all_headers = {"Accept": kind.accept, "Accept-Encoding": kind.encoding, **(headers or {})}
+            return await self._exchange(url, kind, all_headers)
 
     async def _exchange(self, url: str, kind: Kind, headers: dict[str, str]) -> Response:
         """One guarded request within its deadline. Raises RequestFailed."""
@@ -323,16 +323,17 @@ class Client:
         from yarl import URL
 
         status = 0
-        with guard.guarded(self._guard) as scope:
+        with guard.enforce(self._guard) as scope:
             try:
                 self._guard.check_url(url)
                 if _UNSENDABLE.search(url):
                     raise RequestFailed(DropReason.BAD_URL, "the URL contains characters that HTTP cannot send")
                 async with asyncio.timeout(self._egress.timeout_s):
-                    new = list[bool]()
-                    options = {"trace_request_ctx": new, "middlewares": (partial(_sent, new),), "headers": headers}
-                    got = self._opened().get(URL(url, encoded=True), allow_redirects=False, **options)
-                    async with got as response:
+                    opened = list[bool]()
+                    middlewares = (partial(_send_once, opened),)
+                    options = {"trace_request_ctx": opened, "middlewares": middlewares, "headers": headers}
+                    request = self._open_session().get(URL(url, encoded=True), allow_redirects=False, **options)
+                    async with request as response:
                         status = response.status
                         return await self._read(response, kind)
             except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as e:
@@ -351,14 +352,14 @@ class Client:
                     raise RequestFailed(DropReason.BAD_RESPONSE, evidence, status=status) from None
                 raise RequestFailed(DropReason.BAD_URL, evidence) from None
 
-    def _opened(self) -> Any:
+    def _open_session(self) -> Any:
         """The session, made in the event loop that uses it."""
         import aiohttp
 
         if self._session is None:
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "wenlan-web"))
             connecting = aiohttp.TraceConfig()
-            connecting.on_connection_create_end.append(_note_new)
+            connecting.on_connection_create_end.append(_note_connection)
             self._session = aiohttp.ClientSession(
                 auto_decompress=False,  # we unpack ourselves, within the byte cap
                 connector=aiohttp.TCPConnector(limit=0),
@@ -420,22 +421,22 @@ class Client:
             raise RequestFailed(DropReason.BAD_RESPONSE, str(e), status=200) from None
 
 
-async def _note_new(session: Any, context: Any, event: Any) -> None:
+async def _note_connection(session: Any, context: Any, event: Any) -> None:
     context.trace_request_ctx.append(True)
 
 
-async def _sent(new: list[bool], request: Any, send: Any) -> Any:
+async def _send_once(opened: list[bool], request: Any, send: Any) -> Any:
     """Middleware: aiohttp sends a request a second time only where the first met a connection that had been idle.
 
-    By itself it does so for every host that hangs up: at once, beside its pace and the retries of a stage. new: has an
-    entry as soon as a connection was made for the request.
+    By itself it does so for every host that hangs up: at once, beside its pace and the retries of a stage. opened: has
+    an entry as soon as a connection was made for the request.
     """
     import aiohttp
 
     try:
         return await send(request)
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as e:
-        if new:
+        if opened:
             raise aiohttp.ClientConnectionError(str(e)) from e
         raise
 

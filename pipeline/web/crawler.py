@@ -34,7 +34,7 @@ from pipeline.unreadable import OURS, evidence
 from pipeline.urls import canonical_url
 from pipeline.web import pauses, sitemaps
 from pipeline.web.frontier import Frontier, record_of
-from pipeline.web.page_visitor import Earlier, Page, Visit, Visitor
+from pipeline.web.page_visitor import EarlierRecord, Page, Visit, Visitor
 from pipeline.web.policy import policy_of
 
 MAX_STREAK = 20
@@ -71,7 +71,7 @@ class Crawler:
         self._in_flight: dict[asyncio.Task[set[str]], Page] = {}
         self._streak: dict[str, list[Page]] = {}  # by host: pages that failed as if it were down, since one did not
         self._second_chance: set[int] = set()  # ids of pages that were lost while their host was down, and tried again
-        self._began: dict[str, float] = {}
+        self._start_times: dict[str, float] = {}
 
     async def run(self) -> None:
         """Visit pages until none remains or a limit is reached. Raises SourceError when a host is down."""
@@ -81,11 +81,11 @@ class Crawler:
             hosts = set(self._hosts)  # hosts that may have a page to visit
             while True:
                 for host in sorted(hosts):
-                    self._start(host, visitors)
+                    self._start_visits(host, visitors)
                 hosts.clear()
                 self._show_progress()
                 if not self._in_flight:
-                    hosts = await self._lost_at_the_end(visitors)
+                    hosts = await self._recovered_hosts(visitors)
                     if not hosts:
                         return
                     continue
@@ -109,22 +109,22 @@ class Crawler:
         pulse.tell(kept=kept, queue=frontier.waiting, **figures)
         pulse.expect(max(kept, min(self._site.max_pages, kept + frontier.waiting)), done=kept)
 
-    def _start(self, host: str, visitors: _Visitors) -> None:
+    def _start_visits(self, host: str, visitors: _Visitors) -> None:
         """Begin visits to a host, as many as it may see at once."""
         in_flight = {page.id for page in self._in_flight.values() if page.host == host}
         while len(in_flight) < self._spec.egress.connections_of(host) and not self._limit_reached(host):
-            page = self._frontier.next(host, in_flight)
+            page = self._frontier.next_page(host, in_flight)
             if page is None:
                 return
             in_flight.add(page.id)
-            self._began.setdefault(host, time.monotonic())
-            self._in_flight[asyncio.create_task(self._take(page, visitors))] = page
+            self._start_times.setdefault(host, time.monotonic())
+            self._in_flight[asyncio.create_task(self._visit(page, visitors))] = page
 
     def _limit_reached(self, host: str) -> bool:
         """True if a limit is reached: the site's, or the host's own."""
         site, kept = self._site, self._frontier.kept_of(host)
         in_flight = sum(page.host == host for page in self._in_flight.values())
-        hours = (time.monotonic() - self._began.get(host, time.monotonic())) / 3600
+        hours = (time.monotonic() - self._start_times.get(host, time.monotonic())) / 3600
         return (
             self._frontier.kept_pages + len(self._in_flight) >= site.max_pages
             or self._frontier.kept_bytes >= site.max_bytes
@@ -134,13 +134,13 @@ class Crawler:
             or (0 < site.max_hours_per_host <= hours)
         )
 
-    async def _take(self, page: Page, visitors: _Visitors) -> set[str]:
+    async def _visit(self, page: Page, visitors: _Visitors) -> set[str]:
         """Visit a page and write the outcome; returns the hosts of the pages that became known."""
         if self._policy.too_many_redirects(page.hops):
             self._frontier.drop(page, DropReason.TOO_MANY_REDIRECTS, f"{page.hops} redirects")
             return set()
         visit: Visit | None = None
-        with self._surviving(page.url):
+        with self._drop_on_error(page.url):
             visit = await visitors.visit(page, self._frontier.earlier(page.url))
             record = b""
             if visit.capture is not None and not visit.member and len(visit.capture.body) > LARGE:
@@ -151,13 +151,13 @@ class Crawler:
         if visit.endless:
             self._frontier.count(traps=visit.endless)
         for start in range(0, len(visit.too_deep), ADDED_AT_ONCE):
-            self._frontier.cut_off(visit.too_deep[start : start + ADDED_AT_ONCE])
+            self._frontier.note_too_deep(visit.too_deep[start : start + ADDED_AT_ONCE])
             await asyncio.sleep(0)
         links = (*visit.links, *([visit.target] if visit.target else []))
         return {link.split("/", 3)[2] for link in links}  # they are canonical; urlsplit takes ten times as long
 
     @contextmanager
-    def _surviving(self, url: str) -> Iterator[None]:
+    def _drop_on_error(self, url: str) -> Iterator[None]:
         """Turn what a parser raises on a page or sitemap into its Decision, so that it does not end the crawl."""
         try:
             yield
@@ -175,7 +175,7 @@ class Crawler:
         if visit.outcome == "unreachable":
             raise SourceError(visit.target, f"source {self._site.name}: {visit.evidence}; not crawled")
         if visit.outcome == "dropped":
-            await self._failed(page, visit, await self._last_of(page, visit.links), visitors)
+            await self._retry_or_drop(page, visit, await self._add_most_links(page, visit.links), visitors)
             return
         self._streak.pop(page.host, None)
         if visit.outcome == "moved":
@@ -191,11 +191,11 @@ class Crawler:
             evidence = f"its URL differs only in numbers from {MAX_ALIKE} earlier pages; its links are not followed"
             self._frontier.drop(page, DropReason.TRAP, evidence)
         else:
-            links = await self._last_of(page, visit.links)
+            links = await self._add_most_links(page, visit.links)
             self._frontier.keep(page, visit.capture, links, visit.member, visit.likeness, record, visit.images)
 
-    async def _last_of(self, page: Page, links: Sequence[str]) -> Sequence[str]:
-        """Add the links of a page some at a time, between which other hosts have their turn; returns the last ones.
+    async def _add_most_links(self, page: Page, links: Sequence[str]) -> Sequence[str]:
+        """Add links of a page some at a time, so that other hosts have their turn between; returns the last ones.
 
         Those are added with the page itself: if the crawl is killed before, the page is asked for and read again.
         """
@@ -205,14 +205,14 @@ class Crawler:
             await asyncio.sleep(0)
         return links
 
-    async def _failed(self, page: Page, visit: Visit, links: Sequence[str], visitors: _Visitors) -> None:
+    async def _retry_or_drop(self, page: Page, visit: Visit, links: Sequence[str], visitors: _Visitors) -> None:
         """Put a page back for another try, or drop it; raises SourceError when its host is down."""
         assert visit.reason is not None
         if visit.down:
             self._streak.setdefault(page.host, []).append(page)
         else:
             self._streak.pop(page.host, None)
-        if visit.again:
+        if visit.retry:
             self._frontier.retry_later(page)
         else:
             self._frontier.drop(page, visit.reason, visit.evidence, links)
@@ -225,7 +225,7 @@ class Crawler:
         A page gets one such chance in a run: one that always fails would else be asked for without end.
         """
         streak = self._streak.pop(host)
-        if outage := await visitors.at(streak[-1].url).outage(streak[-1].url):
+        if outage := await visitors.visitor_of(streak[-1].url).outage(streak[-1].url):
             self._frontier.reopen(streak)
             message = (
                 f"source {self._site.name}: {len(streak)} requests in a row failed, and the host is down ({outage})"
@@ -237,7 +237,7 @@ class Crawler:
         self._frontier.reopen(lost)
         return bool(lost)
 
-    async def _lost_at_the_end(self, visitors: _Visitors) -> set[str]:
+    async def _recovered_hosts(self, visitors: _Visitors) -> set[str]:
         """Hosts that were down when their last pages were asked for, and are up again: with those pages to visit."""
         starts = {urlsplit(url).netloc for url in self._site.start_urls()}
         failing = [host for host in self._streak if host in starts and not self._limit_reached(host)]
@@ -248,9 +248,9 @@ class Crawler:
         if not self._site.sitemaps or self._frontier.counted("sitemaps_read"):
             return
         starts = {urlsplit(url).netloc: url for url in self._site.start_urls()}
-        waiting = [sitemap for url in starts.values() for sitemap in await visitors.at(url).sitemaps_of(url)]
+        waiting = [sitemap for url in starts.values() for sitemap in await visitors.visitor_of(url).sitemaps_of(url)]
         seen: set[str] = set()
-        named = 0
+        listed = 0
         while waiting and len(seen) < sitemaps.MAX_FILES:
             try:
                 url = canonical_url(waiting.pop(0))
@@ -259,14 +259,14 @@ class Crawler:
             if url in seen or urlsplit(url).netloc not in self._hosts:
                 continue
             seen.add(url)
-            with self._surviving(url):
-                pages, further = await visitors.at(url).sitemap(url)
+            with self._drop_on_error(url):
+                pages, further = await visitors.visitor_of(url).sitemap(url)
                 for start in range(0, len(pages), ADDED_AT_ONCE):
                     self._frontier.add(pages[start : start + ADDED_AT_ONCE], depth=1)
                     await asyncio.sleep(0)
-                named += len(pages)
+                listed += len(pages)
                 waiting += further[: sitemaps.MAX_FILES]
-        self._frontier.count(sitemaps_read=1, in_sitemaps=named)  # at once: a crawl that is killed reads them again
+        self._frontier.count(sitemaps_read=1, in_sitemaps=listed)  # at once: a crawl that is killed reads them again
 
 
 class _Visitors:
@@ -278,12 +278,12 @@ class _Visitors:
             Visitor, [(spec, site, takedowns)] * count, restarts=RESTARTS, concurrency=VISITS_AT_ONCE
         )
 
-    def at(self, url: str) -> Visitor:
+    def visitor_of(self, url: str) -> Visitor:
         """The visitor of a URL's host; its methods are awaited wherever it runs."""
         return self._visitors.awaited(zlib.crc32(urlsplit(url).netloc.encode()) % len(self._visitors))
 
-    async def visit(self, page: Page, earlier: Earlier | None) -> Visit:
-        return await self.at(page.url).visit(page, earlier)
+    async def visit(self, page: Page, earlier: EarlierRecord | None) -> Visit:
+        return await self.visitor_of(page.url).visit(page, earlier)
 
     async def close(self) -> None:
         if not self._visitors.remote:

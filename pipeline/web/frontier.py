@@ -28,7 +28,7 @@ from data_specs.storage.whole_files import exclusive
 from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.records import Capture
-from pipeline.web.page_visitor import Earlier, Page
+from pipeline.web.page_visitor import EarlierRecord, Page
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS page (
@@ -71,7 +71,7 @@ class Totals:
 
 
 @dataclass(slots=True)
-class Kept:
+class HostTotals:
     """Pages kept of one host, and their bytes, uncompressed."""
 
     pages: int = 0
@@ -81,12 +81,12 @@ class Kept:
 class Frontier:
     """The pages known to one crawl. Use as a context manager.
 
-    cap: how many pages may be known. about: what the WARC's first record says of the crawl. waiting, dropped, images:
+    cap: how many pages may be known. warcinfo: its WARC's first record. waiting, dropped, images:
     pages by state, and images of the kept ones, as `totals` counts them, without asking the file. Raises StoreError
     when another process does not release the folder.
     """
 
-    def __init__(self, folder: Path, cap: int, about: dict[str, str]) -> None:
+    def __init__(self, folder: Path, cap: int, warcinfo: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = contextlib.ExitStack()
         try:
@@ -100,15 +100,15 @@ class Frontier:
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.executescript(_TABLES)
         self._out = self.warc.open("ab")
-        self._recover(about)
-        self._known = self._one("SELECT COUNT(*) FROM page")
+        self._recover(warcinfo)
+        self._known = self._value("SELECT COUNT(*) FROM page")
         self._count_states()
         self.images = self.counted("images")
         kept = self._db.execute("SELECT host, COUNT(*), SUM(bytes) FROM page WHERE state = 'kept' GROUP BY host")
-        self._kept = {host: Kept(pages, size) for host, pages, size in kept}  # asked for before each request
+        self._kept = {host: HostTotals(pages, size) for host, pages, size in kept}  # asked for before each request
         self.kept_pages = sum(kept.pages for kept in self._kept.values())
         self.kept_bytes = sum(kept.bytes for kept in self._kept.values())
-        self._spent, self._since = self._hours_before(), time.monotonic()
+        self._earlier_s, self._started = self._seconds_before(), time.monotonic()
 
     def __enter__(self) -> Frontier:
         return self
@@ -120,20 +120,20 @@ class Frontier:
         self._db.close()
         self._lock.close()
 
-    def _recover(self, about: dict[str, str]) -> None:
+    def _recover(self, warcinfo: dict[str, str]) -> None:
         """Bring rows and WARC into agreement after whatever stopped the last run."""
         size = self.warc.stat().st_size
         with self._db:
             self._db.execute(
                 "UPDATE page SET state = 'todo', warc_offset = NULL, warc_end = NULL WHERE warc_end > ?", (size,)
             )
-        end = self._one("SELECT COALESCE(MAX(warc_end), 0) FROM page")
+        end = self._value("SELECT COALESCE(MAX(warc_end), 0) FROM page")
         self._out.truncate(end)
         if not end:
             from warcio.warcwriter import WARCWriter
 
             WARCWriter(self._out, gzip=True).write_record(
-                WARCWriter(io.BytesIO(), gzip=True).create_warcinfo_record("", about)
+                WARCWriter(io.BytesIO(), gzip=True).create_warcinfo_record("", warcinfo)
             )
             self._out.flush()
 
@@ -147,7 +147,7 @@ class Frontier:
         beyond = 0
         for url in urls:
             if self._known >= self._cap:
-                beyond += not self._one("SELECT COUNT(*) FROM page WHERE url = ?", url)
+                beyond += not self._value("SELECT COUNT(*) FROM page WHERE url = ?", url)
                 continue
             new = self._db.execute(
                 "INSERT OR IGNORE INTO page (url, host, depth, hops) VALUES (?, ?, ?, ?)",
@@ -156,22 +156,22 @@ class Frontier:
             self._known += new
             self.waiting += new
         if beyond:
-            self._note("beyond", self._noted("beyond") + beyond)
+            self._write_note("beyond", self._read_note("beyond") + beyond)
 
-    def cut_off(self, urls: Iterable[str]) -> None:
+    def note_too_deep(self, urls: Iterable[str]) -> None:
         """Note links of a page that lies at the largest depth: counted once each, as many as may be known."""
         with self._db:
-            noted = self._one("SELECT COUNT(*) FROM too_deep")
+            count = self._value("SELECT COUNT(*) FROM too_deep")
             self._db.executemany(
                 "INSERT OR IGNORE INTO too_deep (url) VALUES (?)",
-                [(url,) for _, url in zip(range(self._cap - noted), urls, strict=False)],
+                [(url,) for _, url in zip(range(self._cap - count), urls, strict=False)],
             )
 
-    def kept_of(self, host: str) -> Kept:
+    def kept_of(self, host: str) -> HostTotals:
         """Pages and bytes kept of a host so far."""
-        return self._kept.setdefault(host, Kept())
+        return self._kept.setdefault(host, HostTotals())
 
-    def next(self, host: str, in_flight: Collection[int] = ()) -> Page | None:
+    def next_page(self, host: str, in_flight: Collection[int] = ()) -> Page | None:
         """The host's next page: untried before tried, near before far, then in the order in which they were added.
 
         in_flight: ids of pages that are being asked for, which are passed over.
@@ -197,12 +197,12 @@ class Frontier:
             )
         self.count(earlier_known=1)
 
-    def earlier(self, url: str) -> Earlier | None:
+    def earlier(self, url: str) -> EarlierRecord | None:
         """The record that an earlier crawl kept of a page, if a conditional request can ask whether it has changed."""
         row = self._db.execute(
             "SELECT warc, warc_offset, warc_length, etag, last_modified, sha256 FROM earlier WHERE url = ?", (url,)
         ).fetchone()
-        return Earlier(*row) if row else None
+        return EarlierRecord(*row) if row else None
 
     def kept_alike(self, host: str, digest: str) -> int:
         """Number of kept pages of a host that have this likeness."""
@@ -213,11 +213,11 @@ class Frontier:
         """Add to named numbers that are stored with the frontier, all or none of them."""
         with self._db:
             for name, number in more.items():
-                self._note(name, self._noted(name) + number)
+                self._write_note(name, self._read_note(name) + number)
 
     def counted(self, name: str) -> int:
         """The value of a named number; 0 if it was never counted."""
-        return int(self._noted(name))
+        return int(self._read_note(name))
 
     def keep(
         self,
@@ -251,7 +251,7 @@ class Frontier:
             self._add(links, page.depth + 1, 0)
             self._note_time()
             if images:
-                self._note("images", self.images + images)
+                self._write_note("images", self.images + images)
         self.images += images
         self.waiting -= 1
         kept = self.kept_of(page.host)
@@ -309,13 +309,13 @@ class Frontier:
 
     def _count_states(self) -> None:
         states = ("todo", "dropped")
-        self.waiting, self.dropped = (self._one("SELECT COUNT(*) FROM page WHERE state = ?", s) for s in states)
+        self.waiting, self.dropped = (self._value("SELECT COUNT(*) FROM page WHERE state = ?", s) for s in states)
 
     def totals(self) -> Totals:
         states = dict(self._db.execute("SELECT state, COUNT(*) FROM page GROUP BY state"))
         waiting, kept, dropped, moved = (states.get(state, 0) for state in ("todo", "kept", "dropped", "moved"))
-        unchanged = self._one("SELECT COUNT(*) FROM page WHERE same")
-        too_deep = self._one("SELECT COUNT(*) FROM too_deep WHERE url NOT IN (SELECT url FROM page)")
+        unchanged = self._value("SELECT COUNT(*) FROM page WHERE same")
+        too_deep = self._value("SELECT COUNT(*) FROM too_deep WHERE url NOT IN (SELECT url FROM page)")
         return Totals(waiting, kept, dropped, moved, self.kept_bytes, self.counted("beyond"), unchanged, too_deep)
 
     def hours(self) -> float:
@@ -324,17 +324,17 @@ class Frontier:
         Of a run the monotonic clock counts: a wall clock that is set meanwhile must not end a crawl of an hour as one
         of three days. The wall clock counts between two runs only, from the last page of one to the start of the next.
         """
-        return (self._spent + time.monotonic() - self._since) / 3600
+        return (self._earlier_s + time.monotonic() - self._started) / 3600
 
-    def _hours_before(self) -> float:
+    def _seconds_before(self) -> float:
         """Seconds from the beginning of the crawl until now, as earlier runs noted them."""
-        noted_at = self._noted("noted_at")
-        return self._noted("spent") + (max(0.0, time.time() - noted_at) if noted_at else 0.0)
+        noted_at = self._read_note("noted_at")
+        return self._read_note("spent") + (max(0.0, time.time() - noted_at) if noted_at else 0.0)
 
     def _note_time(self) -> None:
         """Note how long the crawl has taken, within the transaction of the caller."""
-        self._note("spent", self._spent + time.monotonic() - self._since)
-        self._note("noted_at", time.time())
+        self._write_note("spent", self._earlier_s + time.monotonic() - self._started)
+        self._write_note("noted_at", time.time())
 
     def fate(self, url: str) -> tuple[str, str, str]:
         """(state, reason, evidence) of a page; all empty for one that is not known."""
@@ -352,7 +352,7 @@ class Frontier:
             state, _, evidence = self.fate(url)
         return url
 
-    def kept(self) -> Iterator[dict[str, Any]]:
+    def kept_rows(self) -> Iterator[dict[str, Any]]:
         """Rows of kept pages in the order of the WARC."""
         measured = ("url", "depth", "fetched_at", "content_type", "etag", "last_modified", "sha256", "bytes")
         names = (*measured, "warc_offset", "warc_end")
@@ -378,14 +378,14 @@ class Frontier:
         self._out.flush()
         return offset, offset + len(member)
 
-    def _one(self, query: str, *values: Any) -> int:
+    def _value(self, query: str, *values: Any) -> int:
         return int(self._db.execute(query, values).fetchone()[0])
 
-    def _noted(self, name: str) -> float:
+    def _read_note(self, name: str) -> float:
         row = self._db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
         return float(row[0]) if row else 0.0
 
-    def _note(self, name: str, value: float) -> None:
+    def _write_note(self, name: str, value: float) -> None:
         self._db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, value))
 
 

@@ -55,10 +55,10 @@ async def download(fetcher: ImageFetcher, urls: list[str], accept: Accept, fetch
             pq.write_table(pa.table({"url": addresses}), folder / "urls.parquet")
             options = _options(folder, len(urls), fetch)
             log = await gateway.while_answering(_run(folder, options))
-        for number, body in _written(folder / "out"):
-            accept(urls[number], gateway.answered.pop(number).with_body(body))
-        if gateway.answered or gateway.waiting:
-            missing = len(gateway.answered) + gateway.waiting
+        for number, body in _read_output(folder / "out"):
+            accept(urls[number], gateway.images.pop(number).with_body(body))
+        if gateway.images or gateway.unasked:
+            missing = len(gateway.images) + gateway.unasked
             raise StageError("fetch", f"img2dataset returned no outcome for {missing} of {len(urls)} images ({log})")
 
 
@@ -105,7 +105,7 @@ async def _run(folder: Path, options: dict[str, Any]) -> str:
     return last
 
 
-def _written(folder: Path) -> Iterator[tuple[int, bytes]]:
+def _read_output(folder: Path) -> Iterator[tuple[int, bytes]]:
     """(number of the image in the list, its bytes) of all that img2dataset has written."""
     for table in sorted(folder.glob("*.parquet")):
         rows = pq.read_table(table, columns=["key", "url"])
@@ -122,8 +122,8 @@ def _written(folder: Path) -> Iterator[tuple[int, bytes]]:
 class _Gateway:
     """An HTTP server on loopback that answers /TOKEN/NUMBER with the image of that number. Use as a context manager.
 
-    Failures go to `accept` at once. answered: images that were handed to img2dataset, without their bytes, by number.
-    waiting: how many were not asked for yet.
+    Failures go to `accept` at once. images: those that were handed to img2dataset, without their bytes, by number.
+    unasked: how many were not asked for yet.
     """
 
     def __init__(self, fetcher: ImageFetcher, urls: list[str], accept: Accept) -> None:
@@ -131,8 +131,8 @@ class _Gateway:
         self._token = secrets.token_urlsafe(16)  # of loopback: any other user's process could ask, too
         self._fault: asyncio.Future[None] | None = None
         self._runner: Any = None
-        self.answered: dict[int, Image] = {}
-        self.waiting = len(urls)
+        self.images: dict[int, Image] = {}
+        self.unasked = len(urls)
 
     async def __aenter__(self) -> _Gateway:
         from aiohttp import web
@@ -171,9 +171,9 @@ class _Gateway:
         number = int(request.match_info["number"])
         try:
             outcome = await self._fetcher.fetch(self._urls[number])
-            self.waiting -= 1
+            self.unasked -= 1
             if isinstance(outcome, Image):
-                self.answered[number] = outcome.with_body(b"")
+                self.images[number] = outcome.with_body(b"")
                 return web.Response(body=outcome.body, content_type="application/octet-stream")
             self._accept(self._urls[number], outcome)
             return web.Response(status=502, text=str(outcome))

@@ -2,7 +2,7 @@
 
 Where the guard sits, and why there: an audit hook on `socket.connect`. It sees the address that is really connected
 to, after DNS and after every redirect, whichever library connects (aiohttp today), so
-no gap is left between check and use. It acts only inside a scope that the client enters (`guarded`),
+no gap is left between check and use. It acts only inside a scope that the client enters (`enforce`),
 by a context variable: Ray, object stores and databases of the same process are untouched.
 
 What passes is an IP literal of a globally routable unicast address. On top of what `ipaddress` calls not global we
@@ -113,7 +113,7 @@ def guard_of(spec: BuildSpec) -> Guard:
 
 @dataclass(slots=True)
 class Scope:
-    """One `guarded` block. `refused` keeps the reasons: libraries wrap the exception beyond recognition."""
+    """One `enforce` block. `refused` keeps the reasons: libraries wrap the exception beyond recognition."""
 
     guard: Guard
     refused: list[str] = field(default_factory=list)
@@ -124,7 +124,7 @@ _installed = False
 
 
 @contextlib.contextmanager
-def guarded(guard: Guard) -> Iterator[Scope]:
+def enforce(guard: Guard) -> Iterator[Scope]:
     """Inside, this thread (or asyncio task, and tasks it starts) connects only where `guard` lets it."""
     _install()
     scope = Scope(guard)

@@ -71,7 +71,7 @@ class ImageFetcher:
     async def fetch(self, url: str) -> Image | RequestFailed:
         """An image, or why it could not be fetched. Never raises for what a host does."""
         try:
-            response = await self._followed(url)
+            response = await self._follow_redirects(url)
             etag, content_type = response.header("etag")[:200], response.header("content-type")
             return Image(response.body, etag, rfc3339(), content_type)
         except RequestFailed as e:
@@ -81,12 +81,12 @@ class ImageFetcher:
         except Exception as e:  # a header, a redirect or a file about the host, and what it did to a parser
             return RequestFailed(DropReason.UNREADABLE, evidence(e, url))
 
-    async def _followed(self, url: str) -> Response:
+    async def _follow_redirects(self, url: str) -> Response:
         """Follow redirects to an image. Raises RequestFailed.
 
         Its user name and password are sent until a redirect leaves its origin, and never afterwards.
         """
-        redirects, first = 0, url
+        redirects, start_url = 0, url
         authorization = basic_authorization(self._userinfos.get(url, ""))
         while not self._policy.too_many_redirects(redirects):
             headers = {"Authorization": authorization} if authorization else None
@@ -98,7 +98,7 @@ class ImageFetcher:
                     raise status_failure(response)
                 return response
             url, redirects = redirect_target(url, response.location), redirects + 1
-            authorization = authorization if authorization and origin_of(url) == origin_of(first) else ""
+            authorization = authorization if authorization and origin_of(url) == origin_of(start_url) else ""
         raise RequestFailed(DropReason.TOO_MANY_REDIRECTS, f"more than {self._max_redirects}, then {url}")
 
 
@@ -112,7 +112,7 @@ async def download(
     waiting: dict[str, deque[str]] = {}
     for url in urls:
         waiting.setdefault(urlsplit(url).netloc, deque()).append(url)
-    turns = deque(host for host, own in waiting.items() for _ in range(min(len(own), fetcher.connections_of(host))))
+    turns = deque(host for host, queue in waiting.items() for _ in range(min(len(queue), fetcher.connections_of(host))))
 
     async def fetch_next() -> None:
         while turns and time.monotonic() < until:

@@ -29,7 +29,7 @@ from pipeline import actors
 LEASE_S = 0.25
 """Seconds of a host's time that are booked at once."""
 
-MANY = 1_000_000
+UNLIMITED = 1_000_000
 """Slots of a lease where no pause is wanted: Retry-After holds there too."""
 
 SLOWER, FASTER, LEAST_S, SLOWEST_S = 2.0, 0.99, 0.05, 8.0
@@ -50,12 +50,12 @@ Booked = tuple[float, float, int]
 
 @dataclass(slots=True)
 class _Host:
-    """A host in the schedule. free_at: when its next slot is. delay_s: between its last ones. least_s: between its next
-    ones, since it asked for a pause. paused_until: the end of that."""
+    """A host in the schedule. free_at: when its next slot is. delay_s: between its last ones. min_delay_s: between its
+    next ones, since it asked for a pause. paused_until: the end of that."""
 
     free_at: float = 0.0
     delay_s: float = 0.0
-    least_s: float = 0.0
+    min_delay_s: float = 0.0
     paused_until: float = 0.0
 
 
@@ -72,23 +72,23 @@ class HostSchedule:
     def _book(self, host: str, delay_s: float, slots: int) -> Booked:
         now = self._clock()
         if len(self._hosts) >= _FORGET_AT:
-            self._hosts = {name: own for name, own in self._hosts.items() if own.free_at > now}
-        own = self._hosts.setdefault(host, _Host())
-        if own.least_s > delay_s:
-            delay_s, slots = own.least_s, min(slots, max(1, int(LEASE_S / own.least_s)))
-            own.least_s *= FASTER**slots
-        start, own.delay_s = max(now, own.free_at), delay_s
-        own.free_at = start + delay_s * slots
+            self._hosts = {name: state for name, state in self._hosts.items() if state.free_at > now}
+        state = self._hosts.setdefault(host, _Host())
+        if state.min_delay_s > delay_s:
+            delay_s, slots = state.min_delay_s, min(slots, max(1, int(LEASE_S / state.min_delay_s)))
+            state.min_delay_s *= FASTER**slots
+        start, state.delay_s = max(now, state.free_at), delay_s
+        state.free_at = start + delay_s * slots
         return start - now, delay_s, slots
 
     def pause(self, host: str, seconds: float) -> None:
         """The host asked for a pause: no slot before it is over, and slower ones then. Requests that were under way
         when it began ask for the same one."""
-        own, now = self._hosts.setdefault(host, _Host()), self._clock()
-        if now >= own.paused_until:
-            own.least_s = min(SLOWER * max(own.delay_s, LEAST_S), SLOWEST_S)
-        own.paused_until = max(own.paused_until, now + seconds)
-        own.free_at = max(own.free_at, own.paused_until)
+        state, now = self._hosts.setdefault(host, _Host()), self._clock()
+        if now >= state.paused_until:
+            state.min_delay_s = min(SLOWER * max(state.delay_s, LEAST_S), SLOWEST_S)
+        state.paused_until = max(state.paused_until, now + seconds)
+        state.free_at = max(state.free_at, state.paused_until)
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class _Lease:
     asked_s: float
     used: int = 0
 
-    def over(self, now: float) -> bool:
+    def is_over(self, now: float) -> bool:
         """True if all slots are used, or the booked time (at most LEASE_S) has been over for LEASE_S."""
         return self.used == self.slots or now > self.start + min(self.slots * self.delay_s, LEASE_S) + LEASE_S
 
@@ -123,7 +123,7 @@ class RateLimiter:
         while True:
             now = self._clock()
             lease = self._leases.get(host)
-            if lease is not None and lease.asked_s == delay_s and not lease.over(now):
+            if lease is not None and lease.asked_s == delay_s and not lease.is_over(now):
                 at = lease.start + lease.used * lease.delay_s
                 lease.used += 1
                 return max(0.0, at - now)
@@ -160,8 +160,8 @@ class RateLimiter:
     def _slots(self, host: str, delay_s: float) -> int:
         """Slots to book: twice those of the last lease if all were used, else as many as were used; at first one."""
         if delay_s <= 0:
-            return MANY
-        before, most = self._leases.get(host), max(1, int(LEASE_S / delay_s))
-        if before is None:
+            return UNLIMITED
+        last, limit = self._leases.get(host), max(1, int(LEASE_S / delay_s))
+        if last is None:
             return 1
-        return min(max(1, 2 * before.slots if before.used == before.slots else before.used), most)
+        return min(max(1, 2 * last.slots if last.used == last.slots else last.used), limit)

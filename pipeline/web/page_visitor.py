@@ -55,7 +55,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class EarlierRecord:
     """The record that an earlier crawl kept of a page: `length` bytes from `offset` of `warc`, a gzip member."""
 
     warc: str
@@ -73,14 +73,14 @@ class Visit:
     kept         `capture` is to be written
     unchanged    since the earlier crawl: `member` is the record to be written again, `capture` what it holds
     moved        to `target`
-    dropped      for `reason`; `again`: asking once more may help, `down`: the host may be down, no answer or a 503
+    dropped      for `reason`; `retry`: asking once more may help, `down`: the host may be down, no answer or a 503
     unreachable  the host of a start page cannot be crawled: `evidence` says why, `target` is its robots.txt
     """
 
     outcome: Literal["kept", "unchanged", "moved", "dropped", "unreachable"]
     reason: DropReason | None = None
     evidence: str = ""
-    again: bool = False
+    retry: bool = False
     down: bool = False
     status: int = 0
     target: str = ""
@@ -99,7 +99,7 @@ class Visitor:
 
     def __init__(self, spec: BuildSpec, site: Site, takedowns: Takedowns = NO_TAKEDOWNS) -> None:
         self._egress, self._site = spec.egress, site
-        self._policy, self._page = policy.policy_of(spec), page_kind(spec.egress)
+        self._policy, self._kind = policy.policy_of(spec), page_kind(spec.egress)
         self._start_hosts = {urlsplit(url).netloc for url in site.start_urls()}
         self._pauses: list[Pause] = []  # that began since the last visit ended
         self._client = Client(spec, takedowns, show=self._pauses.append)
@@ -109,30 +109,30 @@ class Visitor:
         await self._readers.close()
         await self._client.close()
 
-    async def visit(self, page: Page, earlier: Earlier | None = None) -> Visit:
+    async def visit(self, page: Page, earlier: EarlierRecord | None = None) -> Visit:
         """Ask for a page once. Never raises for what a host does."""
         visit = await self._visit(page, earlier)
         pauses = tuple(self._pauses)
         self._pauses.clear()
         return replace(visit, pauses=pauses) if pauses else visit
 
-    async def _visit(self, page: Page, earlier: Earlier | None) -> Visit:
+    async def _visit(self, page: Page, earlier: EarlierRecord | None) -> Visit:
         """Like `visit`, without the pauses."""
         try:
-            response = await self._client.get(page.url, self._page, _conditions(earlier))
+            response = await self._client.get(page.url, self._kind, _conditions(earlier))
             if response.status != 200 and not response.location and (response.status != 304 or earlier is None):
                 raise status_failure(response)
             content_type = response.header("content-type")
             if response.status == 200 and not policy.is_html(content_type, response.body):
                 raise RequestFailed(DropReason.NOT_HTML, content_type or "no content type", status=200)
         except RequestFailed as e:
-            return self._failed(page, e)
+            return self._failed_visit(page, e)
         if response.location:
-            return self._moved(page, response)
+            return self._redirect_visit(page, response)
         if response.status == 304 and earlier is not None:
             return await self._unchanged(page, response, earlier)
         capture = Capture(page.url, response.status, rfc3339(), content_type, response.body, response.headers)
-        return await self._judged("kept", page, capture, response.headers)
+        return await self._read_page("kept", page, capture, response.headers)
 
     async def delay_of(self, url: str) -> float:
         """Seconds between two requests to a URL's host. Raises RequestFailed if the guard refuses the host."""
@@ -160,16 +160,16 @@ class Visitor:
         except RequestFailed:
             return []
 
-    async def _unchanged(self, page: Page, response: Response, earlier: Earlier) -> Visit:
+    async def _unchanged(self, page: Page, response: Response, earlier: EarlierRecord) -> Visit:
         """The earlier record; if that is not there any more, the page as it is now."""
-        member = await asyncio.to_thread(_member, earlier)
+        member = await asyncio.to_thread(_read_earlier, earlier)
         capture = capture_of(member, self._egress.max_page_bytes) if member else None
         if capture is None or hashlib.sha256(capture.body).hexdigest() != earlier.sha256 or capture.url != page.url:
             return await self._visit(page, None)
         # what the owner says now counts, and what was said when the record was made
-        return await self._judged("unchanged", page, capture, (*response.headers, *capture.headers), member)
+        return await self._read_page("unchanged", page, capture, (*response.headers, *capture.headers), member)
 
-    async def _judged(
+    async def _read_page(
         self,
         outcome: Literal["kept", "unchanged"],
         page: Page,
@@ -179,30 +179,30 @@ class Visitor:
     ) -> Visit:
         """Keep a page unless its owner opted out, and follow its links."""
         reading = await self._readers.page(capture, headers)
-        followed: dict[str, Any] = {"links": reading.links, "endless": reading.endless}
+        links: dict[str, Any] = {"links": reading.links, "endless": reading.endless}
         if page.depth >= self._site.max_depth:
-            followed = {"too_deep": reading.links}
+            links = {"too_deep": reading.links}
         if reading.opt_outs:
-            return Visit("dropped", DropReason.OPT_OUT, reading.opt_outs, **followed)
+            return Visit("dropped", DropReason.OPT_OUT, reading.opt_outs, **links)
         return Visit(
             outcome,
             capture=capture,
             member=member,
             likeness=reading.likeness,
             images=reading.images,
-            **followed,
+            **links,
         )
 
-    def _failed(self, page: Page, failure: RequestFailed) -> Visit:
+    def _failed_visit(self, page: Page, failure: RequestFailed) -> Visit:
         """A failure, and whether the page is to be asked for again."""
         if failure.reason in (DropReason.ROBOTS_UNREACHABLE, DropReason.DNS) and page.host in self._start_hosts:
             return Visit("unreachable", evidence=failure.evidence, target=policy.robots_url(page.url))
-        again = failure.retry.soon and page.tries + 1 < policy.TRIES
+        retry = failure.retry.in_this_build and page.tries + 1 < policy.TRIES
         return Visit(
-            "dropped", failure.reason, failure.evidence, again=again, down=failure.host_is_down, status=failure.status
+            "dropped", failure.reason, failure.evidence, retry=retry, down=failure.host_is_down, status=failure.status
         )
 
-    def _moved(self, page: Page, response: Response) -> Visit:
+    def _redirect_visit(self, page: Page, response: Response) -> Visit:
         """A redirect, if it leads to another page of the site."""
         try:
             target = without_session(canonical_url(response.location, page.url))
@@ -213,7 +213,7 @@ class Visitor:
         return Visit("moved", target=target, status=response.status)
 
 
-def _conditions(earlier: Earlier | None) -> dict[str, str]:
+def _conditions(earlier: EarlierRecord | None) -> dict[str, str]:
     """Headers of a request that is conditional (RFC 9110 section 13) where an earlier crawl holds the page."""
     if earlier is None:
         return {}
@@ -221,7 +221,7 @@ def _conditions(earlier: Earlier | None) -> dict[str, str]:
     return {name: value for name, value in headers.items() if value}
 
 
-def _member(earlier: Earlier) -> bytes:
+def _read_earlier(earlier: EarlierRecord) -> bytes:
     """The record of an earlier crawl; empty if it cannot be read any more."""
     folder, _, name = earlier.warc.rpartition("/")
     try:

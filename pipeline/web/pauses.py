@@ -29,7 +29,7 @@ IN_A_ROW = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class HostRefusal:
     """A request that a host refused. status: 0 without an answer. pause_s: seconds that it named, 0 for none."""
 
     reason: DropReason
@@ -48,7 +48,7 @@ class Pause:
     """
 
     host: str
-    refusal: Refusal
+    refusal: HostRefusal
     seconds: float
     until: float
     in_a_row: int
@@ -76,27 +76,27 @@ class Pauses:
         self._asking: set[str] = set()
         self._last: dict[str, Pause] = {}
 
-    def answered(self, host: str) -> None:
+    def on_answer(self, host: str) -> None:
         """Note an answer of a host, which ends its row of refusals and its pause."""
         self._rows.pop(host, None)
         self._last.pop(host, None)
 
-    async def refused(self, host: str, url: str, refusal: Refusal) -> Pause | None:
+    async def on_refusal(self, host: str, url: str, refusal: HostRefusal) -> Pause | None:
         """Note that a host refused to answer for a URL; returns the pause that begins, if one does: not for a request
         that was under way when the last one began."""
-        if self.of(host) is not None:
+        if self.current(host) is not None:
             return None
         row = self._rows[host] = self._rows.get(host, 0) + 1
         backoff_s = policy.backoff_s(row)
         if refusal.status != 429 and not refusal.pause_s:
-            if row < IN_A_ROW or host in self._asking or not await self._stays_silent(host, url):
+            if row < IN_A_ROW or host in self._asking or not await self._is_down(host, url):
                 return None
             backoff_s = policy.backoff_s(row - IN_A_ROW + 1)
         seconds = refusal.pause_s or backoff_s
         pause = self._last[host] = Pause(host, refusal, seconds, time.time() + seconds, row)
         return pause
 
-    async def _stays_silent(self, host: str, url: str) -> bool:
+    async def _is_down(self, host: str, url: str) -> bool:
         """Ask a host whether it is down; if not, its row of refusals is over."""
         self._asking.add(host)
         try:
@@ -104,9 +104,9 @@ class Pauses:
         finally:
             self._asking.discard(host)
         if not down:
-            self.answered(host)
+            self.on_answer(host)
         return bool(down)
 
-    def of(self, host: str) -> Pause | None:
+    def current(self, host: str) -> Pause | None:
         pause = self._last.get(host)
         return pause if pause is not None and time.time() < pause.until else None

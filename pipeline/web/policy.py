@@ -94,7 +94,7 @@ class Retry:
     wait_s: float = 0.0
 
     @property
-    def soon(self) -> bool:
+    def in_this_build(self) -> bool:
         """True if repeating it may help within this build."""
         return self.transient and self.wait_s <= MAX_DELAY_S
 
@@ -115,7 +115,7 @@ class Policy:
         """Returns why the rules of a URL's host forbid it, None if it may be asked for."""
         robots = rules.robots
         if robots.unreachable:
-            return Refusal(robots.lost, robots.refusal(url), 0.0)
+            return Refusal(robots.reason, robots.refusal(url), 0.0)
         if unreadable := robots.unreadable or rules.tdm.unreadable:
             return Refusal(DropReason.UNREADABLE, unreadable, 0.0)
         if not robots.allows(url):
@@ -307,13 +307,13 @@ def _directives(value: str) -> set[str]:
 class Robots:
     """A host's robots.txt, as it applies to us.
 
-    unreachable: why it could not be fetched, "" if it could; `lost` is the reason. unreadable: what the parser raised
+    unreachable: why it could not be fetched, "" if it could; `reason` is its class. unreadable: what the parser raised
     on it: the host has rules, and we do not know them, so that nothing of it is asked for.
     """
 
     rules: Any = None  # protego.Protego, or None: everything is allowed
     unreachable: str = ""
-    lost: DropReason = DropReason.ROBOTS_UNREACHABLE
+    reason: DropReason = DropReason.ROBOTS_UNREACHABLE
     unreadable: str = ""
     delay_s: float = 0.0
     sitemaps: tuple[str, ...] = ()
@@ -363,15 +363,15 @@ def _robots_of(status: int, body: bytes) -> Robots:
 
 def robots_url(url: str) -> str:
     """Address of the robots.txt that rules a URL."""
-    return _beside(url, "/robots.txt")
+    return _host_url(url, "/robots.txt")
 
 
 def tdm_url(url: str) -> str:
     """Address of the file in which the owner of a URL may reserve text and data mining."""
-    return _beside(url, "/.well-known/tdmrep.json")
+    return _host_url(url, "/.well-known/tdmrep.json")
 
 
-def _beside(url: str, path: str) -> str:
+def _host_url(url: str, path: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}{path}"
 
@@ -389,7 +389,7 @@ class PathPattern:
     whole: bool = False  # whether the path must end where the last part does
 
     @classmethod
-    def of(cls, pattern: str) -> PathPattern:
+    def parse(cls, pattern: str) -> PathPattern:
         """The pattern that a line of text means."""
         return cls(tuple(re.sub(r"\*+", "*", pattern.removesuffix("$")).split("*")), pattern.endswith("$"))
 
@@ -452,7 +452,7 @@ def _tdm_of(status: int, body: bytes) -> Tdm:
     for entry in entries[:MAX_TDM_RULES] if isinstance(entries, list) else ():
         location = entry.get("location") if isinstance(entry, dict) else None
         if isinstance(location, str) and location:
-            rules.append((PathPattern.of(location[:MAX_TDM_PATTERN]), str(entry.get("tdm-reservation")) == "1"))
+            rules.append((PathPattern.parse(location[:MAX_TDM_PATTERN]), str(entry.get("tdm-reservation")) == "1"))
     return Tdm(tuple(rules))
 
 

@@ -27,7 +27,7 @@ from pipeline.web.page_visitor import Page, Visitor
 SECONDS = 15.0
 """Time for all start pages of a site together, and for each image."""
 
-MOST = 3
+MAX_PROBES = 3
 """Start pages of a site, and images of a source, that are tried."""
 
 
@@ -50,7 +50,7 @@ class Probe:
 
 def probe_pages(spec: BuildSpec, site: Site, takedowns: Takedowns = NO_TAKEDOWNS) -> list[Probe]:
     """The first start pages of a site, each after its redirects."""
-    return asyncio.run(_pages(_hurried(spec), site, takedowns))
+    return asyncio.run(_pages(_with_short_timeout(spec), site, takedowns))
 
 
 async def _pages(spec: BuildSpec, site: Site, takedowns: Takedowns) -> list[Probe]:
@@ -58,7 +58,7 @@ async def _pages(spec: BuildSpec, site: Site, takedowns: Takedowns) -> list[Prob
     probes: list[Probe] = []
     end = asyncio.get_running_loop().time() + SECONDS
     try:
-        for url in site.start_urls()[:MOST]:
+        for url in site.start_urls()[:MAX_PROBES]:
             seconds = max(0.1, end - asyncio.get_running_loop().time())
             try:
                 probes.append(await asyncio.wait_for(_page(spec, visitor, url), seconds))
@@ -79,19 +79,19 @@ async def _page(spec: BuildSpec, visitor: Visitor, url: str) -> Probe:
     delay_s = (
         await visitor.delay_of(target) if visit.outcome == "kept" else spec.egress.delay_of(urlsplit(target).netloc)
     )
-    by = "" if target == url else f"redirects to {target}; "
+    prefix = "" if target == url else f"redirects to {target}; "
     if visit.outcome == "kept":
-        said = f"{by}a page with {len(visit.links):,} links within the site and {visit.images:,} images"
-        return Probe(url, True, said, delay_s=delay_s, images=visit.images)
+        answer = f"{prefix}a page with {len(visit.links):,} links within the site and {visit.images:,} images"
+        return Probe(url, True, answer, delay_s=delay_s, images=visit.images)
     if visit.outcome == "moved":
-        return Probe(url, False, f"{by}more than {hops} redirects", "egress.max_redirects", delay_s=delay_s)
+        return Probe(url, False, f"{prefix}more than {hops} redirects", "egress.max_redirects", delay_s=delay_s)
     reason = visit.reason or DropReason.ROBOTS_UNREACHABLE
     advice, refused = advice_for(reason, visit.evidence), reason is DropReason.EGRESS_REFUSED
-    return Probe(url, False, f"{by}{reason.value}: {visit.evidence}", advice, refused, delay_s)
+    return Probe(url, False, f"{prefix}{reason.value}: {visit.evidence}", advice, refused, delay_s)
 
 
 def probe_images(spec: BuildSpec, urls: Sequence[str]) -> list[Probe]:
-    return asyncio.run(_images(_hurried(spec), urls[:MOST])) if urls else []
+    return asyncio.run(_images(_with_short_timeout(spec), urls[:MAX_PROBES])) if urls else []
 
 
 async def _images(spec: BuildSpec, urls: Sequence[str]) -> list[Probe]:
@@ -104,15 +104,15 @@ async def _image(fetcher: ImageFetcher, url: str) -> Probe:
     if isinstance(image, RequestFailed):
         advice = advice_for(image.reason, image.evidence)
         return Probe(url, False, str(image), advice, image.reason is DropReason.EGRESS_REFUSED)
-    said = f"{len(image.body):,} bytes, {image.content_type[:60] or 'no content type'}"
+    answer = f"{len(image.body):,} bytes, {image.content_type[:60] or 'no content type'}"
     try:
         header(image.body)
     except PictureError as e:
-        return Probe(url, False, f"{said}: {e}", "is it the URL of a picture?")
-    return Probe(url, True, said)
+        return Probe(url, False, f"{answer}: {e}", "is it the URL of a picture?")
+    return Probe(url, True, answer)
 
 
-def _hurried(spec: BuildSpec) -> BuildSpec:
+def _with_short_timeout(spec: BuildSpec) -> BuildSpec:
     """The spec with a short time limit per request."""
     egress = spec.egress.model_copy(update={"timeout_s": min(spec.egress.timeout_s, SECONDS / 2)})
     return spec.model_copy(update={"egress": egress})

@@ -53,7 +53,7 @@ class Readers:
         limits = {"seconds": SITEMAP_SECONDS, "memory": SITEMAP_MEMORY}
         self._sitemaps = _Pool(sitemaps.read, (b"<urlset/>", sitemaps.MAX_BYTES, site), 1, **limits)
 
-    async def page(self, capture: Capture, headers: policy.Headers) -> Reading:
+    async def page(self, capture: Capture, headers: policy.Headers) -> PageParts:
         """`read_page` of one page. Raises OverLimit."""
         arguments = (capture, tuple(headers), self._site)
         if _is_tiny(capture):
@@ -84,15 +84,15 @@ class _Pool(Generic[T]):
     """Up to `size` children that run one function; each is started when it is first needed."""
 
     def __init__(self, function: Callable[..., T], example: tuple[Any, ...], size: int, **limits: Any) -> None:
-        self._new: Callable[[], Confined[T]] = functools.partial(Confined, function, example, **limits)
-        self._turns = asyncio.Semaphore(size)
+        self._start_child: Callable[[], Confined[T]] = functools.partial(Confined, function, example, **limits)
+        self._slots = asyncio.Semaphore(size)
         self._children: list[Confined[T]] = []
         self._idle: list[Confined[T]] = []
 
     async def __call__(self, *arguments: Any) -> T:
-        async with self._turns:
+        async with self._slots:
             if not self._idle:
-                self._children.append(self._new())
+                self._children.append(self._start_child())
                 self._idle.append(self._children[-1])
             child = self._idle.pop()
             try:
@@ -100,7 +100,7 @@ class _Pool(Generic[T]):
             except asyncio.CancelledError:  # its thread waits on: the answer would be taken for the next page's
                 self._children.remove(child)
                 child.close()
-                child = self._new()
+                child = self._start_child()
                 self._children.append(child)
                 raise
             finally:
@@ -146,7 +146,7 @@ class Markup:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PageParts:
     """The parts of one page that a crawl uses.
 
     opt_outs: what its owner says against its use, "" for nothing. links: addresses to follow. endless: links that lead
@@ -160,7 +160,7 @@ class Reading:
     images: int = 0
 
 
-def read_page(capture: Capture, headers: policy.Headers, site: Site) -> Reading:
+def read_page(capture: Capture, headers: policy.Headers, site: Site) -> PageParts:
     """Read a captured page. headers: those that speak for its owner."""
     markup = read_markup(capture.body, capture.content_type, capture.url)
     links: list[str] = []
@@ -168,7 +168,7 @@ def read_page(capture: Capture, headers: policy.Headers, site: Site) -> Reading:
     if policy.follows_links(headers, markup.robots):
         links, endless = links_of(markup.hrefs, site)
     outs = policy.opt_outs(headers, markup.robots, markup.reserved)
-    return Reading(str(outs) if outs else "", tuple(links), endless, markup.likeness, markup.images)
+    return PageParts(str(outs) if outs else "", tuple(links), endless, markup.likeness, markup.images)
 
 
 def read_markup(body: bytes, content_type: str, url: str) -> Markup:
@@ -180,8 +180,8 @@ def read_markup(body: bytes, content_type: str, url: str) -> Markup:
         for node in tree.css("meta[name]")
     ]
     base = tree.css_first("base[href]")
-    named = (base.attributes.get("href") or "").strip() if base else ""
-    start = (_joined(url, named) if len(named) <= MAX_HREF else "") or url
+    base_href = (base.attributes.get("href") or "").strip() if base else ""
+    base_url = (_absolute(url, base_href) if len(base_href) <= MAX_HREF else "") or url
     hrefs = [
         (node.attributes.get("href") or node.attributes.get("src") or "").strip()
         for node in tree.css("a[href], area[href], iframe[src], frame[src]")
@@ -194,7 +194,7 @@ def read_markup(body: bytes, content_type: str, url: str) -> Markup:
     return Markup(
         robots=[content for name, content in metas if name in ("robots", policy.AGENT)],
         reserved=any(policy.reserves(content) for name, content in metas if name == "tdm-reservation"),
-        hrefs=[joined for href in hrefs if len(href) <= MAX_HREF and (joined := _joined(start, href))],
+        hrefs=[joined for href in hrefs if len(href) <= MAX_HREF and (joined := _absolute(base_url, href))],
         likeness=hashlib.sha256(wording).hexdigest()[:LIKENESS_DIGITS],
         images=len(pictures),
     )
@@ -228,7 +228,7 @@ def links_of(hrefs: list[str], site: Site) -> tuple[list[str], int]:
     return list(links), endless
 
 
-def _joined(base: str, href: str) -> str:
+def _absolute(base: str, href: str) -> str:
     """An absolute address; "" for one that cannot be read."""
     try:
         return urljoin(base, with_slashes(href))

@@ -35,15 +35,15 @@ _LONG_TAG = re.compile(rb"<[^<>]{65536}")
 """A tag whose attributes alone would fill the memory; sitemaps have few and short ones."""
 
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*["']([\w.:-]{1,40})["'][^>]{0,200}>""")
-_OF_EXPAT = ("utf-8", "us-ascii", "ascii", "iso-8859-1")
+_EXPAT_CHARSETS = ("utf-8", "us-ascii", "ascii", "iso-8859-1")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"<\0", b"\0<")
 """First bytes of a file in UTF-16 (XML 1.0, appendix F.1)."""
 
 
 def read(body: bytes, cap: int, site: Site) -> tuple[list[str], list[str]]:
     """(pages of the site, further sitemaps) that a file lists."""
-    named, further = parse(body, cap)
-    return site.pages_of(named), further[:MAX_FILES]
+    pages, further = parse(body, cap)
+    return site.pages_of(pages), further[:MAX_FILES]
 
 
 def parse(body: bytes, cap: int = MAX_BYTES) -> tuple[list[str], list[str]]:
@@ -102,6 +102,6 @@ def _utf8(body: bytes) -> bytes:
         return _DECLARED.sub(b"", text.encode("utf-8", "replace"), count=1)
     declared = _DECLARED.match(body[:1024])
     label = declared.group(1).decode("ascii", "replace").lower() if declared else "utf-8"
-    if declared is None or label in _OF_EXPAT:
+    if declared is None or label in _EXPAT_CHARSETS:
         return body
     return body[declared.end() :].decode(codec_of(label) or "utf-8", "replace").encode()

@@ -37,7 +37,7 @@ from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web import policy
 from pipeline.web._warc_members import BLOCK, MAX_BETWEEN, Members, records
-from pipeline.web._warc_ranges import in_order
+from pipeline.web._warc_ranges import fetch_ranges
 from pipeline.web._warc_sound import CAPTURES, SoundRun, other_record
 from pipeline.web.bodies import Undecodable, unpacked
 
@@ -61,40 +61,40 @@ def read_captures(
     others = Counter[str]()
     try:
         with wacz.opened(url) as (f, start):
-            reading = _Reading(url, f, max_body)
+            reader = _FileReader(url, f, max_body)
             try:
-                for entry in reading.entries():
+                for entry in reader.entries():
                     if isinstance(entry, str):
                         others[entry] += 1
                     else:
-                        yield _moved(entry, start) if start and isinstance(entry, Capture) else entry
+                        yield _shift_place(entry, start) if start and isinstance(entry, Capture) else entry
             finally:
                 if info is not None:
-                    info["bytes"] = info.get("bytes", 0) + reading.size
+                    info["bytes"] = info.get("bytes", 0) + reader.size
     except faults() as e:
         raise SourceError(url, f"cannot be read ({reason(e)})") from None
     if account is not None:
-        account.met += reading.records + reading.holes
+        account.met += reader.records + reader.holes
         for kind, count in others.items():
             if isinstance(kind, Named):
                 account.named[kind] += count
             else:
                 account.miss(f"{_file_name(url)}: records of type {writable(kind)[:40] or 'none'} ({count:,})")
-    if not reading.records and must_hold:
+    if not reader.records and must_hold:
         raise BrokenFile(url, "not a WARC file (it contains no records)")
 
 
-def _moved(capture: Capture, by: int) -> Capture:
+def _shift_place(capture: Capture, by: int) -> Capture:
     """The capture with its place in the file that holds the WARC file."""
     offset, length = capture.place
     return replace(capture, place=(offset + by, length)) if capture.place != NO_PLACE else capture
 
 
-MOST_AGAIN = 4
+MAX_REREADS = 4
 """How often a damaged file may be read again as a whole."""
 
 
-class _Reading:
+class _FileReader:
     """One file while it is read: by fastwarc as long as it is sound, by `_warc_members` where it is not.
 
     fastwarc raises at the first damage and holds nothing back, so whatever it met stands in front of the place where
@@ -104,13 +104,13 @@ class _Reading:
     def __init__(self, url: str, file: BinaryIO, max_body: int) -> None:
         self._url, self._file, self._max_body = url, file, max_body
         self._members = Members(file)
-        self._again = MOST_AGAIN * size_of(file) + (8 << 20)  # bytes that may be read again after damages
+        self._budget = MAX_REREADS * size_of(file) + (8 << 20)  # bytes that may be read again after damages
         self.records = self.holes = 0
 
     @property
     def size(self) -> int:
         """Bytes of the file, of a stream those that were read."""
-        return size_of(self._file, self._members.reached)
+        return size_of(self._file, self._members.file_position)
 
     def entries(self) -> Iterator[Capture | Decision | str]:
         """One entry for each record and hole: see `read_captures`; for what is not a capture its `other_record`."""
@@ -131,80 +131,80 @@ class _Reading:
         return _entry(next(records(members)), self._max_body)
 
     def _by_members(self, run: SoundRun | None) -> Generator[Capture | Decision | str, None, int | None]:
-        """Entries of the next members, without the first `run.known` records; those of all members without a run.
+        """Entries of the next members, without the first `run.to_skip` records; those of all members without a run.
 
         Returns where the member begins that is read next, None at the end of the file.
         """
-        members, known = self._members, run.known if run is not None else 0
+        members, to_skip = self._members, run.to_skip if run is not None else 0
         new = 0
         while (run is None or not new) and members.next():
-            held: Capture | Decision | str | None = None  # the last one, until its place is known, and that it is whole
-            first, is_read = -1, False  # where that record begins; whether it was read to its end
+            pending: Capture | Decision | str | None = None  # the last one, until its place and end are known
+            record_at, is_read = -1, False  # where that record begins; whether it was read to its end
             try:
                 for record in records(members):
-                    if held is not None:
-                        yield held
-                        held = None
-                    if known:
-                        known -= 1
+                    if pending is not None:
+                        yield pending
+                        pending = None
+                    if to_skip:
+                        to_skip -= 1
                         _read_to_end(record)
                         continue
-                    first, is_read = members.record_at, False
-                    held = _entry(record, self._max_body)
-                    if isinstance(held, Decision):
+                    record_at, is_read = members.record_at, False
+                    pending = _entry(record, self._max_body)
+                    if isinstance(pending, Decision):
                         _read_to_end(record)  # raises where not a parser but the record is at fault
-                    elif isinstance(held, Capture) and not members.is_gzip:
-                        held = replace(held, place=(first, members.tell() - first))
+                    elif isinstance(pending, Capture) and not members.is_gzip:
+                        pending = replace(pending, place=(record_at, members.tell() - record_at))
                     self.records, new, is_read = self.records + 1, new + 1, True
                 if (
-                    isinstance(held, Capture) and members.is_gzip and members.in_member == 1
+                    isinstance(pending, Capture) and members.is_gzip and members.record_count == 1
                 ):  # of one record: it has a place
-                    held = replace(held, place=(members.start, members.behind - members.start))
-                if held is not None:
-                    yield held
+                    pending = replace(pending, place=(members.start, members.next_start - members.start))
+                if pending is not None:
+                    yield pending
             except no_damage(*OURS):
                 raise
             except Exception as e:
                 start = members.damaged_at
-                if is_read and not members.is_gzip and self._is_doubtful(first, start):
-                    if self._is_end(first, start):
-                        yield from () if held is None else (held,)
+                if is_read and not members.is_gzip and self._is_doubtful(record_at, start):
+                    if self._resume_behind(record_at, start):
+                        yield from () if pending is None else (pending,)
                         continue
-                    start, held, self.records = first, None, self.records - 1
-                if is_read and held is not None:  # whole by itself; its member is not
-                    yield held
-                    held = None
-                passed = self._passed(start, reason(e))
-                yield replace(held, lost=passed.lost) if isinstance(held, Decision) else passed
-                if not self._is_behind:
+                    start, pending, self.records = record_at, None, self.records - 1
+                if is_read and pending is not None:  # whole by itself; its member is not
+                    yield pending
+                    pending = None
+                hole = self._skip_damage(start, reason(e))
+                yield replace(pending, lost=hole.lost) if isinstance(pending, Decision) else hole
+                if not self._recovered:
                     return None
-        return members.behind if new and run is not None else None
+        return members.next_start if new and run is not None else None
 
-    def _is_doubtful(self, first: int, start: int) -> bool:
-        """True if the record at `first` may have another length than it says, since no line end is at its end."""
-        if first < 0 or self._members.is_behind_record or first == start or start - first > self._again:
+    def _is_doubtful(self, record_at: int, start: int) -> bool:
+        """True if the record at `record_at` may have another length than it says, since no line end is at its end."""
+        if record_at < 0 or self._members.is_behind_record or record_at == start or start - record_at > self._budget:
             return False
-        self._again -= start - first
+        self._budget -= start - record_at
         return True
 
-    def _is_end(self, first: int, end: int) -> bool:
-        """Go on behind the record at `first`, if it swallowed no other and has but a few bytes too many behind it."""
-        following = self._members.recover(first)
+    def _resume_behind(self, record_at: int, end: int) -> bool:
+        """Go on behind the record at `record_at`, if it swallowed no other and has only a few bytes too many behind."""
+        following = self._members.recover(record_at)
         if following < 0:
             self._members.go_to(self.size)
         return 0 <= (following if following >= 0 else self.size) - end <= MAX_BETWEEN
 
-    def _passed(self, start: int, why: str) -> Decision:
+    def _skip_damage(self, start: int, why: str) -> Decision:
         """Go on behind a damage at `start`; the Decision about it. Raises BrokenFile for what is not a WARC file.
 
         A file in which each record says to be as long as what is left is not read to its end.
         """
-        self._again -= max(min(BLOCK, self.size - start), self._members.tell() - self._members.record_at)
-        following = self._members.recover(start) if self._again >= 0 else -1
-        self._is_behind = following >= 0
-        if not self._is_behind and not self.records:
+        self._budget -= max(min(BLOCK, self.size - start), self._members.tell() - self._members.record_at)
+        following = self._members.recover(start) if self._budget >= 0 else -1
+        self._recovered = following >= 0
+        if not self._recovered and not self.records:
             raise BrokenFile(self._url, f"not a WARC file ({why})") from None
-        stop = following if self._is_behind else self.size
+        stop = following if self._recovered else self.size
         self.holes += 1
         return unreadable_part(_file_name(self._url), Hole(start, max(0, stop - start), why))
 
@@ -232,15 +232,15 @@ def read_ranges(ranges: Iterable[PageRange | Decision], max_body: int) -> Iterat
     SourceError for a file that is missing or cannot be read.
     """
     sized = (_too_large(r.url, max_body) if isinstance(r, PageRange) and r.length > max_body else r for r in ranges)
-    wanted = ((r, (r.file, r.offset, r.length) if isinstance(r, PageRange) else None) for r in sized)
-    for found, member in in_order(wanted):
-        yield found if isinstance(found, Decision) else _capture_at(found, member, max_body)
+    requests = ((r, (r.file, r.offset, r.length) if isinstance(r, PageRange) else None) for r in sized)
+    for item, member in fetch_ranges(requests):
+        yield item if isinstance(item, Decision) else _capture_at(item, member, max_body)
 
 
 def read_records(places: Iterable[tuple[T, tuple[str, int, int]]], max_body: int) -> Iterator[tuple[T, Capture | None]]:
-    """Each thing with the capture at its place (file, offset, length), as `capture_of` reads it. Raises SourceError."""
-    for thing, member in in_order(places):
-        yield thing, capture_of(member, max_body)
+    """Each item with the capture at its place (file, offset, length), as `capture_of` reads it. Raises SourceError."""
+    for item, member in fetch_ranges(places):
+        yield item, capture_of(member, max_body)
 
 
 def _capture_at(place: PageRange, member: bytes, max_body: int) -> Capture | Decision:
@@ -331,19 +331,19 @@ def _url_of(record: Any) -> str:
 
 def _capture(record: Any, max_body: int) -> Capture | Decision | None:
     """The capture of one record; None for what is not of the web (dns:, whois:, urn:)."""
-    url, given = _url_of(record), record.rec_headers.get_header
+    url, header = _url_of(record), record.rec_headers.get_header
     if not url.startswith(("http://", "https://")):
         return None
     status, kind, headers = _head(record)
     refers_to, body = None, b""
     if record.rec_type == "revisit":
-        where = without_userinfo((given("WARC-Refers-To-Target-URI") or url).strip("<> "))
-        refers_to = where, given("WARC-Refers-To-Date") or ""
+        target = without_userinfo((header("WARC-Refers-To-Target-URI") or url).strip("<> "))
+        refers_to = target, header("WARC-Refers-To-Date") or ""
     else:
         body = _body(record, max_body + 1)
         if len(body) > max_body and policy.is_html(kind, body):
             return _too_large(url, max_body)
-    date, digest = given("WARC-Date") or "", given("WARC-Payload-Digest") or ""
+    date, digest = header("WARC-Date") or "", header("WARC-Payload-Digest") or ""
     return Capture(url, status, date, kind, body, headers, digest=digest, refers_to=refers_to)
 
 
@@ -384,8 +384,8 @@ def _read(stream: Any, size: int) -> bytes:
     return b"".join(parts)
 
 
-def copy_without(source: Path, target: Path, removed: Callable[[str], bool]) -> dict[str, int] | None:
-    """Copy a WARC file without the records of the pages that are `removed`, by URL; None, and no file, if it has none.
+def copy_without(source: Path, target: Path, is_removed: Callable[[str], bool]) -> dict[str, int] | None:
+    """Copy a WARC file without the records whose URL `is_removed` takes; None, and no file, if it has none.
 
     Returns where each remaining record now begins: {old offset as a string: new offset}. Bytes are copied as they are.
     """
@@ -397,18 +397,18 @@ def copy_without(source: Path, target: Path, removed: Callable[[str], bool]) -> 
         records = ArchiveIterator(f)
         for record in records:
             url = (record.rec_headers.get_header("WARC-Target-URI") or "").strip("<> ")
-            goes = bool(url) and removed(url)
+            drop = bool(url) and is_removed(url)
             length = records.get_record_length()  # reads the record to its end
-            any_removed = any_removed or goes
-            if not goes:
+            any_removed = any_removed or drop
+            if not drop:
                 places.append((records.get_record_offset(), length))
     if not any_removed:
         return None
-    moved = {}
+    offsets = {}
     with source.open("rb") as f, target.open("wb") as out:
         for offset, length in places:
-            moved[str(offset)] = out.tell()
+            offsets[str(offset)] = out.tell()
             f.seek(offset)
             for remaining in range(length, 0, -(1 << 20)):
                 out.write(f.read(min(remaining, 1 << 20)))
-    return moved
+    return offsets

@@ -22,7 +22,7 @@ def test_figures_of_progress_are_those_of_the_file_whatever_happens_and_after_a_
     with Frontier(tmp_path, 200, {"software": "test"}) as frontier:
         frontier.add([f"http://a.cn/{i}" for i in range(20)], depth=0)
         for step in range(120):
-            page = frontier.next("a.cn")
+            page = frontier.next_page("a.cn")
             if page is None:
                 break
             links = [f"http://a.cn/{dice.randrange(300)}" for _ in range(3)]
@@ -69,13 +69,13 @@ def test_a_torn_record_at_the_end_of_the_warc_is_cut_off(tmp_path):
     with Frontier(tmp_path, 10, {"software": "t"}) as frontier:
         frontier.add(["http://a.cn/1", "http://a.cn/2", "http://a.cn/3"], 0)
         for name in ("1", "2"):
-            page = frontier.next("a.cn")
+            page = frontier.next_page("a.cn")
             frontier.keep(page, capture(f"http://a.cn/{name}"), [])
     whole = frontier.warc.read_bytes()
     for damage in (whole + whole[-40:], whole[:-7]):
         frontier.warc.write_bytes(damage)
         with Frontier(tmp_path, 10, {"software": "t"}) as frontier:
-            while (page := frontier.next("a.cn")) is not None:
+            while (page := frontier.next_page("a.cn")) is not None:
                 frontier.keep(page, capture(page.url), [])
         entries = ArchiveIterator(io.BytesIO(frontier.warc.read_bytes()), check_digests="raise")
         urls = [entry.rec_headers.get_header("WARC-Target-URI") for entry in entries]
@@ -106,7 +106,7 @@ def test_a_clock_that_is_set_during_a_crawl_takes_none_of_its_hours(
         clock.wait(1)
         clock.wall += 3600 * jump_hours
         clock.wait(1)
-        page = frontier.next("a.cn")
+        page = frontier.next_page("a.cn")
         assert page is not None
         frontier.drop(page, DropReason.HTTP_STATUS, "404")
         assert frontier.hours() == pytest.approx(2)
@@ -122,7 +122,7 @@ def test_the_hours_of_a_crawl_that_was_killed_go_on(tmp_path: Path, monkeypatch:
     killed = Frontier(tmp_path, 200, {})
     killed.add(["http://a.cn/1"], depth=0)
     clock.wait(2)
-    page = killed.next("a.cn")
+    page = killed.next_page("a.cn")
     assert page is not None
     killed.drop(page, DropReason.HTTP_STATUS, "404")
     for opened in (killed._out, killed._db, killed._lock):  # as its process ends

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec, SpecError
 from pipeline.web import guard
 from pipeline.web.client import Client, RequestFailed, image_kind
-from pipeline.web.guard import EgressRefused, Guard, guarded
+from pipeline.web.guard import EgressRefused, Guard, enforce
 
 OPEN = Guard()
 
@@ -102,7 +102,7 @@ def test_a_spec_can_open_nothing_but_loopback(entry):
 
 def test_the_hook_stops_a_connection_inside_the_scope_only(serve):
     web = serve({"/": b"x"})
-    with guarded(OPEN) as scope:
+    with enforce(OPEN) as scope:
         with pytest.raises(OSError, match="not a public address"):
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(web.url(), timeout=120)
         with socket.socket() as sock, pytest.raises(EgressRefused):
@@ -115,7 +115,7 @@ def test_the_hook_stops_a_connection_inside_the_scope_only(serve):
 
 def test_a_name_that_leads_to_loopback_is_refused_after_the_lookup(serve):
     web = serve({"/": b"x"})
-    with guarded(OPEN) as scope, pytest.raises(OSError, match="public"):
+    with enforce(OPEN) as scope, pytest.raises(OSError, match="public"):
         socket.create_connection(("localhost", web.port), timeout=120)
     assert scope.refused
     assert web.asked == []
@@ -129,7 +129,7 @@ def test_another_thread_is_not_held_by_the_scope(serve):
         with socket.create_connection(("127.0.0.1", web.port), timeout=120):
             done.append(True)
 
-    with guarded(OPEN):
+    with enforce(OPEN):
         thread = threading.Thread(target=connect)
         thread.start()
         thread.join()

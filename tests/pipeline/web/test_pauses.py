@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from pipeline.decisions import DropReason
 from pipeline.web import pauses, policy
 from pipeline.web.client import Client, HostPaused, RequestFailed, page_kind
-from pipeline.web.pauses import IN_A_ROW, Pause, Pauses, Refusal
+from pipeline.web.pauses import IN_A_ROW, HostRefusal, Pause, Pauses
 from tests.crawled import html
 from tests.pipeline.web.test_client import BROKEN_OFF, MALFORMED, spec_of
 
 REFUSALS = {
-    "connection": Refusal(DropReason.CONNECTION, 0, 0.0),
-    "timeout": Refusal(DropReason.TIMEOUT, 0, 0.0),
-    "500": Refusal(DropReason.HTTP_STATUS, 500, 0.0),
-    "503": Refusal(DropReason.HTTP_STATUS, 503, 0.0),
-    "429": Refusal(DropReason.HTTP_STATUS, 429, 0.0),
-    "named": Refusal(DropReason.HTTP_STATUS, 503, 7.0),
+    "connection": HostRefusal(DropReason.CONNECTION, 0, 0.0),
+    "timeout": HostRefusal(DropReason.TIMEOUT, 0, 0.0),
+    "500": HostRefusal(DropReason.HTTP_STATUS, 500, 0.0),
+    "503": HostRefusal(DropReason.HTTP_STATUS, 503, 0.0),
+    "429": HostRefusal(DropReason.HTTP_STATUS, 429, 0.0),
+    "named": HostRefusal(DropReason.HTTP_STATUS, 503, 7.0),
 }
 
 
@@ -41,10 +41,10 @@ def paused_after(outcomes: list[str], down: bool) -> list[Pause | None]:
         for hours, outcome in enumerate(outcomes):
             clock.now = 3600.0 * hours
             if outcome == "ok":
-                hosts.answered("a")
+                hosts.on_answer("a")
                 after.append(None)
             else:
-                after.append(await hosts.refused("a", "http://a/", REFUSALS[outcome]))
+                after.append(await hosts.on_refusal("a", "http://a/", REFUSALS[outcome]))
         return after
 
     clock = SimpleNamespace(now=0.0)
@@ -55,7 +55,7 @@ def paused_after(outcomes: list[str], down: bool) -> list[Pause | None]:
 def test_requests_under_way_when_a_host_asks_for_a_pause_begin_no_further_one() -> None:
     async def run() -> list[Pause | None]:
         hosts = Pauses(lambda url: asyncio.sleep(0, ""))
-        return [await hosts.refused("a", "http://a/", REFUSALS[name]) for name in ("named", "429", "429", "timeout")]
+        return [await hosts.on_refusal("a", "http://a/", REFUSALS[name]) for name in ("named", "429", "429", "timeout")]
 
     first, *others = asyncio.run(run())
     assert first is not None

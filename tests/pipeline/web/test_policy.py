@@ -203,7 +203,7 @@ def test_pages_and_images_are_asked_for_again_after_the_same_statuses():
 )
 def test_a_host_that_names_a_time_is_left_alone_until_then(transient, retry_after, soon, pause_s):
     retry = policy.retry_of(transient, retry_after)
-    assert (retry.soon, retry.pause_s) == (soon, pause_s)
+    assert (retry.in_this_build, retry.pause_s) == (soon, pause_s)
 
 
 def test_the_pause_after_failures_doubles_up_to_a_limit():
@@ -260,4 +260,4 @@ assert policy.robots_of(200, robots.encode()).allows(path)
 def test_patterns_mean_what_their_regular_expression_means(parts, rest):
     pattern, path = "/" + "".join(parts), "/" + rest
     expression = ".*".join(map(re.escape, pattern.removesuffix("$").split("*"))) + ("$" if pattern[-1] == "$" else "")
-    assert policy.PathPattern.of(pattern).matches(path) == (re.match(expression, path) is not None)
+    assert policy.PathPattern.parse(pattern).matches(path) == (re.match(expression, path) is not None)

@@ -31,10 +31,10 @@ def site() -> Site:
     return Site(name="s", source_kind="news", start=("http://a.cn/",))
 
 
-def read(*bodies: bytes, content_type: str = "text/html; charset=utf-8") -> list[readers.Reading | BaseException]:
+def read(*bodies: bytes, content_type: str = "text/html; charset=utf-8") -> list[readers.PageParts | BaseException]:
     """What readers return or raise of some pages that are read at the same time."""
 
-    async def run() -> list[readers.Reading | BaseException]:
+    async def run() -> list[readers.PageParts | BaseException]:
         readers = Readers(site())
         pages = [Capture(URL, 200, "", content_type, body) for body in bodies]
         try:
@@ -60,7 +60,7 @@ def test_a_page_over_the_limits_is_ended_and_others_are_read():
     readings = read(SLOW, long, b"<a href=y.html>", SLOW, long)
     assert isinstance(readings[0], OverLimit)
     assert isinstance(readings[3], OverLimit)
-    links_of = [reading.links for reading in readings if isinstance(reading, readers.Reading)]
+    links_of = [reading.links for reading in readings if isinstance(reading, readers.PageParts)]
     assert links_of == [("http://a.cn/d/x.html",), ("http://a.cn/d/y.html",), ("http://a.cn/d/x.html",)]
 
 

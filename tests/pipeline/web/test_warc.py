@@ -24,7 +24,7 @@ from pipeline.records import NO_PLACE, Capture
 from pipeline.sources import PageRange
 from pipeline.web._warc_members import MAX_HEADERS
 from pipeline.web._warc_sound import SoundRun
-from pipeline.web.warc import MOST_AGAIN, _Reading, capture_of, copy_without, read_captures, read_ranges
+from pipeline.web.warc import MAX_REREADS, _FileReader, capture_of, copy_without, read_captures, read_ranges
 
 PAGE = "<p>雪后的黄山</p>".encode()
 
@@ -312,8 +312,8 @@ def test_records_that_all_say_to_be_longer_are_not_each_read_to_the_end(tmp_path
             return data or b""
 
     with Counted(tmp_path / "x.warc") as f:
-        list(_Reading("x.warc", f, 1 << 20).entries())
-    assert taken < (MOST_AGAIN + 2) * sum(map(len, longer)) + (9 << 20)
+        list(_FileReader("x.warc", f, 1 << 20).entries())
+    assert taken < (MAX_REREADS + 2) * sum(map(len, longer)) + (9 << 20)
 
 
 _PARTS = st.sampled_from(
@@ -356,14 +356,14 @@ class _Stream(io.BytesIO):
 
 
 def test_a_stream_of_a_web_server_without_ranges_is_read_to_its_end() -> None:
-    captures = list(_Reading("x", _Stream(b"".join(pages(50))), 100_000).entries())
+    captures = list(_FileReader("x", _Stream(b"".join(pages(50))), 100_000).entries())
     assert [capture.url for capture in captures] == [f"http://a.test/{i}" for i in range(50)]
 
 
 def by_warcio(data: bytes, max_body: int) -> tuple[list[Any], int]:
     """(entries, records) of the reader that nothing confuses, alone; of what is no WARC file its message."""
     captures: list[Any] = []
-    reading = _Reading("x", _NotSeekable(data), max_body)
+    reading = _FileReader("x", _NotSeekable(data), max_body)
     try:
         if not reading._members.is_gzip:
             return by_both(data, max_body)
@@ -377,7 +377,7 @@ def by_warcio(data: bytes, max_body: int) -> tuple[list[Any], int]:
 def by_both(data: bytes, max_body: int) -> tuple[list[Any], int]:
     """The same of fastwarc and the other reader together."""
     captures: list[Any] = []
-    reading = _Reading("x", io.BytesIO(data), max_body)
+    reading = _FileReader("x", io.BytesIO(data), max_body)
     try:
         captures += reading.entries()
     except SourceError as e:
