@@ -224,7 +224,7 @@ def weeks(_weeks_once: Any) -> Any:
 
     shutil.rmtree(_weeks_once.folder, ignore_errors=True)
     _weeks_once.folder.mkdir()
-    listings._list.cache_clear()
+    listings._scan.cache_clear()
     return _weeks_once
 
 

@@ -35,7 +35,7 @@ from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
 from pipeline.sources._look import Budget
-from pipeline.sources._text_files import AUTO, PACKED, SAVE_AS_CSV, WORKBOOKS, head_of, opened
+from pipeline.sources._text_files import AUTO, PACKED, SAVE_AS_CSV, WORKBOOKS, head_of, open_rows
 from pipeline.sources.warc import Warc
 
 LOOKED_AT = 3_000
@@ -402,7 +402,7 @@ def _rows(file: str) -> Iterator[dict[str, Any]]:
         if suffix == ".parquet":
             yield from _parquet_rows(file)
             return
-        with opened(file, AUTO) as (f, _):
+        with open_rows(file, AUTO) as (f, _):
             lines = Lines(f)
             if suffix in (".csv", ".tsv"):
                 separator, header, rows, _ = head_of(lines, None, "\t" if suffix == ".tsv" else ",")

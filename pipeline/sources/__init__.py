@@ -29,13 +29,13 @@ from pipeline.records import Candidate
 from pipeline.sources._look import (
     Budget,
     Count,
+    FileCount,
     Look,
-    Reading,
     Sample,
     broken_files,
     lines_of,
+    sample_indexes,
     size_of_files,
-    spread,
     total_of,
 )
 from pipeline.unreadable import OURS, evidence
@@ -113,8 +113,8 @@ class PageRange:
 
 def unreadable_part(name: str, hole: Hole) -> Decision:
     """The Decision about a part of a file of captures (without a source), with its weight in bytes."""
-    own = drop_capture(f"{name}, byte {hole.start}", "", "extract", DropReason.UNREADABLE, f"{name}: {hole}")
-    return replace(own, url="", page_url="", lost=Lost(hole.bytes))
+    decision = drop_capture(f"{name}, byte {hole.start}", "", "extract", DropReason.UNREADABLE, f"{name}: {hole}")
+    return replace(decision, url="", page_url="", lost=Lost(hole.bytes))
 
 
 class RangeSource(PageSource):
@@ -223,15 +223,15 @@ class TableSource(Source):
         """The Decision about a part of a file that cannot be read, with its weight."""
         name = writable(file.rpartition("/")[2])
         broken = Candidate(self.name, self.source_kind, f"{name}, byte {hole.start}", "", "", (), number)
-        own = drop(broken, "extract", DropReason.UNREADABLE, f"{name}: {hole}")
-        return replace(own, lost=Lost(hole.bytes, hole.rows))
+        decision = drop(broken, "extract", DropReason.UNREADABLE, f"{name}: {hole}")
+        return replace(decision, lost=Lost(hole.bytes, hole.rows))
 
     def opened(self, part: int, account: Account) -> tuple[str, Iterator[Candidate | Decision]]:
         """(file that begins with a part, what `read` yields of the part). The file, by path or URL, is "" for a later
         part of one and where a source has no files of rows. Raises SourceError."""
         return "", self.read(part, account)
 
-    def unread(self, file: str, error: Exception, read: int = 0) -> SourceError:
+    def file_error(self, file: str, error: Exception, read: int = 0) -> SourceError:
         """The error about a file, of what `faults` catches: BrokenFile if its content is the cause.
 
         read: bytes of it that were read before.
@@ -243,7 +243,7 @@ class TableSource(Source):
 BAD_LINE = (DropReason.BAD_ROW, DropReason.UNREADABLE)
 
 
-def weighed(
+def with_size(
     entries: list[Candidate | Decision], size: Callable[[], int], reasons: Sequence[DropReason] = BAD_LINE
 ) -> list[Candidate | Decision]:
     """Returns the entries of a line; if they are one Decision of these reasons, with the size of the line in bytes.
@@ -317,11 +317,11 @@ class Decoding:
 
 def distinct(texts: Sequence[Text]) -> tuple[Text, ...]:
     """The texts that are not empty, in their order; of equal ones the first stays."""
-    kept = dict[str, Text]()
+    unique = dict[str, Text]()
     for text in texts:
         if text.text:
-            kept.setdefault(text.text, text)
-    return tuple(kept.values())
+            unique.setdefault(text.text, text)
+    return tuple(unique.values())
 
 
 def local_path(path: str) -> str:
@@ -366,18 +366,18 @@ class FileSource(TableSource):
         files = self.files()
         broken = broken_files(files, self._first_of, replace(budget))
         sound = [number for number in range(len(files)) if files[number] not in broken.reasons]
-        size, numbers = size_of_files(files), [sound[at] for at in spread(len(sound))]
+        size, numbers = size_of_files(files), [sound[at] for at in sample_indexes(len(sound))]
         sample, account = Sample(budget), Account()
-        taken = [sample.take(self._sound_entries(number, files[number], account)) for number in numbers]
-        if all(taken) and len(taken) == len(files):
+        complete = [sample.take(self._sound_entries(number, files[number], account)) for number in numbers]
+        if all(complete) and len(complete) == len(files):
             rows = Count(self.ROWS, sample.rows)
         else:
             counting = replace(budget)  # with a time of its own
             rows = total_of(self.ROWS, [self.count(files[number], counting) for number in numbers], len(files), size)
         counts = (Count("files", len(files)), rows)
-        described = sample.described(account)
-        described["warnings"] += broken.warnings(len(files))
-        return Look(counts=counts, bytes=size, candidates=sample.estimated(rows), **described)
+        fields = sample.look_fields(account)
+        fields["warnings"] += broken.warnings(len(files))
+        return Look(counts=counts, bytes=size, candidates=sample.estimate(rows), **fields)
 
     def _first_of(self, number: int, file: str) -> None:
         """Reads the first entry of a file. Raises BrokenFile."""
@@ -398,7 +398,7 @@ class FileSource(TableSource):
         """
         raise TypeError(f"{type(self).__name__} must read its files")
 
-    def count(self, file: str, budget: Budget) -> Reading:
+    def count(self, file: str, budget: Budget) -> FileCount:
         """Rows of one file, up to a budget. Raises SourceError."""
         return lines_of(file, budget)
 

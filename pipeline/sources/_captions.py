@@ -24,7 +24,7 @@ from pipeline.files.inputs import Lines
 from pipeline.records import encodable
 from pipeline.sources import MAX_UNDECODED, Decoding
 from pipeline.sources._rows import Row, json_rows, table_rows
-from pipeline.sources._text_files import PACKED, Encoding, RowsFile, columns_of, head_of, no_column, opened
+from pipeline.sources._text_files import PACKED, Encoding, RowsFile, columns_of, head_of, no_column, open_rows
 from pipeline.texts.cleaning import clean
 
 ColumnNames = str | tuple[str, ...]
@@ -44,29 +44,29 @@ class CaptionColumns(BaseModel):
     tag: ColumnNames = ()
 
     def by_kind(self) -> dict[TextKind, tuple[str, ...]]:
-        return self._named() or {kind: (kind,) for kind in TEXT_KINDS}
+        return self._specified() or {kind: (kind,) for kind in TEXT_KINDS}
 
     def required(self) -> list[str]:
         """Columns that the table must have: those that the spec names."""
-        return [self.image, *(name for names in self._named().values() for name in names)]
+        return [self.image, *(name for names in self._specified().values() for name in names)]
 
-    def _named(self) -> dict[TextKind, tuple[str, ...]]:
-        named = {kind: getattr(self, kind) for kind in TEXT_KINDS}
-        return {kind: (own,) if isinstance(own, str) else tuple(own) for kind, own in named.items() if own}
+    def _specified(self) -> dict[TextKind, tuple[str, ...]]:
+        columns = {kind: getattr(self, kind) for kind in TEXT_KINDS}
+        return {kind: (own,) if isinstance(own, str) else tuple(own) for kind, own in columns.items() if own}
 
 
 @dataclass(frozen=True)
 class CaptionsFile:
-    """A table of captions. name: its path in the folder. at: its path or URL."""
+    """A table of captions. name: its path in the folder. url: its path or URL."""
 
     name: str
-    at: str
+    url: str
     columns: CaptionColumns
     encoding: Encoding
 
     def texts(
         self,
-        pictures: Names,
+        pictures: PictureNames,
         is_wanted: Callable[[str], bool],
         lines: Units,
         unreadable: Callable[[str, Exception], Decision],
@@ -80,25 +80,25 @@ class CaptionsFile:
         texts: dict[str, list[Text]] = {}
         broken: list[Decision] = []
         any_is_sound = False
-        with opened(self.at, self.encoding) as (f, encoding):
-            for number, row, taken, told, size in self._rows(f, encoding, pictures):
-                lines.met += taken
+        with open_rows(self.url, self.encoding) as (f, encoding):
+            for number, row, line_count, in_cells, size in self._rows(f, encoding, pictures):
+                lines.met += line_count
                 if isinstance(row, Named):
-                    lines.named[row] += taken
+                    lines.named[row] += line_count
                     continue
                 place = f"{self.name}, row {number}"
-                if told < taken:
-                    lines.miss(f"{place}: {taken - told:,} lines in one cell")
+                if in_cells < line_count:
+                    lines.miss(f"{place}: {line_count - in_cells:,} lines in one cell")
                 try:
-                    named, cells = self._captions_of(row)
-                    name, any_is_sound = pictures.find(named), True
+                    image, cells = self._captions_of(row)
+                    name, any_is_sound = pictures.find(image), True
                     if is_wanted(name):
                         texts.setdefault(name, []).extend(texts_of(cells))
-                    lines.candidates += told * (name in pictures)
-                    lines.decisions += told * (name not in pictures)
+                    lines.candidates += in_cells * (name in pictures)
+                    lines.decisions += in_cells * (name not in pictures)
                 except Exception as e:
                     broken.append(replace(unreadable(place, e), lost=Lost(size(), lines=1)))
-                    lines.decisions += told
+                    lines.decisions += in_cells
                     if not any_is_sound and len(broken) == MAX_UNDECODED:
                         break
         if broken and not any_is_sound:
@@ -106,21 +106,21 @@ class CaptionsFile:
             raise ValueError(f"not a table of captions ({fault})")
         return texts, broken
 
-    def _rows(self, f: RowsFile, encoding: str, pictures: Names) -> Iterator[Row]:
+    def _rows(self, f: RowsFile, encoding: str, pictures: PictureNames) -> Iterator[Row]:
         """Rows as the file's suffix says. Raises ValueError for a table without the columns that are named, and for a
         file of another encoding."""
         name = PACKED.sub("", self.name.lower())
         if name.endswith((".jsonl", ".ndjson", ".json")):
             return json_rows(f, Decoding(encoding))
         head = head_of(Lines(f), self.columns.required(), "\t" if name.endswith(".tsv") else ",")
-        some = (columns_of(line, head.separator) for line in islice(head.rows, 5))
-        self._check_columns(head.columns, some, pictures)
+        first_rows = (columns_of(line, head.separator) for line in islice(head.rows, 5))
+        self._check_columns(head.columns, first_rows, pictures)
         image = head.columns.index(self.columns.image)
         return table_rows(
             f, Decoding(encoding), head, lambda cells: pictures.find(cells[image]) in pictures, short=True
         )
 
-    def _check_columns(self, header: Sequence[str], rows: Iterable[list[str]], pictures: Names) -> None:
+    def _check_columns(self, header: Sequence[str], rows: Iterable[list[str]], pictures: PictureNames) -> None:
         """Raises ValueError for a table without a column that is needed, and says what to write into the spec.
 
         rows: some rows of the table, read only in that case.
@@ -128,16 +128,16 @@ class CaptionsFile:
         missing = next((name for name in self.columns.required() if name not in header), None)
         if missing is None:
             return
-        some = list(rows)
-        named = [i for i in range(len(header)) if any(len(r) > i and pictures.find(r[i]) in pictures for r in some)]
+        cells = list(rows)
+        images = [i for i in range(len(header)) if any(len(r) > i and pictures.find(r[i]) in pictures for r in cells)]
         advice = ""
-        if named:
+        if images:
             columns = {
-                name: [r[i] for r in some if len(r) > i] for i, name in enumerate(header) if i != named[0] and name
+                name: [r[i] for r in cells if len(r) > i] for i, name in enumerate(header) if i != images[0] and name
             }
             han = {name: sum(map(bool, map(_HAN.search, cells))) for name, cells in columns.items()}
             caption = max(han, key=han.__getitem__) if any(han.values()) else "COLUMN"
-            advice = f"; set columns: {{image: {header[named[0]]}, caption: {caption}}}"
+            advice = f"; set columns: {{image: {header[images[0]]}, caption: {caption}}}"
         raise ValueError(no_column(header, missing) + advice)
 
     def _captions_of(self, row: Any) -> tuple[str, dict[TextKind, list[Any]]]:
@@ -155,32 +155,32 @@ class CaptionsFile:
         return name, cells
 
 
-class Names:
+class PictureNames:
     """The pictures of a folder by what a table may call them; a file whose suffix does not tell has to be named whole
     where others have its name."""
 
-    def __init__(self, images: Sequence[str], untold: Collection[str] = ()) -> None:
-        self._paths, self._untold = set(images), untold
+    def __init__(self, images: Sequence[str], uncertain: Collection[str] = ()) -> None:
+        self._paths, self._uncertain = set(images), uncertain
 
     @cached_property
     def _by_name(self) -> dict[str, str]:
         """Name, and name without suffix -> the one picture that has it, else "". Made for a table without paths."""
         by_name: dict[str, str] = {}
-        told = dict[str, str]()
+        certain = dict[str, str]()
         for image in sorted(self._paths):
-            path, names = PurePosixPath(image), by_name if image in self._untold else told
+            path, names = PurePosixPath(image), by_name if image in self._uncertain else certain
             for name in {_folded(str(name)) for name in (path, path.name, path.stem, path.with_suffix(""))}:
                 names[name] = "" if name in names else image
-        return {**by_name, **told}
+        return {**by_name, **certain}
 
     def __contains__(self, image: str) -> bool:
         return image in self._paths
 
-    def find(self, named: str) -> str:
-        """The picture that a row names, by path or by a name that only one has; else the path as it is named."""
-        if named in self._paths:
-            return named
-        path = str(PurePosixPath(named.strip().replace("\\", "/")))
+    def find(self, name: str) -> str:
+        """The picture that a row names, by path or by a name that only one has; else the path as the row has it."""
+        if name in self._paths:
+            return name
+        path = str(PurePosixPath(name.strip().replace("\\", "/")))
         if path in self._paths:
             return path
         *_, last = path.split("/")

@@ -30,10 +30,10 @@ from pipeline.records import Candidate
 
 Exactness = Literal["", "about", "at least"]
 
-MOST_SIZED = 1_000
+MAX_SIZED = 1_000
 """Files whose size is asked for; that of the others is taken to be like theirs."""
 
-MOST_READ = 3
+MAX_READ = 3
 """Files that a look reads rows of."""
 
 
@@ -82,7 +82,7 @@ class Budget:
     _began: float = field(default_factory=time.monotonic, init=False)
 
     @property
-    def spent(self) -> bool:
+    def exhausted(self) -> bool:
         return time.monotonic() - self._began >= self.seconds
 
 
@@ -110,7 +110,7 @@ class Sample:
     def take(self, entries: Iterable[Candidate | Decision]) -> bool:
         """Look at entries of one part; returns whether these were all of it."""
         self._parts += 1
-        most = self._budget.rows
+        limit = self._budget.rows
         for number, entry in enumerate(entries, 1):
             if isinstance(entry, Candidate):
                 self._add(entry)
@@ -118,7 +118,7 @@ class Sample:
                 self.dropped += entry.lost is None or entry.lost.lines  # a damaged part of a file is not a row
                 self._reasons[entry.reason] += 1
                 self._evidence.setdefault(entry.reason, entry.evidence or entry.url)
-            if number >= most or self._budget.spent:
+            if number >= limit or self._budget.exhausted:
                 return False
         return True
 
@@ -132,29 +132,29 @@ class Sample:
             if len(self._urls) < self.MOST_URLS and not candidate.userinfo:  # a password goes to the owner alone
                 self._urls.setdefault(host, candidate.image_url)
 
-    def estimated(self, rows: Count) -> Count:
+    def estimate(self, rows: Count) -> Count:
         """Candidates among so many rows, if the others are like those looked at."""
         share = self.candidates / self.rows if self.rows else 0.0
         exact = not rows.exactness and self.rows == rows.number
         return Count("candidates", self.candidates if exact else round(rows.number * share), "" if exact else "about")
 
-    def described(self, account: Account) -> dict[str, Any]:
+    def look_fields(self, account: Account) -> dict[str, Any]:
         """Fields of a Look: rows read, reasons of dropped rows, images to try, and what nothing accounts for."""
         facts = [("looked at", f"{self.rows:,} rows; {self.dropped:,} would be dropped")]
         facts += [(name, f"{n:,}, e.g. {self._evidence[name][:160]}") for name, n in self._reasons.most_common(3)]
         for unit, units in account:
             facts += [(unit, f"{units.met:,} looked at: {units.others()}")] if units.named else []
-        nothing, missed = self.rows and not self.candidates, (units.missed(unit) for unit, units in account)
+        none_kept, missed = self.rows and not self.candidates, (units.missed(unit) for unit, units in account)
         return {
             "facts": tuple(facts),
-            "warnings": (*(("a build would drop all sampled rows",) if nothing else ()), *filter(None, missed)),
+            "warnings": (*(("a build would drop all sampled rows",) if none_kept else ()), *filter(None, missed)),
             "image_urls": tuple(self._urls.values()),
             "hosts": tuple((host, n / self.candidates) for host, n in self._hosts.most_common(self.MOST_HOSTS)),
         }
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class FileCount:
     """Progress of counting in one file. read, size: in bytes of the stored file."""
 
     number: int
@@ -163,7 +163,7 @@ class Reading:
     whole: bool
 
 
-def total_of(what: str, readings: Sequence[Reading], files: int, size: int) -> Count:
+def total_of(what: str, readings: Sequence[FileCount], files: int, size: int) -> Count:
     """Returns the count in all files, extrapolated from those that were read. size: of all files, in bytes."""
     number, read = sum(r.number for r in readings), sum(r.read for r in readings)
     if len(readings) == files and all(r.whole for r in readings):
@@ -174,7 +174,7 @@ def total_of(what: str, readings: Sequence[Reading], files: int, size: int) -> C
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class BrokenFiles:
     """Files that a build cannot read, with the reason of each. looked_at: files of which the first entry was read."""
 
     reasons: dict[str, str]
@@ -184,14 +184,14 @@ class Broken:
         """One line about the broken files, of so many; none if there are none."""
         if not self.reasons:
             return ()
-        named = [f"{writable(file.rpartition('/')[2])} ({why[:100]})" for file, why in self.reasons.items()]
-        more = f" and {len(named) - MOST_READ:,} more" if len(named) > MOST_READ else ""
-        of = f"{files:,} files" if self.looked_at == files else f"the {self.looked_at:,} files looked at"
-        which = ", ".join(named[:MOST_READ])
-        return (f"a build cannot read {len(named):,} of {of}: {which}{more}",)
+        listed = [f"{writable(file.rpartition('/')[2])} ({why[:100]})" for file, why in self.reasons.items()]
+        more = f" and {len(listed) - MAX_READ:,} more" if len(listed) > MAX_READ else ""
+        total = f"{files:,} files" if self.looked_at == files else f"the {self.looked_at:,} files looked at"
+        first = ", ".join(listed[:MAX_READ])
+        return (f"a build cannot read {len(listed):,} of {total}: {first}{more}",)
 
 
-def broken_files(files: Sequence[str], read_first: Callable[[int, str], object], budget: Budget) -> Broken:
+def broken_files(files: Sequence[str], read_first: Callable[[int, str], object], budget: Budget) -> BrokenFiles:
     """Looks at the beginning of each file, up to a budget; an empty file is broken as well.
 
     read_first: reads the first entry of a file, and raises BrokenFile for one that is not what it should be. It raises
@@ -208,18 +208,18 @@ def broken_files(files: Sequence[str], read_first: Callable[[int, str], object],
             if len(files) == 1:
                 raise
             reasons[file] = _SOURCE.sub("", e.message)
-        if budget.spent:
-            return Broken(reasons, number + 1)
-    return Broken(reasons, len(files))
+        if budget.exhausted:
+            return BrokenFiles(reasons, number + 1)
+    return BrokenFiles(reasons, len(files))
 
 
 _SOURCE = re.compile(r"^source \S+: ")
 
-_SIP = 1 << 13
+_READ_SIZE = 1 << 13
 """Bytes of a packed file that are read at a time."""
 
 
-class _Sips(io.RawIOBase):
+class _SmallReads(io.RawIOBase):
     """A file in small reads, whose place tells how much was unpacked: from Python 3.12 on gzip reads 128 kB ahead."""
 
     def __init__(self, file: Any) -> None:
@@ -229,34 +229,34 @@ class _Sips(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        return bytes(self._file.read(_SIP if size < 0 else min(size, _SIP)))
+        return bytes(self._file.read(_READ_SIZE if size < 0 else min(size, _READ_SIZE)))
 
 
-def lines_of(file: str, budget: Budget) -> Reading:
+def lines_of(file: str, budget: Budget) -> FileCount:
     """Lines of a text file, compressed or not, up to the budget. Raises SourceError."""
     packing, lines, read, last = get_compression(file, "infer"), 0, 0, b"\n"
     try:
         with fsspec.open(file, "rb") as raw, contextlib.ExitStack() as unpacked:
-            f = raw if packing is None else unpacked.enter_context(compr[packing](_Sips(raw)))
+            f = raw if packing is None else unpacked.enter_context(compr[packing](_SmallReads(raw)))
             while block := f.read(1 << 18):
                 lines, last = lines + block.count(b"\n"), block[-1:]
                 read = raw.tell()
-                if read >= budget.bytes or budget.spent:
-                    return Reading(lines, read, 0, bool(not f.read(1)))
+                if read >= budget.bytes or budget.exhausted:
+                    return FileCount(lines, read, 0, bool(not f.read(1)))
     except faults() as e:
         raise SourceError(file, f"cannot be read ({reason(e)})") from None
-    return Reading(lines + (last != b"\n"), read, read, True)
+    return FileCount(lines + (last != b"\n"), read, read, True)
 
 
 def size_of_files(files: Sequence[str]) -> int:
     """Bytes of files together; 0 where their server does not say. Raises SourceError."""
-    sized = files[:MOST_SIZED]
+    sized = files[:MAX_SIZED]
     sizes = [version(file)[1] or 0 for file in sized]
     return round(sum(sizes) * len(files) / max(1, len(sized)))
 
 
-def spread(number: int, most: int = MOST_READ) -> list[int]:
+def sample_indexes(number: int, limit: int = MAX_READ) -> list[int]:
     """At most so many of the numbers from 0 on, the first and the last among them."""
-    if number <= most:
+    if number <= limit:
         return list(range(number))
-    return [round(at * (number - 1) / (most - 1)) for at in range(most)]
+    return [round(at * (number - 1) / (limit - 1)) for at in range(limit)]

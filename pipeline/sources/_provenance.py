@@ -29,25 +29,25 @@ class Fields(BaseModel):
     licence: Names = Field(("licence", "license"), description="fields with the licence of the image")
 
     def read(self, value: Any, stored_at: str) -> tuple[str, str, Provenance | None]:
-        """(image_url, page_url, the rest) of a picture that lies at `stored_at` in its source.
+        """(image_url, page_url, provenance) of a picture that lies at `stored_at` in its source.
 
         A URL that is missing or no web address leaves `stored_at` as the image's address.
         """
         if not isinstance(value, dict):
             return stored_at, "", None
-        url, page_url = _web(_first(value, self.url)), _web(_first(value, self.page_url))
-        sha256, licence = _first(value, self.sha256).lower(), _first(value, self.licence)
+        url, page_url = web_address(_first_text(value, self.url)), web_address(_first_text(value, self.page_url))
+        sha256, licence = _first_text(value, self.sha256).lower(), _first_text(value, self.licence)
         sha256 = sha256 if re.fullmatch(r"[0-9a-f]{64}", sha256) else ""
-        rest = Provenance(stored_at if url else "", sha256, encodable(licence)[:1000])
-        return url or stored_at, page_url, rest if rest != Provenance() else None
+        provenance = Provenance(stored_at if url else "", sha256, encodable(licence)[:1000])
+        return url or stored_at, page_url, provenance if provenance != Provenance() else None
 
 
-def _first(value: dict[str, Any], names: tuple[str, ...]) -> str:
+def _first_text(value: dict[str, Any], names: tuple[str, ...]) -> str:
     texts = (value[name].strip() for name in names if isinstance(value.get(name), str))
     return next((text for text in texts if text), "")
 
 
-def _web(url: str) -> str:
+def web_address(url: str) -> str:
     """The canonical form of a web address; "" for anything else."""
     try:
         return canonical_url(url)

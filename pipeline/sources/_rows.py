@@ -44,7 +44,7 @@ def table_rows(
     """
     yield 1, Named.HEADER, head.lines, head.lines, int
     columns, number = len(head.columns), 1
-    for row, lines, told in rows_of(head.rows, head.separator, columns, is_row):
+    for row, lines, in_cells in rows_of(head.rows, head.separator, columns, is_row):
         cells: Cells
         if isinstance(row, Exception):
             cells = row if isinstance(row, LongLine) else str(row)
@@ -57,6 +57,6 @@ def table_rows(
             cells = f"{len(row)} fields, but {columns} in the header"
         else:
             cells = dict(zip(head.columns, row, strict=False))
-        yield number, cells, len(lines), told, partial(f.stored_size, lines)
+        yield number, cells, len(lines), in_cells, partial(f.stored_size, lines)
         number += 1
     decoding.end()

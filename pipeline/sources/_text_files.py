@@ -61,10 +61,10 @@ MAX_ROW = 4 * MAX_LINE
 WORKBOOKS = (".xlsx", ".xls", ".ods", ".et")
 SAVE_AS_CSV = "workbooks are not supported; save the sheet as CSV (UTF-8) and give that file"
 
-_NO_TEXT = {b"PK\x03\x04": "an Excel workbook or a zip archive", b"\xd0\xcf\x11\xe0": "an old Excel workbook"}
+_BINARY = {b"PK\x03\x04": "an Excel workbook or a zip archive", b"\xd0\xcf\x11\xe0": "an old Excel workbook"}
 
 
-def _known(name: str) -> str:
+def _check_encoding(name: str) -> str:
     try:
         if name != AUTO and not codecs.lookup(name)._is_text_encoding:
             raise LookupError
@@ -73,7 +73,7 @@ def _known(name: str) -> str:
     return name
 
 
-Encoding = Annotated[str, AfterValidator(_known)]
+Encoding = Annotated[str, AfterValidator(_check_encoding)]
 """A Python codec of texts, or AUTO."""
 
 
@@ -82,7 +82,7 @@ def encoding_of(head: bytes, whole: bool = True) -> str:
 
     Raises ValueError for bytes of a binary format.
     """
-    for magic, what in _NO_TEXT.items():
+    for magic, what in _BINARY.items():
         if head.startswith(magic):
             raise ValueError(f"{what}, not text; save the table as CSV (UTF-8)")
     if head.startswith(codecs.BOM_UTF8):
@@ -135,8 +135,8 @@ def text_of(data: bytes, encoding: str) -> str:
     try:
         return data.decode(codec).removeprefix("\ufeff")
     except UnicodeError as e:
-        told = "no encoding fits it" if encoding == AUTO else f"not {encoding}"
-        raise ValueError(f"{told} ({e}); set encoding, e.g. gb18030 or utf-8") from None
+        problem = "no encoding fits it" if encoding == AUTO else f"not {encoding}"
+        raise ValueError(f"{problem} ({e}); set encoding, e.g. gb18030 or utf-8") from None
 
 
 class RowsFile(io.TextIOWrapper):
@@ -146,7 +146,7 @@ class RowsFile(io.TextIOWrapper):
     unpacked: Any
 
     @property
-    def reached(self) -> int:
+    def stored_position(self) -> int:
         """Bytes of the stored file that were taken."""
         return int(self.stored.tell())
 
@@ -156,13 +156,13 @@ class RowsFile(io.TextIOWrapper):
         if self.unpacked is self.stored:
             return size
         try:
-            return min(size, size * self.reached // max(1, int(self.unpacked.tell())))
+            return min(size, size * self.stored_position // max(1, int(self.unpacked.tell())))
         except (OSError, ValueError):  # it does not know its place
             return size
 
 
 @contextlib.contextmanager
-def opened(file: str, encoding: str) -> Iterator[tuple[RowsFile, str]]:
+def open_rows(file: str, encoding: str) -> Iterator[tuple[RowsFile, str]]:
     """(a text file of rows, its encoding); bytes that are not of it become lone surrogates.
 
     Compressed ones (.gz, .zst ...) are unpacked. Raises what fsspec raises, and ValueError for binary bytes.
@@ -204,20 +204,20 @@ def cell_text(value: Any) -> str:
     return encodable(text).strip()
 
 
-def separator_of(first_row: str, wanted: Collection[str] | None, usual: str = ",") -> str:
-    """The separator of a table whose first row is this: `usual`, or the first that yields all wanted columns.
+def separator_of(first_row: str, required: Collection[str] | None, usual: str = ",") -> str:
+    """The separator of a table whose first row is this: `usual`, or the first that yields all required columns.
 
     Where none does, or no column is known (None), the one that yields the most.
     """
     separators = dict.fromkeys((usual, *SEPARATORS))
     names = {separator: columns_of(first_row, separator) for separator in separators}
-    fitting = (separator for separator in separators if wanted is not None and set(wanted) <= set(names[separator]))
+    fitting = (separator for separator in separators if required is not None and set(required) <= set(names[separator]))
     return next(fitting, max(separators, key=lambda separator: len(names[separator])))
 
 
 def columns_of(first_row: str, separator: str) -> list[str]:
     try:
-        return cleaned(next(csv.reader([first_row], delimiter=separator), []))
+        return clean_names(next(csv.reader([first_row], delimiter=separator), []))
     except csv.Error:
         return []
 
@@ -235,46 +235,46 @@ class Head(NamedTuple):
     lines: int
 
 
-def head_of(lines: Iterator[str], wanted: Collection[str] | None, usual: str = ",") -> Head:
+def head_of(lines: Iterator[str], required: Collection[str] | None, usual: str = ",") -> Head:
     """Returns the head of a table.
 
-    The header is the first row unless only a later one has all wanted columns or, where no column is known (None), two
+    The header is the first row unless only a later one has all required columns or, where none is known (None), two
     cells that are filled. Raises ValueError for a row that no quote ends.
     """
     first = next(lines, "")
-    separator = separator_of(first, wanted, usual)
-    header, used = _header_of(first, lines, separator, wanted)
+    separator = separator_of(first, required, usual)
+    header, used = _header_of(first, lines, separator, required)
     above: list[str] = []
-    if not _is_header(header, wanted):
+    if not _is_header(header, required):
         for line in itertools.islice(lines, TITLE_ROWS):
             above.append(line)
-            other = separator_of(line, wanted, usual)
-            for cells in map(cleaned, _readings(line, other)):
-                if _is_header(cells, wanted):
+            other = separator_of(line, required, usual)
+            for cells in map(clean_names, _readings(line, other)):
+                if _is_header(cells, required):
                     return Head(other, cells, lines, used + len(above))
     return Head(separator, header, itertools.chain(above, lines), used)
 
 
-def _is_header(cells: Collection[str], wanted: Collection[str] | None) -> bool:
-    return set(wanted) <= set(cells) if wanted is not None else sum(map(bool, cells)) > 1
+def _is_header(cells: Collection[str], required: Collection[str] | None) -> bool:
+    return set(required) <= set(cells) if required is not None else sum(map(bool, cells)) > 1
 
 
 def _header_of(
-    first: str, lines: Iterable[str], separator: str, wanted: Collection[str] | None
+    first: str, lines: Iterable[str], separator: str, required: Collection[str] | None
 ) -> tuple[list[str], int]:
     """(names of the columns in the first row, its lines), given its first line and the others, which a quoted name may
     go on in."""
-    for cells in map(cleaned, _readings(first, separator)):
-        if wanted is None or _is_header(cells, wanted):
+    for cells in map(clean_names, _readings(first, separator)):
+        if required is None or _is_header(cells, required):
             return cells, 1
     try:
         reader = csv.reader(_Feed(itertools.chain([first], lines)), delimiter=separator)
-        return cleaned(next(reader, [])), reader.line_num
+        return clean_names(next(reader, [])), reader.line_num
     except csv.Error as e:
         raise ValueError(str(e)) from None
 
 
-def cleaned(header: Sequence[str]) -> list[str]:
+def clean_names(header: Sequence[str]) -> list[str]:
     """Names of columns without byte order mark and white space."""
     return [name.lstrip("\ufeff").strip() for name in header]
 
@@ -294,7 +294,7 @@ TableRow = tuple[list[str] | Exception, Sequence[str | LongLine], int]
 _BREAKS = re.compile("\r\n?|\n")
 
 
-def lines_told(cells: list[str] | Exception, lines: int) -> int:
+def lines_in_cells(cells: list[str] | Exception, lines: int) -> int:
     """Lines of a row that its cells tell of: one, and one for each line break in them. A quote swallowed the others."""
     return 1 if isinstance(cells, Exception) else min(lines, 1 + sum(len(_BREAKS.findall(cell)) for cell in cells))
 
@@ -313,7 +313,7 @@ def rows_of(
     feed = _Feed(lines)
     reader = csv.reader(feed, delimiter=separator)
 
-    def alone(line: str | LongLine) -> list[str] | None:
+    def parse_line(line: str | LongLine) -> list[str] | None:
         """Returns the cells of a line, read as a row of its own; None if it is not one."""
         if isinstance(line, LongLine) or line.count(separator) < columns - 1:
             return None
@@ -329,29 +329,29 @@ def rows_of(
             return
         except (csv.Error, LongLine) as e:
             row = e
-        lines_of_row = feed.taken
+        lines_of_row = feed.row_lines
         fits = not isinstance(row, Exception) and len(row) in (0, columns)
         if len(lines_of_row) == 1:
-            yield (row if fits else alone(lines_of_row[0]) or row), lines_of_row, 1
+            yield (row if fits else parse_line(lines_of_row[0]) or row), lines_of_row, 1
             continue
-        if not _are_rows(lines_of_row, separator, fits, lambda line: alone(line) is not None):
-            yield row, lines_of_row, lines_told(row, len(lines_of_row))
+        if not _are_rows(lines_of_row, separator, fits, lambda line: parse_line(line) is not None):
+            yield row, lines_of_row, lines_in_cells(row, len(lines_of_row))
             continue
         closing = _closing(lines_of_row)
         for line in lines_of_row[:closing]:
-            yield (alone(line) or _by_itself(line, separator)), [line], 1
+            yield (parse_line(line) or _cells_or_error(line, separator)), [line], 1
         feed.put_back(lines_of_row[closing:])
 
 
 SURE = 3
 """Lines within a well-formed cell that look like rows of the table from which on they are: no caption lists so many."""
 
-READ_AGAIN = 64
+MAX_REREAD = 64
 """Lines that are read again at most after a misplaced quote: more would let a file cost the square of its size."""
 
 
 def _are_rows(
-    lines: Sequence[str | LongLine], separator: str, fits: bool, is_alone: Callable[[str | LongLine], bool]
+    lines: Sequence[str | LongLine], separator: str, fits: bool, is_row: Callable[[str | LongLine], bool]
 ) -> bool:
     """True if the lines that csv took for one row are rows of their own; in doubt they are.
 
@@ -360,19 +360,19 @@ def _are_rows(
     where no writer of tables puts them, one line is enough; a well-formed row needs half of those in between,
     or SURE ones.
 
-    fits: the row has the number of cells of the table. is_alone: tells if a line is a row by itself.
+    fits: the row has the number of cells of the table. is_row: tells if a line is a row by itself.
     """
     first, *between, last = lines
     between = [line for line in between if isinstance(line, LongLine) or line.strip()]
     is_quoted = _is_quoted(lines, separator)
     if fits and is_quoted:
         needed = min(SURE, max(1, (len(between) + 1) // 2))
-        found = sum(1 for _ in itertools.islice(filter(is_alone, between), needed))
-        return found + (is_alone(first) and is_alone(last)) >= needed
-    if is_alone(first) or any(map(is_alone, between)) or (not fits and not is_quoted and is_alone(last)):
+        matches = sum(1 for _ in itertools.islice(filter(is_row, between), needed))
+        return matches + (is_row(first) and is_row(last)) >= needed
+    if is_row(first) or any(map(is_row, between)) or (not fits and not is_quoted and is_row(last)):
         return True
-    ends = lines[_closing(lines)]
-    return isinstance(ends, str) and _opens(ends, separator)
+    closing_line = lines[_closing(lines)]
+    return isinstance(closing_line, str) and _opens(closing_line, separator)
 
 
 _QUOTES = re.compile('"+')
@@ -383,7 +383,7 @@ def _closing(lines: Sequence[str | LongLine]) -> int:
     where none does, or where more than READ_AGAIN follow. Quotes in pairs stand for themselves."""
     for number, line in enumerate(lines[1:], 1):
         if isinstance(line, str) and any(len(quotes) % 2 for quotes in _QUOTES.findall(line)):
-            return number if len(lines) - number <= READ_AGAIN else len(lines) - 1
+            return number if len(lines) - number <= MAX_REREAD else len(lines) - 1
     return len(lines) - 1
 
 
@@ -404,33 +404,33 @@ def _readings(line: str, separator: str) -> Iterator[list[str]]:
 
 
 class _Feed(Iterator[str]):
-    """The lines of a table, of which some may be put back. taken: those of the current row, and what was raised."""
+    """The lines of a table, of which some may be put back. row_lines: those of the current row, and what was raised."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
-        self._back: list[str | LongLine] = []
+        self._returned: list[str | LongLine] = []
         self.begin()
 
     def begin(self) -> None:
-        self.taken: list[str | LongLine] = []
+        self.row_lines: list[str | LongLine] = []
         self._size = 0
 
     def put_back(self, lines: Sequence[str | LongLine]) -> None:
         """Hand these lines out once more, next."""
-        self._back += reversed(lines)
+        self._returned += reversed(lines)
 
     def __next__(self) -> str:
         if self._size > MAX_ROW:
             raise csv.Error(f"row of more than {MAX_ROW:,} characters")
         line: str | LongLine
-        if self._back:
-            line = self._back.pop()
+        if self._returned:
+            line = self._returned.pop()
         else:
             try:
                 line = next(self._lines)
             except LongLine as e:
                 line = e
-        self.taken.append(line)
+        self.row_lines.append(line)
         if isinstance(line, LongLine):
             raise line
         self._size += len(line)
@@ -445,7 +445,7 @@ def _is_quoted(lines: Sequence[str | LongLine], separator: str) -> bool:
         return False
 
 
-def _by_itself(line: str | LongLine, separator: str) -> list[str] | Exception:
+def _cells_or_error(line: str | LongLine, separator: str) -> list[str] | Exception:
     """The cells of a line, or what is wrong with it."""
     if isinstance(line, LongLine):
         return line

@@ -41,8 +41,8 @@ from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import emptiness, faults, reason, version, writable
 from pipeline.sources import PageRange, RangeSource, unreadable_part
-from pipeline.sources._listed import ListedSource
-from pipeline.sources._look import Budget, Count, Exactness, Look, broken_files, spread
+from pipeline.sources._listed_source import ListedSource
+from pipeline.sources._look import Budget, Count, Exactness, Look, broken_files, sample_indexes
 from pipeline.urls import without_userinfo
 
 if TYPE_CHECKING:
@@ -50,25 +50,25 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _LANGUAGES, _MIME, _STATUS = "content_languages", "content_mime_detected", "fetch_status"
-_PLACE = ("url", "warc_filename", "warc_record_offset", "warc_record_length")
+_LOCATION = ("url", "warc_filename", "warc_record_offset", "warc_record_length")
 _SUBSET = re.compile(r"(?:^|/)subset=([^/]*)/")
 _ROWS = 1 << 16
 """Rows of the table that are held at once, beside the places of those that were chosen."""
 
-_MOST_BYTES = 1 << 40
+_MAX_OFFSET = 1 << 40
 """Offset in a WARC file at most: no file is larger, and a disk refuses far larger ones as if it were at fault."""
 
 
 class _Cut(NamedTuple):
     """One part: a file of the table, and of some of its row groups (number, first row, row behind the last).
 
-    begins: it is the first part of the file. passed: rows of the file's row groups that are not read, there only.
+    begins: it is the first part of the file. skipped: rows of the file's row groups that are not read, there only.
     """
 
     file: str
     groups: tuple[tuple[int, int, int], ...] = ()
     begins: bool = True
-    passed: int = 0
+    skipped: int = 0
 
     @property
     def rows(self) -> int:
@@ -104,7 +104,7 @@ class CommonCrawl(ListedSource, RangeSource):
 
     def files(self) -> list[str]:
         """The Parquet files of the index, each once, without those of other subsets than `warc`. Raises SourceError."""
-        files = [*self._given(), *map(self._published, self._lines())]
+        files = [*self._path_files(), *map(self._file_url, self._lines())]
         files = [file for file in dict.fromkeys(files) if _SUBSET.findall(file)[-1:] in ([], ["warc"])]
         if not files:
             raise SourceError(self.name, "none of the files of the index belongs to subset=warc")
@@ -123,9 +123,9 @@ class CommonCrawl(ListedSource, RangeSource):
         Raises BrokenFile for a file whose footer cannot be read, or without the index's columns.
         """
         cut = next(itertools.islice(self._cuts(), part, None))
-        return cut.file if cut.begins else "", self._accounted(cut, account)
+        return cut.file if cut.begins else "", self._pages_of(cut, account)
 
-    def _accounted(self, cut: _Cut, account: Account) -> Iterator[PageRange | Decision]:
+    def _pages_of(self, cut: _Cut, account: Account) -> Iterator[PageRange | Decision]:
         records, taken = account["records"], 0
         for place in self._ranges(cut):
             if isinstance(place, Hole):
@@ -135,53 +135,53 @@ class CommonCrawl(ListedSource, RangeSource):
                 continue
             taken += 1
             yield place
-        records.met += cut.rows + cut.passed
-        records.named[Named.OTHER_PAGE] += cut.rows + cut.passed - taken
+        records.met += cut.rows + cut.skipped
+        records.named[Named.OTHER_PAGE] += cut.rows + cut.skipped - taken
 
     def look(self, budget: Budget) -> Look:
         """Its pages and the bytes of their records, counted or estimated from a sample of the index."""
-        files, given = self.files(), frozenset(self._given())
-        broken = broken_files(files, lambda _, file: self._cuts_of(file, file in given), replace(budget))
+        files, by_path = self.files(), frozenset(self._path_files())
+        broken = broken_files(files, lambda _, file: self._cuts_of(file, file in by_path), replace(budget))
         sound = [file for file in files if file not in broken.reasons]
-        rows = taken = pages = size = 0
-        numbers, damage = spread(len(sound)), list[str]()
+        rows = looked_at = pages = size = 0
+        numbers, damage = sample_indexes(len(sound)), list[str]()
         whole = len(numbers) == len(sound)
         for number in numbers:
-            cuts = self._cuts_of(sound[number], sound[number] in given)
+            cuts = self._cuts_of(sound[number], sound[number] in by_path)
             rows += sum(cut.rows for cut in cuts)
             for cut in cuts:
-                if taken and budget.spent:
+                if looked_at and budget.exhausted:
                     whole = False
                     break
-                taken += cut.rows
+                looked_at += cut.rows
                 for place in self._ranges(cut):
                     if isinstance(place, Hole):
                         damage.append(f"{_name_of(cut.file)}: {place}; a build reads the other rows")
                     elif isinstance(place, PageRange):
                         pages, size = pages + 1, size + place.length
         about: Exactness = "" if whole else "about"
-        times = 1.0 if whole else rows / max(1, taken) * len(sound) / max(1, len(numbers))
-        found = Count("pages", round(pages * times), about)
-        fact = f"{taken:,} rows of the index: {pages:,} pages in {', '.join(self.languages)}"
+        factor = 1.0 if whole else rows / max(1, looked_at) * len(sound) / max(1, len(numbers))
+        page_count = Count("pages", round(pages * factor), about)
+        fact = f"{looked_at:,} rows of the index: {pages:,} pages in {', '.join(self.languages)}"
         warnings = [] if pages else ["none of the sampled rows is a page in these languages"]
         warnings += [*broken.warnings(len(files)), *damage[:1]]
-        counts = (Count("files of the index", len(files)), found)
-        size = round(size * times)
+        counts = (Count("files of the index", len(files)), page_count)
+        size = round(size * factor)
         unit, scale = next((u, n) for u, n in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= n or u == "kB")
         facts = (("looked at", fact), ("reads", f"{about} {size / scale:,.1f} {unit} of WARC files, by ranges".strip()))
-        return Look(counts, bytes=size, pages=found.number, facts=facts, warnings=tuple(warnings))
+        return Look(counts, bytes=size, pages=page_count.number, facts=facts, warnings=tuple(warnings))
 
-    def _published(self, name: str) -> str:
+    def _file_url(self, name: str) -> str:
         """The path or URL of a file of the crawl."""
         return f"{self.resolve(self.prefix).rstrip('/')}/{name}"
 
     def _cuts(self) -> Iterator[_Cut]:
         """The parts; of a file that cannot be read one without rows, which says so. Raises SourceError at the end if
         that is every file."""
-        files, given, faults = self.files(), frozenset(self._given()), list[BrokenFile]()
+        files, by_path, faults = self.files(), frozenset(self._path_files()), list[BrokenFile]()
         for file in files:
             try:
-                cuts = self._cuts_of(file, file in given)
+                cuts = self._cuts_of(file, file in by_path)
             except BrokenFile as e:
                 faults.append(e)
                 cuts = [_Cut(file)]
@@ -197,12 +197,12 @@ class CommonCrawl(ListedSource, RangeSource):
         cuts: list[_Cut] = []
         groups: list[tuple[int, int, int]] = []
         room = self.rows_per_part
-        about = version(file) if may_change else []
-        if about and about[1] == 0:
+        stamp = version(file) if may_change else []
+        if stamp and stamp[1] == 0:
             raise BrokenFile(file, f"source {self.name}: {emptiness(file)}")
-        wanted = self.languages, self.first_language, self.mime_types
-        chosen, passed = _groups(file, self.name, json.dumps(about), *wanted)
-        for group, rows in chosen:
+        criteria = self.languages, self.first_language, self.mime_types
+        row_groups, skipped = _groups(file, self.name, json.dumps(stamp), *criteria)
+        for group, rows in row_groups:
             start = 0
             while start < rows:
                 stop = min(rows, start + room)
@@ -210,10 +210,10 @@ class CommonCrawl(ListedSource, RangeSource):
                 room -= stop - start
                 start = stop
                 if not room:
-                    cuts.append(_Cut(file, tuple(groups), not cuts, 0 if cuts else passed))
+                    cuts.append(_Cut(file, tuple(groups), not cuts, 0 if cuts else skipped))
                     groups, room = [], self.rows_per_part
         if groups or not cuts:
-            cuts.append(_Cut(file, tuple(groups), not cuts, 0 if cuts else passed))
+            cuts.append(_Cut(file, tuple(groups), not cuts, 0 if cuts else skipped))
         return cuts
 
     def _ranges(self, cut: _Cut) -> Iterator[PageRange | Decision | Hole]:
@@ -221,28 +221,28 @@ class CommonCrawl(ListedSource, RangeSource):
         from pipeline.files.parquet import hole_of, is_damaged
 
         rows: list[dict[str, Any]] = []
-        with _Opened(cut.file, self.name) as table:
+        with _OpenIndex(cut.file, self.name) as table:
             for group, start, stop in cut.groups:
                 try:
-                    rows += list(self._chosen(table, group, start, stop))
+                    rows += list(self._page_rows(table, group, start, stop))
                 except Exception as e:
                     if not is_damaged(e):
                         raise
                     yield hole_of(table.metadata, group, start, stop, e)
         rows.sort(key=lambda row: (str(row["warc_filename"]), row["warc_record_offset"] or 0))
         for row in rows:
-            yield self._place(row)
+            yield self._range_of(row)
 
-    def _chosen(self, table: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    def _page_rows(self, table: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Rows [start, stop) of a row group that are pages to be taken, with the columns of _PLACE."""
         import pyarrow.compute as pc
 
-        chosen: list[pa.Array] = []
+        masks: list[pa.Array] = []
         for batch in _batches(table, group, start, stop, [_LANGUAGES, _MIME, _STATUS]):
-            chosen.append(self._is_page(batch))
-        if not any(pc.any(mask).as_py() for mask in chosen):
+            masks.append(self._is_page(batch))
+        if not any(pc.any(mask).as_py() for mask in masks):
             return
-        for batch, mask in zip(_batches(table, group, start, stop, list(_PLACE)), chosen, strict=True):
+        for batch, mask in zip(_batches(table, group, start, stop, list(_LOCATION)), masks, strict=True):
             yield from _as_rows(batch.filter(mask))
 
     def _is_page(self, batch: pa.RecordBatch) -> pa.Array:
@@ -250,23 +250,23 @@ class CommonCrawl(ListedSource, RangeSource):
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        before = "^" if self.first_language else "(?:^|,)"
+        start = "^" if self.first_language else "(?:^|,)"
         language = pc.match_substring_regex(
-            batch[_LANGUAGES].cast(pa.string()), f"{before}(?:{'|'.join(self.languages)})(?:,|$)"
+            batch[_LANGUAGES].cast(pa.string()), f"{start}(?:{'|'.join(self.languages)})(?:,|$)"
         )
         kind = pc.is_in(batch[_MIME].cast(pa.string()), pa.array(self.mime_types))
-        found = pc.equal(batch[_STATUS], 200)
-        return pc.fill_null(pc.and_(pc.and_(language, kind), found), False)
+        is_ok = pc.equal(batch[_STATUS], 200)
+        return pc.fill_null(pc.and_(pc.and_(language, kind), is_ok), False)
 
-    def _place(self, row: dict[str, Any]) -> PageRange | Decision:
+    def _range_of(self, row: dict[str, Any]) -> PageRange | Decision:
         """Returns the location of a row's record; a Decision for a row without a location below `prefix`."""
         url, name = without_userinfo(str(row["url"] or "")), str(row["warc_filename"] or "")
         offset, length = row["warc_record_offset"], row["warc_record_length"]
-        is_place = isinstance(offset, int) and isinstance(length, int) and 0 <= offset <= _MOST_BYTES and length > 0
-        if not is_place or not _is_below(name):
+        is_valid = isinstance(offset, int) and isinstance(length, int) and 0 <= offset <= _MAX_OFFSET and length > 0
+        if not is_valid or not _is_below(name):
             why = f"invalid location in the index: {name[:100]!r}, offset {offset}, length {length}"
             return drop_capture(url, self.name, "extract", DropReason.BAD_ROW, why)
-        return PageRange(url, self._published(name), offset, length)
+        return PageRange(url, self._file_url(name), offset, length)
 
 
 def _name_of(file: str) -> str:
@@ -295,7 +295,7 @@ def _as_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-class _Opened:
+class _OpenIndex:
     """A file of the index, open. Raises SourceError; BrokenFile if it is not a Parquet file, or lacks a column."""
 
     def __init__(self, file: str, source: str) -> None:
@@ -310,7 +310,7 @@ class _Opened:
         except Exception as e:
             self.__exit__(type(e), e, None)
             raise
-        missing = [name for name in (*_PLACE, _LANGUAGES, _MIME, _STATUS) if name not in table.schema_arrow.names]
+        missing = [name for name in (*_LOCATION, _LANGUAGES, _MIME, _STATUS) if name not in table.schema_arrow.names]
         if missing:
             self._raw.__exit__(None, None, None)
             raise BrokenFile(
@@ -324,9 +324,9 @@ class _Opened:
         self._raw.__exit__(kind, e, trace)
         if isinstance(e, Exception) and isinstance(e, faults(pa.ArrowException)):
             is_content = isinstance(e, pa.ArrowException) or is_damage(e)
-            said = "not a readable Parquet file" if is_content else "cannot be read"
+            problem = "not a readable Parquet file" if is_content else "cannot be read"
             fault = BrokenFile if is_content else SourceError
-            raise fault(self._file, f"source {self._source}: {said} ({reason(e)})") from None
+            raise fault(self._file, f"source {self._source}: {problem} ({reason(e)})") from None
 
 
 def _batches(table: pq.ParquetFile, group: int, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -353,16 +353,16 @@ def _groups(
 
     mark: changes with the file.
     """
-    found, passed = [], 0
-    with _Opened(file, source) as table:
+    groups, skipped = [], 0
+    with _OpenIndex(file, source) as table:
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
             columns = {group.column(i).path_in_schema: group.column(i).statistics for i in range(group.num_columns)}
             if _may_hold(columns, languages, first, mimes):
-                found.append((number, group.num_rows))
+                groups.append((number, group.num_rows))
             else:
-                passed += group.num_rows
-    return tuple(found), passed
+                skipped += group.num_rows
+    return tuple(groups), skipped
 
 
 def _may_hold(columns: dict[str, Any], languages: tuple[str, ...], first: bool, mimes: tuple[str, ...]) -> bool:

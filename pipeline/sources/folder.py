@@ -41,7 +41,7 @@ from pipeline.files.inputs import MAX_LINE, Listing, content, faults, files_belo
 from pipeline.pictures.formats import HEAD, SUFFIXES, TEXT_SUFFIXES, is_picture, readable_formats
 from pipeline.records import Candidate
 from pipeline.sources import TableSource, distinct, local_path
-from pipeline.sources._captions import CaptionColumns, CaptionsFile, Names, texts_of
+from pipeline.sources._captions import CaptionColumns, CaptionsFile, PictureNames, texts_of
 from pipeline.sources._look import Budget, Count, Exactness, Look, Sample
 from pipeline.sources._provenance import Fields
 from pipeline.sources._text_files import AUTO, PACKED, WORKBOOKS, Encoding, is_text, text_of
@@ -50,7 +50,7 @@ from pipeline.texts.cleaning import clean
 HEIF_SUFFIXES = (".heic", ".heif")
 
 
-class _Listed(NamedTuple):
+class _FolderFiles(NamedTuple):
     """All files below a folder; sorted those that may be pictures, and those of them whose suffix does not tell.
 
     Hidden files and texts are none.
@@ -58,7 +58,7 @@ class _Listed(NamedTuple):
 
     files: Listing
     images: list[str]
-    untold: frozenset[str]
+    uncertain: frozenset[str]
 
 
 class FolderOfImages(TableSource):
@@ -81,12 +81,12 @@ class FolderOfImages(TableSource):
 
         A folder with HEIF pictures has another one once they can be read, so that the same command reads them then.
         """
-        _list.cache_clear()  # a token is about the folder as it is now
+        _scan.cache_clear()  # a token is about the folder as it is now
         _has_picture.cache_clear()
-        named: list[Any] = [(writable(name), version) for name, version in sorted(self._listing().items())]
+        entries: list[Any] = [(writable(name), version) for name, version in sorted(self._listing().items())]
         if any(name.lower().endswith(HEIF_SUFFIXES) for name in self._listing()):
-            named.append("heif" in readable_formats())
-        return hashlib.sha256(canonical_json(named)).hexdigest()
+            entries.append("heif" in readable_formats())
+        return hashlib.sha256(canonical_json(entries)).hexdigest()
 
     def listing(self) -> list[str]:
         return self._images()
@@ -95,7 +95,7 @@ class FolderOfImages(TableSource):
         return max(1, -(-len(self._images()) // self.images_per_part))
 
     def opened(self, part: int, account: Account) -> tuple[str, Iterator[Candidate | Decision]]:
-        return self._at(self.captions) if self.captions and part == 0 else "", self.read(part, account)
+        return self._file_url(self.captions) if self.captions and part == 0 else "", self.read(part, account)
 
     def read(self, part: int, account: Account) -> Iterator[Candidate | Decision]:
         """Candidates of one part by path; a Decision for a picture without text or with a broken text file.
@@ -103,7 +103,7 @@ class FolderOfImages(TableSource):
         The first part also reports the rows of the captions file that cannot be read or name no picture of the folder,
         and accounts for the files that are hidden or texts.
         """
-        _, all_images, untold = self._listed()
+        _, all_images, uncertain = self._folder_files()
         files = account["files"]
         images = all_images[part * self.images_per_part : (part + 1) * self.images_per_part]
         table, broken = self._captions(images, account["lines"] if part == 0 else None)
@@ -111,23 +111,23 @@ class FolderOfImages(TableSource):
             self._account_for_others(files)
             yield from broken
             for name in sorted(set(table) - set(all_images)):
-                yield from self.entries(name, -1, partial(self._missing, name, table[name]))
+                yield from self.entries(name, -1, partial(self._missing_picture, name, table[name]))
         for row, image in enumerate(images, part * self.images_per_part):
             files.met += 1
-            head = self._first_bytes(image) if image in untold else b""
+            head = self._first_bytes(image) if image in uncertain else b""
             if is_picture(image, partial(bytes, head)):
                 yield from self.entries(image, row, partial(self._picture, image, row, table.get(image, [])), files)
                 continue
             self._account_for(image, head, files)
             if image in table:
-                yield from self.entries(image, -1, partial(self._missing, image, table[image]))
+                yield from self.entries(image, -1, partial(self._missing_picture, image, table[image]))
 
     def _account_for_others(self, files: Units) -> None:
         """Account for the files that no part has: hidden ones, and texts."""
-        listing, images, untold = self._listed()
-        own, stems = set(images), {stem for image in images if image not in untold for stem in _stems(image)}
-        others = {stem: image for image in untold for stem in _stems(image)}
-        for name in listing.keys() - own:
+        listing, images, uncertain = self._folder_files()
+        candidates, stems = set(images), {stem for image in images if image not in uncertain for stem in _stems(image)}
+        others = {stem: image for image in uncertain for stem in _stems(image)}
+        for name in listing.keys() - candidates:
             files.met += 1
             stem = name.rpartition(".")[0]
             if _HIDDEN.search(name):
@@ -160,22 +160,22 @@ class FolderOfImages(TableSource):
 
     def look(self, budget: Budget) -> Look:
         """Its pictures, the files with texts beside them, and how many of a sample have a text."""
-        listing, images, untold = self._listed()
+        listing, images, uncertain = self._folder_files()
         suffixes = Counter(PurePosixPath(name).suffix.lower() for name in listing)
         texts = [Count(f"{suffix} files", suffixes[suffix]) for suffix in TEXT_SUFFIXES if suffixes[suffix]]
-        asked = sorted(untold)[: budget.rows]
-        told = list(filter(self._is_picture, asked))
-        size = sum(listing[image][0] for image in (*told, *(image for image in images if image not in untold)))
-        exactness: Exactness = "" if len(asked) == len(untold) else "about"
-        others = len(told) * len(untold) // max(1, len(asked))
-        pictures = Count("pictures", len(images) - len(untold) + others, exactness)
+        tested = sorted(uncertain)[: budget.rows]
+        confirmed = list(filter(self._is_picture, tested))
+        size = sum(listing[image][0] for image in (*confirmed, *(image for image in images if image not in uncertain)))
+        exactness: Exactness = "" if len(tested) == len(uncertain) else "about"
+        others = len(confirmed) * len(uncertain) // max(1, len(tested))
+        pictures = Count("pictures", len(images) - len(uncertain) + others, exactness)
         sample, account = Sample(budget), Account()
         sample.take(self.read(0, account))
         whole = sample.rows >= pictures.number  # rows of the captions file that name no picture are among them
-        candidates = Count("candidates", sample.candidates) if whole else sample.estimated(pictures)
-        described = sample.described(account)
-        described["facts"] += (("with a text", f"{sample.candidates:,} of the sampled pictures"),)
-        return Look(counts=(pictures, *texts), bytes=size, candidates=candidates, **described)
+        candidates = Count("candidates", sample.candidates) if whole else sample.estimate(pictures)
+        fields = sample.look_fields(account)
+        fields["facts"] += (("with a text", f"{sample.candidates:,} of the sampled pictures"),)
+        return Look(counts=(pictures, *texts), bytes=size, candidates=candidates, **fields)
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists.
@@ -194,8 +194,8 @@ class FolderOfImages(TableSource):
         """The candidate of one picture, or a Decision. texts: those of the captions file."""
         fault, value = "", None
         try:
-            beside, value = self._beside(image)
-            texts = texts + beside
+            file_texts, value = self._texts_beside(image)
+            texts = texts + file_texts
         except ValueError as e:
             fault = str(e)
         candidate = self._candidate(image, distinct(texts), row)
@@ -212,27 +212,27 @@ class FolderOfImages(TableSource):
     def _address(self, image: str) -> str:
         return f"folder:///{self.name}/{quote(image, errors='surrogateescape')}"
 
-    def _missing(self, name: str, texts: list[Text]) -> Iterator[Decision]:
+    def _missing_picture(self, name: str, texts: list[Text]) -> Iterator[Decision]:
         """The Decision about a row of the captions file whose picture is not in the folder."""
         evidence = f"{self.captions} lists {name}, which is not a picture in the folder"
         yield drop(self._candidate(name, tuple(texts), -1), "extract", DropReason.BAD_ROW, evidence)
 
-    def _at(self, name: str) -> str:
+    def _file_url(self, name: str) -> str:
         return f"{self.resolve(self.path).rstrip('/')}/{name}"
 
     def _listing(self) -> Listing:
         """All files of the folder. Raises SourceError if none of them is a picture."""
-        return self._listed().files
+        return self._folder_files().files
 
     def _images(self) -> list[str]:
         """Files that may be pictures, sorted: parts are ranges of them."""
-        return self._listed().images
+        return self._folder_files().images
 
-    def _listed(self) -> _Listed:
-        listed = _list(self.resolve(self.path))
-        if len(listed.untold) == len(listed.images) and not _has_picture(self):
+    def _folder_files(self) -> _FolderFiles:
+        files = _scan(self.resolve(self.path))
+        if len(files.uncertain) == len(files.images) and not _has_picture(self):
             raise SourceError(self.resolve(self.path), f"source {self.name}: no pictures ({', '.join(SUFFIXES)})")
-        return listed
+        return files
 
     def _is_picture(self, image: str) -> bool:
         """True if a file that may be a picture is one. Raises SourceError."""
@@ -240,11 +240,11 @@ class FolderOfImages(TableSource):
 
     def _first_bytes(self, name: str) -> bytes:
         try:
-            return first_bytes(self.resolve(self.path), name, min(HEAD, _list(self.resolve(self.path)).files[name][0]))
+            return first_bytes(self.resolve(self.path), name, min(HEAD, _scan(self.resolve(self.path)).files[name][0]))
         except StorageError as e:
-            raise SourceError(self._at(name), f"source {self.name}: {e.strerror}") from None
+            raise SourceError(self._file_url(name), f"source {self.name}: {e.strerror}") from None
 
-    def _beside(self, image: str) -> tuple[list[Text], Any]:
+    def _texts_beside(self, image: str) -> tuple[list[Text], Any]:
         """(texts of X.txt, X.caption and X.json, what X.json holds; None without one). Raises ValueError that names
         the file."""
         texts: list[Text] = []
@@ -252,14 +252,14 @@ class FolderOfImages(TableSource):
         for name in self._names_beside(image):
             suffix = name[name.rindex(".") :].lower()
             try:
-                written = text_of(content(self.resolve(self.path), name, MAX_LINE), self.encoding)
+                text = text_of(content(self.resolve(self.path), name, MAX_LINE), self.encoding)
                 if suffix == ".json":
-                    value = json.loads(written)
+                    value = json.loads(text)
                     texts += texts_of(value)
                 else:
-                    texts.append(Text(self.text_kind, clean(written)))
+                    texts.append(Text(self.text_kind, clean(text)))
             except StorageError as e:
-                raise SourceError(self._at(name), f"source {self.name}: {e.strerror}") from None
+                raise SourceError(self._file_url(name), f"source {self.name}: {e.strerror}") from None
             except (OSError, ValueError, RecursionError) as e:
                 raise ValueError(f"{name}: cannot be read ({type(e).__name__}: {e})"[:300]) from None
         return texts, value
@@ -267,18 +267,19 @@ class FolderOfImages(TableSource):
     def _names_beside(self, image: str) -> list[str]:
         """The text files of a picture X.jpg: X.txt, X.jpg.txt and the like, in small or capital letters."""
         listing, stems = self._listing(), dict.fromkeys(reversed(_stems(image)))
-        return [name for suffix in _BESIDE for stem in stems if (name := stem + suffix) in listing]
+        return [name for suffix in _BESIDE_SUFFIXES for stem in stems if (name := stem + suffix) in listing]
 
-    def _captions(self, own: Sequence[str], lines: Units | None) -> tuple[dict[str, list[Text]], list[Decision]]:
+    def _captions(self, images: Sequence[str], lines: Units | None) -> tuple[dict[str, list[Text]], list[Decision]]:
         """Texts of the captions file by picture, and a Decision for each row of it that cannot be read.
 
-        Of all pictures only `own` are taken and, with `lines`, which accounts for the file, names of none: each part of
-        a large folder reads the whole table. Raises SourceError that names the file if it cannot be read, or none of
+        Only `images` are taken and, with `lines`, which accounts for the file, names of no picture: each part of a
+        large folder reads the whole table. Raises SourceError that names the file if it cannot be read, or none of
         its rows.
         """
         if not self.captions:
             return {}, []
-        file, pictures, wanted = self._at(self.captions), Names(self._images(), self._listed().untold), set(own)
+        file, wanted = self._file_url(self.captions), set(images)
+        pictures = PictureNames(self._images(), self._folder_files().uncertain)
         table = CaptionsFile(self.captions, file, self.columns, self.encoding)
 
         def is_wanted(name: str) -> bool:
@@ -300,7 +301,7 @@ _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", *WORKBOOKS)
 _HIDDEN = re.compile(r"(?:^|/)(?:\.[^/]|__MACOSX/|@eaDir/|(?:Thumbs\.db|desktop\.ini|Icon\r)$)", re.I)
 """Files that systems keep in folders: of macOS, Windows and Synology, and whatever has a dot in front."""
 
-_BESIDE = tuple(spelled for suffix in TEXT_SUFFIXES for spelled in (suffix, suffix.upper()))
+_BESIDE_SUFFIXES = tuple(spelled for suffix in TEXT_SUFFIXES for spelled in (suffix, suffix.upper()))
 
 
 def _stems(image: str) -> tuple[str, str]:
@@ -310,20 +311,20 @@ def _stems(image: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=8)
-def _list(folder: str) -> _Listed:
+def _scan(folder: str) -> _FolderFiles:
     """Returns all files below a folder. Raises SourceError for a missing folder."""
-    listing, images, untold = files_below(folder), list[str](), set[str]()
+    listing, images, uncertain = files_below(folder), list[str](), set[str]()
     for name in listing:
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in TEXT_SUFFIXES or _HIDDEN.search(name):
             continue
         images.append(name)
         if suffix not in SUFFIXES:
-            untold.add(name)
-    return _Listed(listing, sorted(images), frozenset(untold))
+            uncertain.add(name)
+    return _FolderFiles(listing, sorted(images), frozenset(uncertain))
 
 
 @lru_cache(maxsize=8)
 def _has_picture(source: FolderOfImages) -> bool:
     """True if one of the files of a folder is a picture by its first bytes. Raises SourceError."""
-    return any(map(source._is_picture, sorted(_list(source.resolve(source.path)).untold)))
+    return any(map(source._is_picture, sorted(_scan(source.resolve(source.path)).uncertain)))

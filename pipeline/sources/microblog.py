@@ -25,9 +25,10 @@ from pipeline.errors import BrokenFile
 from pipeline.files.damage import Hole
 from pipeline.files.inputs import faults, writable
 from pipeline.records import Candidate, encodable
-from pipeline.sources import BAD_LINE, BadLines, Decoding, FileSource, weighed
+from pipeline.sources import BAD_LINE, BadLines, Decoding, FileSource, with_size
+from pipeline.sources._provenance import web_address
 from pipeline.sources._rows import json_rows
-from pipeline.sources._text_files import opened
+from pipeline.sources._text_files import open_rows
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo
 
@@ -64,7 +65,7 @@ class Microblog(FileSource):
         lines, pictures = account["lines"], account["pictures of posts"]
         bad = BadLines()
         try:
-            with opened(file, "utf-8-sig") as (f, _):
+            with open_rows(file, "utf-8-sig") as (f, _):
                 try:
                     for at, post, _, _, size in json_rows(f, Decoding("UTF-8")):
                         row = f"{writable(file.rpartition('/')[2])}, row {at}"
@@ -73,21 +74,21 @@ class Microblog(FileSource):
                             lines.named[post] += 1
                             continue
                         assert not isinstance(post, Hole)  # of Parquet only
-                        own, is_post = Units(), isinstance(post, dict)
-                        entries = self.entries(row, at, partial(self._post, post, row, at, own), lines)
+                        units, is_post = Units(), isinstance(post, dict)
+                        entries = self.entries(row, at, partial(self._post, post, row, at, units), lines)
                         reasons = (DropReason.UNREADABLE,) if is_post else BAD_LINE
-                        entries = weighed(entries, size, reasons)
+                        entries = with_size(entries, size, reasons)
                         bad.take(entries, "" if is_post else str(post))
-                        if len(entries) == own.unaccounted:  # else one Decision is about the post
-                            pictures.add(own)
+                        if len(entries) == units.unaccounted:  # else one Decision is about the post
+                            pictures.add(units)
                             for entry in entries:
                                 pictures.take([entry])
                         yield from entries
                 except faults() as e:
-                    raise self.unread(file, e, f.reached) from None
+                    raise self.file_error(file, e, f.stored_position) from None
             bad.end(file, self.name)
         except faults() as e:
-            raise self.unread(file, e) from None
+            raise self.file_error(file, e) from None
         except UnicodeError as e:
             raise BrokenFile(file, f"source {self.name}: not UTF-8 ({e})") from None
 
@@ -103,16 +104,16 @@ class Microblog(FileSource):
         if isinstance(post, str):
             yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: {post}")
             return
-        raw = _first(post, self.fields.text)
-        topics = dict.fromkeys(clean(t) for t in (*_TOPIC.findall(raw), *_all(post, self.fields.tags)))
-        own = " ".join(_REPOST.sub("", raw).split())  # in a run of white space the pattern retries at each character
-        words = clean(html.unescape(_NOISE.sub(" ", own)))
+        raw = _first_string(post, self.fields.text)
+        topics = dict.fromkeys(clean(t) for t in (*_TOPIC.findall(raw), *_strings_at(post, self.fields.tags)))
+        plain = " ".join(_REPOST.sub("", raw).split())  # in a run of white space the pattern retries at each character
+        words = clean(html.unescape(_NOISE.sub(" ", plain)))
         texts = ([Text("content", words)] if words else []) + [Text("tag", topic) for topic in topics if topic]
         images = _pictures(post, self.fields.images)
         if not images:
             yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: no picture")
-        page = _web(_first(post, self.fields.page_url))
-        origin = _first(post, self.fields.id) or page or row
+        page = web_address(_first_string(post, self.fields.page_url))
+        origin = _first_string(post, self.fields.id) or page or row
         seen = set[str]()
         for at, image in enumerate(images, 1):
             pictures.met += 1
@@ -142,19 +143,11 @@ class Microblog(FileSource):
         )
 
 
-def _web(url: str) -> str:
-    """Returns the canonical form of a web address; "" for anything else."""
-    try:
-        return canonical_url(url) if url else ""
-    except ValueError:
-        return ""
+def _first_string(post: dict[str, Any], paths: tuple[str, ...]) -> str:
+    return next(iter(_strings_at(post, paths)), "")
 
 
-def _first(post: dict[str, Any], paths: tuple[str, ...]) -> str:
-    return next(iter(_all(post, paths)), "")
-
-
-def _all(post: dict[str, Any], paths: tuple[str, ...]) -> list[str]:
+def _strings_at(post: dict[str, Any], paths: tuple[str, ...]) -> list[str]:
     """Strings (and numbers, as strings) at the first of several paths that leads to any."""
     found = (list(filter(None, map(_string, _values(post, tuple(path.split(".")))))) for path in paths)
     return next(filter(None, found), [])
@@ -187,12 +180,12 @@ def _values(value: Any, steps: tuple[str, ...]) -> list[Any]:
     """The values to which steps lead from a value."""
     values = [value]
     for step in steps:
-        name, many = step.removesuffix("[]"), step.endswith("[]")
+        name, is_list = step.removesuffix("[]"), step.endswith("[]")
         if name == "*":
             values = [v for value in values if isinstance(value, dict) for v in value.values()]
         else:
             values = [value[name] for value in values if isinstance(value, dict) and name in value]
-        if many:
+        if is_list:
             values = [v for value in values if isinstance(value, list) for v in value]
     return values
 

@@ -39,8 +39,9 @@ from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import Lines, faults, reason, version, writable
 from pipeline.records import Candidate, encodable, sha256_hex
-from pipeline.sources import BadLines, Decoding, FileSource, distinct, local_path, weighed
-from pipeline.sources._look import Budget, Reading, lines_of
+from pipeline.sources import BadLines, Decoding, FileSource, distinct, local_path, with_size
+from pipeline.sources._look import Budget, FileCount, lines_of
+from pipeline.sources._provenance import web_address
 from pipeline.sources._rows import Cells, Row, json_rows, table_rows
 from pipeline.sources._text_files import (
     AUTO,
@@ -54,7 +55,7 @@ from pipeline.sources._text_files import (
     cell_text,
     head_of,
     no_column,
-    opened,
+    open_rows,
 )
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
@@ -126,7 +127,7 @@ class UrlTable(FileSource):
         """Candidates and decisions of rows [start, stop) of a file."""
         units = account["rows" if self._format(file) == "parquet" else "lines"]
         bad, number = BadLines(), 0
-        for number, cells, lines, told, size in self._fitting_rows(file, start, stop):
+        for number, cells, lines, in_cells, size in self._fitting_rows(file, start, stop):
             units.met += lines
             if isinstance(cells, Named):
                 units.named[cells] += lines
@@ -136,11 +137,11 @@ class UrlTable(FileSource):
                 yield self.hole(file, cells, number)
                 continue
             row = f"{writable(file.rpartition('/')[2])}, row {number}"
-            if told < lines:
-                units.miss(f"{row}: {lines - told:,} lines in one cell")
-            entries = self.entries(row, number, partial(self._of_row, cells, row, number), units, told)
+            if in_cells < lines:
+                units.miss(f"{row}: {lines - in_cells:,} lines in one cell")
+            entries = self.entries(row, number, partial(self._parse_row, cells, row, number), units, in_cells)
             if entries and not isinstance(entries[0], Candidate):
-                entries = weighed(entries, size)
+                entries = with_size(entries, size)
             if not bad.has_row:
                 bad.take(entries, self._fault(cells))
             yield from entries
@@ -154,7 +155,7 @@ class UrlTable(FileSource):
         image = "image_id" if self.format == "brivl_jsonl" else self.columns.image_url
         return "" if image in cells else no_column(list(cells), image)
 
-    def _of_row(self, cells: Cells, row: str, number: int) -> Iterator[Candidate | Decision]:
+    def _parse_row(self, cells: Cells, row: str, number: int) -> Iterator[Candidate | Decision]:
         if isinstance(cells, Exception):
             raise cells
         if isinstance(cells, str):
@@ -168,12 +169,12 @@ class UrlTable(FileSource):
         """Yields candidates and decisions of one file, whatever its division into parts. Raises SourceError."""
         return self._entries(file, 0, sys.maxsize, account)
 
-    def count(self, file: str, budget: Budget) -> Reading:
+    def count(self, file: str, budget: Budget) -> FileCount:
         """Rows of one file: of Parquet as its footer says, of a text about as many as lines: cells may hold some."""
         kind = self._format(file)
         size = int(version(file)[1] or 0)
         if kind == "parquet":
-            return Reading(_count(file, kind, json.dumps(version(file))), size, size, True)
+            return FileCount(_count(file, kind, json.dumps(version(file))), size, size, True)
         lines = lines_of(file, budget)
         return replace(lines, number=max(0, lines.number - 1), whole=False) if kind in ("csv", "tsv") else lines
 
@@ -205,8 +206,8 @@ class UrlTable(FileSource):
         files = self.files()
         for file in files:
             try:
-                about = version(file)
-                rows = _count(file, self._format(file), json.dumps(about)) if about[1] != 0 or len(files) == 1 else 0
+                stamp = version(file)
+                rows = _count(file, self._format(file), json.dumps(stamp)) if stamp[1] != 0 or len(files) == 1 else 0
             except BrokenFile:
                 if len(files) == 1:
                     raise
@@ -220,13 +221,13 @@ class UrlTable(FileSource):
         if self.format != "auto":
             return self.format
         suffix = PurePosixPath(PACKED.sub("", file)).suffix.lower()
-        named: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
+        formats: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
                                     ".json": "jsonl", ".parquet": "parquet"}  # fmt: skip
         if suffix in WORKBOOKS:
             raise SourceError(file, f"source {self.name}: {SAVE_AS_CSV}")
-        if suffix not in named:
+        if suffix not in formats:
             raise SourceError(file, f"source {self.name}: unknown file extension; set format: csv, tsv, jsonl ...")
-        return named[suffix]
+        return formats[suffix]
 
     def _fitting_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
         """Rows of `_rows`; none of a later part of a file without the columns of the spec.
@@ -259,7 +260,7 @@ class UrlTable(FileSource):
             if kind == "parquet":
                 yield from self._parquet_rows(file, start, stop)
                 return
-            with opened(file, self.encoding) as (f, encoding):
+            with open_rows(file, self.encoding) as (f, encoding):
                 decoding = Decoding(encoding)
                 try:
                     if kind in ("jsonl", "brivl_jsonl"):
@@ -274,18 +275,18 @@ class UrlTable(FileSource):
                         if row[0] > start:
                             yield row
                 except faults() as e:
-                    raise self.unread(file, e, f.reached) from None
+                    raise self.file_error(file, e, f.stored_position) from None
         except faults() as e:
-            raise self.unread(file, e) from None
+            raise self.file_error(file, e) from None
         except UnicodeError as e:
-            told = "no encoding fits it" if self.encoding == AUTO else f"not {self.encoding}"
-            raise BrokenFile(file, f"source {self.name}: {told} ({e}); set encoding, e.g. gb18030") from None
+            problem = "no encoding fits it" if self.encoding == AUTO else f"not {self.encoding}"
+            raise BrokenFile(file, f"source {self.name}: {problem} ({e}); set encoding, e.g. gb18030") from None
         except ValueError as e:
             raise BrokenFile(file, f"source {self.name}: {e}") from None
 
     def _head(self, file: str, f: RowsFile, kind: Format, decoding: Decoding) -> Head:
         """The head of a CSV or TSV file. Raises BrokenFile for one without the columns that the spec names."""
-        head = head_of(Lines(f), self._wanted(), "\t" if kind == "tsv" else ",")
+        head = head_of(Lines(f), self._column_names(), "\t" if kind == "tsv" else ",")
         if decoding.fault("".join(head.columns)):
             decoding.end()
         self._check_columns(file, head.columns)
@@ -309,13 +310,13 @@ class UrlTable(FileSource):
                 for group in range(table.num_row_groups):
                     rows = table.metadata.row_group(group).num_rows  # this group holds rows number to number + rows - 1
                     if number + rows > start and number < stop:
-                        batches = table.iter_batches(ROWS, row_groups=[group], columns=self._wanted())
+                        batches = table.iter_batches(ROWS, row_groups=[group], columns=self._column_names())
                         cells = itertools.chain.from_iterable(map(_cells_of, batches))
                         first, end = max(start, number), min(stop, number + rows)
-                        wanted = itertools.islice(cells, first - number, end - number)
+                        own_rows = itertools.islice(cells, first - number, end - number)
                         at = first
                         try:
-                            for at, row in enumerate(wanted, first + 1):
+                            for at, row in enumerate(own_rows, first + 1):
                                 yield at, row, 1, 1, int
                             if at < end:
                                 raise EOFError("the row group ends early")
@@ -328,39 +329,36 @@ class UrlTable(FileSource):
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
             raise BrokenFile(file, f"source {self.name}: not a readable Parquet file ({reason(e)})") from None
 
-    def _wanted(self) -> list[str]:
+    def _column_names(self) -> list[str]:
         """The columns that the spec names, each once."""
-        wanted = [self.columns.image_url]
-        wanted += [name for name in (self.columns.page_url, self.columns.id, self.columns.bbox) if name]
+        columns = [self.columns.image_url]
+        columns += [name for name in (self.columns.page_url, self.columns.id, self.columns.bbox) if name]
         for names in self.columns.texts.values():
-            wanted += [names] if isinstance(names, str) else names
-        return list(dict.fromkeys(wanted))
+            columns += [names] if isinstance(names, str) else names
+        return list(dict.fromkeys(columns))
 
     def _check_columns(self, file: str, header: Sequence[str]) -> None:
-        missing = [name for name in self._wanted() if name not in header]
+        missing = [name for name in self._column_names() if name not in header]
         if missing:
             raise _NoColumns(file, f"source {self.name}: {no_column(header, missing[0])}"[:500])
 
     def _candidate(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
         texts, columns = list[Text](), self.columns
         try:
-            raw, page, own = (_cell(cells, name) for name in (columns.image_url, columns.page_url, columns.id))
+            raw, page, row_id = (_cell(cells, name) for name in (columns.image_url, columns.page_url, columns.id))
             for kind, names in columns.texts.items():
                 for name in (names,) if isinstance(names, str) else names:
                     texts.append(Text(kind, clean(_cell(cells, name))))
         except NoText as e:
             return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: {e}", texts)
-        try:
-            page = canonical_url(page) if page else ""
-        except ValueError:
-            page = ""
+        page = web_address(page)
         try:
             bare, userinfo = split_userinfo(raw)
             url = canonical_url(bare)
         except ValueError as e:
             return self._broken(raw, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
-        made = self._made(url, page, own, texts, row, number, cells.get(self.columns.bbox or ""))
-        return replace(made, userinfo=userinfo) if userinfo and isinstance(made, Candidate) else made
+        candidate = self._make_candidate(url, page, row_id, texts, row, number, cells.get(self.columns.bbox or ""))
+        return replace(candidate, userinfo=userinfo) if userinfo and isinstance(candidate, Candidate) else candidate
 
     def _brivl(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
         image, sentences = cells.get("image_id"), cells.get("sentences")
@@ -373,8 +371,8 @@ class UrlTable(FileSource):
         except ValueError as e:
             return self._broken(image, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
         origin = without_userinfo(image)
-        made = self._made(url, "", origin, texts, row, number, cells.get("bbox"))
-        return replace(made, userinfo=userinfo) if userinfo and isinstance(made, Candidate) else made
+        candidate = self._make_candidate(url, "", origin, texts, row, number, cells.get("bbox"))
+        return replace(candidate, userinfo=userinfo) if userinfo and isinstance(candidate, Candidate) else candidate
 
     def _image_address(self, image: str) -> tuple[str, str]:
         """(address, user info) of a path of a BriVL row. Raises ValueError."""
@@ -390,25 +388,25 @@ class UrlTable(FileSource):
             return canonical_url(f"{bare.rstrip('/')}/{path}"), userinfo
         return f"url-table:///{self.name}/{path}", ""
 
-    def _made(
-        self, url: str, page: str, own: str, texts: list[Text], row: str, number: int, bbox: Any
+    def _make_candidate(
+        self, url: str, page: str, row_id: str, texts: list[Text], row: str, number: int, bbox: Any
     ) -> Candidate | Decision:
         """Returns the candidate of a row, or the Decision about its missing text or unreadable boxes."""
         try:
             boxes = _boxes(bbox)
         except ValueError as e:
             return self._broken(url, row, number, DropReason.BAD_ROW, f"{row}: {e}", texts)
-        kept = distinct(texts)
-        origin = own or page or "row:" + sha256_hex("", *(part for t in kept for part in (t.kind, t.text)))[:32]
-        candidate = Candidate(self.name, self.source_kind, origin, page, url, kept, number, boxes)
-        return candidate if kept else drop(candidate, "extract", DropReason.NO_TEXT, row)
+        unique = distinct(texts)
+        origin = row_id or page or "row:" + sha256_hex("", *(part for t in unique for part in (t.kind, t.text)))[:32]
+        candidate = Candidate(self.name, self.source_kind, origin, page, url, unique, number, boxes)
+        return candidate if unique else drop(candidate, "extract", DropReason.NO_TEXT, row)
 
     def _broken(
         self, url: str, row: str, number: int, reason: DropReason, evidence: str, texts: Sequence[Text] = ()
     ) -> Decision:
         """Returns the Decision about a row that is not a candidate; its file and row are its identity."""
-        known = tuple(t for t in texts if t.text)
-        return drop(Candidate(self.name, self.source_kind, row, "", url, known, number), "extract", reason, evidence)
+        filled = tuple(t for t in texts if t.text)
+        return drop(Candidate(self.name, self.source_kind, row, "", url, filled, number), "extract", reason, evidence)
 
 
 def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:
@@ -452,24 +450,24 @@ def _boxes(value: Any) -> tuple[float, ...]:
 
 def _sentences(sentences: list[Any]) -> list[Text]:
     """Texts of a BriVL row: [kind, text] pairs, or plain captions (AIC-ICC), without spaces between Chinese words."""
-    named: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for entry in sentences:
         kind, text = entry if isinstance(entry, list) and len(entry) == 2 else ("caption", entry)
         if isinstance(kind, str) and isinstance(text, str):
-            named.append((kind, _BETWEEN_HAN.sub("", clean(text))))
-    texts = [Text(BRIVL_KINDS[kind], text) for kind, text in named if kind in BRIVL_KINDS]
+            pairs.append((kind, _BETWEEN_HAN.sub("", clean(text))))
+    texts = [Text(BRIVL_KINDS[kind], text) for kind, text in pairs if kind in BRIVL_KINDS]
     if not any(t.kind == "surrounding" for t in texts):
-        cut = next((text for name in ("easy", "first") for kind, text in named if kind == name), "")
-        texts += [Text("surrounding", cut)] if cut else []
+        short_text = next((text for name in ("easy", "first") for kind, text in pairs if kind == name), "")
+        texts += [Text("surrounding", short_text)] if short_text else []
     return texts
 
 
 @lru_cache(maxsize=1_000)
 def _fitting_file(source: str) -> str:
     """A file with the columns of a UrlTable, which is given as JSON. Raises LookupError, which is not cached."""
-    own = UrlTable.model_validate_json(source)
-    for file in own.files():
-        if own.has_columns(file):
+    table = UrlTable.model_validate_json(source)
+    for file in table.files():
+        if table.has_columns(file):
             return file
     raise LookupError("no file with the columns of the spec")
 
@@ -489,7 +487,7 @@ def _count(file: str, kind: Format, _version: str) -> int:
                 return int(pq.ParquetFile(f).metadata.num_rows)
         with fsspec.open(file, "rb", compression="infer") as f:
             lines = 1
-            while block := _next(f):
+            while block := _read_block(f):
                 if block.endswith((b"\r", b"\r\0")):  # the other half of a line's end
                     block += f.read(2)
                 # of \r\n, in UTF-16 too, one end; \r alone ends a row as well, and rows beyond the count are not read
@@ -500,7 +498,7 @@ def _count(file: str, kind: Format, _version: str) -> int:
         raise fault(file, f"not a readable {kind} file ({reason(e)})") from None
 
 
-def _next(file: Any) -> bytes:
+def _read_block(file: Any) -> bytes:
     """The next bytes of a file that may be packed; none behind a damage, which ends its rows."""
     try:
         return bytes(file.read(1 << 20))

@@ -22,8 +22,8 @@ from pydantic import ConfigDict
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files import wacz
 from pipeline.files.inputs import no_damage, reason, version, writable
-from pipeline.sources._listed import ListedSource
-from pipeline.sources._look import Budget, Count, Look, Reading, broken_files, size_of_files, total_of
+from pipeline.sources._listed_source import ListedSource
+from pipeline.sources._look import Budget, Count, FileCount, Look, broken_files, size_of_files, total_of
 
 _IMG = re.compile(rb"<img[\s/]", re.IGNORECASE)
 
@@ -45,7 +45,7 @@ class Warc(ListedSource):
         A WACZ file stands for the addresses of the WARC files in it. Raises SourceError that names the path which is
         missing, matches nothing or cannot be read.
         """
-        files = {file: json.dumps(version(file)) if wacz.is_wacz(file) else "" for file in self._given()}
+        files = {file: json.dumps(version(file)) if wacz.is_wacz(file) else "" for file in self._path_files()}
         lines = (self.prefix + line for line in self._lines())
         files = {**files, **{line: "" for line in lines if line not in files}}
         warcs, fault = list[str](), None
@@ -74,66 +74,66 @@ class Warc(ListedSource):
     def look(self, budget: Budget) -> Look:
         """Its files, with the HTML pages and pictures of a sample, and the images on the pages."""
         files = self.warcs()
-        given, stored = self._given(), list(dict.fromkeys(map(wacz.file_of, files)))
+        by_path, stored = self._path_files(), list(dict.fromkeys(map(wacz.file_of, files)))
         broken = broken_files(files, self._first_of, replace(budget))
         sound = [file for file in files if file not in broken.reasons]
-        seen = self._seen(sound[0], budget) if sound else _Seen(whole=True)
-        pages, images = seen.pages, seen.images
-        size = size_of_files(stored if not self.path_list else given or stored[:1])
-        size = size if len(given) == len(stored) else size * len(stored) // max(1, len(given))
+        sample = self._sample_file(sound[0], budget) if sound else _FileSample(whole=True)
+        pages, images = sample.pages, sample.images
+        size = size_of_files(stored if not self.path_list else by_path or stored[:1])
+        size = size if len(by_path) == len(stored) else size * len(stored) // max(1, len(by_path))
         total, pictures = (
-            total_of(what, [Reading(number, seen.read, 0, seen.whole)], len(files), size)
-            for what, number in (("HTML pages", pages), ("pictures", seen.pictures))
+            total_of(what, [FileCount(number, sample.read, 0, sample.whole)], len(files), size)
+            for what, number in (("HTML pages", pages), ("pictures", sample.pictures))
         )
         candidates = Count("candidates", total.number * images // max(1, pages), "about")
         first = writable((sound or files)[0].rpartition("/")[2])
-        looked_at = f"{pages:,} pages of {first} with {images:,} <img> tags, {seen.pictures:,} pictures"
+        looked_at = f"{pages:,} pages of {first} with {images:,} <img> tags, {sample.pictures:,} pictures"
         facts = (("looked at", looked_at),)
         warnings = [] if pages else ["the sampled records contain no HTML page"]
-        if seen.damage:
-            warnings.append(f"{first} is damaged ({seen.damage}); a build reads the intact records")
+        if sample.damage:
+            warnings.append(f"{first} is damaged ({sample.damage}); a build reads the intact records")
         warnings += broken.warnings(len(files))
-        counts = (Count("WARC files", len(files)), total, *([pictures] if seen.pictures else []))
-        found: dict[str, Any] = {"bytes": size, "candidates": candidates, "pages": total.number}
-        return Look(counts, **found, facts=facts, warnings=tuple(warnings))
+        counts = (Count("WARC files", len(files)), total, *([pictures] if sample.pictures else []))
+        figures: dict[str, Any] = {"bytes": size, "candidates": candidates, "pages": total.number}
+        return Look(counts, **figures, facts=facts, warnings=tuple(warnings))
 
     def _first_of(self, number: int, file: str) -> None:
         """Reads the first record of a file. Raises BrokenFile."""
-        self._seen(file, Budget(rows=1, bytes=1))
+        self._sample_file(file, Budget(rows=1, bytes=1))
         with wacz.opened(file) as (f, _):
             head = f.read(1 << 10).lstrip()
         if not head.startswith(_FORMATS):
             raise BrokenFile(file, f"source {self.name}: not a WARC file (it begins with {head[:16]!r})")
 
-    def _seen(self, file: str, budget: Budget) -> _Seen:
+    def _sample_file(self, file: str, budget: Budget) -> _FileSample:
         """Look at the records of a file, up to its first damage. Raises SourceError."""
         from warcio.archiveiterator import ArchiveIterator
 
-        seen, records = _Seen(), 0
+        sample, records = _FileSample(), 0
         try:
             with wacz.opened(file) as (f, _):
                 for record in ArchiveIterator(f):
                     records += 1
                     kind = _kind_of(record)
                     if record.rec_type == "response" and "html" in kind:
-                        seen.pages += 1
-                        seen.images += _images_in(record)
-                    seen.pictures += kind.startswith("image/")
-                    seen.read = f.tell()
-                    if seen.read >= budget.bytes or seen.pages >= budget.rows or budget.spent:
-                        return seen
-            seen.whole = True
+                        sample.pages += 1
+                        sample.images += _images_in(record)
+                    sample.pictures += kind.startswith("image/")
+                    sample.read = f.tell()
+                    if sample.read >= budget.bytes or sample.pages >= budget.rows or budget.exhausted:
+                        return sample
+            sample.whole = True
         except no_damage() as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except Exception as e:  # what others wrote, and a parser
             if not records:
                 raise BrokenFile(file, f"source {self.name}: not a WARC file ({reason(e)})") from None
-            seen.damage = reason(e)
-        return seen
+            sample.damage = reason(e)
+        return sample
 
 
 @dataclass(slots=True)
-class _Seen:
+class _FileSample:
     """Result of a look at a file: HTML pages, images on them, pictures, bytes, whether it was read whole, its fault."""
 
     pages: int = 0
@@ -157,12 +157,12 @@ def _kind_of(record: Any) -> str:
 
 def _images_in(record: Any) -> int:
     """Images of a page, as far as it can be unpacked and not beyond MAX_PAGE bytes."""
-    images, left = 0, MAX_PAGE
+    images, remaining = 0, MAX_PAGE
     try:
         stream = record.content_stream()
-        while left > 0 and (block := stream.read(min(left, 1 << 16))):
+        while remaining > 0 and (block := stream.read(min(remaining, 1 << 16))):
             images += len(_IMG.findall(block))
-            left -= len(block)
+            remaining -= len(block)
     except no_damage():
         raise
     except Exception:  # an encoding that warcio reads in another way than a build

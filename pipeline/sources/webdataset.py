@@ -52,7 +52,7 @@ from pipeline.pictures.formats import HEAD, SUFFIXES, TEXT_SUFFIXES, is_picture
 from pipeline.records import Candidate, encodable
 from pipeline.sources import FileSource, distinct
 from pipeline.sources._captions import texts_of
-from pipeline.sources._look import Budget, Reading
+from pipeline.sources._look import Budget, FileCount
 from pipeline.sources._provenance import Fields
 from pipeline.sources._text_files import AUTO, Encoding, text_of
 from pipeline.texts.cleaning import clean
@@ -92,7 +92,7 @@ class WebDataset(FileSource):
 
     ROWS: ClassVar[str] = "samples"
 
-    def count(self, file: str, budget: Budget) -> Reading:
+    def count(self, file: str, budget: Budget) -> FileCount:
         """Samples of one tar: its files by their names up to the first dot, up to a budget."""
         samples, last, size = 0, "", int(version(file)[1] or 0)
         try:
@@ -104,11 +104,11 @@ class WebDataset(FileSource):
                     key = f"{folder}/{name.partition('.')[0]}"
                     if member.info.isreg() and not _META.match(name):
                         samples, last = samples + (key != last), key
-                    if budget.spent:
-                        return Reading(samples, member.info.offset, size, False)
+                    if budget.exhausted:
+                        return FileCount(samples, member.info.offset, size, False)
         except faults() as e:
             raise SourceError(file, f"cannot be read ({reason(e)})") from None
-        return Reading(samples, size, size, True)
+        return FileCount(samples, size, size, True)
 
     def entries_of(self, number: int, file: str, account: Account) -> Iterator[Candidate | Decision]:
         """Candidates of one tar in its order; a Decision for each member, and each part of it, that cannot be read.
@@ -116,19 +116,19 @@ class WebDataset(FileSource):
         Raises BrokenFile for a tar of which nothing can be read, SourceError where its disk or server fails.
         """
         shard = file.rpartition("/")[2]
-        row, refused = -1, list[ValueError]()  # second members of one name in a sample
-        of_none, holes, units = list[str](), list[Hole](), account["members"]
+        row, duplicates = -1, list[ValueError]()  # second members of one name in a sample
+        strays, holes, units = list[str](), list[Hole](), account["members"]
 
         try:
             with fsspec.open(file, "rb") as f:
-                members = _members(f, of_none, holes, units)
-                for row, sample in enumerate(_samples(members, refused)):
-                    where = f"{shard}, {encodable(str(sample['__key__']))}"
-                    entries = self.entries(where, row, partial(self._candidates, sample, shard, row))
-                    _account_for(sample, entries, units, where)
+                members = _members(f, strays, holes, units)
+                for row, sample in enumerate(_samples(members, duplicates)):
+                    label = f"{shard}, {encodable(str(sample['__key__']))}"
+                    entries = self.entries(label, row, partial(self._candidates, sample, shard, row))
+                    _account_for(sample, entries, units, label)
                     yield from entries
         except faults() as e:
-            raise self.unread(file, e) from None
+            raise self.file_error(file, e) from None
         if row < 0 and holes:
             hint = "; decompress it, since pictures are read by their offsets" if file.lower().endswith(_PACKED) else ""
             raise BrokenFile(file, f"source {self.name}: not a readable tar ({holes[0].why}){hint}")
@@ -136,14 +136,14 @@ class WebDataset(FileSource):
             units.met += 1
             units.decisions += 1
             yield self.hole(file, hole)
-        for number, error in enumerate(refused):
+        for number, error in enumerate(duplicates):
             units.decisions += 1
             yield self.unreadable(f"{shard}, refused member {number}", -1, error)
-        for name in map(encodable, of_none):
-            what = Candidate(self.name, self.source_kind, f"{shard}/{name}", "", "", (), -1)
+        for name in map(encodable, strays):
+            stray = Candidate(self.name, self.source_kind, f"{shard}/{name}", "", "", (), -1)
             units.decisions += 1
-            why = f"{shard}: {name[:200]} does not belong to a sample (KEY.SUFFIX)"
-            yield drop(what, "extract", DropReason.BAD_ROW, why)
+            fault = f"{shard}: {name[:200]} does not belong to a sample (KEY.SUFFIX)"
+            yield drop(stray, "extract", DropReason.BAD_ROW, fault)
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of a picture in one of the tars; None for any other address, and for one that no longer exists."""
@@ -155,7 +155,7 @@ class WebDataset(FileSource):
         member, _, nth = member.partition("?")
         tar = self._tar(unquote(shard, errors="surrogateescape"))
         name = unquote(member, errors="surrogateescape")
-        place = _INDEXES.of(*tar).place(name, int(nth) if nth.isdecimal() else 1) if tar else None
+        place = _INDEXES.get(*tar).locate(name, int(nth) if nth.isdecimal() else 1) if tar else None
         if tar is None or place is None:
             return None
         with fsspec.open(tar[0], "rb") as f:
@@ -167,21 +167,21 @@ class WebDataset(FileSource):
 
         Tars are listed once for all pictures, and again where one came or went since.
         """
-        listed = _listed(self)
-        if name in listed:
+        tars = _tars_by_name(self)
+        if name in tars:
             with contextlib.suppress(SourceError):  # it went since; or its disk fails, which is said below
-                return listed[name], json.dumps(version(listed[name]))
-        _listed.cache_clear()
-        listed = _listed(self)
-        return (listed[name], json.dumps(version(listed[name]))) if name in listed else None
+                return tars[name], json.dumps(version(tars[name]))
+        _tars_by_name.cache_clear()
+        tars = _tars_by_name(self)
+        return (tars[name], json.dumps(version(tars[name]))) if name in tars else None
 
     def files(self) -> list[str]:
         """The tars that `path` names. Raises SourceError, also for two of one name: addresses hold the tar's name."""
         files = super().files()
         names = [file.rpartition("/")[2] for file in files]
-        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-        if twice:
-            raise SourceError(twice, f"source {self.name}: two tars have this name; put them into two sources")
+        clash = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if clash:
+            raise SourceError(clash, f"source {self.name}: two tars have this name; put them into two sources")
         return files
 
     def _candidates(self, sample: dict[str, Any], shard: str, row: int) -> Iterator[Candidate | Decision]:
@@ -193,15 +193,15 @@ class WebDataset(FileSource):
         pictures = sorted((s for s in sample if isinstance(sample[s], _Picture)), key=lambda s: (len(s), s))
         chosen = [suffix for suffix in pictures if _NUMBERED.match(suffix)] or pictures[:1]
         if not pictures:
-            own = self._candidate(shard, key, _Picture(key), row)
-            yield drop(own, "extract", DropReason.BAD_ROW, f"{shard}, {key}: no picture")
+            candidate = self._candidate(shard, key, _Picture(key), row)
+            yield drop(candidate, "extract", DropReason.BAD_ROW, f"{shard}, {key}: no picture")
         for suffix in pictures:
-            own = self._candidate(shard, key, sample[suffix], row)
+            candidate = self._candidate(shard, key, sample[suffix], row)
             if suffix in chosen:
-                yield self._with_texts(own, sample, suffix, suffix == chosen[0], f"{shard}, {key}")
+                yield self._with_texts(candidate, sample, suffix, suffix == chosen[0], f"{shard}, {key}")
             else:
-                why = f"{shard}, {key}: one picture is taken, {chosen[0]}; {suffix} is another one without a number"
-                yield drop(own, "extract", DropReason.BAD_ROW, why)
+                fault = f"{shard}, {key}: one picture is taken, {chosen[0]}; {suffix} is another one without a number"
+                yield drop(candidate, "extract", DropReason.BAD_ROW, fault)
 
     def _candidate(self, shard: str, key: str, member: _Picture, row: int) -> Candidate:
         places = (quote(name, errors="surrogateescape") for name in (shard, member.name))
@@ -209,7 +209,7 @@ class WebDataset(FileSource):
         return Candidate(self.name, self.source_kind, writable(f"{shard}/{key}"), "", url, (), row)
 
     def _with_texts(
-        self, own: Candidate, sample: dict[str, Any], suffix: str, is_first: bool, where: str
+        self, candidate: Candidate, sample: dict[str, Any], suffix: str, is_first: bool, label: str
     ) -> Candidate | Decision:
         """A picture of a sample with its texts and origin, or the Decision about it.
 
@@ -217,26 +217,26 @@ class WebDataset(FileSource):
         """
         number = _NUMBERED.match(suffix)
         texts, fault = list[Text](), ""
-        url, page_url, provenance = own.image_url, "", own.provenance
+        url, page_url, provenance = candidate.image_url, "", candidate.provenance
         try:
             for stem in ("",) if number is None else (number[0], ""):
                 if f"{stem}json" in sample:
                     value = json.loads(text_of(sample[f"{stem}json"], self.encoding))
                     texts = texts or texts_of(value)
                     if provenance is None and (stem or is_first):
-                        url, page_url, provenance = self.fields.read(value, own.image_url)
-                beside = (f"{stem}txt", f"{stem}caption", f"{suffix}.txt")
+                        url, page_url, provenance = self.fields.read(value, candidate.image_url)
+                names = (f"{stem}txt", f"{stem}caption", f"{suffix}.txt")
                 texts = texts or [
                     Text(self.text_kind, clean(text_of(sample[name], self.encoding)))
-                    for name in beside
+                    for name in names
                     if name in sample
                 ]
         except (ValueError, RecursionError) as e:
-            fault = f"{where}: {e}"
-        own = replace(own, texts=distinct(texts), image_url=url, page_url=page_url, provenance=provenance)
+            fault = f"{label}: {e}"
+        candidate = replace(candidate, texts=distinct(texts), image_url=url, page_url=page_url, provenance=provenance)
         if fault:
-            return drop(own, "extract", DropReason.BAD_ROW, fault)
-        return own if own.texts else drop(own, "extract", DropReason.NO_TEXT, where)
+            return drop(candidate, "extract", DropReason.BAD_ROW, fault)
+        return candidate if candidate.texts else drop(candidate, "extract", DropReason.NO_TEXT, label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +253,12 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
     return found.groups() if found else (name, "")  # type: ignore[return-value]
 
 
-def _account_for(sample: Mapping[str, Any], entries: Sequence[Candidate | Decision], units: Units, where: str) -> None:
+def _account_for(sample: Mapping[str, Any], entries: Sequence[Candidate | Decision], units: Units, label: str) -> None:
     """Account for the members of a sample: each picture has an entry, or one entry is about all of them."""
     members = [suffix for suffix in sample if not suffix.startswith("__")]
     others = [suffix for suffix in members if not isinstance(sample[suffix], _Picture)]
     if len(entries) != len(members) - len(others):
-        units.take(entries, len(members), where)
+        units.take(entries, len(members), label)
         return
     for entry in entries:
         units.take([entry])
@@ -266,32 +266,32 @@ def _account_for(sample: Mapping[str, Any], entries: Sequence[Candidate | Decisi
         units.named[Named.BESIDE if f".{suffix}".endswith(TEXT_SUFFIXES) else Named.MEMBER] += 1
 
 
-def _samples(members: Iterable[tuple[str, Any]], refused: list[ValueError]) -> Iterator[dict[str, Any]]:
+def _samples(members: Iterable[tuple[str, Any]], duplicates: list[ValueError]) -> Iterator[dict[str, Any]]:
     """Samples as webdataset groups them (`group_by_keys`): members of one key in a row, by suffixes in lower case.
 
-    webdataset imports torch, a second of each worker. refused: gets an error for each member whose suffix the sample
-    has already.
+    webdataset imports torch, a second of each worker. duplicates: gets an error for each member whose suffix the
+    sample has already.
     """
     for key, own in itertools.groupby(members, key=lambda member: _key_and_suffix(member[0])[0]):
         sample: dict[str, Any] = {"__key__": key}
         for name, data in own:
             suffix = _key_and_suffix(name)[1].lower()
             if suffix in sample:
-                refused.append(ValueError(f"{name}: the sample has another file with the suffix {suffix}"))
+                duplicates.append(ValueError(f"{name}: the sample has another file with the suffix {suffix}"))
             else:
                 sample[suffix] = data
         yield sample
 
 
-def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> Iterator[tuple[str, Any]]:
+def _members(file: Any, strays: list[str], holes: list[Hole], units: Units) -> Iterator[tuple[str, Any]]:
     """Names and contents of members to group, with a _Picture in place of a picture's bytes, which nothing needs here.
 
     webdataset's own iterator reads every member whole: a sparse one of 2 kB may claim 6 GB. Like it, this one passes
     over other entries than files and over names such as `__meta__`. An unreadable member gives its error in place of
-    bytes. Names of files that belong to no sample, those without suffix that are not pictures, go to `of_none`. units:
+    bytes. Names of files that belong to no sample, those without suffix that are not pictures, go to `strays`. units:
     gets how many there are, and names for those that are passed over.
     """
-    names, again = set[int](), Counter[int]()  # of pictures; of those that came before
+    names, repeats = set[int](), Counter[int]()  # of pictures; of those that came before
     for member in members_of(file):
         if isinstance(member, Hole):
             holes.append(member)
@@ -306,13 +306,13 @@ def _members(file: Any, of_none: list[str], holes: list[Hole], units: Units) -> 
         data = _data(member)
         if isinstance(data, _Picture):
             digest = _digest(member.name)
-            again[digest] += digest in names
+            repeats[digest] += digest in names
             names.add(digest)
-            data = replace(data, nth=1 + again[digest])
+            data = replace(data, nth=1 + repeats[digest])
         if isinstance(data, _Picture) or _NAME.match(member.name):
             yield member.name, data
         else:
-            of_none.append(member.name)
+            strays.append(member.name)
 
 
 def _data(member: Member) -> bytes | _Picture | Exception:
@@ -328,7 +328,7 @@ def _data(member: Member) -> bytes | _Picture | Exception:
 
 
 @lru_cache(maxsize=16)
-def _listed(source: WebDataset) -> dict[str, str]:
+def _tars_by_name(source: WebDataset) -> dict[str, str]:
     return {file.rpartition("/")[2]: file for file in source.files()}
 
 
@@ -346,7 +346,7 @@ class _Index:
     sizes: npt.NDArray[np.int32]
 
     @staticmethod
-    def of(file: str) -> _Index:
+    def read(file: str) -> _Index:
         places = list[tuple[int, int, int]]()
         with fsspec.open(file, "rb") as f:
             for member in members_of(f):
@@ -361,12 +361,12 @@ class _Index:
         order = np.argsort(digests, kind="stable")
         return _Index(digests[order], np.array(offsets, np.int64)[order], np.array(sizes, np.int32)[order])
 
-    def place(self, name: str, nth: int = 1) -> tuple[int, int] | None:
+    def locate(self, name: str, nth: int = 1) -> tuple[int, int] | None:
         """Offset and size of the nth picture of a name; None for a missing picture."""
         digest = np.uint64(_digest(name))
         at = int(np.searchsorted(self.names, digest)) + nth - 1
-        is_there = 0 <= at < len(self.names) and self.names[at] == digest
-        return (int(self.offsets[at]), int(self.sizes[at])) if is_there else None
+        is_present = 0 <= at < len(self.names) and self.names[at] == digest
+        return (int(self.offsets[at]), int(self.sizes[at])) if is_present else None
 
     @property
     def bytes(self) -> int:
@@ -388,21 +388,21 @@ class _Indexes:
     """Indexes of tars, the latest asked for within INDEXED_BYTES. A changed tar is another one, by its version."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[tuple[str, str], _Index] = OrderedDict()
+        self._indexes: OrderedDict[tuple[str, str], _Index] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
 
-    def of(self, file: str, version: str) -> _Index:
+    def get(self, file: str, version: str) -> _Index:
         with self._lock:
-            if (file, version) in self._held:
-                self._held.move_to_end((file, version))
-                return self._held[file, version]
-        index = _Index.of(file)
+            if (file, version) in self._indexes:
+                self._indexes.move_to_end((file, version))
+                return self._indexes[file, version]
+        index = _Index.read(file)
         with self._lock:
-            if (file, version) not in self._held:
-                self._held[file, version] = index
+            if (file, version) not in self._indexes:
+                self._indexes[file, version] = index
                 self._bytes += index.bytes
-            while self._bytes > INDEXED_BYTES and len(self._held) > 1:
-                self._bytes -= self._held.popitem(last=False)[1].bytes
+            while self._bytes > INDEXED_BYTES and len(self._indexes) > 1:
+                self._bytes -= self._indexes.popitem(last=False)[1].bytes
         return index
 
 

@@ -30,7 +30,7 @@ from pipeline.errors import SourceError
 from pipeline.plugins import configure
 from pipeline.records import Candidate, Capture
 from pipeline.sources import TableSource
-from pipeline.sources._text_files import lines_told
+from pipeline.sources._text_files import lines_in_cells
 from pipeline.stages import extract
 from pipeline.stages._page_candidates import extract_page
 from tests import archived
@@ -355,7 +355,7 @@ def test_lines_that_a_quote_swallows_are_unaccounted_and_have_a_place(tmp_path: 
     ],
 )
 def test_a_row_tells_of_as_many_lines_as_its_cells_have(cells: list[str] | Exception, lines: int, told: int) -> None:
-    assert lines_told(cells, lines) == told
+    assert lines_in_cells(cells, lines) == told
 
 
 def test_accounts_add_up_and_come_back_from_a_record() -> None:

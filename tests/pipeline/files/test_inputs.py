@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import SourceError
 from pipeline.files import inputs
 from pipeline.files.inputs import Lines, LongLine, expand
-from pipeline.sources._text_files import opened
+from pipeline.sources._text_files import open_rows
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=12), max_size=8)
 
@@ -61,7 +61,7 @@ def test_a_line_that_unpacks_to_far_more_is_not_held_in_memory(tmp_path):
         f.write(b"\nnext\n")
     assert file.stat().st_size < 1 << 20
     tracemalloc.start()
-    with opened(str(file), "utf-8") as (f, _):
+    with open_rows(str(file), "utf-8") as (f, _):
         fault, line = [line for _, line in Lines(f).numbered()]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

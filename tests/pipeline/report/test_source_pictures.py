@@ -80,5 +80,5 @@ def test_with_a_filter_that_looks_at_pixels_what_it_has_not_seen_is_not_shown(bu
 
 def test_a_folder_that_is_gone_costs_its_pictures_only(build: Build, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "photos")
-    folder._list.cache_clear()
+    folder._scan.cache_clear()
     assert list(in_sources(build, rows_of(build), NO_TAKEDOWNS)) == []

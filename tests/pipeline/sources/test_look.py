@@ -19,7 +19,7 @@ from pipeline.account import Account
 from pipeline.errors import SourceError
 from pipeline.records import Candidate, Capture
 from pipeline.sources import Source, TableSource, sources_of
-from pipeline.sources._look import Budget, Count, Reading, lines_of, spread, total_of
+from pipeline.sources._look import Budget, Count, FileCount, lines_of, sample_indexes, total_of
 from pipeline.web.frontier import record_of
 from tests import archived
 from tests.candidates import put
@@ -225,14 +225,14 @@ def test_lines_are_those_that_python_reads(tmp_path_factory, pieces):
 
 @given(st.integers(1, 10_000), st.integers(1, 9))
 def test_files_that_are_read_lie_all_over(number, most):
-    numbers = spread(number, max(2, most))
+    numbers = sample_indexes(number, max(2, most))
     assert numbers == sorted(set(numbers))
     assert (numbers[0], numbers[-1]) == (0, number - 1)
     assert len(numbers) == min(number, max(2, most))
 
 
 def test_totals_say_how_they_were_found():
-    whole, part = Reading(10, 100, 100, True), Reading(10, 50, 100, False)
+    whole, part = FileCount(10, 100, 100, True), FileCount(10, 50, 100, False)
     assert str(total_of("rows", [whole, whole], 2, 200)) == "20 rows"
     assert str(total_of("rows", [whole, part], 2, 300)) == "about 40 rows"
     assert str(total_of("rows", [part], 1, 0)) == "at least 10 rows"

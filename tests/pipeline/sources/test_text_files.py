@@ -20,7 +20,7 @@ from pipeline.sources._text_files import (
     Encoding,
     encoding_of,
     head_of,
-    opened,
+    open_rows,
     rows_of,
     separator_of,
     text_of,
@@ -100,7 +100,7 @@ def test_a_compressed_table_is_told_by_what_is_in_it(tmp_path: Path, name: str) 
     path = tmp_path / name
     assert PACKED.sub("", name).lower() == "t.csv"
     path.write_bytes(gzip.compress("文件,说明\na.jpg,雪后的黄山日出\n".encode("gb18030")))
-    with opened(str(path), "auto") as (rows, encoding):
+    with open_rows(str(path), "auto") as (rows, encoding):
         assert (encoding, list(rows)[1]) == ("gb18030", "a.jpg,雪后的黄山日出\n")
 
 

@@ -39,9 +39,9 @@ class ListedSource(PageSource):
         Raises SourceError as `files` does.
         """
         lines = [hashlib.sha256("\n".join(self._lines()).encode()).hexdigest()] if self.path_list else []
-        return [*map(version, self._given()), *lines]
+        return [*map(version, self._path_files()), *lines]
 
-    def _given(self) -> list[str]:
+    def _path_files(self) -> list[str]:
         """Files that `path` names."""
         return expand(self.path, self.name, self.base)
 
