@@ -12,7 +12,7 @@ from unittest import mock
 
 from pipeline.pages import page
 from pipeline.pages.page import Page, parse
-from pipeline.pages.walk import _BITS, _HOLDS, MARKS, MAX_LOOKS, MAX_SOURCES, SRCSETS, Walk, _Kind, _kind, _Opened
+from pipeline.pages.walk import _BITS, _HOLDS, MARKS, MAX_LOOKS, MAX_SOURCES, SRCSETS, Walk, _Kind, _kind, _OpenElement
 
 
 class DomWalk(Walk):
@@ -20,7 +20,7 @@ class DomWalk(Walk):
 
     def run(self, body: Any) -> None:
         entered: list[int] = []
-        others: list[_Opened] = []
+        others: list[_OpenElement] = []
         node = body
 
         def begin(tag: str) -> int:
@@ -42,15 +42,15 @@ class DomWalk(Walk):
                 link = node.parent.tag == "a" and node.prev is None
                 if link and (text or "").rstrip() in MARKS:
                     pass
-                elif text and (self._so_far() or not text.isspace()):
+                elif text and (self._block_text() or not text.isspace()):
                     self._add(text)
             elif tag == "img":
                 at = begin(tag)
-                if not self._so_far():
+                if not self._block_text():
                     self._without_captions(others)
                 if not self._filled:
-                    self._block.begins = at
-                self._place(at, {k.lower(): v or "" for k, v in node.attributes.items()}, entered)
+                    self._block.first_tag = at
+                self._add_place(at, {k.lower(): v or "" for k, v in node.attributes.items()}, entered)
             elif tag == "source":
                 if len(self._sources) < MAX_SOURCES:
                     self._sources += [v for k in SRCSETS if (v := node.attributes.get(k)) and "avif" not in v]
@@ -72,9 +72,9 @@ class DomWalk(Walk):
 
     def _add(self, text: str) -> None:
         block = self._block
-        if not self._so_far():
+        if not self._block_text():
             if not self._filled:
-                block.begins = len(self.tags) - 1
+                block.first_tag = len(self.tags) - 1
             self._filled, block.furniture, block.figures = True, self._furniture > 0, tuple(self._figures)
         self.texts.append(text)
         block.caption = block.caption or self._caption > 0

@@ -100,8 +100,8 @@ def tree_of(html: str) -> Any:
     """The page as selectolax (lexbor) reads it. Raises PageRefused for a page beyond a bound."""
     from selectolax.lexbor import LexborHTMLParser, SelectolaxError
 
-    if why := excess(html):
-        raise PageRefused(why)
+    if bound := excess(html):
+        raise PageRefused(bound)
     try:
         return LexborHTMLParser(html)
     except SelectolaxError as e:  # whatever is written is HTML: only memory can be missing
@@ -117,7 +117,7 @@ def excess(html: str) -> str:
         return f"{images} images, more than {MAX_IMAGES}"
     if tags > MANY_TAGS and _nests_beyond(html, MAX_DEPTH):
         return f"elements nested more than {MAX_DEPTH} deep"
-    if len(html) > LONG_TAG and (attributes := _most_attributes(html)) > MAX_ATTRIBUTES:
+    if len(html) > LONG_TAG and (attributes := _max_attributes(html)) > MAX_ATTRIBUTES:
         return f"an element with {attributes} attributes, more than {MAX_ATTRIBUTES}"
     return ""
 
@@ -161,8 +161,8 @@ def _nests_beyond(html: str, depth: int) -> bool:
     that is open within it; without one it is passed over."""
     open_elements: list[str] = []
     count: dict[str, int] = {}  # of each name among them
-    for written in _NAMES.findall(html):
-        name = written.lower()
+    for tag in _NAMES.findall(html):
+        name = tag.lower()
         if name[0] == "/":
             name = name[1:]
             if count.get(name):
@@ -179,10 +179,10 @@ def _nests_beyond(html: str, depth: int) -> bool:
     return False
 
 
-def _most_attributes(html: str) -> int:
+def _max_attributes(html: str) -> int:
     """Attributes of the element that has the most, as far as they are set apart by white space."""
-    begun = ((part, _TAG_START.search(part)) for part in _long_parts(html))
-    return max((len(_QUOTED.sub("", part[tag.start() :]).split()) - 1 for part, tag in begun if tag), default=0)
+    parts = ((part, _TAG_START.search(part)) for part in _long_parts(html))
+    return max((len(_QUOTED.sub("", part[tag.start() :]).split()) - 1 for part, tag in parts if tag), default=0)
 
 
 def _long_parts(html: str) -> Iterator[str]:

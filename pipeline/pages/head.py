@@ -16,13 +16,13 @@ from pipeline.texts.cleaning import clean
 MAX_TAGS = 10
 """Tags kept per page."""
 
-MIN_NAMED = 4
+MIN_HEADLINE = 4
 """Letters of a headline that is looked for within a longer title: shorter ones (简介) are words of many."""
 
 _BEHIND_DASH = re.compile(r"\s+[-–—·]+\s+[^-–—·]{1,30}$")
 _SITE_NAME = re.compile(rf"\s*[_|｜]\s*[^_|｜]{{1,30}}$|{_BEHIND_DASH.pattern}")
 _NO_LETTER = re.compile(r"[\W_]+")
-_FOR_US = frozenset(("robots", "wenlan"))
+_OUR_NAMES = frozenset(("robots", "wenlan"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Meta:
     base: str
     language: str
     robots: tuple[str, ...]
-    whole: str  # <title>
+    full_title: str  # <title>
     title: str  # the same without the site's name
-    named: str  # og:title, without the site's name where it repeats <title>
+    og_title: str  # og:title, without the site's name where it repeats <title>
     site: str  # og:site_name
     abstract: str
     image: str
@@ -42,19 +42,19 @@ class Meta:
     reserved: bool
 
     @classmethod
-    def of(cls, tree: Any, elements: dict[str, list[Any]]) -> Meta:
+    def read(cls, tree: Any, elements: dict[str, list[Any]]) -> Meta:
         content_of: dict[str, str] = {}  # name or property of a meta tag -> content of the first such tag
         robots: list[str] = []
         tags: list[str] = []
         reserved = False
         for node in elements["meta"]:
             attributes = node.attributes
-            own = (attributes.get("name") or "").strip().lower()
-            name = (attributes.get("property") or "").strip().lower() or own
+            meta_name = (attributes.get("name") or "").strip().lower()
+            name = (attributes.get("property") or "").strip().lower() or meta_name
             content = attributes.get("content") or ""
-            if name in _FOR_US or own in _FOR_US:
+            if name in _OUR_NAMES or meta_name in _OUR_NAMES:
                 robots.append(content)
-            elif "tdm-reservation" in (name, own):  # of several ones that differ the owner's "no" counts
+            elif "tdm-reservation" in (name, meta_name):  # of several ones that differ the owner's "no" counts
                 reserved = reserved or content.strip() == "1"
             elif name.endswith(("bot", "crawler")):
                 robots.append(f"{name}: {content}")
@@ -65,19 +65,19 @@ class Meta:
         base = next((node for node in elements["base"] if "href" in node.attributes), None)
         root, title = tree.root, next(iter(elements["title"]), None)
         name_of_page = clean(title.text()) if title is not None else ""
-        bare, named = _without_site(name_of_page), clean(content_of.get("og:title", ""))
-        marked = [node for node in elements["a"] if "tag" in (node.attributes.get("rel") or "").split()]
+        bare, og_title = _without_site(name_of_page), clean(content_of.get("og:title", ""))
+        tag_links = [node for node in elements["a"] if "tag" in (node.attributes.get("rel") or "").split()]
         return cls(
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
             language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),
             robots=tuple(robots),
-            whole=name_of_page,
+            full_title=name_of_page,
             title=bare,
-            named=bare if named == name_of_page else named,
+            og_title=bare if og_title == name_of_page else og_title,
             site=clean(content_of.get("og:site_name", "")),
             abstract=clean(content_of.get("og:description", "") or content_of.get("description", "")),
             image=content_of.get("og:image", ""),
-            tags=(*(node.text() for node in marked[:MAX_TAGS]), *tags),
+            tags=(*(node.text() for node in tag_links[:MAX_TAGS]), *tags),
             reserved=reserved,
         )
 
@@ -107,18 +107,18 @@ def headline_of(headlines: list[str], meta: Meta, linked: str) -> str:
     Sections of a page may have an h1 each, and a site may set its own name in one: so an h1 that stands alone is the
     title unless it is the site's name, and of several ones it is the first that the head names too.
     """
-    named = [name for name in (meta.named, meta.title, linked) if name]
-    own = [h1 for h1 in headlines if h1 != meta.site or h1 in named]
-    if own and (len(headlines) == 1 or not named):
-        return own[0]
-    for name in (*named, meta.whole):
-        for h1 in own:
-            if _names(name, h1):
+    titles = [name for name in (meta.og_title, meta.title, linked) if name]
+    h1s = [h1 for h1 in headlines if h1 != meta.site or h1 in titles]
+    if h1s and (len(headlines) == 1 or not titles):
+        return h1s[0]
+    for name in (*titles, meta.full_title):
+        for h1 in h1s:
+            if _is_headline(name, h1):
                 return h1
-    return next(iter([*named, *own, *headlines]), "")
+    return next(iter([*titles, *h1s, *headlines]), "")
 
 
-def _names(name: str, headline: str) -> bool:
+def _is_headline(name: str, headline: str) -> bool:
     """True if what the head says of a page is a headline of it, perhaps with more around it."""
     whole, part = (_NO_LETTER.sub("", text).lower() for text in (name, headline))
-    return part == whole != "" or (len(part) >= MIN_NAMED and part in whole)
+    return part == whole != "" or (len(part) >= MIN_HEADLINE and part in whole)

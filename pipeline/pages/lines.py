@@ -30,7 +30,7 @@ POINTS_UP = re.compile(
     r"上[图圖]|上面?(?:[这這]|的)?[一两兩张張幅个個]{0,2}[图圖]|如上|^[从從由]?[图圖](?:中|里|裡|上|可)"
 )
 """Sentences about the picture above them."""
-MAX_CLAUSES, MAX_TOLD = 5, 105
+STORY_CLAUSES, STORY_CHARACTERS = 5, 105
 """Clauses, and characters, of a text beside an image from which on it tells a story, of which the image shows a moment
 at most."""
 _SHOWN = re.compile(
@@ -80,34 +80,34 @@ def without_number(heading: str) -> str:
     return heading[number.end() :] if number else heading
 
 
-def says_something(text: str, least: int = MIN_BESIDE) -> bool:
+def says_something(text: str, minimum: int = MIN_BESIDE) -> bool:
     """True if so many Han characters remain once words without content are taken out, the longest first; a word in
     Latin letters counts as two, beside a Han character.
     """
     if not HAN.search(text):
         return False
-    words, at, said, han = _empty_words(), 0, 0, False
-    while at < len(text) and not (han and said >= least):
+    words, at, count, han = _empty_words(), 0, 0, False
+    while at < len(text) and not (han and count >= minimum):
         if text[at : at + 3] in words:
             at += 3
         elif text[at : at + 2] in words:
             at += 2
         elif text[at] not in words and HAN.match(text, at):
-            at, said, han = at + 1, said + 1, True
+            at, count, han = at + 1, count + 1, True
         elif word := _WORD.match(text, at):
-            at, said = word.end(), said + 2
+            at, count = word.end(), count + 2
         else:
             at += 1
-    return han and said >= least
+    return han and count >= minimum
 
 
 def is_story(text: str) -> bool:
     """True for a long text that points to nothing that an image shows."""
-    long = len(text) >= MAX_TOLD or sum(map(text.count, "，,")) >= MAX_CLAUSES
+    long = len(text) >= STORY_CHARACTERS or sum(map(text.count, "，,")) >= STORY_CLAUSES
     return long and _SHOWN.search(text) is None
 
 
-def counted(text: str) -> int:
+def han_length(text: str) -> int:
     """Han characters of a text, and two for each word in Latin letters beside them."""
     han = len(HAN.findall(text))
     return han + 2 * len(_WORD.findall(text)) * (han > 0)
@@ -115,8 +115,8 @@ def counted(text: str) -> int:
 
 @functools.cache
 def _empty_words() -> frozenset[str]:
-    listed = resources.files("pipeline.pages").joinpath("empty_words.txt").read_text(encoding="utf-8")
-    return frozenset(word for line in listed.splitlines() if line[:1] != "#" for word in line.split())
+    text = resources.files("pipeline.pages").joinpath("empty_words.txt").read_text(encoding="utf-8")
+    return frozenset(word for line in text.splitlines() if line[:1] != "#" for word in line.split())
 
 
 def ending_of(text: str) -> str:

@@ -35,13 +35,13 @@ def pieces_of(html: str) -> tuple[list[str], list[str]]:
     parts = html.replace(">", "<").split("<")
     if len(parts) == 2 * html.count("<") + 1:  # as many `>`: each ends the tag that the `<` before it began
         return parts[1::2], parts[2::2]
-    whole: list[str] = []  # names of tags and attributes may hold a `<`
+    pieces: list[str] = []  # names of tags and attributes may hold a `<`
     for piece in html.split("<")[1:]:
-        if whole and ">" not in whole[-1]:
-            whole[-1] += "<" + piece
+        if pieces and ">" not in pieces[-1]:
+            pieces[-1] += "<" + piece
         else:
-            whole.append(piece)
-    cut = [piece.partition(">") for piece in whole]
+            pieces.append(piece)
+    cut = [piece.partition(">") for piece in pieces]
     return [tag for tag, _, _ in cut], [text for _, _, text in cut]
 
 
@@ -68,30 +68,30 @@ def value_of(tag: str, name: str) -> str:
 
 def attributes_of(tag: str) -> dict[str, str]:
     """All attributes of a tag, names in lower case."""
-    found = _ATTRIBUTE.findall(tag)
+    pairs = _ATTRIBUTE.findall(tag)
     if "&" in tag:
-        return {name.lower(): unescaped(value) for name, value in found}
-    return {name.lower(): value for name, value in found}
+        return {name.lower(): unescaped(value) for name, value in pairs}
+    return {name.lower(): value for name, value in pairs}
 
 
 def _without_raw(html: str) -> str:
     """The element with NOTHING for each comment, script and template, and with what is shown of the rest escaped."""
     parts, at, searched, templates = list[str](), 0, 0, False
-    while found := _RAW.search(html, searched):
-        if _is_within_tag(html, found.start(), at):
-            searched = found.end()
+    while mark := _RAW.search(html, searched):
+        if _is_within_tag(html, mark.start(), at):
+            searched = mark.end()
             continue
-        name = found.group(1)
+        name = mark.group(1)
         if name == "template":
-            searched, templates = found.end(), True
+            searched, templates = mark.end(), True
             continue
-        parts.append(html[at : found.start()])
+        parts.append(html[at : mark.start()])
         if name is None:
-            end = html.find("-->", found.end())
+            end = html.find("-->", mark.end())
             at = searched = end + 3 if end >= 0 else len(html)
             parts.append(f"<{NOTHING}>")
             continue
-        start = html.find(">", found.end()) + 1
+        start = html.find(">", mark.end()) + 1
         end = _end_of_script(html, start) if name == "script" else html.find(f"</{name}>", start)
         if name == "plaintext":  # nothing ends it; what comes behind it was written before
             end = html.rfind("</plaintext>", start)
@@ -99,7 +99,7 @@ def _without_raw(html: str) -> str:
         at = searched = html.find(">", end) + 1 or len(html)
         if name in _SHOWN:
             text = html[start:end].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-            parts.append(html[found.start() : start] + text + html[end:at])
+            parts.append(html[mark.start() : start] + text + html[end:at])
         else:
             parts.append(f"<{NOTHING}>")
     html = "".join([*parts, html[at:]])
@@ -120,17 +120,17 @@ def _end_of_script(html: str, start: int) -> int:
     end = html.find("</script>", start)
     if html.find("<!--", start, end) < 0:
         return end
-    in_comment = within = False
+    in_comment = in_script = False
     for mark in _SCRIPT.finditer(html, start):
         text = mark.group()
         if text == "<!--":
             in_comment = True
         elif text == "-->":
-            in_comment = within = False
+            in_comment = in_script = False
         elif mark.group(1) == "<":
-            within = within or in_comment
-        elif within:
-            within = False
+            in_script = in_script or in_comment
+        elif in_script:
+            in_script = False
         else:
             return mark.start()
     return -1

@@ -58,8 +58,8 @@ from pipeline.pages.lines import (
     POINTS_UP,
     SENTENCE_END,
     beginning_of,
-    counted,
     ending_of,
+    han_length,
     is_byline,
     is_caption_line,
     is_line,
@@ -71,7 +71,7 @@ from pipeline.pages.lines import (
 from pipeline.pages.scopes import Scope, scopes_of
 from pipeline.pages.sides import texts_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
-from pipeline.pages.walk import MAX_NEAR, SILENT, SRCSETS, Place, Walk
+from pipeline.pages.walk import MAX_NEAR, SILENT, SRCSETS, ImagePlace, Walk
 from pipeline.texts.cleaning import clean
 
 MAX_TEXT = 1000
@@ -169,11 +169,11 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
         html = html.replace("<amp-img", "<img")
     tree = bounds.tree_of(html)
     elements = elements_of(tree)
-    met, unread = len(elements["img"]), unread_pictures.unread_of(elements[""])
+    images_met, unread = len(elements["img"]), unread_pictures.count_unread(elements[""])
     selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
     if rule is not None:  # it deletes some
         elements = elements_of(tree)
-    meta, linked = Meta.of(tree, elements), linked_data.read(elements["script"])
+    meta, linked = Meta.read(tree, elements), linked_data.read(elements["script"])
     walk = Walk()
     body = selected.content if selected.content is not None else tree.body
     if body is not None and (elements["img"] or meta.image or linked.images):
@@ -186,16 +186,16 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     tags = _tags((*selected.tags, *meta.tags, *linked.keywords))
     lookup = _Lookup(walk, scopes, headline, abstract, tags)
     images = [lookup.image(row) for row in range(len(walk.places))]
-    whole: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
+    of_page: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
-        images.append(PageImage(-1, url, _texts([("caption", clean(caption)), *whole]), {}))
+        images.append(PageImage(-1, url, _texts([("caption", clean(caption)), *of_page]), {}))
     shown, hidden, outside = len(walk.places), 0, 0
     if rule is not None:
-        outside = met - shown
-    elif met != shown:
+        outside = images_met - shown
+    elif images_met != shown:
         hidden = len({node.mem_id for node in tree.css(_UNSHOWN)})
-    about = meta.base, meta.language, meta.robots, "".join(walk.texts), tuple(images)
-    return Page(*about, met, hidden, outside, *unread, meta.reserved)
+    content = meta.base, meta.language, meta.robots, "".join(walk.texts), tuple(images)
+    return Page(*content, images_met, hidden, outside, *unread, meta.reserved)
 
 
 def _written(element: Any) -> str:
@@ -207,7 +207,7 @@ def _first_paragraph(walk: Walk, scopes: list[Scope]) -> str:
     """The first block of running text that is long enough and stands in no card, "" if there is none."""
     cards = set[int]().union(*(range(before, min(behind, 200)) for before, behind, listed, _ in set(scopes) if listed))
     for at, block in enumerate(walk.blocks[:200]):
-        if not (block.furniture or block.is_caption or at in cards) and len(block.joined()) >= MIN_ABSTRACT:
+        if not (block.furniture or block.is_caption or at in cards) and len(block.raw_text()) >= MIN_ABSTRACT:
             text = block.text()
             if _PARAGRAPH.match(text, 0, 200) and text[:MAX_SURROUNDING] not in walk.headlines:
                 return text[:MAX_SURROUNDING]
@@ -231,27 +231,27 @@ class _Lookup:
         shown = sum(map(self._is_shown, range(len(walk.places))))
         self._several, self._many = shown > 1, shown > MAX_SHARING
         self._alts = [clean(place.attributes.get("alt", "")) for place in walk.places]
-        self._series = Counter(alt[: number.start()] for alt in self._alts if (number := _count_in(alt)))
+        self._series = Counter(alt[: number.start()] for alt in self._alts if (number := _number_at_end(alt)))
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
         self._scopes = scopes
-        self._near = [self._own_text(row) for row in range(len(walk.places))]
+        self._own_texts = [self._own_text(row) for row in range(len(walk.places))]
         rows = range(len(walk.places))
         self._image_first = list[bool]()  # whether the block of each image begins with an image
         for row in rows:
             same = row and self.places[row - 1].block == self.places[row].block
-            self._image_first.append(self._image_first[-1] if same else not HAN.search(self._near[row][0]))
+            self._image_first.append(self._image_first[-1] if same else not HAN.search(self._own_texts[row][0]))
         self._text_of: dict[int, range] = {}
         if self._several:
-            own = [any(map(HAN.search, near)) for near in self._near]
-            self._text_of = texts_of(walk, self._scopes, own, headline)
-        self._led = list[str]()  # what leads to each image
+            has_text = [any(map(HAN.search, near)) for near in self._own_texts]
+            self._text_of = texts_of(walk, self._scopes, has_text, headline)
+        self._leads = list[str]()  # what leads to each image
         for row in rows:
-            self._led.append(self._leading_to(row))
-        self._beside = [self._beside_of(row) for row in rows]
-        self._count_of = Counter(self._beside)
-        self._card = [self._card_text(row) for row in rows]
-        self._cards_of = Counter(self._card)
-        self._in_section = Counter(self._section(place) for place in walk.places) if self._several else Counter()
+            self._leads.append(self._leading_to(row))
+        self._beside_texts = [self._beside_text(row) for row in rows]
+        self._beside_count = Counter(self._beside_texts)
+        self._cards = [self._card_text(row) for row in rows]
+        self._card_count = Counter(self._cards)
+        self._section_count = Counter(self._section(place) for place in walk.places) if self._several else Counter()
         self._images_of: dict[int, dict[int, int]] = {}  # figure -> row of an image in it -> its place among them
         self._captions_of: dict[int, list[int]] = {}  # figure -> its caption blocks
         for row, place in enumerate(walk.places):
@@ -262,9 +262,9 @@ class _Lookup:
             if (block.caption or block.titles) and block.is_caption and block.text():
                 for figure in block.figures:
                     self._captions_of.setdefault(figure, []).append(i)
-        self._captioned = [self._captions(row) for row in rows]
-        self._around = [self._surrounding(row, used) for row, (_, used) in zip(rows, self._captioned, strict=True)]
-        self._around_of = Counter(text for row in rows if self._is_shown(row) for text in set(self._around[row]))
+        self._row_captions = [self._captions(row) for row in rows]
+        self._nearby = [self._surrounding(row, used) for row, (_, used) in zip(rows, self._row_captions, strict=True)]
+        self._nearby_count = Counter(text for row in rows if self._is_shown(row) for text in set(self._nearby[row]))
 
     def _is_shown(self, row: int) -> bool:
         return not self.places[row].furniture and not self.places[row].fallback
@@ -273,27 +273,27 @@ class _Lookup:
         """One image with its texts, the closest to it first."""
         place = self.places[row]
         attributes = place.attributes
-        captions, used = self._captioned[row]
+        captions, used = self._row_captions[row]
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
         url = image_url(attributes, place.sources)
-        card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
-        beside = card or self._said_beside(row, used) or self._heading(place)
+        card = self._cards[row] if self._card_count[self._cards[row]] <= MAX_SHARING else ""
+        beside = card or self._unshared_beside(row, used) or self._heading(place)
         name, numbered = _name_of_file(url)
-        said = map(self._unwrapped, (self._alts[row], clean(attributes.get("title", ""))))
-        own = dict.fromkeys(filter(None, (*said, "" if numbered else name)))
-        shared = [text for text in own if self._is_shared(text)]
-        texts += [("alt", text) for text in own if not beside or text not in shared]
+        alts = map(self._unwrapped, (self._alts[row], clean(attributes.get("title", ""))))
+        own_alts = dict.fromkeys(filter(None, (*alts, "" if numbered else name)))
+        shared = [text for text in own_alts if self._is_shared(text)]
+        texts += [("alt", text) for text in own_alts if not beside or text not in shared]
         if beside:
-            named = self._is_name_of(row, beside) and not any(self._says_something(text, 1) for _, text in texts)
-            texts.append(("caption" if named else "surrounding", beside))
+            is_name = self._is_name_of(row, beside) and not any(self._says_something(text, 1) for _, text in texts)
+            texts.append(("caption" if is_name else "surrounding", beside))
         texts += [("alt", text) for text in shared if text != self.headline]
         texts.append(("title", name))
-        around = self._around[row]
+        surrounding = self._nearby[row]
         kind: TextKind = "abstract" if self._many else "surrounding"
         if self._many:  # below the headline, that is what stands near one of them
-            near = filter(self._is_of_one, around)
-            texts += [("title" if text == self.headline else "surrounding", text) for text in near]
-        texts += [("title", self.headline), *((kind, text) for text in around), ("abstract", self.abstract)]
+            specific = filter(self._is_specific, surrounding)
+            texts += [("title" if text == self.headline else "surrounding", text) for text in specific]
+        texts += [("title", self.headline), *((kind, text) for text in surrounding), ("abstract", self.abstract)]
         texts += [("tag", tag) for tag in self.tags]
         listed = self._scopes[row].listed
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
@@ -301,13 +301,13 @@ class _Lookup:
     def _unwrapped(self, alt: str) -> str:
         """An alt that is the page's headline within words without content (題為 X 的圖片) is the headline."""
         before, headline, behind = alt.partition(self.headline) if self.headline else (alt, "", "")
-        wraps = headline and HAN.search(before + behind) and not _count_in(alt)
+        wraps = headline and HAN.search(before + behind) and not _number_at_end(alt)
         return headline if wraps and not self._says_something(before + behind, 1) else alt
 
-    def _is_of_one(self, text: str) -> bool:
+    def _is_specific(self, text: str) -> bool:
         """True for a text near an image that may be about it, among many images."""
-        about = self._says_something(text) and not (_REFERS.search(text) or is_story(text))
-        return about and self._around_of[text] <= MAX_SHARING
+        says = self._says_something(text) and not (_REFERS.search(text) or is_story(text))
+        return says and self._nearby_count[text] <= MAX_SHARING
 
     def _is_shared(self, text: str) -> bool:
         """True for an alt that says what others of the page say too: its headline, or a name with a number (步骤 3), or
@@ -316,7 +316,7 @@ class _Lookup:
             return True
         if not self._several:
             return False
-        number = _count_in(text)
+        number = _number_at_end(text)
         return text == self.headline or (number is not None and self._series[text[: number.start()]] > 1)
 
     def _captions(self, row: int) -> tuple[list[str], int]:
@@ -329,28 +329,28 @@ class _Lookup:
             if blocks:
                 return [self.blocks[i].text() for i in blocks[:MAX_CAPTIONS]], -1
         if self._image_first[row] and self._scopes[row].heading < 0:
-            after = self._near[row][1]
+            after = self._own_texts[row][1]
             if HAN.search(after) and (is_line(after) or is_caption_line(after)):
                 return [CAPTION_MARKS.sub("", after)], place.block
-        known = self._text_of.get(row, range(0))
-        if known.start > place.block and is_caption_line(text := self.blocks[known.start].text()):
-            return [CAPTION_MARKS.sub("", text)], known.start
+        blocks_of_text = self._text_of.get(row, range(0))
+        if blocks_of_text.start > place.block and is_caption_line(text := self.blocks[blocks_of_text.start].text()):
+            return [CAPTION_MARKS.sub("", text)], blocks_of_text.start
         for i in range(place.block + 1, min(place.block + MAX_DISTANCE, len(self.blocks))):
             block = self.blocks[i]
             if text := block.text():
-                marked = is_caption_line(text) or (block.caption and not block.figures)
-                captions = marked or self._is_centred_line(place, i)
+                has_mark = is_caption_line(text) or (block.caption and not block.figures)
+                captions = has_mark or self._is_centred_line(place, i)
                 return ([CAPTION_MARKS.sub("", text)], i) if captions else ([], -1)
             if i in self._with_image:
                 break
         return [], -1
 
-    def _is_centred_line(self, place: Place, at: int) -> bool:
+    def _is_centred_line(self, place: ImagePlace, at: int) -> bool:
         """True for a short line that is centred, as its image may be, in an article that is not."""
         if at in self._headings or not is_line(self.blocks[at].text()) or not self._walk.is_centred(place, at):
             return False
         behind = range(at + 1, min(at + MAX_DISTANCE, len(self.blocks)))
-        texts = (block for block in behind if self.blocks[block].joined())
+        texts = (block for block in behind if self.blocks[block].raw_text())
         following = next(texts, None)
         return following is None or not self._walk.is_centred(place, following)
 
@@ -364,7 +364,7 @@ class _Lookup:
             return ""
         if scope.heading >= 0:
             return without_number(self.blocks[scope.heading].text()[:MAX_SURROUNDING])
-        (before, after), led = self._near[row], ending_of(self._led[row])
+        (before, after), led = self._own_texts[row], ending_of(self._leads[row])
         for text in (led if POINTS_DOWN.search(led[-80:]) else "", ending_of(before), beginning_of(after)):
             if self._says_something(text, MIN_CARD) and not is_byline(text):
                 return text
@@ -377,12 +377,12 @@ class _Lookup:
         """True for a text as short as a name of an image in a card, or of one in a row of images."""
         if len(beside) > MAX_NAME or SENTENCE_END.search(beside) or POINTS_DOWN.search(beside):
             return False
-        in_row = row in self._text_of and beside == self._beside[row]
+        in_row = row in self._text_of and beside == self._beside_texts[row]
         if self._scopes[row].heading >= 0 or (in_row and self._text_of[row].start in self._headings):
             return len(beside) <= MAX_HEADING
         return in_row or self._scopes[row].listed
 
-    def _said_beside(self, row: int, used: int) -> str:
+    def _unshared_beside(self, row: int, used: int) -> str:
         """The text right beside an image, if few other ones have it.
 
         The title of a page with several images says what all of them are about, and this what one of them shows: a
@@ -390,29 +390,29 @@ class _Lookup:
         come before the title. "" if there is none, or if it only names another place (详见); its section's heading if
         it speaks of what was said before (这, 因此), and there is one.
         """
-        said = self._beside[row]
-        if not said or self._count_of[said] > MAX_SHARING or (used >= 0 and said == self.blocks[used].text()):
+        beside = self._beside_texts[row]
+        if not beside or self._beside_count[beside] > MAX_SHARING or (used >= 0 and beside == self.blocks[used].text()):
             return ""
-        *_, last = sentences_of(said)
+        *_, last = sentences_of(beside)
         if POINTS_DOWN.search(last):
-            return said
-        if not self._several or (_REFERS.search(last) and not POINTS_UP.search(said)):
+            return beside
+        if not self._several or (_REFERS.search(last) and not POINTS_UP.search(beside)):
             return ""
         place = self.places[row]
-        if POINTS_UP.search(said) or self._text_of.get(row, range(0)).start > place.block:
-            return said
-        heading = self._heading(place) if is_story(said) or _REFERS_BACK.match(last) else ""
-        return heading or ("" if is_story(said) else said)
+        if POINTS_UP.search(beside) or self._text_of.get(row, range(0)).start > place.block:
+            return beside
+        heading = self._heading(place) if is_story(beside) or _REFERS_BACK.match(last) else ""
+        return heading or ("" if is_story(beside) else beside)
 
-    def _heading(self, place: Place) -> str:
+    def _heading(self, place: ImagePlace) -> str:
         """The heading of an image's section, on a page with several images of which few are in this section."""
         at = self._section(place) if self._several and not place.furniture else -1
-        if at < 0 or self._in_section[at] > MAX_SHARING:
+        if at < 0 or self._section_count[at] > MAX_SHARING:
             return ""
         text = without_number(self.blocks[at].text()[:MAX_SURROUNDING])
-        return text if counted(text) >= MIN_HEADING and text != self.headline else ""
+        return text if han_length(text) >= MIN_HEADING and text != self.headline else ""
 
-    def _section(self, place: Place) -> int:
+    def _section(self, place: ImagePlace) -> int:
         """The block that is the heading of an image's section; -1 without one before it."""
         at = bisect.bisect_left(self._sections, place.block) - 1
         return self._sections[at] if at >= 0 else -1
@@ -420,15 +420,15 @@ class _Lookup:
     def _own_text(self, row: int) -> tuple[str, str]:
         """The text of an image's block before and after it, as far as the next image, if that is running text."""
         places, place = self.places, self.places[row]
-        own = self.blocks[place.block]
-        if own.furniture or own.is_caption:
+        block = self.blocks[place.block]
+        if block.furniture or block.is_caption:
             return "", ""
-        since, until = 0, len(own.joined())
+        since, until = 0, len(block.raw_text())
         if row and places[row - 1].block == place.block:
             since = places[row - 1].offset
         if row + 1 < len(places) and places[row + 1].block == place.block:
             until = places[row + 1].offset
-        return own.between(max(since, place.offset - MAX_NEAR), place.offset), own.between(
+        return block.between(max(since, place.offset - MAX_NEAR), place.offset), block.between(
             place.offset, min(until, place.offset + MAX_NEAR)
         )
 
@@ -437,51 +437,51 @@ class _Lookup:
         it in common, and what is not Chinese, such as a command and its output, is passed over. "" if another text of
         its own block, a caption or furniture stands closer.
         """
-        place, (before, after) = self.places[row], self._near[row]
-        own = self.blocks[place.block]
-        if own.furniture or own.is_caption or place.furniture:
+        place, (before, after) = self.places[row], self._own_texts[row]
+        own_block = self.blocks[place.block]
+        if own_block.furniture or own_block.is_caption or place.furniture:
             return ""
         if HAN.search(before) or HAN.search(after):
             return before if HAN.search(before) else ""
         last = self.places[row - 1].block if row else -1  # the block of the image before
         if last == place.block:
-            return self._led[row - 1]
+            return self._leads[row - 1]
         for at in range(place.block - 1, max(self._scopes[row].before, place.block - MAX_DISTANCE) - 1, -1):
             block = self.blocks[at]
             if at == last:
-                return "" if HAN.search(self._near[row - 1][1]) else self._led[row - 1]
+                return "" if HAN.search(self._own_texts[row - 1][1]) else self._leads[row - 1]
             if self._walk.is_foreign_heading(at):
                 return ""
-            if block.joined() and (block.furniture or block.is_caption):
+            if block.raw_text() and (block.furniture or block.is_caption):
                 return ""
             if block.has_han() and not is_byline(block.text()):
                 return block.text()
         return ""
 
-    def _beside_of(self, row: int) -> str:
+    def _beside_text(self, row: int) -> str:
         """The text right beside an image that says something: what leads to it, else what stands behind it in its
         block, or behind one that begins a section, else a sentence behind it that is about the image above.
         """
-        place, scope, after = self.places[row], self._scopes[row], self._near[row][1]
+        place, scope, after = self.places[row], self._scopes[row], self._own_texts[row][1]
         if place.furniture or place.fallback:
             return ""
         if (blocks := self._text_of.get(row)) is not None:
             text = " ".join(filter(None, (self.blocks[at].text() for at in blocks)))
-            said = beginning_of(text) if blocks.start > place.block else ending_of(text)
-            if self._says_something(said, MIN_BESIDE if POINTS_DOWN.search(said) else MIN_CARD):
-                return said
-        led = ending_of(self._led[row])
+            beside = beginning_of(text) if blocks.start > place.block else ending_of(text)
+            if self._says_something(beside, MIN_BESIDE if POINTS_DOWN.search(beside) else MIN_CARD):
+                return beside
+        led = ending_of(self._leads[row])
         *_, last = ("", *sentences_of(led))
         if led and not POINTS_UP.search(last):
-            said = led
+            beside = led
         elif not led and HAN.search(after):
-            said = beginning_of(after)
+            beside = beginning_of(after)
         elif not led and place.block and self._walk.is_foreign_heading(place.block - 1):
-            said = beginning_of(self._nearest(place.block, 1, scope, -1, MIN_CARD))
+            beside = beginning_of(self._nearest(place.block, 1, scope, -1, MIN_CARD))
         else:
-            said = ""
-        if said != self.headline and self._says_something(said):
-            return said
+            beside = ""
+        if beside != self.headline and self._says_something(beside):
+            return beside
         if place.block + 1 in self._with_image:
             return ""
         sentence = next(sentences_of((after or self._nearest(place.block, 1, scope, -1))[:MAX_SURROUNDING]), "")
@@ -489,12 +489,12 @@ class _Lookup:
 
     def _surrounding(self, row: int, used: int) -> list[str]:
         """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
-        start, scope, (before, after) = self.places[row].block, self._scopes[row], self._near[row]
+        start, scope, (before, after) = self.places[row].block, self._scopes[row], self._own_texts[row]
         if _LETTER.search(before) and not SENTENCE_END.match(before[-1]):  # the image stands within a sentence
             mark = SENTENCE_END.search(after)
             after = after[mark.end() :] if mark else after
         if not HAN.search(before):
-            before = self._led[row] or self._nearest(start, -1, scope, used)
+            before = self._leads[row] or self._nearest(start, -1, scope, used)
         if used == start:
             after = ""
         elif not HAN.search(after):
@@ -502,7 +502,7 @@ class _Lookup:
         near = [ending_of(before), beginning_of(after)]
         return near[::-1] if scope.listed else near
 
-    def _nearest(self, start: int, step: int, scope: Scope, used: int, least: int = 1) -> str:
+    def _nearest(self, start: int, step: int, scope: Scope, used: int, minimum: int = 1) -> str:
         """The first block of running text within a scope: Chinese, no furniture, no caption, with so many characters
         beside words without content; "" if none is near.
         """
@@ -518,7 +518,7 @@ class _Lookup:
             text = block.text()
             if is_caption_line(text) or is_byline(text):
                 continue
-            if least == 1 or self._says_something(text[:MAX_NEAR], least):
+            if minimum == 1 or self._says_something(text[:MAX_NEAR], minimum):
                 return text
         return ""
 
@@ -541,7 +541,7 @@ def _text(kind: TextKind, text: str) -> Text:
     return Text(kind, text)
 
 
-def _count_in(alt: str) -> re.Match[str] | None:
+def _number_at_end(alt: str) -> re.Match[str] | None:
     """The number at the end of an alt that counts pictures."""
     return _COUNTED.search(alt) if alt[-1:].isdecimal() or alt[-1:] in (")", "）") else None
 

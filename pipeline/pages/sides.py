@@ -34,7 +34,7 @@ from pipeline.pages.lines import (
     without_number,
 )
 from pipeline.pages.scopes import Scope
-from pipeline.pages.walk import Place, Walk
+from pipeline.pages.walk import ImagePlace, Walk
 
 LONGEST_SHAPE = 4
 """Blocks between two images of a row at most."""
@@ -61,57 +61,57 @@ class _Group(NamedTuple):
     behind: list[int]
 
 
-def texts_of(walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline: str) -> dict[int, range]:
+def texts_of(walk: Walk, scopes: Sequence[Scope], has_text: Sequence[bool], headline: str) -> dict[int, range]:
     """By the number of an image, the blocks that are about it, where images and texts take turns.
 
-    own: whether an image's block has text of its own.
+    has_text: whether an image's block has text of its own.
     """
     shown = [row for row, place in enumerate(walk.places) if not place.furniture and not place.fallback]
-    if sum(not own[row] and not scopes[row].listed for row in shown) < 2:
+    if sum(not has_text[row] and not scopes[row].listed for row in shown) < 2:
         return {}
-    return _Sides(walk, scopes, own, headline).found(shown)
+    return _Sides(walk, scopes, has_text, headline).find(shown)
 
 
 class _Sides:
-    def __init__(self, walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline: str) -> None:
-        self._walk, self._scopes, self._own = walk, scopes, own
-        self._begins = walk.begins
+    def __init__(self, walk: Walk, scopes: Sequence[Scope], has_text: Sequence[bool], headline: str) -> None:
+        self._walk, self._scopes, self._has_text = walk, scopes, has_text
+        self._first_tags = walk.first_tags
         self._blocks = [place.block for place in walk.places]
         self._with_image, self._headings, self._headline = set(self._blocks), frozenset(walk.sections), headline
-        self._known: dict[int, str] = {}
+        self._kinds: dict[int, str] = {}
 
-    def found(self, shown: list[int]) -> dict[int, range]:
+    def find(self, shown: list[int]) -> dict[int, range]:
         """By image the blocks of its text, of those that are known."""
-        found: dict[int, range] = {}
-        end_of = 0
-        for _, rows in itertools.groupby(shown, key=lambda row: (self._scopes[row], self._own[row])):
+        texts: dict[int, range] = {}
+        stop = 0
+        for _, rows in itertools.groupby(shown, key=lambda row: (self._scopes[row], self._has_text[row])):
             members = list(rows)
-            begun, end_of = end_of, end_of + len(members)
-            if self._own[members[0]] or self._scopes[members[0]].listed:
+            start, stop = stop, stop + len(members)
+            if self._has_text[members[0]] or self._scopes[members[0]].listed:
                 continue
-            groups = self._groups(members, shown[begun - 1 : begun], shown[end_of : end_of + 1])
+            groups = self._groups(members, shown[start - 1 : start], shown[stop : stop + 1])
             for group in groups:
-                found |= self._columns(group)
+                texts |= self._columns(group)
             marks = (self._is_line, self._begins_in_bold, self._defines)
-            found |= next(filter(None, (self._marked(groups, mark) for mark in marks)), {})
+            texts |= next(filter(None, (self._marked_texts(groups, mark) for mark in marks)), {})
             at = 0
             while at < len(groups):
                 end = at + 1
-                while end < len(groups) and self._goes_on(groups[at], groups[end]):
+                while end < len(groups) and self._continues_row(groups[at], groups[end]):
                     end += 1
-                for row, text in self._turns(groups[at:end]):
-                    found.setdefault(row, range(text, text + 1))
+                for row, text in self._row_texts(groups[at:end]):
+                    texts.setdefault(row, range(text, text + 1))
                 at = max(at + 1, end - 1) if end < len(groups) else end
-        return found
+        return texts
 
-    def _goes_on(self, first: _Group, other: _Group) -> bool:
+    def _continues_row(self, first: _Group, other: _Group) -> bool:
         """True if a group is in the row that another one begins: with a text of that shape before it, and in elements
         like those around the first."""
         paths = [self._walk.places[group.rows[0]].path for group in (first, other)]
         names = [[_name(self._walk.tags[at]) for at in path] for path in paths]
         return self._shape(other.before) == self._shape(first.behind) and names[0] == names[1]
 
-    def _turns(self, groups: list[_Group]) -> Iterator[tuple[int, int]]:
+    def _row_texts(self, groups: list[_Group]) -> Iterator[tuple[int, int]]:
         """The images of a row, each with the block of its text."""
         if len(groups) < 2 or len(groups[0].behind) > LONGEST_SHAPE:
             return
@@ -121,7 +121,7 @@ class _Sides:
             if texts and self._kind(texts[0]) != "headline":
                 yield from ((row, texts[0]) for row in group.rows)
 
-    def _marked(self, groups: list[_Group], is_marked: Callable[[int], bool]) -> dict[int, range]:
+    def _marked_texts(self, groups: list[_Group], is_marked: Callable[[int], bool]) -> dict[int, range]:
         """The text below each image, where most images have one with a mark and hardly any other paragraph between
         them has it: a line, or a paragraph that begins with a name in bold."""
         followed = [group for group in groups[:-1] if len(group.behind) > 1] + [g for g in groups[-1:] if g.behind]
@@ -165,14 +165,14 @@ class _Sides:
 
     def _kind(self, at: int) -> str:
         """The kind of a block: "paragraph", "heading", "headline", or "" for one that is not running text."""
-        if (kind := self._known.get(at)) is None:
+        if (kind := self._kinds.get(at)) is None:
             kind, block = "", self._walk.blocks[at]
             other = at in self._with_image or block.furniture or block.is_caption
             if not other and self._walk.is_foreign_heading(at):
                 kind = "heading"
             elif not other and block.has_han() and not is_byline(text := block.text()):
                 kind = "paragraph" if at not in self._headings else "headline" if text == self._headline else "heading"
-            self._known[at] = kind
+            self._kinds[at] = kind
         return kind
 
     def _shape(self, blocks: Sequence[int]) -> Shape:
@@ -191,10 +191,10 @@ class _Sides:
             return False
         if any(POINTS_UP.search(text[:80]) or is_caption_line(text) for text in firsts):
             return True
-        begins, ends = self._shape(tail[: len(shape)]) == shape, self._shape(lead) == shape
-        if not begins:
+        tail_fits, lead_fits = self._shape(tail[: len(shape)]) == shape, self._shape(lead) == shape
+        if not tail_fits:
             return False
-        if not ends:
+        if not lead_fits:
             leads = shape[0] == "heading" and len(shape) > 1  # a section, of an article if more of it follows
             return (len(gaps) > 1 and not leads) or len(tail) == len(shape)
         if len(gaps) < 2 or shape != ("paragraph",):
@@ -205,9 +205,9 @@ class _Sides:
         """True if one paragraph is like some blocks, in its length or in having a full stop, and the other is not."""
         texts = [self._walk.blocks[at].text() for at in (*blocks, one, other)]
         *full, one_full, other_full = (SENTENCE_END.match(text[-1]) is not None for text in texts)
-        *own, one_log, other_log = (math.log(len(text)) for text in texts)
-        usual = median(own)
-        spread = max(LEAST_SPREAD, *(abs(log - usual) for log in own))
+        *logs, one_log, other_log = (math.log(len(text)) for text in texts)
+        usual = median(logs)
+        spread = max(LEAST_SPREAD, *(abs(log - usual) for log in logs))
         if abs(one_log - usual) <= 1.2 * spread and abs(other_log - usual) > 2 * spread:
             return True
         return len(set(full)) == 1 and one_full == full[0] != other_full
@@ -215,7 +215,7 @@ class _Sides:
     def _columns(self, group: _Group) -> dict[int, range]:
         """The texts of a group whose images stand in the cells of a row of a table, with a row of as many texts."""
         places = [self._walk.places[row] for row in group.rows]
-        rows, cells = ({self._around(place, name) for place in places} for name in ("tr", "td"))
+        rows, cells = ({self._enclosing(place, name) for place in places} for name in ("tr", "td"))
         if len(places) < 2 or len(rows) > 1 or len(cells) < len(places) or -1 in cells | rows:
             return {}
         [row] = rows
@@ -233,7 +233,7 @@ class _Sides:
         end = tags.index("/tr", row)
         starts = [at for at in range(row, end) if _name(tags[at]) in ("td", "th")]
         cells = [
-            range(bisect.bisect_left(self._begins, start), bisect.bisect_left(self._begins, following))
+            range(bisect.bisect_left(self._first_tags, start), bisect.bisect_left(self._first_tags, following))
             for start, following in itertools.pairwise([*starts, end])
         ]
         return [cell for cell in cells if any(map(self._kind, cell))]
@@ -245,7 +245,7 @@ class _Sides:
             return -1
         return next((at for at in range(row - 1, max(-1, row - MOST_TAGS), -1) if _name(tags[at]) == "tr"), -1)
 
-    def _around(self, place: Place, name: str) -> int:
+    def _enclosing(self, place: ImagePlace, name: str) -> int:
         """The tag that begins the innermost element of a name around an image, -1 for none."""
         return next((at for at in reversed(place.path) if _name(self._walk.tags[at]) == name), -1)
 

@@ -19,17 +19,17 @@ _BACKGROUND = re.compile(r"background[^;]*?url\(", re.I)
 _SUFFIX = re.compile(r"\.(?:jpe?g|png|gif|webp|avif|bmp|svg)(?:$|[?#])|^data:image/", re.I)
 
 
-def unread_of(nodes: Iterable[Any]) -> tuple[int, int]:
+def count_unread(nodes: Iterable[Any]) -> tuple[int, int]:
     """(elements with a background, elements with another picture) of those that SELECTOR has found."""
     backgrounds = embedded = 0
     for node in nodes:
         attributes = node.attributes
         backgrounds += bool(attributes.get("background") or _BACKGROUND.search(attributes.get("style") or ""))
-        embedded += _shows(node.tag, node, attributes)
+        embedded += _shows_picture(node.tag, node, attributes)
     return backgrounds, embedded
 
 
-def _shows(tag: str, node: Any, attributes: dict[str, str | None]) -> bool:
+def _shows_picture(tag: str, node: Any, attributes: dict[str, str | None]) -> bool:
     """True for an element other than <img> that shows a picture, beside its background."""
     if tag == "picture":
         return node.css_first("source") is not None and node.css_first("img") is None

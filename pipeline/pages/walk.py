@@ -94,7 +94,7 @@ class Block:
 
     furniture = caption = titles = False  # titles: its class says title: it is a caption if it is in a figure
     figures: tuple[int, ...] = ()
-    begins = 0  # number of the tag before its first text or image
+    first_tag = 0  # number of the tag before its first text or image
     start = end = 0
     texts: list[str]
     _joined: str | None = None
@@ -106,17 +106,17 @@ class Block:
     def text(self) -> str:
         """The whole text, cleaned. Only for use after the walk, since the result is kept."""
         if self._clean is None:
-            self._clean = clean(self.joined())
+            self._clean = clean(self.raw_text())
         return self._clean
 
     def between(self, start: int, end: int) -> str:
         """The text between two positions of the block, cleaned."""
         if start >= end:
             return ""
-        joined = self.joined()
-        return self.text() if not start and end == len(joined) else clean(joined[start:end])
+        raw = self.raw_text()
+        return self.text() if not start and end == len(raw) else clean(raw[start:end])
 
-    def joined(self) -> str:
+    def raw_text(self) -> str:
         """The whole text as the page has it. Only for use after the walk."""
         if self._joined is None:
             self._joined = "".join(self.texts[self.start : self.end])
@@ -125,7 +125,7 @@ class Block:
     def has_han(self) -> bool:
         """True if it holds a Han character. Only for use after the walk."""
         if self._has_han is None:
-            self._has_han = HAN.search(self.joined()) is not None
+            self._has_han = HAN.search(self.raw_text()) is not None
         return self._has_han
 
     @property
@@ -133,7 +133,7 @@ class Block:
         return self.caption or (self.titles and bool(self.figures))
 
 
-class Place(NamedTuple):
+class ImagePlace(NamedTuple):
     """Position of an image: its block, the characters of the block before it, figures from the outermost inwards."""
 
     block: int
@@ -163,7 +163,7 @@ class _Kind(NamedTuple):
     heading: bool  # of a section, h1 to h6
     silent: bool  # nothing of it is shown
     counts: bool  # how many of its sort are open matters for the elements inside it
-    does: int  # effect of its tag on the walk
+    effect: int  # effect of its tag on the walk
 
 
 (
@@ -189,15 +189,15 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
     titles = _TITLE_IN_FIGURE.search(style) is not None
     block, heading, silent = tag in _BLOCKS or by_style, tag in _HEADINGS, tag in SILENT
     if tag in _VOID or tag[:1] in ("!", "?"):  # it holds nothing that its class could be about
-        does = _SOURCE if tag == "source" else _BREAK if block else _NOTHING
+        effect = _SOURCE if tag == "source" else _BREAK if block else _NOTHING
     elif tag in _ARTICLES:
-        does = _ARTICLE
+        effect = _ARTICLE
     elif figure or caption or titles or silent or tag in ("picture", "noscript"):  # within furniture too
-        does = _OTHER
+        effect = _OTHER
     elif furniture or suspect or heading or tag == "header":
-        does = _QUIET_BLOCK if block else _QUIET_INLINE
+        effect = _QUIET_BLOCK if block else _QUIET_INLINE
     else:
-        does = _BLOCK_TAG if block else _INLINE_TAG
+        effect = _BLOCK_TAG if block else _INLINE_TAG
     return _Kind(
         tag=tag,
         article=article,
@@ -212,7 +212,7 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
         heading=heading,
         silent=silent,
         counts=article or caption or titles or counted,
-        does=does,
+        effect=effect,
     )
 
 
@@ -233,12 +233,12 @@ class _Effects(dict[str, int]):
             tag = name  # nearly every link has another address: its kind is by name
             if name in self:
                 return self[name]
-        does = _END if name[:1] == "/" else _kind_of.__wrapped__(tag).does
+        effect = _END if name[:1] == "/" else _kind_of.__wrapped__(tag).effect
         if len(tag) <= _LONG:
             if len(self) >= _MOST_KINDS:
                 self.clear()
-            self[tag] = does
-        return does
+            self[tag] = effect
+        return effect
 
 
 _EFFECTS = _Effects()
@@ -252,12 +252,12 @@ def _kind_of(tag: str) -> _Kind:
     return (_kind if len(name) <= _LONG else _kind.__wrapped__)(name, style, value_of(tag, "role")[:_LONG])
 
 
-_BITS, _BLOCKED, _HOLDS, _OTHERS, _RARE = 3, 1, 2, 4, 6
+_BITS, _BLOCKED, _HOLDS, _UNDO, _RARE = 3, 1, 2, 4, 6
 """Bits of an open element: a block; it holds an image; leaving it must undo something."""
 
 
 @dataclass(slots=True)
-class _Opened:
+class _OpenElement:
     """An element that the walk has entered, with what leaving it must undo."""
 
     kind: _Kind
@@ -271,9 +271,9 @@ class Walk:
     def __init__(self) -> None:
         self.texts: list[str] = []  # all running text, a space behind each block
         self.blocks: list[Block] = []
-        self._block = self._break()  # the last one
+        self._block = self._new_block()  # the last one
         self._filled = False  # whether it holds text or an image
-        self.places: list[Place] = []
+        self.places: list[ImagePlace] = []
         self.headlines: list[str] = []  # its h1, MAX_HEADLINES at most
         self.sections: list[int] = []  # blocks that are the heading of a section, h1 to h6
         self.tags: list[str] = []
@@ -286,7 +286,7 @@ class Walk:
         self._sources: list[str] = []
         self._looks = 0
         self._effects: list[int] = []  # of the tags
-        self._article_at, self._around = -1, list[int]()  # an article, and elements around it
+        self._article_at, self._article_path = -1, list[int]()  # an article, and elements around it
 
     def run(self, html: str) -> None:
         """Walk over an element as lexbor writes it out, in the order of its tags."""
@@ -297,47 +297,47 @@ class Walk:
         parts, block, filled, empty = self.texts, self._block, False, True  # empty: the block is without text
         furniture = captions = 0
         entered: list[int] = []  # open elements: the number of the tag above three bits
-        others: list[_Opened] = []  # those with _OTHERS
-        for at, does, tag, text in pieces:
+        to_undo: list[_OpenElement] = []  # those with _UNDO
+        for at, effect, tag, text in pieces:
             ends = 0  # whether a block ends here
-            if does == _END:
+            if effect == _END:
                 opened = entered.pop() if entered else 0
                 ends = opened & _BLOCKED
                 if opened & _RARE:
                     if opened & _HOLDS:
                         self.ends[opened >> _BITS] = at
-                    if opened & _OTHERS:
+                    if opened & _UNDO:
                         self._filled = filled
-                        block = self._leave(others.pop())
+                        block = self._leave(to_undo.pop())
                         filled, furniture, captions = self._filled, self._furniture, self._captions
                         empty = block.start == len(parts)
-            elif does == _INLINE_TAG:
+            elif effect == _INLINE_TAG:
                 entered.append(at << _BITS)
-            elif does == _BLOCK_TAG:
+            elif effect == _BLOCK_TAG:
                 entered.append(at << _BITS | _BLOCKED)
                 ends = 1
-            elif does == _IMAGE:
+            elif effect == _IMAGE:
                 if captions and empty:
-                    captions = self._without_captions(others)
+                    captions = self._without_captions(to_undo)
                 if not filled:
-                    block.begins = at
-                self._place(at, attributes_of(tag), entered)
+                    block.first_tag = at
+                self._add_place(at, attributes_of(tag), entered)
                 filled = True
-            elif does == _BREAK:
+            elif effect == _BREAK:
                 ends = 1
-            elif does == _NOTHING:
+            elif effect == _NOTHING:
                 pass
-            elif does == _SOURCE:
+            elif effect == _SOURCE:
                 self._note_source(tag)
-            elif furniture and does < _ARTICLE:
-                ends = int(does == _QUIET_BLOCK)
+            elif furniture and effect < _ARTICLE:
+                ends = int(effect == _QUIET_BLOCK)
                 entered.append(at << _BITS | ends)
             elif (kind := _kind_of(tag) if len(tag) <= _LONG else _kind_of.__wrapped__(tag)).silent:
-                text = self._pass_over(pieces, kind.tag)
+                text = self._skip_element(pieces, kind.tag)
             else:
                 self._filled = filled
-                others.append(self._enter(at, kind))
-                entered.append(at << _BITS | _OTHERS)
+                to_undo.append(self._enter(at, kind))
+                entered.append(at << _BITS | _UNDO)
                 block, filled, furniture, captions = self._block, self._filled, self._furniture, self._captions
                 empty = block.start == len(parts)
             if ends and filled:
@@ -345,7 +345,7 @@ class Walk:
                     parts.append(" ")
                     empty = False
                 else:
-                    block, filled, empty = self._break(), False, True
+                    block, filled, empty = self._new_block(), False, True
             if text and not (empty and text.isspace()):
                 if text[0] in _MARKED and text.rstrip() in MARKS and tag[:2] in _LINK:
                     continue
@@ -357,7 +357,7 @@ class Walk:
                 if empty:
                     empty = False
                     if not filled:
-                        block.begins = at
+                        block.first_tag = at
                     filled = True
                     if furniture:
                         block.furniture = True
@@ -369,9 +369,9 @@ class Walk:
 
     def _finish(self) -> None:
         self._block.end = len(self.texts)
-        self._block.begins = self._block.begins or len(self.tags)  # it may be empty
+        self._block.first_tag = self._block.first_tag or len(self.tags)  # it may be empty
 
-    def _pass_over(self, pieces: Iterable[tuple[int, object, str, str]], name: str) -> str:
+    def _skip_element(self, pieces: Iterable[tuple[int, object, str, str]], name: str) -> str:
         """Take the rest of an element of which nothing is shown out of the page; the text behind it."""
         depth, start, end = 1, f"{name} ", f"/{name}"
         for at, _, tag, text in pieces:
@@ -392,7 +392,7 @@ class Walk:
         """True for a block that is a heading, or begins in bold, without Chinese: what stands before it is about
         something else, as it is not before a command or a formula."""
         block = self.blocks[at]
-        if block.has_han() or not block.joined():
+        if block.has_han() or not block.raw_text():
             return False
         if self.begins_in_bold(at):
             return True
@@ -401,29 +401,29 @@ class Walk:
 
     def begins_in_bold(self, at: int) -> bool:
         """True for a block whose text begins within <b> or <strong>."""
-        begins = self.blocks[at].begins
-        return begins < len(self.tags) and self.tags[begins].partition(" ")[0] in _BOLD
+        first_tag = self.blocks[at].first_tag
+        return first_tag < len(self.tags) and self.tags[first_tag].partition(" ")[0] in _BOLD
 
-    def is_centred(self, place: Place, at: int) -> bool:
+    def is_centred(self, place: ImagePlace, at: int) -> bool:
         """True if an element around a block behind an image is centred by its tag, attributes or class."""
         around = [self.tags[tag] for tag in place.path]
-        for tag in self.tags[place.tag + 1 : min(self.blocks[at].begins + 1, place.tag + MAX_LOOKS)]:
+        for tag in self.tags[place.tag + 1 : min(self.blocks[at].first_tag + 1, place.tag + MAX_LOOKS)]:
             if tag[:1] == "/":
                 del around[-1:]
             elif tag and tag.partition(" ")[0] not in _VOID:
                 around.append(tag)
         return any("center" in tag and _CENTRED.search(tag) for tag in around)
 
-    def _enter(self, at: int, kind: _Kind) -> _Opened:
+    def _enter(self, at: int, kind: _Kind) -> _OpenElement:
         """Note that the walk is inside an element, that of a piece; returns what `_leave` needs."""
         furniture = kind.furniture or (kind.header and not self._article)
         furniture = furniture or (kind.suspect and self._is_furniture(at))
-        opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
+        opened = _OpenElement(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
         if kind.block and self._filled:
             self._end_block()
         if kind.heading and not (furniture or self._furniture or self._caption):
             self.sections.append(len(self.blocks) - 1)
-        self._count_in(opened, 1)
+        self._count_element(opened, 1)
         if opened.figure:
             self._count += 1
             self._figures.append(self._count)
@@ -440,40 +440,40 @@ class Walk:
         self._looks += 1
         if at > self._article_at:
             self._find_article(at)
-        return at not in self._around
+        return at not in self._article_path
 
     def _find_article(self, at: int) -> None:
         """Find the next article, main part of a page or headline of first order, and what is around it from `at` on."""
-        self._around = opened = list[int]()
+        self._article_path = opened = list[int]()
         try:
             self._article_at = self._effects.index(_ARTICLE, at)
         except ValueError:
             self._article_at = len(self.tags)
             return
-        for begun, does in enumerate(self._effects[at : self._article_at], at):
-            if does == _END:
+        for tag, effect in enumerate(self._effects[at : self._article_at], at):
+            if effect == _END:
                 del opened[-1:]
-            elif does in _OPENS:
-                opened.append(begun)
+            elif effect in _OPENS:
+                opened.append(tag)
 
     @functools.cached_property
-    def begins(self) -> list[int]:
+    def first_tags(self) -> list[int]:
         """The number of the tag before the first text or image of each block, ascending."""
-        return [block.begins for block in self.blocks]
+        return [block.first_tag for block in self.blocks]
 
-    def _leave(self, opened: _Opened) -> Block:
+    def _leave(self, opened: _OpenElement) -> Block:
         """Undo `_enter`; returns the block that text now belongs to."""
         kind = opened.kind
         if kind.counted == "h1" and not self._furniture and len(self.headlines) < MAX_HEADLINES:
-            self.headlines += [headline] if (headline := clean(self._so_far())[:MAX_NEAR]) else []
-        self._count_in(opened, -1)
+            self.headlines += [headline] if (headline := clean(self._block_text())[:MAX_NEAR]) else []
+        self._count_element(opened, -1)
         if kind.block and self._filled:
             self._end_block()
         if opened.figure:
             self._figures.pop()
         return self._block
 
-    def _count_in(self, opened: _Opened, by: int) -> None:
+    def _count_element(self, opened: _OpenElement, by: int) -> None:
         kind = opened.kind
         self._furniture += by * opened.furniture
         if kind.counts:
@@ -484,7 +484,7 @@ class Walk:
             if kind.counted:
                 self._inside[kind.counted] += by
 
-    def _without_captions(self, others: list[_Opened]) -> int:
+    def _without_captions(self, others: list[_OpenElement]) -> int:
         """Takes the open elements for what holds images, whatever their class says; returns how many captions remain:
         none. `caption-position-bottom` is a class of a whole gallery.
         """
@@ -500,9 +500,9 @@ class Walk:
         if self._caption:
             self.texts.append(" ")
         else:
-            self._break()
+            self._new_block()
 
-    def _break(self) -> Block:
+    def _new_block(self) -> Block:
         """End the current block and begin an empty one."""
         texts, blocks = self.texts, self.blocks
         if blocks:
@@ -514,14 +514,14 @@ class Walk:
         self._filled = False
         return block
 
-    def _so_far(self) -> str:
+    def _block_text(self) -> str:
         """The text of the current block up to here."""
         return "".join(self.texts[self._block.start :])
 
-    def _place(self, at: int, attributes: dict[str, str], entered: list[int]) -> None:
+    def _add_place(self, at: int, attributes: dict[str, str], entered: list[int]) -> None:
         self._filled = True
         self.places.append(
-            Place(
+            ImagePlace(
                 block=len(self.blocks) - 1,
                 offset=sum(map(len, self.texts[self._block.start :])),
                 figures=tuple(self._figures),
@@ -539,10 +539,10 @@ class Walk:
             entered[i] |= _HOLDS
 
 
-def places_of(tag: str, tags: list[str]) -> list[int]:
+def positions_of(tag: str, tags: list[str]) -> list[int]:
     """The positions of a tag among others."""
-    found, at = list[int](), -1
+    positions, at = list[int](), -1
     with suppress(ValueError):
         while True:
-            found.append(at := tags.index(tag, at + 1))
-    return found
+            positions.append(at := tags.index(tag, at + 1))
+    return positions

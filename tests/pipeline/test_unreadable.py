@@ -160,8 +160,8 @@ PAGE_PARSERS = [
     (_page_candidates.policy, "opt_outs"),
     (page.linked_data, "read"),
     (linked_data, "_walk"),
-    (walk.Walk, "_place"),
-    (head.Meta, "of"),
+    (walk.Walk, "_add_place"),
+    (head.Meta, "read"),
 ]
 
 
