@@ -188,7 +188,7 @@ def _pace(build: Build, source: Source, look: Look, probes: list[Probe]) -> Pace
     STORE knows by the pages of its last crawl."""
     from pipeline.report.estimate import Pace
     from pipeline.sources.site import Site
-    from pipeline.stages.crawl import pages_at_last
+    from pipeline.stages.crawl import pages_of_last_crawl
 
     egress, told = build.spec.egress, max((probe.delay_s for probe in probes), default=0.0)
     # hosts of images on archived pages are unknown
@@ -199,7 +199,7 @@ def _pace(build: Build, source: Source, look: Look, probes: list[Probe]) -> Pace
         key=lambda own: own[0] * own[1],
     )
     candidates = None if look.candidates is None else look.candidates.number
-    known = pages_at_last(build, source) if isinstance(source, Site) else None
+    known = pages_of_last_crawl(build, source) if isinstance(source, Site) else None
     pages = look.pages if known is None else min(look.pages, known)
     return Pace(candidates, pages, share, delay_s, host, crawls=bool(look.start_urls))
 

@@ -39,7 +39,7 @@ from pipeline.records import (
 )
 from pipeline.sources import sources_of
 from pipeline.sources.warc import Warc
-from pipeline.stages import _sorted
+from pipeline.stages import _sort
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
@@ -68,26 +68,26 @@ class Archive:
         Counts `pictures` and `revisits`, and all rows as `archived`.
         """
         is_revisit = capture.refers_to is not None
-        own = not is_revisit and is_picture(capture)
-        if own and capture.place == NO_PLACE:
+        has_picture = not is_revisit and is_picture(capture)
+        if has_picture and capture.place == NO_PLACE:
             self._unreachable += 1
             return False
-        if not (own or is_revisit or 300 <= capture.status < 400):
+        if not (has_picture or is_revisit or 300 <= capture.status < 400):
             return False
         try:
             url, target = canonical_url(capture.url), _target(capture)
         except ValueError:  # of its own URL, or of the one that it leads to
-            url, target, own = "", "", False
-        if own or target:
+            url, target, has_picture = "", "", False
+        if has_picture or target:
             self._add(capture, url, target)
-        self.counts.update(revisits=is_revisit, pictures=own, archived=own or bool(target))
-        return own or is_revisit
+        self.counts.update(revisits=is_revisit, pictures=has_picture, archived=has_picture or bool(target))
+        return has_picture or is_revisit
 
     def table(self) -> pa.Table | None:
         """Rows of ARCHIVED_SCHEMA; None if there are none."""
         if self._unreachable:
-            said = (self._source.warcs()[self._part], self._unreachable)
-            log.warning("%s: gzipped as a whole, so its %d pictures cannot be read; decompress it", *said)
+            args = (self._source.warcs()[self._part], self._unreachable)
+            log.warning("%s: gzipped as a whole, so its %d pictures cannot be read; decompress it", *args)
         columns = ["order_key", "fetch_id", "captured_at", "stored_at", "target"]
         rows = pa.Table.from_pylist(self._rows, schema=ARCHIVED_SCHEMA)
         return rows.sort_by([(name, "ascending") for name in columns]) if self._rows else None
@@ -126,27 +126,27 @@ def _target(capture: Capture) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A capture to be found: of a URL near a time, or `exactly` the one that a revisit refers to."""
+class _CaptureQuery:
+    """The capture of a URL nearest to a time, or `exactly` the one that a revisit refers to."""
 
     fetch_id: str
     time: str
     digest: str = ""
     exactly: bool = False
 
-    def among(self, rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-        """The row of that capture, whatever the order of rows; None if missing."""
+    def find(self, rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        """Returns the row of the capture, whatever the order of rows; None if missing."""
         if self.exactly:
-            rows = [row for row in rows if row["stored_at"] and self._is(row)]
-        place = _seconds(self.time) if self.time else float("inf")
+            rows = [row for row in rows if row["stored_at"] and self._matches(row)]
+        wanted_s = _seconds(self.time) if self.time else float("inf")
 
         def distance(row: dict[str, Any]) -> tuple[Any, ...]:
-            at = _seconds(row["captured_at"])
-            return abs(place - at) if self.time else -at, row["source"], row["stored_at"], row["target"]
+            row_s = _seconds(row["captured_at"])
+            return abs(wanted_s - row_s) if self.time else -row_s, row["source"], row["stored_at"], row["target"]
 
         return min(rows, key=distance, default=None)
 
-    def _is(self, row: dict[str, Any]) -> bool:
+    def _matches(self, row: dict[str, Any]) -> bool:
         if self.digest and row["digest"]:
             return bool(self.digest == row["digest"])
         return bool(self.time == row["captured_at"])
@@ -158,37 +158,37 @@ def _seconds(time: str) -> float:
 
 def archived_images(build: Build, partition: str, fetch_ids: Collection[str], spool: Spool) -> dict[str, Outcome]:
     """Outcomes by fetch_id of the images of a partition that WARC files of the build hold. Raises SourceError."""
-    sources = {own.name: own for own in sources_of(build.spec) if isinstance(own, Warc)}
+    sources = {query.name: query for query in sources_of(build.spec) if isinstance(query, Warc)}
     if not sources or not fetch_ids:
         return {}
     times = _page_times(build, partition)
-    wanted = {fetch_id: _Wanted(fetch_id, times.get(fetch_id, "")) for fetch_id in fetch_ids}
-    outcomes, found = dict[str, Outcome](), dict[str, dict[str, Any]]()
+    queries = {fetch_id: _CaptureQuery(fetch_id, times.get(fetch_id, "")) for fetch_id in fetch_ids}
+    outcomes, stored = dict[str, Outcome](), dict[str, dict[str, Any]]()
     for _ in range(build.spec.egress.max_redirects + 2):  # the last may be a revisit
-        following = dict[str, _Wanted]()
-        rows = _rows_of(build, {own.fetch_id for own in wanted.values()})
-        for fetch_id, own in wanted.items():
-            row = own.among(rows.get(own.fetch_id, ()))
+        next_queries = dict[str, _CaptureQuery]()
+        rows = _archive_rows(build, {query.fetch_id for query in queries.values()})
+        for fetch_id, query in queries.items():
+            row = query.find(rows.get(query.fetch_id, ()))
             if row is None:
                 continue
             if row["opt_out"]:
                 outcomes[fetch_id] = failure(DropReason.OPT_OUT, f"in the archive: {row['opt_out']}")
             elif row["stored_at"]:
-                found[fetch_id] = row
+                stored[fetch_id] = row
             else:
                 digest = row["digest"] if row["is_revisit"] else ""
                 time = row["target_at"] or row["captured_at"]
-                following[fetch_id] = _Wanted(row["target"], time, digest, row["is_revisit"])
-        wanted = following
-        if not wanted:
+                next_queries[fetch_id] = _CaptureQuery(row["target"], time, digest, row["is_revisit"])
+        queries = next_queries
+        if not queries:
             break
-    return outcomes | dict(_read(build, sources, found, spool))
+    return outcomes | dict(_read_pictures(build, sources, stored, spool))
 
 
 def _page_times(build: Build, partition: str) -> dict[str, str]:
     """The latest time of the archived pages that show an image, by fetch_id."""
     times = dict[str, str]()
-    for rows in _sorted.rows_between(
+    for rows in _sort.rows_between(
         build, PROVENANCE, *KeyRange.of_partition(partition).bounds, ["fetch_id", "captured_at"]
     ):
         for fetch_id, time in zip(*(column.to_pylist() for column in rows.columns), strict=True):
@@ -196,47 +196,47 @@ def _page_times(build: Build, partition: str) -> dict[str, str]:
     return times
 
 
-def _rows_of(build: Build, fetch_ids: set[str]) -> Mapping[str, list[dict[str, Any]]]:
+def _archive_rows(build: Build, fetch_ids: set[str]) -> Mapping[str, list[dict[str, Any]]]:
     """Rows of ARCHIVED_SCHEMA of some URLs, by fetch_id."""
-    found = dict[str, list[dict[str, Any]]]()
+    by_id = dict[str, list[dict[str, Any]]]()
     keys = {order_key(fetch_id, build.spec.seed) for fetch_id in fetch_ids}
-    for table in _sorted.rows_with(build, ARCHIVED, keys):
+    for table in _sort.rows_with(build, ARCHIVED, keys):
         for row in table.filter(pc.is_in(table["fetch_id"], pa.array(fetch_ids, pa.string()))).to_pylist():
-            found.setdefault(row["fetch_id"], []).append(row)
-    return found
+            by_id.setdefault(row["fetch_id"], []).append(row)
+    return by_id
 
 
-def _read(
-    build: Build, sources: Mapping[str, Warc], found: Mapping[str, dict[str, Any]], spool: Spool
+def _read_pictures(
+    build: Build, sources: Mapping[str, Warc], rows: Mapping[str, dict[str, Any]], spool: Spool
 ) -> Iterator[tuple[str, Outcome]]:
-    """(fetch_id, outcome) of images whose records are found, in the order of files and offsets."""
-    most, takedowns = build.spec.egress.max_image_bytes, build.store.takedowns()
-    files = {name: sources[name].warcs() for name in {row["source"] for row in found.values()}}
-    places = dict[str, tuple[str, int, int]]()
-    for fetch_id, row in found.items():
+    """Yields (fetch_id, outcome) of archived images, in the order of files and offsets. rows: by fetch_id."""
+    limit, takedowns = build.spec.egress.max_image_bytes, build.store.takedowns()
+    files = {name: sources[name].warcs() for name in {row["source"] for row in rows.values()}}
+    positions = dict[str, tuple[str, int, int]]()
+    for fetch_id, row in rows.items():
         part, offset, length = sources[row["source"]].record_at(row["stored_at"])
         if part >= len(files[row["source"]]):
-            yield fetch_id, _gone()
-        elif length > most + MAX_HEADERS:
-            yield fetch_id, failure(DropReason.TOO_LARGE, f"{length} bytes in the archive; at most {most} are allowed")
+            yield fetch_id, _missing_record()
+        elif length > limit + MAX_HEADERS:
+            yield fetch_id, failure(DropReason.TOO_LARGE, f"{length} bytes in the archive; at most {limit} are allowed")
         else:
-            places[fetch_id] = file_of(files[row["source"]][part]), offset, length
-    for fetch_id, capture in read_records(sorted(places.items(), key=lambda place: place[1]), most):
-        row = found[fetch_id]
-        if capture is None or _id_of(capture) != row["fetch_id"]:
-            yield fetch_id, _gone()
-        elif why := takedowns.takedown_reason(capture.url, ""):
-            yield fetch_id, failure(DropReason.FORGOTTEN, why)
+            positions[fetch_id] = file_of(files[row["source"]][part]), offset, length
+    for fetch_id, capture in read_records(sorted(positions.items(), key=lambda place: place[1]), limit):
+        row = rows[fetch_id]
+        if capture is None or _fetch_id_of(capture) != row["fetch_id"]:
+            yield fetch_id, _missing_record()
+        elif reason := takedowns.takedown_reason(capture.url, ""):
+            yield fetch_id, failure(DropReason.FORGOTTEN, reason)
         else:
             yield fetch_id, spool.add(capture.body, row["captured_at"] or rfc3339())
 
 
-def _gone() -> Outcome:
+def _missing_record() -> Outcome:
     return failure(DropReason.UNREADABLE, "its record is no longer in the archive")
 
 
-def _id_of(capture: Capture) -> str:
-    """The fetch_id of a capture; "" for a URL that is none."""
+def _fetch_id_of(capture: Capture) -> str:
+    """The fetch_id of a capture; "" for an invalid URL."""
     try:
         return sha256_hex(canonical_url(capture.url))
     except ValueError:

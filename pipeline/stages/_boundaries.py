@@ -38,7 +38,7 @@ class Cut:
     runs: tuple[tuple[str, int, int], ...]
 
 
-def make(build: Build) -> list[Any]:
+def plan_shards(build: Build) -> list[Any]:
     """Name and cut of every shard, in order of split and number."""
     return [[f"{split}-{k:06d}", asdict(cut)] for split in SPLITS for k, cut in enumerate(_cuts(build, split))]
 
@@ -64,7 +64,7 @@ PASS = Pass(
     reads=SURVIVORS,
     run=no_run,
     token=_token,
-    reduce=make,
+    reduce=plan_shards,
 )
 
 

@@ -41,18 +41,18 @@ def without_traps(candidates: list[Candidate], wordings: Mapping[str, str]) -> t
     crowded = set[str]().union(*(pages for pages in alike.values() if len(pages) >= SHOWN_ON_PAGES))
     if not crowded:
         return candidates, []
-    shown: dict[str, set[str]] = {}
+    pages_of: dict[str, set[str]] = {}
     for candidate in candidates:
-        shown.setdefault(candidate.image_url, set()).add(candidate.page_url)
-    traps = crowded - {page for pages in shown.values() if len(pages) == 1 for page in pages}
+        pages_of.setdefault(candidate.image_url, set()).add(candidate.page_url)
+    traps = crowded - {page for pages in pages_of.values() if len(pages) == 1 for page in pages}
     remaining = [candidate for candidate in candidates if candidate.page_url not in traps]
     source = candidates[0].source
     evidence = f"its URL differs only in numbers from {SHOWN_ON_PAGES} pages or more, and no image is unique to it"
     return remaining, [drop_capture(page, source, "extract", DropReason.TRAP, evidence) for page in sorted(traps)]
 
 
-def capped(candidates: list[Candidate], most: int) -> tuple[list[Candidate], list[Decision]]:
-    """The first `most` candidates on the pages of each host, in the order of the pages; Decisions about the others."""
+def cap_per_host(candidates: list[Candidate], most: int) -> tuple[list[Candidate], list[Decision]]:
+    """Keeps the first `most` candidates on the pages of each host, in the order of the pages, and drops the others."""
     if len(candidates) <= most:
         return candidates, []
     counts: Counter[str] = Counter()
@@ -71,13 +71,13 @@ def without_list_covers(candidates: list[Candidate]) -> tuple[list[Candidate], l
     """Drop the images of lists that a page of their own has as well (LIST_COVER): its texts are about them, those of a
     list, its title above all, about the list. An image that stands in lists alone stays.
     """
-    shown: dict[str, dict[str, Candidate]] = {}  # by image, by page
+    by_image: dict[str, dict[str, Candidate]] = {}  # by image, by page
     sizes: Counter[str] = Counter()
     for candidate in candidates:
-        shown.setdefault(candidate.image_url, {})[candidate.page_url] = candidate
+        by_image.setdefault(candidate.image_url, {})[candidate.page_url] = candidate
         sizes[candidate.page_url] += 1
     covers: Counter[str] = Counter()
-    for pages in shown.values():
+    for pages in by_image.values():
         fewest = min(sizes[page] for page in pages)
         covers.update(page for page in pages if 2 * fewest <= sizes[page])
     lists = {page for page, size in sizes.items() if size >= LIST_IMAGES and covers[page] >= LIST_SHARE * size}
@@ -85,10 +85,10 @@ def without_list_covers(candidates: list[Candidate]) -> tuple[list[Candidate], l
         return candidates, []
     kept, dropped = [], []
     for candidate in candidates:
-        own = sorted(shown[candidate.image_url].keys() - lists, key=lambda page: (sizes[page], page))
-        if candidate.page_url in lists and own:
-            leader = shown[candidate.image_url][own[0]].candidate_id
-            evidence = f"cover in a list; its own page is {own[0]}"
+        own_pages = sorted(by_image[candidate.image_url].keys() - lists, key=lambda page: (sizes[page], page))
+        if candidate.page_url in lists and own_pages:
+            leader = by_image[candidate.image_url][own_pages[0]].candidate_id
+            evidence = f"cover in a list; its own page is {own_pages[0]}"
             dropped.append(drop(candidate, "extract", DropReason.LIST_COVER, evidence, duplicate_of=leader))
         else:
             kept.append(candidate)
@@ -100,24 +100,24 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
     stand on many pages of one host, and words of very many images; a candidate without any other text goes too
     (NO_TEXT).
     """
-    shown: dict[str, set[str]] = {}
+    pages_of: dict[str, set[str]] = {}
     images: dict[tuple[str, str, bool], dict[str, str]] = {}  # by host and text: each image, and its first page with it
     for candidate in candidates:
         page, host = candidate.page_url, urlsplit(candidate.page_url).netloc
-        shown.setdefault(candidate.image_url, set()).add(page)
+        pages_of.setdefault(candidate.image_url, set()).add(page)
         for text in candidate.texts:
-            of_text = images.setdefault((host, text.text, text.kind in OWN_WORDS), {})
-            of_text[candidate.image_url] = min(page, of_text.get(candidate.image_url, page))
+            first_pages = images.setdefault((host, text.text, text.kind in OWN_WORDS), {})
+            first_pages[candidate.image_url] = min(page, first_pages.get(candidate.image_url, page))
     furniture: dict[tuple[str, str, bool], str] = {}
-    for key, of_text in images.items():
-        _, _, own = key
-        if own and len(of_text) >= REPEATED_ON_IMAGES:
-            furniture[key] = f"repeated with {len(of_text)} images"
-        elif not own and (count := len(set(of_text.values()))) >= REPEATED_ON_PAGES:
+    for key, first_pages in images.items():
+        _, _, is_own_words = key
+        if is_own_words and len(first_pages) >= REPEATED_ON_IMAGES:
+            furniture[key] = f"repeated with {len(first_pages)} images"
+        elif not is_own_words and (count := len(set(first_pages.values()))) >= REPEATED_ON_PAGES:
             furniture[key] = f"repeated on {count} pages"
     kept, dropped = [], []
     for candidate in candidates:
-        count = len(shown[candidate.image_url])
+        count = len(pages_of[candidate.image_url])
         if count >= SHOWN_ON_PAGES:
             dropped.append(drop(candidate, "extract", DropReason.SPACER, f"repeated on {count} pages"))
             continue

@@ -94,14 +94,14 @@ def read_within_limits(capture: Capture, source: PageSource, reader: Confined[Re
 
     reader: runs `extract_page`. Raises OverLimit and PageRefused.
     """
-    about = source.name, source.source_kind, source.max_images_per_page
+    source_args = source.name, source.source_kind, source.max_images_per_page
     if len(capture.body) > bounds.LIGHT_CHARACTERS:
         refusal = _refusal(capture, source.name)
-        return Reading([refusal]) if refusal is not None else reader(capture, *about)
-    html = _at_first_look(capture, source.name)
+        return Reading([refusal]) if refusal is not None else reader(capture, *source_args)
+    html = _html_or_reading(capture, source.name)
     if isinstance(html, Reading):
         return html
-    return _parsed(capture, html, *about) if bounds.is_light(html) else reader(capture, *about)
+    return _read_page(capture, html, *source_args) if bounds.is_light(html) else reader(capture, *source_args)
 
 
 def page_reader() -> Confined[Reading]:
@@ -115,10 +115,10 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind, max_ima
     max_images: candidates of the page at most.
 
     Raises PageRefused for a page beyond the bounds on markup. Meant to raise nothing else: whatever is wrong with a
-    page is a Decision. Where it raises all the same, see `_entries`.
+    page is a Decision. If it raises all the same, `extract._read_page` makes it one.
     """
-    html = _at_first_look(capture, source)
-    return html if isinstance(html, Reading) else _parsed(capture, html, source, source_kind, max_images)
+    html = _html_or_reading(capture, source)
+    return html if isinstance(html, Reading) else _read_page(capture, html, source, source_kind, max_images)
 
 
 def _refusal(capture: Capture, source: str) -> Decision | None:
@@ -137,8 +137,8 @@ def _refusal(capture: Capture, source: str) -> Decision | None:
     return None
 
 
-def _at_first_look(capture: Capture, source: str) -> Reading | str:
-    """The HTML of a page, or the Reading of a page that need not be parsed."""
+def _html_or_reading(capture: Capture, source: str) -> Reading | str:
+    """Returns the HTML of a page, or the Reading of a page that need not be parsed."""
 
     def dropped(reason: DropReason, why: str) -> Reading:
         return Reading([drop_capture(capture.url, source, "extract", reason, why)])
@@ -150,25 +150,25 @@ def _at_first_look(capture: Capture, source: str) -> Reading | str:
         return dropped(DropReason.BAD_CHARSET, "not text in the declared charset or in a known East Asian one")
     html, encoded = decoded[0], capture.body if decoded[1] == "utf-8" else None
     bare = first_look.is_without_pictures(html)
-    empty = bare and not first_look.may_show_others(html)
-    if not (empty or first_look.is_without_han(html, encoded)) or first_look.may_opt_out(html):
+    nothing_shown = bare and not first_look.may_show_others(html)
+    if not (nothing_shown or first_look.is_without_han(html, encoded)) or first_look.may_opt_out(html):
         return html
     if outs := policy.opt_outs(capture.headers):
         return dropped(DropReason.OPT_OUT, str(outs))
     return Reading([]) if bare else dropped(DropReason.NOT_CHINESE, f"no Han characters among {len(html)} characters")
 
 
-def _parsed(capture: Capture, html: str, source: str, source_kind: SourceKind, max_images: int) -> Reading:
+def _read_page(capture: Capture, html: str, source: str, source_kind: SourceKind, max_images: int) -> Reading:
     """Reads a page as `extract_page` does, by a walk over the DOM."""
     page = parse(html, rule_of(capture.url))
     if outs := policy.opt_outs(capture.headers, page.robots, page.reserved):
         return Reading([drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))])
-    images = _unseen(page)
+    images = _count_images(page)
     if not page.images:
         return Reading([], None, images)
     if script := not_chinese(page):
         return Reading([drop_capture(capture.url, source, "extract", DropReason.NOT_CHINESE, script)])
-    entries = list(_images(capture, page, source, source_kind, max_images, images))
+    entries = list(_image_entries(capture, page, source, source_kind, max_images, images))
     return Reading(entries, wording_of(page.text), images)
 
 
@@ -177,12 +177,12 @@ def not_chinese(page: Page) -> str:
 
     A page with little Chinese stays if one of its images has a Chinese alt or caption.
     """
-    own = [t.text for image in page.images for t in image.texts if t.kind in ("alt", "caption")]
-    text = " ".join((page.text[:100_000], *own))[:200_000]
-    han, kana, hangul = _at_most(text)
+    own_words = [t.text for image in page.images for t in image.texts if t.kind in ("alt", "caption")]
+    text = " ".join((page.text[:100_000], *own_words))[:200_000]
+    han, kana, hangul = _script_bounds(text)
     if han < 0 or kana > 0.2 * (han + kana) or hangul > han:
         han, kana, hangul = (sum(map(len, runs.findall(text))) for runs in (_HAN, _KANA, _HANGUL))
-    if han < MIN_HAN * len(text) and not any(_HAN.search(t) for t in own):
+    if han < MIN_HAN * len(text) and not any(_HAN.search(t) for t in own_words):
         letters = sum(map(len, _LETTERS.findall(text)))
         if han < MIN_HAN * letters:
             return f"{han} Han characters of {letters} letters"
@@ -193,9 +193,9 @@ def not_chinese(page: Page) -> str:
     return ""
 
 
-def _at_most(text: str) -> tuple[int, int, int]:
-    """(Han characters, at most so many kana, at most so many hangul) of a text, by the high bytes of its UTF-16: a
-    tenth of what a search takes. Han is -1 for a text with characters beyond U+FFFF."""
+def _script_bounds(text: str) -> tuple[int, int, int]:
+    """Returns (Han characters, upper bound of kana, upper bound of hangul) of a text, by the high bytes of its UTF-16:
+    a tenth of what a search takes. Han is -1 for a text with characters beyond U+FFFF."""
     high = text.encode("utf-16-le", "surrogatepass")[1::2]
     if len(high) != len(text):
         return -1, 0, 0
@@ -203,8 +203,8 @@ def _at_most(text: str) -> tuple[int, int, int]:
     return han, high.count(0x30), hangul
 
 
-def _unseen(page: Page) -> Units:
-    """The images of a page, with names for those that `parse` leaves out, and for pictures of other elements."""
+def _count_images(page: Page) -> Units:
+    """Counts the images of a page, by name those that `parse` leaves out and pictures of other elements."""
     images = Units(page.elements + page.backgrounds + page.embedded)
     names = Named.UNSHOWN, Named.OUTSIDE, Named.BACKGROUND, Named.EMBEDDED
     for name, count in zip(names, (page.hidden, page.outside, page.backgrounds, page.embedded), strict=True):
@@ -214,7 +214,7 @@ def _unseen(page: Page) -> Units:
 
 
 @dataclass(slots=True)
-class _Place:
+class _Draft:
     """A candidate while its page is read: images of the same address add their texts. is_element: its first one is an
     <img>, and no og:image."""
 
@@ -225,58 +225,58 @@ class _Place:
     listed: bool
 
 
-def _images(
+def _image_entries(
     capture: Capture, page: Page, source: str, source_kind: SourceKind, most: int, images: Units
 ) -> Iterator[Candidate | Decision]:
     """Candidates of a page in the order of its images, decisions first."""
-    base = _base(capture.url, page.base)
-    places: dict[str, _Place] = {}  # by canonical URL
+    base = _base_url(capture.url, page.base)
+    drafts: dict[str, _Draft] = {}  # by canonical URL
     for image in sorted(page.images, key=lambda image: image.fallback):  # a lazy image itself before its <noscript>
         bare, userinfo = split_userinfo(image.url) if "@" in image.url else (image.url, "")
         image = image._replace(url=bare) if userinfo else image
         is_element = image.row >= 0
         row = image.row if is_element else len(page.images)
-        fault = _fault(image, base)
-        if isinstance(fault, str) and fault not in places:
-            if len(places) < most:
-                places[fault] = _Place(row, is_element, userinfo, {t.text: t for t in image.texts}, image.listed)
+        url_or_fault = _url_or_fault(image, base)
+        if isinstance(url_or_fault, str) and url_or_fault not in drafts:
+            if len(drafts) < most:
+                drafts[url_or_fault] = _Draft(row, is_element, userinfo, {t.text: t for t in image.texts}, image.listed)
                 continue
-            fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
+            url_or_fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
         # An image that is not a candidate is identified by its place on the page: others may have the same address.
         origin = f"{capture.url}#image-{row}"
-        own = Candidate(source, source_kind, origin, capture.url, image.url[:2000], image.texts, row)
-        if isinstance(fault, tuple):
+        candidate = Candidate(source, source_kind, origin, capture.url, image.url[:2000], image.texts, row)
+        if isinstance(url_or_fault, tuple):
             images.decisions += is_element
-            yield drop(own, "extract", *fault)
+            yield drop(candidate, "extract", *url_or_fault)
             continue
-        place = places[fault]
-        place.listed = place.listed and image.listed
-        place.texts.update({t.text: t for t in image.texts if t.text not in place.texts})
+        draft = drafts[url_or_fault]
+        draft.listed = draft.listed and image.listed
+        draft.texts.update({t.text: t for t in image.texts if t.text not in draft.texts})
         if image.fallback:
             images.named[Named.FALLBACK] += 1
         elif is_element:
             images.decisions += 1
-            again = replace(own, image_url=fault)
-            leader = sha256_hex(source, capture.url, fault)  # its candidate_id
-            yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "texts went to the first", duplicate_of=leader)
-    for url, place in places.items():
-        texts, about = tuple(place.texts.values()), (source, source_kind, capture.url, capture.url)
-        shown: Shown = "listed" if place.listed else "among" if len(places) > MAX_SHARING else "alone"
-        candidate = Candidate(*about, url, texts, place.row, userinfo=place.userinfo, shown=shown)
+            repeated = replace(candidate, image_url=url_or_fault)
+            leader = sha256_hex(source, capture.url, url_or_fault)  # its candidate_id
+            yield drop(repeated, "extract", DropReason.REPEATED_ON_PAGE, "texts went to the first", duplicate_of=leader)
+    for url, draft in drafts.items():
+        texts, about = tuple(draft.texts.values()), (source, source_kind, capture.url, capture.url)
+        shown: Shown = "listed" if draft.listed else "among" if len(drafts) > MAX_SHARING else "alone"
+        candidate = Candidate(*about, url, texts, draft.row, userinfo=draft.userinfo, shown=shown)
         entry = candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT)
-        if place.is_element:
+        if draft.is_element:
             images.take([entry])
         yield entry
 
 
-def _base(url: str, base: str) -> str:
+def _base_url(url: str, base: str) -> str:
     try:
         return canonical_url(split_userinfo(base)[0], url) if base else url
     except ValueError:
         return url
 
 
-def _fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
+def _url_or_fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
     """Canonical URL of an image, or the reason and evidence for dropping it."""
     if not image.url:
         return DropReason.BAD_URL, "no URL"
@@ -286,12 +286,12 @@ def _fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
         url = canonical_url(image.url, base)
     except ValueError as e:
         return DropReason.BAD_URL, str(e)
-    why = _spacer(image, url)
+    why = _spacer_evidence(image, url)
     return (DropReason.SPACER, why) if why else url
 
 
-def _spacer(image: PageImage, url: str) -> str:
-    """Why an image with a canonical URL is an icon, a spacer or a tracker; "" if it is none."""
+def _spacer_evidence(image: PageImage, url: str) -> str:
+    """Evidence that an image with a canonical URL is an icon, a spacer or a tracker; "" if it is not."""
     attributes = image.attributes
     is_small = False
     for name in ("width", "height"):
@@ -335,12 +335,12 @@ def _spacer_style(style: str) -> str:
 
 
 @functools.cache
-def _is_no_number() -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """For each unit of UTF-16 whether it stays: a look-up takes a tenth of a search."""
+def _wording_mask() -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """For each unit of UTF-16 whether it is wording: a look-up takes a tenth of a search."""
     return np.array([_NUMBERS.match(chr(unit)) is None for unit in range(1 << 16)])
 
 
 def wording_of(text: str) -> str:
     """Digest of a page's text but for its numbers: equal for the pages of a calendar or a counter."""
     units = np.frombuffer(text[:100_000].encode("utf-16-le", "surrogatepass"), "<u2")
-    return hashlib.sha256(units[_is_no_number().take(units)].tobytes()).hexdigest()[:16]
+    return hashlib.sha256(units[_wording_mask().take(units)].tobytes()).hexdigest()[:16]

@@ -69,11 +69,11 @@ def token(build: Build) -> Any:
 
 def partitions(build: Build) -> list[str]:
     """The shards that are due: `BUILD_ID@SHARD`."""
-    return [due.name for due in _due(build)] if build.asks else []
+    return [due.name for due in _due_shards(build)] if build.asks else []
 
 
 @dataclass(frozen=True, slots=True)
-class _Due:
+class _DueShard:
     """A shard that is due, and its folder. hosts: those whose addresses alone are; none for all of it."""
 
     name: str
@@ -82,21 +82,21 @@ class _Due:
     hosts: frozenset[str]
 
 
-def _due(build: Build) -> Iterator[_Due]:
+def _due_shards(build: Build) -> Iterator[_DueShard]:
     """The shards of the newest release that are due in this build."""
     releases = build.store.releases(build.spec.name)
     release = releases.newest()
     if release is None:
         return
-    before = {own.build_id for own in release.builds if own.snapshot < build.snapshot}
-    asked, closed, every = _asked(build), _closed_hosts(build), build.spec.fetch.recheck_every
+    earlier = {own.build_id for own in release.builds if own.snapshot < build.snapshot}
+    asked, closed, every = _asked_snapshots(build), _closed_hosts(build), build.spec.fetch.recheck_every
     turn = asked.index(build.snapshot) if build.snapshot in asked else len(asked)
     for shard in release.shards:
         name = f"{shard.build}@{shard.tar.path.removesuffix('.tar')}"
         whole = is_due(name, turn, every)
-        if shard.build in before and (whole or closed):
+        if shard.build in earlier and (whole or closed):
             folder = Folder(release.folder_of(shard, releases.folder.url))
-            yield _Due(name, shard, folder, frozenset() if whole else closed)
+            yield _DueShard(name, shard, folder, frozenset() if whole else closed)
 
 
 def _closed_hosts(build: Build) -> frozenset[str]:
@@ -115,13 +115,13 @@ def is_due(shard: str, turn: int, every: int) -> bool:
     return every > 0 and (zlib.crc32(shard.encode()) + turn) % every == 0
 
 
-def _asked(build: Build) -> list[str]:
+def _asked_snapshots(build: Build) -> list[str]:
     """Snapshots of the dataset whose builds asked, in the order in which they began to."""
-    snapshots: list[str] = build.store.folder.find_json(_noted_in(build), {"snapshots": []})["snapshots"]
+    snapshots: list[str] = build.store.folder.find_json(_recheck_file(build), {"snapshots": []})["snapshots"]
     return snapshots
 
 
-def _noted_in(build: Build) -> str:
+def _recheck_file(build: Build) -> str:
     return f"rechecked/{build.spec.name}.json"
 
 
@@ -130,8 +130,8 @@ def begin(build: Build) -> None:
     if not build.asks or build.store.releases(build.spec.name).newest() is None:
         return
     with build.store.lock():
-        if build.snapshot not in (asked := _asked(build)):
-            build.store.folder.write_json(_noted_in(build), {"snapshots": [*asked, build.snapshot]})
+        if build.snapshot not in (asked := _asked_snapshots(build)):
+            build.store.folder.write_json(_recheck_file(build), {"snapshots": [*asked, build.snapshot]})
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -139,7 +139,7 @@ def run_partition(build: Build, partition: str) -> None:
     pages, pictures = _addresses(build, partition)
     asked = len(pages) + len(pictures)
     pulse.expect(asked)
-    rows = asyncio.run(_refused(build, pages, pictures))
+    rows = asyncio.run(_ask_addresses(build, pages, pictures))
     with build.stage(NAME).attempt(partition) as attempt:
         attempt.write_table("parquet", pa.Table.from_pylist(rows, REFUSED_SCHEMA))
         attempt.commit({"asked": asked, "refused": len(rows)})
@@ -147,7 +147,7 @@ def run_partition(build: Build, partition: str) -> None:
 
 def _addresses(build: Build, partition: str) -> tuple[dict[str, str], dict[str, str]]:
     """(pages, pictures) of a shard: the source by address. Both empty for a shard that is no longer there."""
-    due = next((due for due in _due(build) if due.name == partition), None)
+    due = next((due for due in _due_shards(build) if due.name == partition), None)
     if due is None:  # rewritten by a takedown since
         return {}, {}
     shard = due.shard
@@ -157,24 +157,24 @@ def _addresses(build: Build, partition: str) -> tuple[dict[str, str], dict[str, 
     except (StoreError, OSError, pa.ArrowException) as e:
         log.warning("opt-outs of shard %s were not looked for: it cannot be read (%s)", shard.name, e)
         return {}, {}
-    found = []
+    by_kind = []
     for name in ("page_url", "image_url"):
-        own = rows.filter(pc.match_substring_regex(rows[name], "^https?://"))
-        sources = dict(zip(own[name].to_pylist(), own["source"].to_pylist(), strict=True))
-        found.append({u: of for u, of in sources.items() if not due.hosts or urlsplit(u).netloc in due.hosts})
-    return found[0], found[1]
+        on_web = rows.filter(pc.match_substring_regex(rows[name], "^https?://"))
+        sources = dict(zip(on_web[name].to_pylist(), on_web["source"].to_pylist(), strict=True))
+        by_kind.append({u: name for u, name in sources.items() if not due.hosts or urlsplit(u).netloc in due.hosts})
+    return by_kind[0], by_kind[1]
 
 
-async def _refused(build: Build, pages: dict[str, str], pictures: dict[str, str]) -> list[dict[str, str]]:
-    """Rows of REFUSED_SCHEMA of the addresses that are refused now. pages, pictures: the source by address."""
+async def _ask_addresses(build: Build, pages: dict[str, str], pictures: dict[str, str]) -> list[dict[str, str]]:
+    """Asks for addresses; returns REFUSED_SCHEMA rows of the refused ones. pages, pictures: the source by address."""
     spec, rows = build.spec, list[dict[str, str]]()
 
     def accept_of(sources: dict[str, str]) -> Accept:
         def accept(url: str, outcome: Image | RequestFailed) -> None:
             pulse.advance(failed=int(isinstance(outcome, RequestFailed)))
             if isinstance(outcome, RequestFailed) and _is_answer(outcome):
-                said = {"reason": outcome.reason.value, "evidence": outcome.evidence[:300]}
-                rows.append({"url": url, "source": sources[url], **said})
+                why = {"reason": outcome.reason.value, "evidence": outcome.evidence[:300]}
+                rows.append({"url": url, "source": sources[url], **why})
 
         return accept
 
@@ -186,33 +186,33 @@ async def _refused(build: Build, pages: dict[str, str], pictures: dict[str, str]
     return rows
 
 
-def refused(build: Build, wanted: pa.Table) -> dict[str, tuple[DropReason, str]]:
-    """(reason, evidence) by fetch_id of images that were found opted out, or gone where their source drops these,
+def refused_images(build: Build, wanted: pa.Table) -> dict[str, tuple[DropReason, str]]:
+    """(reason, evidence) by fetch_id of images that opted out, or that vanished where their source drops these,
     themselves or on each page that shows them.
 
     wanted: fetch_id, image_url and page_url of a partition's candidates.
     """
     opted_out = pa.array([DropReason.OPT_OUT.value, DropReason.ROBOTS_DISALLOWED.value])
-    drops = pa.array(dropping(build.spec), pa.string())
+    drops = pa.array(dropping_sources(build.spec), pa.string())
     addresses = pa.array([*wanted["image_url"].to_pylist(), *wanted["page_url"].to_pylist()], pa.string())
-    said = dict[str, tuple[DropReason, str]]()
+    refusals = dict[str, tuple[DropReason, str]]()
     for record in build.records(NAME):
         rows = build.stage(NAME).table(record)
-        gone = pc.and_(pc.match_substring_regex(rows["evidence"], policy.GONE), pc.is_in(rows["source"], drops))
-        counts = pc.or_(pc.is_in(rows["reason"], opted_out), gone)
-        some = rows.filter(pc.and_(counts, pc.is_in(rows["url"], addresses)))
-        said |= {row["url"]: (DropReason(row["reason"]), row["evidence"]) for row in some.to_pylist()}
-    found, shown = dict[str, tuple[DropReason, str]](), set[str]()
+        vanished = pc.and_(pc.match_substring_regex(rows["evidence"], policy.GONE), pc.is_in(rows["source"], drops))
+        counts = pc.or_(pc.is_in(rows["reason"], opted_out), vanished)
+        relevant = rows.filter(pc.and_(counts, pc.is_in(rows["url"], addresses)))
+        refusals |= {row["url"]: (DropReason(row["reason"]), row["evidence"]) for row in relevant.to_pylist()}
+    refused, allowed = dict[str, tuple[DropReason, str]](), set[str]()
     columns = (wanted[name].to_pylist() for name in ("fetch_id", "image_url", "page_url"))
-    for fetch_id, image, page in zip(*columns, strict=True) if said else ():
-        if (why := said.get(image) or said.get(page)) is not None:
-            found[fetch_id] = why
+    for fetch_id, image, page in zip(*columns, strict=True) if refusals else ():
+        if (why := refusals.get(image) or refusals.get(page)) is not None:
+            refused[fetch_id] = why
         else:
-            shown.add(fetch_id)
-    return {fetch_id: why for fetch_id, why in found.items() if fetch_id not in shown}
+            allowed.add(fetch_id)
+    return {fetch_id: why for fetch_id, why in refused.items() if fetch_id not in allowed}
 
 
-def dropping(spec: BuildSpec) -> list[str]:
+def dropping_sources(spec: BuildSpec) -> list[str]:
     """Names of the sources whose samples go with their page or picture (`vanished: drop`)."""
     return sorted(source.name for source in spec.sources if source.vanished == "drop")
 
@@ -242,12 +242,12 @@ class _PageFetcher(ImageFetcher):
             return page
         capture = Capture(url, 200, page.fetched_at, page.content_type, page.body)
         try:
-            said = (await self._readers.page(capture, ())).opt_outs
+            opt_outs = (await self._readers.page(capture, ())).opt_outs
         except OURS:
             raise
         except Exception:  # what no parser reads says nothing
-            said = ""
-        return RequestFailed(DropReason.OPT_OUT, said) if said else page.with_body(b"")
+            opt_outs = ""
+        return RequestFailed(DropReason.OPT_OUT, opt_outs) if opt_outs else page.with_body(b"")
 
 
 PASS = Pass(

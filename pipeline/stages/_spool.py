@@ -24,24 +24,24 @@ from pipeline.web.policy import LASTING_S
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome for one image: the place of its bytes in the spool, or the reason for having no bytes.
+    """The outcome for one image: the span of its bytes in the spool, or the reason for having no bytes.
 
-    place: (offset, size), (-1, 0) for none. retry_after: the time from which a later build may ask again.
+    span: (offset, size), (-1, 0) for none. retry_after: the time from which a later build may ask again.
     """
 
     reason: str = ""
     evidence: str = ""
     sha256: str = ""
-    place: tuple[int, int] = (-1, 0)
+    span: tuple[int, int] = (-1, 0)
     fetched_at: str = ""
     etag: str = ""
     retry_after: str = ""
 
 
-def failure(reason: DropReason, said: str, retry_after_s: float = LASTING_S) -> Outcome:
-    """The outcome of an image that could not be had just now. said: the evidence."""
+def failure(reason: DropReason, message: str, retry_after_s: float = LASTING_S) -> Outcome:
+    """The outcome of an image that could not be fetched. message: the evidence."""
     later = rfc3339(retry_after_s)
-    return Outcome(reason.value, without_userinfo(said)[:300], fetched_at=rfc3339(), retry_after=later)
+    return Outcome(reason.value, without_userinfo(message)[:300], fetched_at=rfc3339(), retry_after=later)
 
 
 class Spool:
@@ -74,9 +74,9 @@ class Spool:
         self._file.write(data)
         return Outcome("", "", sha256, (offset, len(data)), fetched_at, etag)
 
-    def read(self, place: tuple[int, int]) -> bytes:
-        self._file.seek(place[0])
-        return self._file.read(place[1])
+    def read(self, span: tuple[int, int]) -> bytes:
+        self._file.seek(span[0])
+        return self._file.read(span[1])
 
 
 def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, str] | None:

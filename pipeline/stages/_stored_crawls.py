@@ -34,8 +34,8 @@ class StoredCrawls:
         self._decisions: list[Decision] = []
         self.first_snapshot: dict[str, str] = {}
         """The oldest snapshot that shows a candidate, by its id."""
-        self._pages: set[str] = set()  # captured by newer crawls
-        self._closed: set[str] = set()  # whose owner opted out in a newer crawl
+        self._known_pages: set[str] = set()  # captured by newer crawls
+        self._opted_out: set[str] = set()  # whose owner opted out in a newer crawl
         for record in reversed(crawls):
             self._add(record)
 
@@ -47,27 +47,27 @@ class StoredCrawls:
         return [decision for decision in self._decisions if decision.id not in self._candidates]
 
     def _add(self, record: Record) -> None:
-        own = Counter[str]()
+        counts = Counter[str]()
         if OPT_OUTS in record.files:
-            self._closed.update(set(self._column(record, OPT_OUTS)) - self._pages)
+            self._opted_out.update(set(self._column(record, OPT_OUTS)) - self._known_pages)
         pages = {url for url in self._column(record, "parquet") if self._site.holds(url)}
-        closed = [
+        opted_out = [
             drop_capture(url, self._site.name, "extract", DropReason.OPT_OUT, "its owner opted out in a later crawl")
-            for url in sorted((pages & self._closed) - self._pages)
+            for url in sorted((pages & self._opted_out) - self._known_pages)
         ]
-        candidates, decisions = self._read(record, own)
+        candidates, decisions = self._read(record, counts)
         for candidate in candidates:
-            if candidate.page_url in pages and candidate.page_url not in self._closed:
+            if candidate.page_url in pages and candidate.page_url not in self._opted_out:
                 self._candidates.setdefault(candidate.candidate_id, candidate)
                 self.first_snapshot[candidate.candidate_id] = record.info["snapshot"]  # the oldest comes last
-        new = pages - self._pages
-        decided = [d for d in decisions if d.page_url in new and d.page_url not in self._closed] + closed
-        self._closed.update(d.page_url for d in decided if d.reason == DropReason.OPT_OUT.value)
-        self._decisions += decided
-        self._tally["pages_dropped"] += sum(decision.subject == "capture" for decision in decided)
+        new = pages - self._known_pages
+        new_decisions = [d for d in decisions if d.page_url in new and d.page_url not in self._opted_out] + opted_out
+        self._opted_out.update(d.page_url for d in new_decisions if d.reason == DropReason.OPT_OUT.value)
+        self._decisions += new_decisions
+        self._tally["pages_dropped"] += sum(decision.subject == "capture" for decision in new_decisions)
         self._tally["pages"] += len(new)
-        self._tally["captures"] += own["pages"]
-        self._pages |= pages
+        self._tally["captures"] += counts["pages"]
+        self._known_pages |= pages
 
     def _column(self, record: Record, suffix: str) -> list[str]:
         urls: list[str] = self._stage.column(record, suffix, "url").to_pylist()

@@ -32,7 +32,7 @@ from pipeline.store.build import Build
 from pipeline.texts.cleaning import clean
 from pipeline.texts.templates import LEAST, Template, Templates, learn
 
-OF = "admit.sort"
+PASS_NAME = "admit.sort"
 """The pass that learns them."""
 
 PER_HOST, TEXTS = 4_000, 1_000_000
@@ -68,7 +68,7 @@ def names_of(candidates: pa.Table) -> pa.Table:
                 names[number_of(cleaned), host, group] = cleaned
     rows = [(*key, names[key]) for key in sorted(names)]
     columns = [list(values) for values in zip(*rows, strict=True)] or [[], [], [], []]
-    return pa.table([pa.array(own, field.type) for own, field in zip(columns, NAME_SCHEMA, strict=True)], NAME_SCHEMA)
+    return pa.table([pa.array(col, field.type) for col, field in zip(columns, NAME_SCHEMA, strict=True)], NAME_SCHEMA)
 
 
 def page_sources(build: Build) -> set[str]:
@@ -87,7 +87,7 @@ class Sample:
     def __init__(self, per_host: int = PER_HOST, most: int = TEXTS) -> None:
         self._per_host, self._most = per_host, most
         self._limit, self._count = 1 << 64, 0
-        self._of: dict[Key, _Smallest] = {}
+        self._by_key: dict[Key, _Smallest] = {}
 
     @property
     def limit(self) -> int:
@@ -99,15 +99,15 @@ class Sample:
         number = number_of(text) if number is None else number
         if number >= self._limit:
             return
-        own = self._of.get(key)
-        if own is None:
-            own = self._of[key] = _Smallest({}, [])
-        if number in own.texts or (len(own.heap) == self._per_host and number > -own.heap[0]):
+        smallest = self._by_key.get(key)
+        if smallest is None:
+            smallest = self._by_key[key] = _Smallest({}, [])
+        if number in smallest.texts or (len(smallest.heap) == self._per_host and number > -smallest.heap[0]):
             return
-        own.texts[number] = text
-        heapq.heappush(own.heap, -number)
-        if len(own.heap) > self._per_host:
-            del own.texts[-heapq.heappop(own.heap)]
+        smallest.texts[number] = text
+        heapq.heappush(smallest.heap, -number)
+        if len(smallest.heap) > self._per_host:
+            del smallest.texts[-heapq.heappop(smallest.heap)]
         else:
             self._count += 1
         while self._count > self._most:
@@ -115,19 +115,19 @@ class Sample:
 
     def _halve(self) -> None:
         self._limit //= 2
-        for key, own in list(self._of.items()):
-            texts = {number: text for number, text in own.texts.items() if number < self._limit}
+        for key, smallest in list(self._by_key.items()):
+            texts = {number: text for number, text in smallest.texts.items() if number < self._limit}
             if texts:
-                self._of[key] = _Smallest(texts, sorted(-number for number in texts))
+                self._by_key[key] = _Smallest(texts, sorted(-number for number in texts))
             else:
-                del self._of[key]
-        self._count = sum(len(own.texts) for own in self._of.values())
+                del self._by_key[key]
+        self._count = sum(len(smallest.texts) for smallest in self._by_key.values())
 
     def texts(self) -> Iterator[tuple[Key, list[str], float]]:
         """(key, its texts, the share of its texts that they are), by key."""
-        for key, own in sorted(self._of.items()):
-            full = len(own.texts) == self._per_host
-            yield key, list(own.texts.values()), (-own.heap[0] if full else self._limit) / _WHOLE
+        for key, smallest in sorted(self._by_key.items()):
+            full = len(smallest.texts) == self._per_host
+            yield key, list(smallest.texts.values()), (-smallest.heap[0] if full else self._limit) / _WHOLE
 
 
 @dataclass(slots=True)
@@ -140,19 +140,19 @@ class _Smallest:
 class HostTemplates:
     """The templates of all hosts, by key."""
 
-    of: dict[Key, Templates]
+    by_key: dict[Key, Templates]
 
     def cut(self, page_url: str, kind: TextKind, text: str) -> tuple[str, Template | None]:
-        if not self.of or (group := _GROUP.get(kind)) is None:
+        if not self.by_key or (group := _GROUP.get(kind)) is None:
             return text, None
-        own = self.of.get((urlsplit(page_url).netloc, group))
-        return own.cut(text) if own is not None else (text, None)
+        templates = self.by_key.get((urlsplit(page_url).netloc, group))
+        return templates.cut(text) if templates is not None else (text, None)
 
 
 NO_TEMPLATES = HostTemplates({})
 
 
-def learnt(build: Build) -> list[tuple[Key, Template]]:
+def learn_templates(build: Build) -> list[tuple[Key, Template]]:
     """The templates of a build's pages, by host."""
     sample = Sample()
     for names in _names(build, sample):
@@ -168,7 +168,7 @@ def learnt(build: Build) -> list[tuple[Key, Template]]:
 
 def _names(build: Build, sample: Sample) -> Iterator[pa.Table]:
     """NAME_SCHEMA rows that may be in the sample, some at a time."""
-    stage = build.stage(OF)
+    stage = build.stage(PASS_NAME)
     for record in stage.records():
         if NAMES in record.files:
             small = pc.field("number") < pa.scalar(sample.limit, pa.uint64()) if sample.limit < 1 << 64 else None
@@ -177,12 +177,12 @@ def _names(build: Build, sample: Sample) -> Iterator[pa.Table]:
 
 def rows(build: Build) -> list[dict[str, Any]]:
     """Templates as they are written: host, group and the fields of a Template."""
-    return [{"host": host, "group": group, **asdict(template)} for (host, group), template in learnt(build)]
+    return [{"host": host, "group": group, **asdict(template)} for (host, group), template in learn_templates(build)]
 
 
 def read(build: Build) -> HostTemplates:
-    of: dict[Key, list[Template]] = {}
-    for row in build.stage(OF).reduced():
+    by_key: dict[Key, list[Template]] = {}
+    for row in build.stage(PASS_NAME).reduced():
         fields = {name: row[name] for name in ("side", "text", "texts")}
-        of.setdefault((row["host"], row["group"]), []).append(Template(**fields))
-    return HostTemplates({key: Templates(found) for key, found in of.items()})
+        by_key.setdefault((row["host"], row["group"]), []).append(Template(**fields))
+    return HostTemplates({key: Templates(templates) for key, templates in by_key.items()})

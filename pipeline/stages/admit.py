@@ -50,7 +50,7 @@ from pipeline.records import (
     candidate_rows,
     candidates_of,
 )
-from pipeline.stages import _sorted, _templates
+from pipeline.stages import _sort, _templates
 from pipeline.stages._furniture import SHOWN_ON_PAGES
 from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
 from pipeline.store.build import Build
@@ -79,7 +79,7 @@ def token(build: Build) -> Any:
     }
 
 
-SMALL, ENOUGH = 250, 64
+MIN_PER_TASK, ENOUGH_TASKS = 250, 64
 """Candidates from which a partition is worth a task of its own; and partitions that keep any usual machine busy."""
 
 
@@ -89,12 +89,12 @@ def partitions(build: Build) -> list[str]:
     That number and the spec alone decide, never the machine.
     """
     total = sum(record.counts["kept"] for record in build.stage("extract").records())
-    return [str(key_range) for key_range in KeyRange.cut(ranges_for(total, build.spec.fetch.images_per_partition))]
+    return [str(key_range) for key_range in KeyRange.cut(range_count(total, build.spec.fetch.images_per_partition))]
 
 
-def ranges_for(candidates: int, most: int) -> int:
+def range_count(candidates: int, most: int) -> int:
     """Number of ranges for so many candidates: each of at most `most` on average, and up to ENOUGH of SMALL."""
-    return max(1, -(-candidates // most), min(ENOUGH, candidates // SMALL))
+    return max(1, -(-candidates // most), min(ENOUGH_TASKS, candidates // MIN_PER_TASK))
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -125,12 +125,12 @@ def _candidates(build: Build, low: str, high: str) -> tuple[list[Candidate], dic
 
     Beside them, by id, the oldest snapshot that shows a candidate of a new generation.
     """
-    tables = list(_sorted.rows_between(build, "parquet", low, high))
+    tables = list(_sort.rows_between(build, "parquet", low, high))
     first_snapshot: dict[str, str] = {}
     for table in tables:
         if FIRST_SNAPSHOT in table.column_names:
-            known = table.filter(pc.field(FIRST_SNAPSHOT).is_valid())
-            first_snapshot.update(zip(*(known[c].to_pylist() for c in ("candidate_id", FIRST_SNAPSHOT)), strict=True))
+            shown = table.filter(pc.field(FIRST_SNAPSHOT).is_valid())
+            first_snapshot.update(zip(*(shown[c].to_pylist() for c in ("candidate_id", FIRST_SNAPSHOT)), strict=True))
     rows = [table.select(WITH_REMOVED_SCHEMA.names) for table in tables]
     return candidates_of(pa.concat_tables(rows) if rows else WITH_REMOVED_SCHEMA.empty_table()), first_snapshot
 
@@ -153,8 +153,8 @@ def admit(
     by_image: dict[str, dict[str, Candidate]] = {}
     decisions: list[Decision] = []
     allowed: list[Candidate] = []
-    pages, filters_of, most_removed = _pages(candidates), _filters_by_source(spec), spec.admit.max_text_rank
-    for candidate in sorted(candidates, key=_tie):
+    pages, filters_of, most_removed = _count_pages(candidates), _filters_by_source(spec), spec.admit.max_text_rank
+    for candidate in sorted(candidates, key=_sort_key):
         if why := takedowns.takedown_reason(candidate.image_url, candidate.page_url):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, why))
         elif pages[candidate.image_url] >= SHOWN_ON_PAGES:
@@ -162,12 +162,12 @@ def admit(
             decisions.append(drop(_masked(candidate, filters_of(candidate.source)), "admit", DropReason.SPACER, shown))
         else:
             allowed.append(candidate)
-    judged_by_source = _judged_by_source(allowed, TextOrder.of(spec), filters_of, rewritten, templates)
+    judged_by_source = _judge_by_source(allowed, TextOrder.of(spec), filters_of, rewritten, templates)
     for candidate, judged in zip(allowed, judged_by_source, strict=True):
         same, own_id = by_image.setdefault(candidate.image_url, {}), candidate.candidate_id
         if own_id in same:
-            once_more = _masked(candidate, filters_of(candidate.source))
-            decisions.append(drop(once_more, "admit", DropReason.SAME_CANDIDATE, duplicate_of=own_id))
+            repeated = _masked(candidate, filters_of(candidate.source))
+            decisions.append(drop(repeated, "admit", DropReason.SAME_CANDIDATE, duplicate_of=own_id))
         elif isinstance(judged, Decision):
             decisions.append(judged)
         elif most_removed is not None and judged.text_rank > most_removed:
@@ -177,17 +177,17 @@ def admit(
             same[own_id] = judged
     kept: list[Candidate] = []
     for same in by_image.values():
-        chosen, rest = _capped(list(same.values()), spec.admit.max_candidates_per_image, first_snapshot)
+        chosen, rest = _cap_per_image_url(list(same.values()), spec.admit.max_candidates_per_image, first_snapshot)
         kept += chosen
         count = f"{len(same)} candidates for one image URL"
         decisions += [drop(c, "admit", DropReason.CAP_PER_IMAGE_URL, count) for c in rest]
-    kept, beyond = _within_share(kept, spec.admit.max_share_per_host)
-    decisions += beyond
+    kept, over_share = _cap_per_image_host(kept, spec.admit.max_share_per_host)
+    decisions += over_share
     decisions.sort(key=lambda d: (d.id, d.reason, d.text))
     return sorted(kept, key=lambda c: c.candidate_id), decisions
 
 
-def _pages(candidates: Sequence[Candidate]) -> Counter[str]:
+def _count_pages(candidates: Sequence[Candidate]) -> Counter[str]:
     """By image URL the pages that show it; rows of tables are not pages."""
     shown = {(c.image_url, c.page_url) for c in candidates if c.origin == c.page_url}
     return Counter(image_url for image_url, _ in shown)
@@ -208,25 +208,25 @@ def _masked(candidate: Candidate, filters: Sequence[TextFilter]) -> Candidate:
     return replace(candidate, texts=tuple(text for text in shown if text is not None))
 
 
-def _judged_by_source(
+def _judge_by_source(
     candidates: Sequence[Candidate],
     order: TextOrder,
     filters_of: FiltersOf,
     rewritten: Counter[str],
     templates: HostTemplates,
 ) -> list[Candidate | Decision]:
-    places: dict[str, list[int]] = {}
+    positions_of: dict[str, list[int]] = {}
     for at, candidate in enumerate(candidates):
-        places.setdefault(candidate.source, []).append(at)
+        positions_of.setdefault(candidate.source, []).append(at)
     judged: dict[int, Candidate | Decision] = {}
-    for name, own in places.items():
-        of_source = judge([candidates[at] for at in own], filters_of(name), order, rewritten, templates)
-        judged |= zip(own, of_source, strict=True)
+    for name, positions in positions_of.items():
+        verdicts = judge([candidates[at] for at in positions], filters_of(name), order, rewritten, templates)
+        judged |= zip(positions, verdicts, strict=True)
     return [judged[at] for at in range(len(candidates))]
 
 
-def _tie(candidate: Candidate) -> tuple[Any, ...]:
-    """Order in which candidates are looked at: depends on what they are, not on where they were read."""
+def _sort_key(candidate: Candidate) -> tuple[Any, ...]:
+    """Order of candidates: depends on what they are, not on where they were read."""
     return candidate.candidate_id, candidate.row, [(t.kind, t.text) for t in candidate.texts]
 
 
@@ -260,44 +260,44 @@ def _judge_chunk(
     rewritten: Counter[str],
     templates: HostTemplates,
 ) -> Iterator[Candidate | Decision]:
-    texts_of = [_cleaned(candidate, order, templates, rewritten) for candidate in candidates]
-    given = [text for own in texts_of if isinstance(own, _Cleaned) for text in own.texts]
+    texts_of = [_clean_or_fault(candidate, order, templates, rewritten) for candidate in candidates]
+    all_texts = [text for cleaned in texts_of if isinstance(cleaned, _CleanTexts) for text in cleaned.texts]
     texts, faults = list[Text](), dict[int, list[Drop]]()  # faults by place among all texts: few have any
-    for at in range(0, len(given), CHUNK):
-        filtered, found = _filter(given[at : at + CHUNK], filters, rewritten)
+    for at in range(0, len(all_texts), CHUNK):
+        filtered, chunk_faults = _filter(all_texts[at : at + CHUNK], filters, rewritten)
         texts += filtered
-        faults |= {at + place: own for place, own in found.items()}
-    touched = faults.keys() | set(compress(count(), map(operator.is_not, texts, given)))
+        faults |= {at + place: drops for place, drops in chunk_faults.items()}
+    touched = faults.keys() | set(compress(count(), map(operator.is_not, texts, all_texts)))
     at = 0  # where a candidate's texts begin among all of them
-    for candidate, own in zip(candidates, texts_of, strict=True):
-        if not isinstance(own, _Cleaned):
-            yield drop(_masked(candidate, filters), "admit", *own)
+    for candidate, cleaned in zip(candidates, texts_of, strict=True):
+        if not isinstance(cleaned, _CleanTexts):
+            yield drop(_masked(candidate, filters), "admit", *cleaned)
             continue
-        end = at + len(own.texts)
-        if own.as_it_came and touched.isdisjoint(range(at, end)) and not _only_of_page(candidate, own.texts):
+        end = at + len(cleaned.texts)
+        if cleaned.unchanged and touched.isdisjoint(range(at, end)) and not _only_page_texts(candidate, cleaned.texts):
             yield candidate
         else:
-            shown = candidate if own.texts else _masked(candidate, filters)
-            yield _judged(shown, texts[at:end], [faults.get(i, ()) for i in range(at, end)], own.removed, order)
+            shown = candidate if cleaned.texts else _masked(candidate, filters)
+            yield _decide(shown, texts[at:end], [faults.get(i, ()) for i in range(at, end)], cleaned.removed, order)
         at = end
 
 
 @dataclass(slots=True)
-class _Cleaned:
+class _CleanTexts:
     """Texts of a candidate before the filters.
 
-    removed: those of which only a template was there, with their place. as_it_came: whether the candidate needs no
+    removed: those of which only a template was there, with their place. unchanged: whether the candidate needs no
     change if no filter has anything to say, as mostly.
     """
 
     texts: tuple[Text, ...]
     removed: list[tuple[int, RemovedText]]
-    as_it_came: bool
+    unchanged: bool
 
 
-def _cleaned(
+def _clean_or_fault(
     candidate: Candidate, order: TextOrder, templates: HostTemplates, rewritten: Counter[str]
-) -> _Cleaned | tuple[DropReason, str]:
+) -> _CleanTexts | tuple[DropReason, str]:
     """Returns the result of `_clean`, or that its texts cannot be read."""
     try:
         return _clean(candidate, order, templates, rewritten)
@@ -313,7 +313,7 @@ _NO_CONTENT = re.compile(r"头像|頭像|二维码|二維碼|扫码|掃碼|avata
 
 def _clean(
     candidate: Candidate, order: TextOrder, templates: HostTemplates, rewritten: Counter[str]
-) -> _Cleaned | tuple[DropReason, str]:
+) -> _CleanTexts | tuple[DropReason, str]:
     """Its texts in normal form, each once, without templates, in their order; why it is dropped, and the evidence, for
     an avatar or a QR code.
     """
@@ -328,17 +328,17 @@ def _clean(
         remaining, template = templates.cut(candidate.page_url, text.kind, cleaned)
         if template is not None:
             rewritten["template"] += 1
-            said = f"template of its host: {template.text}"
+            evidence = f"template of its host: {template.text}"
             if text.kind != "title" and _NO_CONTENT.search(template.text):
-                return DropReason.SPACER, said
+                return DropReason.SPACER, evidence
             if not remaining:
                 only = replace(text, text=template.text)  # no filter has masked the text itself yet
-                removed.append((len(cleaned_texts), RemovedText.of(only, DropReason.BOILERPLATE, said)))
+                removed.append((len(cleaned_texts), RemovedText.of(only, DropReason.BOILERPLATE, evidence)))
         if remaining:
             cleaned_texts.setdefault(remaining, text if remaining == text.text else replace(text, text=remaining))
     texts = tuple(cleaned_texts.values())
-    as_it_came = not (removed or candidate.removed or candidate.text_rank) and texts == candidate.texts != ()
-    return _Cleaned(texts, removed, as_it_came)
+    unchanged = not (removed or candidate.removed or candidate.text_rank) and texts == candidate.texts != ()
+    return _CleanTexts(texts, removed, unchanged)
 
 
 def _filter(
@@ -352,13 +352,13 @@ def _filter(
     faults: dict[int, list[Drop]] = {}
     announce(text.text for text in texts)
     for f in filters:
-        for at, fault in enumerate(_of_each(f, f.check, texts)):
+        for at, fault in enumerate(_filter_texts(f, f.check, texts)):
             if fault is not None:
                 faults.setdefault(at, []).append(fault)
         if type(f).rewrite is TextFilter.rewrite:
             continue
         before, texts = texts, []
-        for at, after in enumerate(_of_each(f, f.rewrite, before)):
+        for at, after in enumerate(_filter_texts(f, f.rewrite, before)):
             if isinstance(after, Drop):  # what should have been masked is written nowhere
                 faults.setdefault(at, []).append(after)
                 texts.append(replace(before[at], text="", original=""))
@@ -370,31 +370,26 @@ def _filter(
     return texts, faults
 
 
-def _of_each(f: TextFilter, do: Callable[[Text], T], texts: Sequence[Text]) -> Sequence[T | Drop]:
+def _filter_texts(f: TextFilter, do: Callable[[Text], T], texts: Sequence[Text]) -> Sequence[T | Drop]:
     """Results of a filter's method for each text; for a text on which it fails, that fault of the text."""
     try:
         return list(map(do, texts))
     except OURS:
         raise
     except Exception:  # of one text, and the others are not to suffer from it
-        return [_of_one(f, do, text) for text in texts]
+        return [_filter_text(f, do, text) for text in texts]
 
 
-def _of_one(f: TextFilter, do: Callable[[Text], T], text: Text) -> T | Drop:
+def _filter_text(f: TextFilter, do: Callable[[Text], T], text: Text) -> T | Drop:
     try:
         return do(text)
     except OURS:
         raise
     except Exception as e:
-        return _unreadable(f, text, e)
+        return Drop(DropReason.UNREADABLE, f"{f.plugin_name()}: {evidence(e, f'a text of kind {text.kind}')}")
 
 
-def _unreadable(text_filter: TextFilter, text: Text, error: Exception) -> Drop:
-    """The fault of a text on which a filter failed: it goes no further, whatever the other filters say."""
-    return Drop(DropReason.UNREADABLE, f"{text_filter.plugin_name()}: {evidence(error, f'a text of kind {text.kind}')}")
-
-
-def _judged(
+def _decide(
     candidate: Candidate,
     texts: Sequence[Text],
     faults: Sequence[Sequence[Drop]],
@@ -407,24 +402,24 @@ def _judged(
     """
     good: dict[str, Text] = {}
     failed, first = list[tuple[int, RemovedText]](), len(texts)
-    for at, (text, own) in enumerate(zip(texts, faults, strict=True)):
-        if own:
-            failed.append((at, RemovedText.of(text, own[0].reason, "; ".join(fault.evidence for fault in own))))
+    for at, (text, drops) in enumerate(zip(texts, faults, strict=True)):
+        if drops:
+            failed.append((at, RemovedText.of(text, drops[0].reason, "; ".join(fault.evidence for fault in drops))))
         else:
             first = min(first, at)
             good.setdefault(text.text, text)
     ordered = replace(candidate, texts=tuple(texts) or candidate.texts)
-    if good and _only_of_page(candidate, good.values()):
-        left = f"only the {texts[first].kind} of its page is left (page_texts: drop)"
+    if good and _only_page_texts(candidate, good.values()):
+        remains = f"only the {texts[first].kind} of its page is left (page_texts: drop)"
         for _, lost in failed[:1]:
-            return drop(ordered, "admit", DropReason(lost.reason), f"{lost.evidence}; {left}")
-        return drop(ordered, "admit", DropReason.NO_TEXT, left)
+            return drop(ordered, "admit", DropReason(lost.reason), f"{lost.evidence}; {remains}")
+        return drop(ordered, "admit", DropReason.NO_TEXT, remains)
     if good:
         better = sum(at < first for at, _ in failed) + sum(before <= first for before, _ in cut)
         better += sum(order.rank(text.kind) < order.rank(texts[first].kind) for text in candidate.removed)
         facts = tuple(text for _, text in sorted([*cut, *failed], key=lambda entry: entry[0]))
         return replace(candidate, texts=tuple(good.values()), text_rank=better, removed=facts)
-    all_faults = [fault for own in faults for fault in own]
+    all_faults = [fault for drops in faults for fault in drops]
     if not all_faults:
         why = [text.evidence for _, text in cut] or [text.evidence for text in candidate.removed]
         return drop(ordered, "admit", DropReason.NO_TEXT, "; ".join(why))
@@ -432,17 +427,17 @@ def _judged(
     return drop(ordered, "admit", all_faults[0].reason, all_faults[0].evidence, reasons=reasons)
 
 
-def _only_of_page(candidate: Candidate, texts: Iterable[Text]) -> bool:
-    """True if no text is about an image among several of its page: such as the page's title alone."""
+def _only_page_texts(candidate: Candidate, texts: Iterable[Text]) -> bool:
+    """True if no text is about the image itself, which is one of several of its page: only the page's title, say."""
     if candidate.shown == "alone":
         return False
     return not any(t.kind in OWN_WORDS or (t.kind == "surrounding" and says_something(t.text, 1)) for t in texts)
 
 
-def _capped(
+def _cap_per_image_url(
     same: list[Candidate], most: int, first_snapshot: Mapping[str, str]
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """At most `most` candidates of one image URL: by crawl, of one crawl those first whose primary text is new."""
+    """(Up to `most` candidates of one image URL, the rest): by crawl, in one those with a new primary text first."""
     if len(same) <= most:
         return same, []
     seen: set[str] = set()
@@ -452,7 +447,7 @@ def _capped(
         known = first_snapshot.get(candidate.candidate_id)
         return known is None, known or ""  # what no crawl shows comes last
 
-    for candidate in sorted(same, key=lambda c: (snapshot(c), _tie(c))):
+    for candidate in sorted(same, key=lambda c: (snapshot(c), _sort_key(c))):
         text = candidate.texts[0].text
         ranked.append(((*snapshot(candidate), text in seen), candidate))
         seen.add(text)
@@ -460,7 +455,7 @@ def _capped(
     return ordered[:most], ordered[most:]
 
 
-def _within_share(candidates: list[Candidate], most: float) -> tuple[list[Candidate], list[Decision]]:
+def _cap_per_image_host(candidates: list[Candidate], most: float) -> tuple[list[Candidate], list[Decision]]:
     """Candidates with those images of each host that its share of all images allows; Decisions about the others.
 
     A partition has images by their hashes, so a host's share in it is about that in the build. The images kept are
@@ -490,11 +485,11 @@ STAGE = Stage(
     zh="准入",
     folder="admitted",
     passes=(
-        _sorted.PASS,
+        _sort.PASS,
         Pass(
             name="admit",
             over=partitions,
-            reads=("extract", _sorted.NAME),
+            reads=("extract", _sort.NAME),
             run=run_partition,
             token=token,
             version=9,

@@ -62,7 +62,7 @@ log = logging.getLogger("wenlan")
 KNOWN_PER_PAGE = 10
 """Pages that may be known per page that may be kept."""
 
-AT_ONCE = 10_000
+PAGES_AT_ONCE = 10_000
 """Pages that are held as objects of Python, when they are written into a table."""
 
 FRONTIER = "_frontier"
@@ -122,7 +122,7 @@ def run_partition(build: Build, partition: str) -> None:
 
     stage, site, digest = build.stage("crawl"), _site(build, partition), _digest(build, partition)
     folder = _frontier_folder(stage, f"{partition}-{digest}")
-    about = {
+    warcinfo = {
         "software": f"wenlan/{importlib.metadata.version('wenlan')}",
         "format": "WARC File Format 1.0",
         "isPartOf": build.build_id,
@@ -130,14 +130,14 @@ def run_partition(build: Build, partition: str) -> None:
         "robots": "obey" if build.spec.egress.obey_robots else "ignore",
         "http-header-user-agent": user_agent(build.spec),
     }
-    with Frontier(folder, KNOWN_PER_PAGE * site.max_pages + 1000, about) as frontier:
+    with Frontier(folder, KNOWN_PER_PAGE * site.max_pages + 1000, warcinfo) as frontier:
         frontier.add(site.start_urls(), depth=0)
-        _know_earlier(build, site, frontier)
+        _load_last_crawl(build, site, frontier)
         asyncio.run(Crawler(build.spec, site, frontier, build.store.takedowns()).run())
-        failure = _failure(build, site, frontier)
+        failure = _site_error(build, site, frontier)
         if failure is None:
             record = _commit(stage, site, frontier, digest)
-            _remember(build, site, record)
+            _note_last_crawl(build, site, record)
     shutil.rmtree(folder, ignore_errors=True)
     if failure is not None:
         raise failure
@@ -210,7 +210,7 @@ def _frontier_folder(stage: StageDir, name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"wenlan-{sha256_hex(stage.folder.url)[:16]}-{name}"
 
 
-def _failure(build: Build, site: Site, frontier: Frontier) -> SourceError | None:
+def _site_error(build: Build, site: Site, frontier: Frontier) -> SourceError | None:
     """The error of a site of which no page was kept, named by its first start page.
 
     None if that was taken down, or is disallowed now and the site was crawled before: `_recheck` honours that.
@@ -237,8 +237,8 @@ def _last_crawl(site: Site) -> str:
     return f"crawled/{site.name}-{sha256_hex('', *site.all_hosts())[:16]}.json"
 
 
-def _know_earlier(build: Build, site: Site, frontier: Frontier) -> None:
-    """Hand the frontier what the last crawl of the site kept, as far as that is still there."""
+def _load_last_crawl(build: Build, site: Site, frontier: Frontier) -> None:
+    """Loads the pages that the last crawl of the site kept into the frontier, as far as they are still there."""
     store, name = build.store.folder, _last_crawl(site)
     if not store.exists(name):
         return
@@ -249,7 +249,7 @@ def _know_earlier(build: Build, site: Site, frontier: Frontier) -> None:
         frontier.know_earlier(build.store.resolve_place(last["warc"]), rows)
 
 
-def pages_at_last(build: Build, site: Site) -> int | None:
+def pages_of_last_crawl(build: Build, site: Site) -> int | None:
     """Pages that the last crawl of a site kept; None for a site that STORE does not know, or whose table is gone."""
     store, name = build.store.folder, _last_crawl(site)
     if not store.exists(name):
@@ -260,7 +260,7 @@ def pages_at_last(build: Build, site: Site) -> int | None:
     return None
 
 
-def _remember(build: Build, site: Site, record: Record) -> None:
+def _note_last_crawl(build: Build, site: Site, record: Record) -> None:
     """Note in STORE where the crawl lies, for the next one."""
     store, at = build.store, build.stage("crawl").folder.at
     files = {
@@ -274,14 +274,14 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
     """Commit the WARC, the table of its pages and the decisions about all others."""
     totals = frontier.totals()
     if totals.too_deep:
-        log.warning("%s", beyond_depth(site.name, totals.too_deep, site.max_depth))
+        log.warning("%s", too_deep_message(site.name, totals.too_deep, site.max_depth))
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
         link(Path(frontier.warc), target)  # not moved: until the record is there the frontier must be able to go on
-        rows = (pa.Table.from_pylist(some, schema=CRAWL_SCHEMA) for some in _some(frontier.kept_rows()))
+        rows = (pa.Table.from_pylist(batch, schema=CRAWL_SCHEMA) for batch in _batches(frontier.kept_rows()))
         attempt.write_table("parquet", pa.concat_tables([CRAWL_SCHEMA.empty_table(), *rows]))
-        for some in _some(frontier.not_kept()):  # ten times as many as may be kept: as objects they would fill memory
-            attempt.decide([drop_capture(url, site.name, "crawl", DropReason(why), said) for url, why, said in some])
+        for batch in _batches(frontier.not_kept()):  # ten times as many as may be kept: too many to hold as objects
+            attempt.decide([drop_capture(url, site.name, "crawl", DropReason(why), note) for url, why, note in batch])
         dropped = totals.dropped + totals.waiting
         return attempt.commit(
             {
@@ -302,13 +302,13 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
         )
 
 
-def _some(rows: Iterator[T]) -> Iterator[list[T]]:
+def _batches(rows: Iterator[T]) -> Iterator[list[T]]:
     """Rows AT_ONCE at a time."""
-    while some := list(itertools.islice(rows, AT_ONCE)):
-        yield some
+    while batch := list(itertools.islice(rows, PAGES_AT_ONCE)):
+        yield batch
 
 
-def beyond_depth(source: str, count: int, max_depth: int) -> str:
+def too_deep_message(source: str, count: int, max_depth: int) -> str:
     """The message about pages that `max_depth` cut off."""
     return f"source {source}: skipped {count:,} linked pages beyond max_depth {max_depth}"
 

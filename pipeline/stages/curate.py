@@ -47,16 +47,16 @@ def run_partition(build: Build, partition: str) -> None:
     record, split = stage.record(partition), stage.table(stage.record(partition), columns=["split"])["split"]
     kept, decisions, dropped_by = np.ones(len(split), np.bool_), list[Decision](), Counter[str]()
     for name in judge_names(build):
-        said = columns_of(build, pass_name(name), partition, ["reasons", "evidence", "duplicate_of"])
-        goes = np.asarray([bool(reasons) for reasons in said["reasons"].to_pylist()], np.bool_)
-        if not goes.any():
+        verdicts = columns_of(build, pass_name(name), partition, ["reasons", "evidence", "duplicate_of"])
+        is_dropped = np.asarray([bool(reasons) for reasons in verdicts["reasons"].to_pylist()], np.bool_)
+        if not is_dropped.any():
             continue
-        kept &= ~goes
-        rows = candidates_of(stage.table(record).filter(pa.array(goes)))
-        for candidate, verdict in zip(rows, said.filter(pa.array(goes)).to_pylist(), strict=True):
+        kept &= ~is_dropped
+        rows = candidates_of(stage.table(record).filter(pa.array(is_dropped)))
+        for candidate, verdict in zip(rows, verdicts.filter(pa.array(is_dropped)).to_pylist(), strict=True):
             first, more = DropReason(verdict["reasons"][0]), {"duplicate_of": verdict["duplicate_of"] or ""}
             decisions.append(drop(candidate, SELECTION, first, verdict["evidence"], reasons=verdict["reasons"], **more))
-        dropped_by[f"dropped_by_{name}"] += int(goes.sum())
+        dropped_by[f"dropped_by_{name}"] += int(is_dropped.sum())
     with build.stage(SELECTION).attempt(partition) as attempt:
         attempt.write_table("parquet", pa.table([pa.array(kept)], schema=KEPT_SCHEMA))
         attempt.decide(decisions)

@@ -53,11 +53,11 @@ def run_partition(build: Build, partition: str) -> None:
     """Kept pairs sorted by (order_key, candidate_id), and a Decision for each dropped one."""
     stage = build.stage("filter")
     pairs = stage.table(stage.record(partition)).combine_chunks()
-    verdicts, merged, placeholders = _of_partition(
+    verdicts, merged, placeholders = _read_verdicts(
         build, partition, column_of(unhex(pairs["candidate_id"].to_pylist()))
     )
     reasons = _with_placeholders(verdicts, placeholders)
-    kept = _kept(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))
+    kept = _kept_rows(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))
     pulse.expect(pairs.num_rows)
     decisions = _decisions(build, pairs, verdicts, reasons)
     pulse.advance(pairs.num_rows)
@@ -74,13 +74,13 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit(counts, {ROWS_DIGEST: rows_digest(kept["candidate_id"].to_pylist())})
 
 
-def _of_partition(build: Build, partition: str, ids: pa.Array) -> tuple[pa.Table, pa.Table, pa.Table]:
+def _read_verdicts(build: Build, partition: str, ids: pa.Array) -> tuple[pa.Table, pa.Table, pa.Table]:
     """(verdicts of pairs with these ids, in their order; texts taken over, with the rows of leaders; placeholders)."""
     stage = build.stage("dedup.leaders")
     record = stage.record(leaders.ALL)
     runs = (suffix.removesuffix(".verdicts") for suffix in record.files if suffix.endswith(".verdicts"))
     run = next(run for run in runs if partition in partitions_of(run))
-    verdicts, merged = (stage.table(record, f"{run}.{of}").combine_chunks() for of in ("verdicts", "merged"))
+    verdicts, merged = (stage.table(record, f"{run}.{name}").combine_chunks() for name in ("verdicts", "merged"))
     at = pc.index_in(ids, value_set=verdicts["candidate_id"])
     row = pc.index_in(merged["leader"], value_set=ids)
     merged = merged.append_column("row", row).filter(pc.is_valid(row))
@@ -91,12 +91,12 @@ def _with_placeholders(verdicts: pa.Table, placeholders: pa.Table) -> npt.NDArra
     """Bits of REASONS for each pair; a placeholder recognised at the end of the pass takes its copies along."""
     reasons: npt.NDArray[np.uint8] = verdicts["reasons"].to_numpy().copy()
     for name in ("candidate_id", "leader"):
-        own = pc.is_in(verdicts[name], placeholders["candidate_id"]).to_numpy()
-        reasons[own] |= 1 << REASONS.index(DropReason.PLACEHOLDER)
+        is_placeholder = pc.is_in(verdicts[name], placeholders["candidate_id"]).to_numpy()
+        reasons[is_placeholder] |= 1 << REASONS.index(DropReason.PLACEHOLDER)
     return reasons
 
 
-def _kept(
+def _kept_rows(
     build: Build, pairs: pa.Table, verdicts: pa.Table, merged: pa.Table, positions: npt.NDArray[np.int64]
 ) -> pa.Table:
     """DEDUP_SCHEMA rows of the kept pairs, which are rows `positions` [K] of `pairs`, ascending.
@@ -107,8 +107,8 @@ def _kept(
     rows = pairs.take(at)
     row_of = np.full(pairs.num_rows, -1, np.int64)  # -1: dropped
     row_of[positions] = np.arange(len(positions))
-    own = _own_texts(rows, verdicts["text_leaders"].take(at), build.spec.dedup.max_texts, TextOrder.of(build.spec))
-    texts = own.then(_merged_texts(merged, row_of))
+    texts = _own_texts(rows, verdicts["text_leaders"].take(at), build.spec.dedup.max_texts, TextOrder.of(build.spec))
+    texts = texts.concat(_merged_texts(merged, row_of))
     columns = {
         **{name: rows[name] for name in PAIR_SCHEMA.names},
         **texts.columns(rows.num_rows),
@@ -129,7 +129,7 @@ class _Texts:
     original: pa.Array
     leader: Digests
 
-    def then(self, other: _Texts) -> _Texts:
+    def concat(self, other: _Texts) -> _Texts:
         return _Texts(
             np.concatenate([self.row, other.row]),
             np.concatenate([self.rank, other.rank]),
@@ -176,30 +176,30 @@ def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int, order: 
 
 
 def _merged_texts(merged: pa.Table, row_of: npt.NDArray[np.int64]) -> _Texts:
-    """Texts that kept pairs take over; a leader that is dropped itself takes none."""
+    """Texts that kept pairs take over; a dropped leader takes none."""
     row = row_of[merged["row"].to_numpy()]
-    taken = merged.filter(pa.array(row >= 0))
+    of_kept = merged.filter(pa.array(row >= 0))
     names = "kind", "text", "original"
-    kind, text, original = (taken[name].combine_chunks().cast(pa.string()) for name in names)
-    rank = taken["rank"].to_numpy().astype(np.int64)
-    return _Texts(row[row >= 0], rank, kind, text, original, digests_of(taken["text_leader"]))
+    kind, text, original = (of_kept[name].combine_chunks().cast(pa.string()) for name in names)
+    rank = of_kept["rank"].to_numpy().astype(np.int64)
+    return _Texts(row[row >= 0], rank, kind, text, original, digests_of(of_kept["text_leader"]))
 
 
 def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.NDArray[np.uint8]) -> list[Decision]:
     rows = np.flatnonzero(reasons)
     at = pa.array(rows, pa.int64())
-    dropped, of_dropped = pairs.take(at), verdicts.take(at)
+    dropped, dropped_verdicts = pairs.take(at), verdicts.take(at)
     decisions = []
-    for candidate, bits, leader, earlier, held in zip(
+    for candidate, bits, leader, earlier, is_known in zip(
         candidates_of(dropped),
         reasons[rows].tolist(),
-        of_dropped["leader"].to_pylist(),
-        of_dropped["earlier"].to_pylist(),
-        of_dropped["known"].to_pylist(),
+        dropped_verdicts["leader"].to_pylist(),
+        dropped_verdicts["earlier"].to_pylist(),
+        dropped_verdicts["known"].to_pylist(),
         strict=True,
     ):
         failing = [reason for i, reason in enumerate(REASONS) if bits & 1 << i]
-        if held and DropReason.PLACEHOLDER not in failing:
+        if is_known and DropReason.PLACEHOLDER not in failing:
             failing.insert(0, DropReason.KNOWN)
         duplicate_of = leader.hex() if any(leader) else ""
         evidence = "; ".join(
@@ -222,8 +222,8 @@ def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: st
         return "all its texts, or near-copies of them, are in another split than its image (shards.apart: texts)"
     if reason is DropReason.KNOWN:
         return "its image is already in the dataset"
-    seen = "same bytes as" if reason is DropReason.SAME_IMAGE else "looks like"
-    return f"{seen} {leader[:32]}{', which an earlier build kept' if earlier else ''}"
+    relation = "same bytes as" if reason is DropReason.SAME_IMAGE else "looks like"
+    return f"{relation} {leader[:32]}{', which an earlier build kept' if earlier else ''}"
 
 
 STAGE = Stage(

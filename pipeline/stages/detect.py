@@ -29,7 +29,7 @@ from pipeline.detectors._boxes import EVERY, blank, boxes_of, look, most_boxes, 
 from pipeline.detectors.given import Given
 from pipeline.model_runner import Model, model_values
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
-from pipeline.stages import _sorted
+from pipeline.stages import _sort
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.pairs import SURVIVORS, survivors
@@ -66,7 +66,7 @@ def _gpus(spec: BuildSpec, detector: Detector) -> float:
 
 def run_partition(build: Build, partition: str) -> None:
     """One file per detector, `{detector_id}.parquet`: BOX_SCHEMA rows of the partition's kept images, by sha256."""
-    kept = _kept(build, partition)
+    kept = _kept_images(build, partition)
     sides: dict[str, tuple[int, int]] = {
         s: (w, h) for s, w, h in zip(*(kept[c].to_pylist() for c in ("sha256", "width", "height")), strict=True)
     }
@@ -111,7 +111,7 @@ def run_partition(build: Build, partition: str) -> None:
         )
 
 
-def _kept(build: Build, partition: str) -> pa.Table:
+def _kept_images(build: Build, partition: str) -> pa.Table:
     """fetch_id, sha256, width, height of the pairs that go on, in the partition's range of order keys."""
     return survivors(build, partition, ["fetch_id", "sha256", "width", "height"])
 
@@ -120,7 +120,7 @@ def _from_sources(build: Build, partition: str, kept: pa.Table) -> dict[str, Box
     """Boxes that came with the rows of the kept images."""
     low, high = KeyRange.of_partition(partition).bounds
     by_url = dict[str, Boxes]()
-    for rows in _sorted.rows_between(build, SOURCE_BOXES, low, high, ["fetch_id", "boxes"]):
+    for rows in _sort.rows_between(build, SOURCE_BOXES, low, high, ["fetch_id", "boxes"]):
         for fetch_id, boxes in zip(rows["fetch_id"].to_pylist(), rows["boxes"].to_pylist(), strict=True):
             by_url.setdefault(fetch_id, Given.ranked(boxes))
     # in falling order, so that of several URLs with the same bytes the smallest fetch_id decides
@@ -175,7 +175,7 @@ STAGE = Stage(
         Pass(
             name="detect",
             over=partitions,
-            reads=("extract", _sorted.NAME, "fetch", *SURVIVORS),
+            reads=("extract", _sort.NAME, "fetch", *SURVIVORS),
             run=run_partition,
             token=token,
             version=2,

@@ -58,7 +58,7 @@ from pipeline.sources import FileSource, PageSource, RangeSource, Source, TableS
 from pipeline.sources.site import Site
 from pipeline.sources.warc import Warc
 from pipeline.stages._archived_images import Archive
-from pipeline.stages._furniture import capped, without_furniture, without_list_covers, without_traps
+from pipeline.stages._furniture import cap_per_host, without_furniture, without_list_covers, without_traps
 from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.store.build import Build
 from pipeline.store.commits import FileRef, Record
@@ -88,10 +88,10 @@ Listing = tuple[int, str]
 def partitions(build: Build) -> list[str]:
     """`<source>-<part>` for every WARC file and every part of a table. Raises SourceError where one of these files is
     gone, or others came between them, since the stage began."""
-    sources, known = sources_of(build.spec), _listings(build.stage("extract"))
+    sources, listings = sources_of(build.spec), _listings(build.stage("extract"))
     for source in sources:
-        _check_listing(source, known)
-    return [f"{source.name}-{part:05d}" for source in sources for part in range(_parts(build, source))]
+        _check_listing(source, listings)
+    return [f"{source.name}-{part:05d}" for source in sources for part in range(_count_parts(build, source))]
 
 
 def begin(build: Build) -> None:
@@ -105,20 +105,20 @@ def begin(build: Build) -> None:
 def _listings(stage: StageDir) -> dict[str, Listing]:
     """Listings of the sources as noted when the stage began; empty before that."""
     noted = stage.folder.find_json(LISTINGS, {})
-    own = noted["listings"] if noted.get("fingerprint") == stage.fingerprint else {}
-    return {name: (count, digest) for name, (count, digest) in own.items()}
+    listings = noted["listings"] if noted.get("fingerprint") == stage.fingerprint else {}
+    return {name: (count, digest) for name, (count, digest) in listings.items()}
 
 
 def _listing(names: Sequence[str]) -> Listing:
     return len(names), sha256_hex("", *names)
 
 
-def _check_listing(source: Source, known: Mapping[str, Listing]) -> None:
+def _check_listing(source: Source, listings: Mapping[str, Listing]) -> None:
     """Raises SourceError where part 7 may be what part 8 was, and would be read twice or never.
 
     Files behind all others, as those of a new day are, change no number: a folder that grows while it is read is fine.
     """
-    noted = known.get(source.name)
+    noted = listings.get(source.name)
     if noted is not None and _listing(source.listing()[: noted[0]]) != noted:
         message = "files were added or removed while they were read; run the same command again when all are present"
         raise SourceError(f"source {source.name}", message)
@@ -128,8 +128,8 @@ def reduce(build: Build) -> Any:
     """The accounts of the sources by name, as JSON: the sums over their parts."""
     accounts: dict[str, Account] = {}
     for record in build.stage("extract").records():
-        own = accounts.setdefault(record.partition.rpartition("-")[0], Account())
-        own.add(Account.of_json(record.info[ACCOUNT]))
+        account = accounts.setdefault(record.partition.rpartition("-")[0], Account())
+        account.add(Account.of_json(record.info[ACCOUNT]))
     return {name: account.as_json() for name, account in accounts.items()}
 
 
@@ -141,24 +141,24 @@ def run_partition(build: Build, partition: str) -> None:
     info: dict[str, Any] = {}
     first_snapshot: dict[str, str] = {}
     archive = Archive(source, int(number), build.spec.seed) if isinstance(source, Warc) else None
-    known = _listings(build.stage("extract"))
-    _check_listing(source, known)  # and once more behind it: the source lists its files itself, in between
+    listings = _listings(build.stage("extract"))
+    _check_listing(source, listings)  # and once more behind it: the source lists its files itself, in between
     account = Account()
     with build.stage("extract").attempt(partition) as attempt:
         if build.made_from and isinstance(source, Site):
-            stored = _all_crawls(build, source, tally, info, account)
+            stored = _read_crawls(build, source, tally, info, account)
             candidates, decisions, first_snapshot = stored.candidates(), stored.decisions(), stored.first_snapshot
         else:
             wordings: dict[str, str] = {}
-            entries = _read(build, source, int(number), tally, info, wordings, account, archive)
-            candidates, decisions = _sifted(entries, source, wordings, tally)
-        _check_listing(source, known)
+            entries = _read_part(build, source, int(number), tally, info, wordings, account, archive)
+            candidates, decisions = _filter_entries(entries, source, wordings, tally)
+        _check_listing(source, listings)
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
-        tally.update({name: info.pop(of, 0) for name, of in zip(INPUT, ("files", "bytes"), strict=True)})
+        tally.update({name: info.pop(of, 0) for name, of in zip(INPUT_COUNTS, ("files", "bytes"), strict=True)})
         tally.update(archive.counts if archive is not None else {})
         tally["unaccounted"] = account.unaccounted
-        tally.update(_lost(decisions))
+        tally.update(_count_losses(decisions))
         if any(tally[name] for name in LOSSES):
             info["file"] = _file_name(build, source, int(number))
             info["lost"] = next(own.evidence for own in decisions if own.lost is not None)
@@ -168,21 +168,21 @@ def run_partition(build: Build, partition: str) -> None:
             rows = rows.append_column(FIRST_SNAPSHOT, pa.array(snapshots, pa.string()))
         attempt.write_table("parquet", rows)
         if any(candidate.boxes for candidate in candidates):
-            attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
+            attempt.write_table(SOURCE_BOXES, _box_rows(candidates, build.spec.seed), row_group_size=1_000)
         if any(candidate.provenance for candidate in candidates):
             attempt.write_table(PROVENANCE, provenance_rows(candidates, build.spec.seed), row_group_size=1_000)
         if archive is not None and (archived := archive.table()) is not None:
             attempt.write_table(ARCHIVED, archived)
         if any(candidate.userinfo for candidate in candidates):
-            attempt.write_table(USERINFO, _userinfos(candidates))
+            attempt.write_table(USERINFO, _userinfo_rows(candidates))
         attempt.decide(decisions)
         attempt.commit(dict(tally), {**info, ACCOUNT: account.as_json()})
 
 
-def _sifted(
+def _filter_entries(
     entries: Iterable[Candidate | Decision], source: Source, wordings: dict[str, str], tally: Counter[str]
 ) -> tuple[list[Candidate], list[Decision]]:
-    """Candidates and decisions of one part; of pages without traps, what stands on many of them, and what is too much.
+    """Candidates and decisions of one part; those of pages without traps, furniture, list covers and excess images.
 
     wordings: filled while the entries are read.
     """
@@ -196,7 +196,7 @@ def _sifted(
         candidates, traps = without_traps(candidates, wordings)
         candidates, furniture = without_furniture(candidates)
         candidates, covers = without_list_covers(candidates)
-        candidates, beyond = capped(candidates, source.max_images_per_host)
+        candidates, beyond = cap_per_host(candidates, source.max_images_per_host)
         if source.page_texts == "keep":
             candidates = [replace(candidate, shown="alone") for candidate in candidates]
         decisions += traps + furniture + covers + beyond
@@ -204,7 +204,7 @@ def _sifted(
     return candidates, decisions
 
 
-def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
+def _box_rows(candidates: list[Candidate], seed: int) -> pa.Table:
     """Rows of SOURCE_BOX_SCHEMA, of the candidates that came with boxes."""
     with_boxes = [c for c in candidates if c.boxes]
     rows = pa.table(
@@ -219,11 +219,11 @@ def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
 
 
-INPUT = ("input_files", "input_bytes")
+INPUT_COUNTS = ("input_files", "input_bytes")
 """Counts of a record: the files that begin with its partition, and their bytes, by which LOSSES are weighed."""
 
 
-def _lost(decisions: Iterable[Decision]) -> dict[str, int]:
+def _count_losses(decisions: Iterable[Decision]) -> dict[str, int]:
     """LOSSES of a partition; empty for sound input."""
     lost = [own.lost for own in decisions if own.lost is not None]
     weights = (sum(getattr(own, name) for own in lost) for name in ("bytes", "rows", "files"))
@@ -231,17 +231,17 @@ def _lost(decisions: Iterable[Decision]) -> dict[str, int]:
     return {name: count for name, count in zip(LOSSES, counts, strict=True) if count}
 
 
-BROKEN = "broken files"
+BROKEN_FILES = "broken files"
 """Unit of an account: files whose further content is unknown."""
 
 
-def _userinfos(candidates: list[Candidate]) -> pa.Table:
+def _userinfo_rows(candidates: list[Candidate]) -> pa.Table:
     """Rows of USERINFO_SCHEMA, of the candidates whose URL has a user name or a password."""
     rows = sorted({(c.fetch_id, c.userinfo) for c in candidates if c.userinfo})
     return pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=USERINFO_SCHEMA)
 
 
-def _read(
+def _read_part(
     build: Build,
     source: Source,
     part: int,
@@ -258,24 +258,26 @@ def _read(
     """
     try:
         if isinstance(source, TableSource):
-            yield from _rows(source, part, info, account)
+            yield from _table_entries(source, part, info, account)
         else:
             assert isinstance(source, PageSource)
-            yield from _pages(build, source, part, tally, info, wordings, account, archive)
+            yield from _page_entries(build, source, part, tally, info, wordings, account, archive)
     except BrokenFile as e:
         if _is_only_file(source):
             raise
         if isinstance(source, PageSource):
             tally.update(pages=1, pages_dropped=1)
         broken = _broken_file(source, e, info.get("bytes", 0))
-        account[BROKEN].met += 1
-        account[BROKEN].take([broken])
+        account[BROKEN_FILES].met += 1
+        account[BROKEN_FILES].take([broken])
         yield broken
 
 
-def _rows(source: TableSource, part: int, info: dict[str, Any], account: Account) -> Iterator[Candidate | Decision]:
+def _table_entries(
+    source: TableSource, part: int, info: dict[str, Any], account: Account
+) -> Iterator[Candidate | Decision]:
     file, entries = source.opened(part, account)
-    _begin(source, file, info)
+    _note_input(source, file, info)
     unnamed = Units()
     for entry in entries:
         pulse.advance()
@@ -286,15 +288,15 @@ def _rows(source: TableSource, part: int, info: dict[str, Any], account: Account
         account["entries"].add(unnamed)
 
 
-def _begin(source: Source, file: str, info: dict[str, Any]) -> None:
-    """Note the size of the file that begins with a part, if one does. Raises BrokenFile for an empty one of several."""
+def _note_input(source: Source, file: str, info: dict[str, Any]) -> None:
+    """Notes the size of the file that begins with a part, if any. Raises BrokenFile for an empty one of several."""
     if file:
         info.update(files=1, bytes=version(file)[1] or 0)
         if not info["bytes"] and not _is_only_file(source) and (why := emptiness(file)):
             raise BrokenFile(file, why)
 
 
-def _pages(
+def _page_entries(
     build: Build,
     source: PageSource,
     part: int,
@@ -308,20 +310,20 @@ def _pages(
     records = account["records"]
     if isinstance(source, RangeSource):
         file, ranges = source.opened(part, account)
-        _begin(source, file, info)
-        yield from _extract(read_ranges(ranges, limit), source, tally, wordings, account)
+        _note_input(source, file, info)
+        yield from _read_pages(read_ranges(ranges, limit), source, tally, wordings, account)
         return
     info["files"] = 1
-    if given := source.warcs():
-        captures = read_captures(given[part], limit, info, records)
-        yield from _extract(captures, source, tally, wordings, account, archive)
+    if warcs := source.warcs():
+        captures = read_captures(warcs[part], limit, info, records)
+        yield from _read_pages(captures, source, tally, wordings, account, archive)
         return
     crawled = build.stage("crawl").record(source.name)
-    record, suffix, _ = _crawled(crawled)[part]
+    record, suffix, _ = _warc_files(crawled)[part]
     pulse.expect(crawled.counts["kept"])
     with build.stage("crawl").file(record, suffix) as path:
         captures = read_captures(str(path), limit, info, records, must_hold=False)
-        yield from _extract(captures, source, tally, wordings, account)
+        yield from _read_pages(captures, source, tally, wordings, account)
 
 
 def _is_only_file(source: Source) -> bool:
@@ -336,13 +338,13 @@ def _broken_file(source: Source, error: BrokenFile, size: int) -> Decision:
     name = writable(without_userinfo(error.subject).rpartition("/")[2])
     evidence = f"{name}: {error.message.removeprefix(f'source {source.name}: ')}"
     if isinstance(source, PageSource):
-        about = replace(
+        decision = replace(
             drop_capture(name, source.name, "extract", DropReason.BROKEN_FILE, evidence), url="", page_url=""
         )
     else:
         candidate = Candidate(source.name, source.source_kind, name, "", "", (), -1)
-        about = drop(candidate, "extract", DropReason.BROKEN_FILE, evidence)
-    return replace(about, lost=Lost(max(0, size - error.read), files=1))
+        decision = drop(candidate, "extract", DropReason.BROKEN_FILE, evidence)
+    return replace(decision, lost=Lost(max(0, size - error.read), files=1))
 
 
 def _file_name(build: Build, source: Source, part: int) -> str:
@@ -350,30 +352,30 @@ def _file_name(build: Build, source: Source, part: int) -> str:
     if isinstance(source, (TableSource, RangeSource)):
         return writable(without_userinfo(source.opened(part, Account())[0]) or source.name)
     assert isinstance(source, PageSource)
-    given = source.warcs()
-    if build.made_from and not given:
+    warcs = source.warcs()
+    if build.made_from and not warcs:
         return f"the stored crawls of {source.name}"
-    if given:
-        return writable(without_userinfo(given[part]))
-    return _crawled(build.stage("crawl").record(source.name))[part][2].name
+    if warcs:
+        return writable(without_userinfo(warcs[part]))
+    return _warc_files(build.stage("crawl").record(source.name))[part][2].name
 
 
-def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, Any], account: Account) -> StoredCrawls:
-    """A site in all the crawls that a new generation takes over."""
+def _read_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, Any], account: Account) -> StoredCrawls:
+    """Reads a site from all the crawls that a new generation takes over."""
     limit, stage = build.spec.egress.max_page_bytes, build.stage("crawl")
 
     def read(record: Record, tally: Counter[str]) -> tuple[list[Candidate], list[Decision]]:
         entries, wordings = list[Candidate | Decision](), dict[str, str]()
-        for _, suffix, _ in _crawled(record):
+        for _, suffix, _ in _warc_files(record):
             with stage.file(record, suffix) as path:
                 captures = read_captures(str(path), limit, info, account["records"], must_hold=False)
-                entries += _extract(captures, site, tally, wordings, account)
-        return _sifted(entries, site, wordings, tally)
+                entries += _read_pages(captures, site, tally, wordings, account)
+        return _filter_entries(entries, site, wordings, tally)
 
-    return StoredCrawls(build, site, _taken_over(build, site), read, tally)
+    return StoredCrawls(build, site, _crawl_records(build, site), read, tally)
 
 
-def _extract(
+def _read_pages(
     captures: Iterable[Capture | Decision],
     source: PageSource,
     tally: Counter[str],
@@ -389,15 +391,15 @@ def _extract(
         for capture in captures:
             pulse.advance()
             if isinstance(capture, Decision):
-                found: Entries | None = [capture]
+                entries: Entries | None = [capture]
             else:
-                found = _entries(capture, source, reader, wordings, images, archive)
-            tally["pages"] += found is not None
-            if found:
-                records.take(found)
+                entries = _read_page(capture, source, reader, wordings, images, archive)
+            tally["pages"] += entries is not None
+            if entries:
+                records.take(entries)
             else:
-                records.named[_name_of(capture, found)] += 1
-            for entry in found or ():
+                records.named[_record_name(capture, entries)] += 1
+            for entry in entries or ():
                 if isinstance(entry, Decision):
                     if entry.subject == "capture":
                         tally["pages_dropped"] += 1
@@ -406,14 +408,14 @@ def _extract(
                 yield entry
 
 
-def _name_of(capture: Capture | Decision, entries: Entries | None) -> Named:
+def _record_name(capture: Capture | Decision, entries: Entries | None) -> Named:
     """Name of a record without entries: a page, or what `Archive.note` has noted."""
     if entries is not None:
         return Named.WITHOUT_PICTURE
     return Named.REVISIT if isinstance(capture, Capture) and capture.refers_to is not None else Named.PICTURE
 
 
-def _entries(
+def _read_page(
     capture: Capture,
     source: PageSource,
     reader: Confined[Reading],
@@ -431,37 +433,37 @@ def _entries(
     try:
         if archive is not None and archive.note(capture):
             return None
-        entries, wording, own = read_within_limits(capture, source, reader)
+        entries, wording, page_images = read_within_limits(capture, source, reader)
     except OURS:
         raise
     except Exception as e:
         return [drop_capture(capture.url, source.name, "extract", DropReason.UNREADABLE, evidence(e, capture.url))]
     if wording is not None:
         wordings[capture.url] = wording
-    if own is not None:
-        images.add(own)
+    if page_images is not None:
+        images.add(page_images)
     if archive is None:
         return entries
-    about = Provenance(captured_at=utc(capture.fetched_at))
-    return [replace(entry, provenance=about) if isinstance(entry, Candidate) else entry for entry in entries]
+    provenance = Provenance(captured_at=utc(capture.fetched_at))
+    return [replace(entry, provenance=provenance) if isinstance(entry, Candidate) else entry for entry in entries]
 
 
-def _parts(build: Build, source: Source) -> int:
+def _count_parts(build: Build, source: Source) -> int:
     if isinstance(source, (TableSource, RangeSource)):
         return source.parts()
     assert isinstance(source, PageSource)
     if build.made_from and isinstance(source, Site):
-        return min(1, len(_taken_over(build, source)))
-    return len(source.warcs()) or len(_crawled(build.stage("crawl").record(source.name)))
+        return min(1, len(_crawl_records(build, source)))
+    return len(source.warcs()) or len(_warc_files(build.stage("crawl").record(source.name)))
 
 
-def _taken_over(build: Build, site: Site) -> list[Record]:
+def _crawl_records(build: Build, site: Site) -> list[Record]:
     """The crawls of a site that a new generation takes over, oldest first."""
-    own = [record for record in build.stage("crawl").records() if record.info["source"] == site.name]
-    return sorted(own, key=lambda record: int(record.info["crawl"]))
+    records = [record for record in build.stage("crawl").records() if record.info["source"] == site.name]
+    return sorted(records, key=lambda record: int(record.info["crawl"]))
 
 
-def _crawled(record: Record) -> list[tuple[Record, str, FileRef]]:
+def _warc_files(record: Record) -> list[tuple[Record, str, FileRef]]:
     """The WARC files that crawl committed for a source."""
     warcs = [(record, suffix, ref) for suffix, ref in sorted(record.files.items()) if suffix.endswith("warc.gz")]
     if not warcs:

@@ -1,6 +1,6 @@
 """Stage fetch: downloads the images of candidates. Writes one tar and one table of outcomes per partition.
 
-An image URL is fetched once for all its candidates, and what STORE/fetched knows is not fetched (`_held_images`):
+An image URL is fetched once for all its candidates, and what STORE/fetched knows is not fetched (`_stored_images`):
 bytes are copied from the tar that an earlier build left (and checked against their sha256), and a failure is remembered
 until its time: one that may pass is tried again by the next build, a lasting one after a month. The rest is downloaded
 by the engine that the spec names, `pipeline.web.images` or img2dataset behind it (`pipeline.web.gateway`), with the
@@ -48,9 +48,9 @@ from pipeline.features import feature_id
 from pipeline.files.tars import TarWriter
 from pipeline.observe import count
 from pipeline.records import FETCH_SCHEMA, candidates_of
-from pipeline.stages import _recheck, _sorted
-from pipeline.stages._held_images import ELSEWHERE, held_images, limits_digest, limits_of, userinfos_of
+from pipeline.stages import _recheck, _sort
 from pipeline.stages._spool import Outcome, Spool, failure
+from pipeline.stages._stored_images import IN_BASE_BUILD, limits_digest, limits_of, stored_images, userinfos_of
 from pipeline.store.build import Build
 from pipeline.store.image_features import features_of, without_images
 from pipeline.store.stage import Pass, PassFile, Stage
@@ -69,7 +69,11 @@ FLUSH_IMAGES, FLUSH_S = 100, 2.0
 
 def token(build: Build) -> Any:
     """The options that decide which images are let in, and whether they may be asked for."""
-    return {**limits_of(build.spec), "network": build.spec.egress.network, "vanished": _recheck.dropping(build.spec)}
+    return {
+        **limits_of(build.spec),
+        "network": build.spec.egress.network,
+        "vanished": _recheck.dropping_sources(build.spec),
+    }
 
 
 def partitions(build: Build) -> list[str]:
@@ -88,27 +92,27 @@ def run_partition(build: Build, partition: str) -> None:
         spool = Spool(file, build.spec, takedowns)
         userinfos = userinfos_of(build, urls)
         pulse.expect(len(urls))
-        refused = {i: failure(*why) for i, why in _recheck.refused(build, wanted).items()}
-        others = wanted.filter(pc.invert(pc.is_in(wanted["fetch_id"], pa.array(refused, pa.string()))))
-        outcomes, reused = held_images(build, partition, others, spool, userinfos)
+        refused = {i: failure(*why) for i, why in _recheck.refused_images(build, wanted).items()}
+        remaining = wanted.filter(pc.invert(pc.is_in(wanted["fetch_id"], pa.array(refused, pa.string()))))
+        outcomes, reused = stored_images(build, partition, remaining, spool, userinfos)
         outcomes |= refused
-        rules = _rules_of_hosts(build.out, stage.fingerprint)
+        rules = _host_rules(build.out, stage.fingerprint)
         missing = {i: url for i, url in urls.items() if i not in outcomes}
-        failed_held = sum(bool(outcome.reason) for outcome in outcomes.values())
+        failed_before = sum(bool(outcome.reason) for outcome in outcomes.values())
         pulse.expect(len(urls), done=len(outcomes))
-        pulse.tell(kept=len(outcomes) - failed_held, failed=failed_held, bytes=0)
+        pulse.tell(kept=len(outcomes) - failed_before, failed=failed_before, bytes=0)
         sent = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
         network = _Network(build.spec, missing, spool, _silent_hosts(build.out, stage.fingerprint))
         if missing:
             network.run(lambda: ImageFetcher(build.spec, sent, rules, takedowns))
-        outcomes = _without_alike(build, outcomes | network.outcomes, spool, takedowns)
+        outcomes = _refuse_lookalikes(build, outcomes | network.outcomes, spool, takedowns)
         rows = _write_tar(attempt.path("tar"), urls, outcomes, spool)
         attempt.write_table("parquet", rows)
         failed = {fetch_id: outcome for fetch_id, outcome in outcomes.items() if outcome.reason}
-        without = pc.field("fetch_id").isin(pa.array(failed, pa.string()))
+        is_failed = pc.field("fetch_id").isin(pa.array(failed, pa.string()))
         decisions = [
             drop(c, "fetch", DropReason(failed[c.fetch_id].reason), failed[c.fetch_id].evidence)
-            for c in candidates_of(admit.table(admitted, filters=without))
+            for c in candidates_of(admit.table(admitted, filters=is_failed))
         ]
         attempt.decide(decisions)
         record = attempt.commit(
@@ -123,30 +127,30 @@ def run_partition(build: Build, partition: str) -> None:
                 "bytes": pc.sum(rows["size"]).as_py() or 0,
             }
         )
-    asked = rows.filter(pc.is_in(rows["fetch_id"], pa.array(network.outcomes, pa.string())))
-    _remember(build, asked, record.files["tar"].name)
+    requested = rows.filter(pc.is_in(rows["fetch_id"], pa.array(network.outcomes, pa.string())))
+    _store_outcomes(build, requested, record.files["tar"].name)
 
 
-def _without_alike(
+def _refuse_lookalikes(
     build: Build, outcomes: dict[str, Outcome], spool: Spool, takedowns: Takedowns
 ) -> dict[str, Outcome]:
-    """The outcomes, with pictures refused that look like one that was taken down.
+    """Returns the outcomes; pictures that look like one that was taken down are refused.
 
     They are measured here, before their bytes are kept, if STORE knows any looks; `measure` finds the features there.
     """
     if not takedowns.looks:
         return outcomes
-    places = {o.sha256: o.place for o in outcomes.values() if not o.reason and o.place[0] != ELSEWHERE}
-    ordered, limit = sorted(places, key=places.__getitem__), build.spec.fetch.max_pixels
-    known, made = features_of(build.store, ordered, lambda sha256: spool.read(places[sha256]), limit)
-    alike = set(takedowns.alike(pa.concat_tables([known, made]), feature_id()))
-    build.store.features(feature_id()).put(without_images(made, alike))
+    spans = {o.sha256: o.span for o in outcomes.values() if not o.reason and o.span[0] != IN_BASE_BUILD}
+    ordered, limit = sorted(spans, key=spans.__getitem__), build.spec.fetch.max_pixels
+    known, new = features_of(build.store, ordered, lambda sha256: spool.read(spans[sha256]), limit)
+    lookalikes = set(takedowns.alike(pa.concat_tables([known, new]), feature_id()))
+    build.store.features(feature_id()).put(without_images(new, lookalikes))
     refused = failure(DropReason.FORGOTTEN, "this image was taken down")
-    return {fetch_id: refused if own.sha256 in alike else own for fetch_id, own in outcomes.items()}
+    return {fetch_id: refused if outcome.sha256 in lookalikes else outcome for fetch_id, outcome in outcomes.items()}
 
 
 @functools.lru_cache(maxsize=1)
-def _rules_of_hosts(out: str, fingerprint: str) -> dict[str, HostRules]:
+def _host_rules(out: str, fingerprint: str) -> dict[str, HostRules]:
     """The rules of hosts that this worker process has asked for, for all partitions of one build that it does.
 
     A host has images in nearly every partition: else it would be asked for its robots.txt once in each.
@@ -169,14 +173,14 @@ def _return_large_blocks() -> None:
 class _Network:
     """Images on their way from the network into the spool.
 
-    urls: by fetch_id. silent: hosts that are not waited for; added to. outcomes: by fetch_id, as they are settled.
+    urls: by fetch_id. silent: hosts that are not waited for; added to. outcomes: by fetch_id, as they become final.
     """
 
     def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool, silent: set[str]) -> None:
         self._spec, self._spool, self._silent = spec, spool, silent
         self._fetch_ids = {url: fetch_id for fetch_id, url in urls.items()}
         self._counters = _HostCounters()
-        self._aside: dict[str, tuple[RequestFailed, float]] = {}  # by URL: what may pass, and when it was noted
+        self._deferred: dict[str, tuple[RequestFailed, float]] = {}  # by URL: what may pass, and when it was noted
         self._answered: dict[str, float] = {}  # by host: when it answered last
         self.outcomes: dict[str, Outcome] = {}
 
@@ -185,13 +189,13 @@ class _Network:
         asyncio.run(self._download(fetcher()))
         wait = self._spec.fetch.max_wait_s
         pause, until = wait / 16, time.monotonic() + wait
-        while self._aside and time.monotonic() < until:
+        while self._deferred and time.monotonic() < until:
             time.sleep(min(pause, max(0.0, until - time.monotonic())))
             pause *= 2
-            asyncio.run(self._again(fetcher(), until))
-        for url, (last, _) in self._aside.items():
-            self._settle(url, last)
-        self._silent |= {_host(url) for url in self._aside}
+            asyncio.run(self._retry(fetcher(), until))
+        for url, (last, _) in self._deferred.items():
+            self._set_outcome(url, last)
+        self._silent |= {_host(url) for url in self._deferred}
         self._counters.flush()
 
     async def _download(self, fetcher: ImageFetcher) -> None:
@@ -202,41 +206,41 @@ class _Network:
             else:
                 await images.download(fetcher, urls, self._accept, fetch.threads)
 
-    async def _again(self, fetcher: ImageFetcher, until: float) -> None:
-        """Ask once more for the images that were put aside, as far as time allows."""
+    async def _retry(self, fetcher: ImageFetcher, until: float) -> None:
+        """Asks once more for the deferred images, as far as time allows."""
         async with fetcher:
-            await images.download(fetcher, list(self._aside), self._accept, self._spec.fetch.threads, until)
+            await images.download(fetcher, list(self._deferred), self._accept, self._spec.fetch.threads, until)
 
     def _accept(self, url: str, image: Image | RequestFailed) -> None:
-        """Take the outcome for a URL, or put the URL aside."""
+        """Sets the outcome for a URL, or defers the URL."""
         host, now = _host(url), time.monotonic()
-        again = isinstance(image, RequestFailed) and self._may_pass(url, image)
+        retry = isinstance(image, RequestFailed) and self._should_retry(url, image)
         if isinstance(image, Image) or (image.status and not image.host_is_down):
             self._answered[host] = now
             self._silent.discard(host)
-        if again and isinstance(image, RequestFailed):
-            self._aside[url] = image, now
+        if retry and isinstance(image, RequestFailed):
+            self._deferred[url] = image, now
         else:
-            self._aside.pop(url, None)
-            self._settle(url, image)
+            self._deferred.pop(url, None)
+            self._set_outcome(url, image)
 
-    def _may_pass(self, url: str, failed: RequestFailed) -> bool:
+    def _should_retry(self, url: str, failed: RequestFailed) -> bool:
         """True for a failure after which the URL is asked for again: not if its host has answered since the last one,
         is silent, or names a later time."""
         host, wait = _host(url), self._spec.fetch.max_wait_s
         passes = failed.retry.transient or failed.reason is DropReason.ROBOTS_UNREACHABLE
         if not passes or host in self._silent or failed.retry.wait_s > wait or not wait:
             return False
-        return url not in self._aside or self._answered.get(host, 0.0) < self._aside[url][1]
+        return url not in self._deferred or self._answered.get(host, 0.0) < self._deferred[url][1]
 
-    def _settle(self, url: str, image: Image | RequestFailed) -> None:
+    def _set_outcome(self, url: str, image: Image | RequestFailed) -> None:
         if isinstance(image, Image):
             outcome = self._spool.add(image.body, image.fetched_at, image.etag)
         else:
             pulse.advance(failed=1)
             outcome = failure(image.reason, image.evidence, min(image.retry_after_s, LASTING_S))
         self.outcomes[self._fetch_ids[url]] = outcome
-        self._counters.add(_host(url), outcome.reason or "kept", outcome.place[1])
+        self._counters.add(_host(url), outcome.reason or "kept", outcome.span[1])
 
 
 def _host(url: str) -> str:
@@ -276,27 +280,27 @@ def _write_tar(path: Path, urls: dict[str, str], outcomes: dict[str, Outcome], s
     with path.open("wb") as file:
         tar = TarWriter(file)
         for number, (fetch_id, outcome) in enumerate(zip(urls, ordered, strict=True)):
-            if not outcome.reason and outcome.place[0] != ELSEWHERE:
-                offsets[number] = tar.add(fetch_id, spool.read(outcome.place))
+            if not outcome.reason and outcome.span[0] != IN_BASE_BUILD:
+                offsets[number] = tar.add(fetch_id, spool.read(outcome.span))
         tar.close()
     columns = {
         "fetch_id": list(urls),
         "image_url": list(urls.values()),
         "ok": [not outcome.reason for outcome in ordered],
         "offset": offsets,
-        "size": [0 if outcome.reason else outcome.place[1] for outcome in ordered],
+        "size": [0 if outcome.reason else outcome.span[1] for outcome in ordered],
     }
-    said = ("reason", "evidence", "sha256", "fetched_at", "etag", "retry_after")
-    columns |= {name: [getattr(outcome, name) for outcome in ordered] for name in said}
+    fields = ("reason", "evidence", "sha256", "fetched_at", "etag", "retry_after")
+    columns |= {name: [getattr(outcome, name) for outcome in ordered] for name in fields}
     return pa.table(columns, schema=FETCH_SCHEMA)
 
 
-def _remember(build: Build, rows: pa.Table, tar: str) -> None:
+def _store_outcomes(build: Build, rows: pa.Table, tar: str) -> None:
     """Put what was asked for over the network into STORE/fetched, for later builds."""
     url, limits = build.store.relative_place(build.stage("fetch").folder.at(tar)), limits_digest(build.spec)
     rows = rows.filter(pc.not_equal(rows["reason"], DropReason.FORGOTTEN.value))  # what was taken down is not kept
-    more = (pc.if_else(rows["ok"], url, ""), pa.repeat(limits, len(rows)))
-    build.store.fetched().put(pa.table([*rows.columns, *more], schema=CACHE_SCHEMA))
+    added = (pc.if_else(rows["ok"], url, ""), pa.repeat(limits, len(rows)))
+    build.store.fetched().put(pa.table([*rows.columns, *added], schema=CACHE_SCHEMA))
 
 
 STAGE = Stage(
@@ -308,7 +312,7 @@ STAGE = Stage(
         Pass(
             name="fetch",
             over=partitions,
-            reads=("extract", _sorted.NAME, "admit", _recheck.NAME),
+            reads=("extract", _sort.NAME, "admit", _recheck.NAME),
             run=run_partition,
             token=token,
             files=(PassFile("tar", kind="images"), PassFile("parquet", FETCH_SCHEMA, "fetch_id")),

@@ -48,18 +48,18 @@ def run_partition(build: Build, partition: str) -> None:
     fetched = fetch.table(fetch.record(partition), columns=columns, filters=[("ok", "==", True)])
     cache = build.store.features(feature_id())
     known = known_features(build.store, fetched["sha256"].to_pylist())
-    made, faults = _measure_new(build, partition, fetched, set(known["sha256"].to_pylist()))
+    new, faults = _measure_new(build, partition, fetched, set(known["sha256"].to_pylist()))
     takedowns = build.store.takedowns()
     if takedowns:
-        measured = pa.concat_tables([made, known])
+        measured = pa.concat_tables([new, known])
         refused = {*takedowns.alike(measured, feature_id()), *takedowns.images(fetched["sha256"].to_pylist())}
         faults |= dict.fromkeys(refused, (DropReason.FORGOTTEN, "this image was taken down"))
-        made = without_images(made, refused)
-    cache.put(made)
+        new = without_images(new, refused)
+    cache.put(new)
     for sha256, width, height in zip(*(known[c].to_pylist() for c in ("sha256", "width", "height")), strict=True):
         if width * height > limit:
             faults[sha256] = (DropReason.TOO_MANY_PIXELS, f"{width} x {height} pixels; at most {limit:,} are allowed")
-    rows = without_images(pa.concat_tables([known, made]).sort_by("sha256"), faults)
+    rows = without_images(pa.concat_tables([known, new]).sort_by("sha256"), faults)
     seen, decisions = _decide(build, partition, fetched, faults)
     with build.stage("measure").attempt(partition) as attempt:
         attempt.write_table("parquet", rows)
@@ -88,8 +88,8 @@ def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, F
     decisions = []
     for candidate in candidates_of(dropped):
         reason, message = fault_of[candidate.fetch_id]
-        where = "" if reason is DropReason.FORGOTTEN else f" ({candidate.image_url[:150]})"
-        decisions.append(drop(candidate, "measure", reason, f"{message[:140]}{where}"))
+        address = "" if reason is DropReason.FORGOTTEN else f" ({candidate.image_url[:150]})"
+        decisions.append(drop(candidate, "measure", reason, f"{message[:140]}{address}"))
     return candidates.num_rows, decisions
 
 

@@ -58,7 +58,7 @@ PACKED = ("tar", "parquet", DECISIONS)
 """Suffixes of a shard's files that do not depend on its regions."""
 
 
-def packed(spec: BuildSpec) -> tuple[str, ...]:
+def packed_files(spec: BuildSpec) -> tuple[str, ...]:
     """PACKED, and the boxes of the faces that are blurred in the tar.
 
     They stay with it: where the detector's cache was pruned, another machine might find a face a pixel beside.
@@ -67,12 +67,12 @@ def packed(spec: BuildSpec) -> tuple[str, ...]:
     return (*PACKED, f"regions/{faces.detector_id}") if faces else PACKED
 
 
-SAME = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha256")
-MORE = ("image_leader", "split", "format", "fetched_at", "text_rank")
-"""Columns that go from kept rows to the index as they are; SAME also into KEY.json."""
-ASKED = [*SAME, "width", "height", "fetch_id", "texts"]
+JSON_COLUMNS = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha256")
+INDEX_COLUMNS = ("image_leader", "split", "format", "fetched_at", "text_rank")
+"""Columns that go from kept rows to the index as they are; JSON_COLUMNS also into KEY.json."""
+PACK_COLUMNS = [*JSON_COLUMNS, "width", "height", "fetch_id", "texts"]
 """Columns of a row that packing needs."""
-COLUMNS = [*SAME, *MORE, "width", "height", "order_key", "fetch_id", "texts", "text_leaders"]
+COLUMNS = [*JSON_COLUMNS, *INDEX_COLUMNS, "width", "height", "order_key", "fetch_id", "texts", "text_leaders"]
 
 
 def token(build: Build) -> Any:
@@ -108,38 +108,38 @@ def run_partition(build: Build, partition: str) -> None:
     """
     cut = _boundaries.read(build, partition)
     stage = build.stage("shard")
-    rows = _rows(build, cut)
-    before = _packed_before(build, partition, rows)
-    if before and before.counts["dropped"]:
-        ids = stage.at(before.fingerprint).table(before, columns=["candidate_id"])["candidate_id"]
+    rows = _read_rows(build, cut)
+    earlier = _earlier_record(build, partition, rows)
+    if earlier and earlier.counts["dropped"]:
+        ids = stage.at(earlier.fingerprint).table(earlier, columns=["candidate_id"])["candidate_id"]
         rows = rows.filter(pc.is_in(rows["candidate_id"], ids.combine_chunks()))
     with stage.attempt(partition) as attempt, ThreadPoolExecutor(1) as thread:
-        kept = {suffix: before.files[suffix] for suffix in packed(build.spec)} if before else {}
+        kept = {suffix: earlier.files[suffix] for suffix in packed_files(build.spec)} if earlier else {}
         paths = {
             detector_id: attempt.path(f"regions/{detector_id}", final=f"regions/{detector_id}/{partition}.parquet")
             for detector_id in detector_ids(build.spec)
             if f"regions/{detector_id}" not in kept
         }
         regions = [thread.submit(_write_regions, build, detector_id, rows, path) for detector_id, path in paths.items()]
-        stored, counts = (rows, before.counts) if before else _write(build, partition, rows, attempt)
-        for done in regions:
-            done.result()
+        stored, counts = (rows, earlier.counts) if earlier else _write_shard(build, partition, rows, attempt)
+        for task in regions:
+            task.result()
         info = {"split": cut.split, "packing": _packing(build)}
         if not stored.num_rows:  # readers of tars refuse one without a sample
-            with stage.attempt(partition) as bare:
+            with stage.attempt(partition) as undecodable:
                 decisions = attempt.path(DECISIONS, final=_decisions_of(partition)).read_bytes()
-                bare.path(DECISIONS, final=_decisions_of(partition)).write_bytes(decisions)
-                bare.commit({**counts, "bytes": 0}, info)
+                undecodable.path(DECISIONS, final=_decisions_of(partition)).write_bytes(decisions)
+                undecodable.commit({**counts, "bytes": 0}, info)
             return
         if stored.num_rows < rows.num_rows:
             for detector_id, path in paths.items():
                 _write_regions(build, detector_id, stored, path)
         attempt.commit(counts, info, kept)
-    if before:
-        stage.at(before.fingerprint).delete_record(partition)
+    if earlier:
+        stage.at(earlier.fingerprint).delete_record(partition)
 
 
-def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> tuple[pa.Table, dict[str, int]]:
+def _write_shard(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> tuple[pa.Table, dict[str, int]]:
     """Write the tar, its index and the decisions of one shard, PACKED; returns its rows and the counts.
 
     No index where none of the pictures can be stored.
@@ -148,12 +148,12 @@ def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> tu
     with HashedFile(tar) as file:
         places, reencoded, faults = _pack(build, rows, file)
     attempt.hashed("tar", file.sha256)
-    stored, decisions = rows, _kept(rows)
+    stored, decisions = rows, _kept_decisions(rows)
     if faults:
         mask = np.ones(rows.num_rows, np.bool_)
         mask[list(faults)] = False
         stored = rows.filter(pa.array(mask)).combine_chunks()
-        decisions = pa.concat_tables([_kept(stored), _unreadable(rows, faults)])
+        decisions = pa.concat_tables([_kept_decisions(stored), _unreadable_decisions(rows, faults)])
     if stored.num_rows:
         path = attempt.path("parquet", final=f"{partition}.parquet")
         pq.write_table(_index(build, stored, places), path, compression="zstd", row_group_size=1_000)
@@ -175,7 +175,7 @@ def _packing(build: Build) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def _packed_before(build: Build, partition: str, rows: pa.Table) -> Record | None:
+def _earlier_record(build: Build, partition: str, rows: pa.Table) -> Record | None:
     """The record of a shard that only lacks other regions: a second detector rewrites no image.
 
     A record of other rows is deleted, since the files that it names are written over.
@@ -184,15 +184,15 @@ def _packed_before(build: Build, partition: str, rows: pa.Table) -> Record | Non
     for other in stage.of_other_fingerprints():
         if partition in other.partitions():
             record = other.record(partition)
-            if record.info.get("packing") == _packing(build) and stage.has_files(record, packed(build.spec)):
-                if _is_of(other, record, rows):
+            if record.info.get("packing") == _packing(build) and stage.has_files(record, packed_files(build.spec)):
+                if _has_rows(other, record, rows):
                     return record
                 other.delete_record(partition)
     return None
 
 
-def _is_of(stage: StageDir, record: Record, rows: pa.Table) -> bool:
-    """True if a shard was packed of these rows."""
+def _has_rows(stage: StageDir, record: Record, rows: pa.Table) -> bool:
+    """True if a shard was packed from these rows."""
     seen = stage.table(record, DECISIONS, ["id"])["id"]
     return set(seen.to_pylist()) == set(rows["candidate_id"].to_pylist())
 
@@ -202,11 +202,11 @@ def _reusable(build: Build) -> Callable[[Record], Set[str]]:
 
     None of a shard without a sample, which costs nothing to make again.
     """
-    packing, suffixes = _packing(build), set(packed(build.spec))
+    packing, suffixes = _packing(build), set(packed_files(build.spec))
     return lambda record: suffixes if record.info.get("packing") == packing and "tar" in record.files else set()
 
 
-def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
+def _read_rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
     columns = COLUMNS if build.spec.pair_score is None else [*COLUMNS, PAIR_SCORE.name]
     tables = []
     for partition, low, high in cut.runs:
@@ -225,8 +225,8 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     options, max_pixels = build.spec.shards, build.spec.fetch.max_pixels
     writer = TarWriter(file)
     pulse.expect(rows.num_rows)
-    faces = _faces(build, rows)
-    for number, (row, data) in enumerate(_with_images(build, rows.select(ASKED).to_pylist())):
+    faces = _face_boxes(build, rows)
+    for number, (row, data) in enumerate(_with_images(build, rows.select(PACK_COLUMNS).to_pylist())):
         pulse.advance()
         if faces is not None and faces[number] is None:
             faults[number] = f"faces could not be detected: {row['image_url']}"
@@ -248,14 +248,14 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     return places, reencoded, faults
 
 
-def _faces(build: Build, rows: pa.Table) -> list[Boxes | None] | None:
+def _face_boxes(build: Build, rows: pa.Table) -> list[Boxes | None] | None:
     """Boxes [N, 4] of the faces of each row's stored picture, None for one at which the detector could not look; None
     for all where the spec keeps faces as they are.
     """
     detector = face_detector(build.spec)
     if detector is None:
         return None
-    found = boxes_of(regions := _regions(build, detector.detector_id, rows))
+    found = boxes_of(regions := _region_rows(build, detector.detector_id, rows))
     of_rows = (found[sha256] for sha256 in regions["sha256"].to_pylist())
     return [None if (labels == UNSEEN).any() else boxes for boxes, _, labels in of_rows]
 
@@ -278,7 +278,7 @@ def _sample(row: dict[str, Any], max_side: int) -> Sample:
     """The Sample that a row of DEDUP_SCHEMA becomes."""
     width, height = stored_sides(row["width"], row["height"], max_side)
     texts = tuple(text_of(text) for text in row["texts"])
-    return Sample(**{name: row[name] for name in SAME}, width=int(width), height=int(height), texts=texts)
+    return Sample(**{name: row[name] for name in JSON_COLUMNS}, width=int(width), height=int(height), texts=texts)
 
 
 def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Table:
@@ -292,7 +292,7 @@ def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Tab
         [flat.field("kind"), flat.field("text"), leaders.flatten()], ["kind", "text", "text_leader"]
     )
     columns = {
-        **{name: rows[name] for name in (*SAME, *MORE)},
+        **{name: rows[name] for name in (*JSON_COLUMNS, *INDEX_COLUMNS)},
         **places,
         "key": pc.utf8_slice_codeunits(rows["candidate_id"], 0, KEY_LENGTH),
         "width": width,
@@ -312,16 +312,16 @@ def _offsets(lists: pa.ListArray) -> pa.Array:
 
 
 def _write_regions(build: Build, detector_id: str, rows: pa.Table, path: Path) -> None:
-    pq.write_table(_regions(build, detector_id, rows), path, compression="zstd", row_group_size=1_000)
+    pq.write_table(_region_rows(build, detector_id, rows), path, compression="zstd", row_group_size=1_000)
 
 
-def _regions(build: Build, detector_id: str, rows: pa.Table) -> pa.Table:
+def _region_rows(build: Build, detector_id: str, rows: pa.Table) -> pa.Table:
     """REGION_SCHEMA of one shard, in its order, from detect's files. Raises StageError if a sample lacks an entry."""
     stage, wanted = build.stage("detect"), rows["sha256"].combine_chunks()
     keys, names = rows["order_key"], ["sha256", "boxes", "scores", "labels"]
-    here = pc.field("sha256").isin(wanted)
+    is_wanted = pc.field("sha256").isin(wanted)
     detected = pa.concat_tables(
-        stage.table(record, f"{detector_id}.parquet", names, here).select(names)
+        stage.table(record, f"{detector_id}.parquet", names, is_wanted).select(names)
         for record in records_between(stage, keys[0].as_py(), keys[-1].as_py())
     ).combine_chunks()
     places = pc.index_in(wanted, detected["sha256"].combine_chunks())
@@ -331,30 +331,30 @@ def _regions(build: Build, detector_id: str, rows: pa.Table) -> pa.Table:
     table = detected.take(places)
     columns = {name: table[name].combine_chunks() for name in names}
     if build.spec.shards.max_side:
-        columns["boxes"] = _on_stored(columns["boxes"], rows, build.spec.shards.max_side)
+        columns["boxes"] = _scale_boxes(columns["boxes"], rows, build.spec.shards.max_side)
     key = pc.utf8_slice_codeunits(rows["candidate_id"], 0, KEY_LENGTH)
     return pa.table({"key": key, **columns}).cast(REGION_SCHEMA)
 
 
-def _on_stored(boxes: pa.ListArray, rows: pa.Table, max_side: int) -> pa.ListArray:
-    """Boxes of the rows' pictures as fetched, in pixels of the stored ones."""
+def _scale_boxes(boxes: pa.ListArray, rows: pa.Table, max_side: int) -> pa.ListArray:
+    """Converts boxes from pixels of the fetched pictures to pixels of the stored ones."""
     fetched = rows["width"].to_numpy(), rows["height"].to_numpy()
     counts = boxes.value_lengths().to_numpy(zero_copy_only=False) // 4
     sides = (np.repeat(np.stack(pair, 1), counts, axis=0) for pair in (fetched, stored_sides(*fetched, max_side)))
-    moved = scaled_boxes(boxes.flatten().to_numpy().reshape(-1, 4), *sides)
-    return pa.ListArray.from_arrays(_offsets(boxes), pa.array(moved.reshape(-1), pa.float32()))
+    scaled = scaled_boxes(boxes.flatten().to_numpy().reshape(-1, 4), *sides)
+    return pa.ListArray.from_arrays(_offsets(boxes), pa.array(scaled.reshape(-1), pa.float32()))
 
 
-def _kept(rows: pa.Table) -> pa.Table:
-    """A Decision for each row: it was kept to the end, and whether its primary text is a fallback."""
+def _kept_decisions(rows: pa.Table) -> pa.Table:
+    """A Decision for each row: kept to the end; the evidence says if its primary text is a fallback."""
     count, better = rows.num_rows, rows["text_rank"]
     fixed = {"subject": "candidate", "stage": "shard", "kept": True, "reason": "", "duplicate_of": ""}
-    said = pc.binary_join_element_wise("its text is a fallback; better ones removed:", better.cast(pa.string()), " ")
+    note = pc.binary_join_element_wise("its text is a fallback; better ones removed:", better.cast(pa.string()), " ")
     first = pc.struct_field(pc.list_element(rows["texts"], 0), "text")
     columns = {
         **{name: pa.repeat(value, count) for name, value in fixed.items()},
         **{name: rows[name] for name in ("fetch_id", "source", "page_url")},
-        "evidence": pc.if_else(pc.greater(better, 0), said, ""),
+        "evidence": pc.if_else(pc.greater(better, 0), note, ""),
         "id": rows["candidate_id"],
         "url": pc.utf8_slice_codeunits(rows["image_url"], 0, 2000),
         "text": pc.utf8_slice_codeunits(first, 0, 200),
@@ -363,15 +363,15 @@ def _kept(rows: pa.Table) -> pa.Table:
     return pa.table({name: columns[name] for name in DECISION_SCHEMA.names}).cast(DECISION_SCHEMA)
 
 
-def _unreadable(rows: pa.Table, faults: dict[int, str]) -> pa.Table:
+def _unreadable_decisions(rows: pa.Table, faults: dict[int, str]) -> pa.Table:
     """A Decision for each row whose picture cannot be stored, by its number."""
-    decisions = _kept(rows.take(pa.array(list(faults))).combine_chunks()).to_pylist()
+    decisions = _kept_decisions(rows.take(pa.array(list(faults))).combine_chunks()).to_pylist()
     reason = DropReason.UNREADABLE.value
-    made = [
+    dropped = [
         {**row, "kept": False, "reason": reason, "reasons": [reason], "evidence": fault[:300]}
         for row, fault in zip(decisions, faults.values(), strict=True)
     ]
-    return pa.Table.from_pylist(made, schema=DECISION_SCHEMA)
+    return pa.Table.from_pylist(dropped, schema=DECISION_SCHEMA)
 
 
 STAGE = Stage(

@@ -73,7 +73,7 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     build = make(folder / "photos", images, 1, filters=[], regions={"detectors": [options]})
     run_stage(build, "measure", "filter", "dedup")
     (partition,) = detect.partitions(build)
-    kept = set(detect._kept(build, partition)["sha256"].to_pylist())
+    kept = set(detect._kept_images(build, partition)["sha256"].to_pylist())
     (detector,) = detectors_of(build.spec)
     state = detector.load()
     ready = []
@@ -119,7 +119,7 @@ def warm(folder: Path, count: int) -> float:
     (partition,) = build.stage("filter").partitions()
     (detector,) = detectors_of(build.spec)
     rng = np.random.default_rng(0)
-    kept = detect._kept(build, partition)["sha256"].to_pylist()
+    kept = detect._kept_images(build, partition)["sha256"].to_pylist()
     build.store.regions(detector.detector_id).put(rows_of({s: boxes_of_many(rng, 36) for s in kept}))
     times = []
     for _ in range(3):

@@ -23,7 +23,7 @@ from harness import at_least, at_most, quick, report
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.records import Candidate, candidate_rows, sha256_hex
-from pipeline.stages import STAGES, _sorted
+from pipeline.stages import STAGES, _sort
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import passes_of
@@ -43,12 +43,12 @@ def main() -> int:
             build = drawn(Path(name), parts)
             parted.append(read(from_parts(build), parts))
             began = time.process_time()
-            groups = _sorted.partitions(build)
+            groups = _sort.partitions(build)
             for group in groups:
-                _sorted.run_partition(build, group)
-            build.stage("admit.sort").finish(groups, _sorted.PASS.version)
+                _sort.run_partition(build, group)
+            build.stage("admit.sort").finish(groups, _sort.PASS.version)
             made = time.process_time() - began
-            own = read(lambda low, high, b=build: _sorted.rows_between(b, "parquet", low, high), parts)
+            own = read(lambda low, high, b=build: _sort.rows_between(b, "parquet", low, high), parts)
         costs.append(made + own)
         told = f"{parted[-1]:.2f} s from the parts; {made:.2f} s to make {len(groups)} groups, {own:.2f} s from them"
         print(f"{parts} parts and ranges: {told}", file=sys.stderr)

@@ -102,11 +102,11 @@ def extracted(path: Path) -> list[str]:
     from pipeline.account import Account
     from pipeline.records import Candidate
     from pipeline.sources.warc import Warc
-    from pipeline.stages.extract import _extract
+    from pipeline.stages.extract import _read_pages
     from pipeline.web.warc import read_captures
 
     source = Warc(name="bench", source_kind="news", path=(str(path),))  # type: ignore[call-arg]
-    entries = _extract(read_captures(str(path), 1 << 23, {}), source, Counter(), {}, Account())
+    entries = _read_pages(read_captures(str(path), 1 << 23, {}), source, Counter(), {}, Account())
     return [entry.candidate_id for entry in entries if isinstance(entry, Candidate)]
 
 

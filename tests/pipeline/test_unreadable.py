@@ -99,7 +99,7 @@ def test_a_page_on_which_a_parser_of_the_crawl_fails_is_one_decision(
     crawl.run_partition(build, "s")
     assert build.stage("crawl").record("s").counts["kept"] == 2
     assert decisions(build, "crawl", "s") == [(web.url("/odd.html"), "unreadable", "TypeError: a parser of ours")]
-    captures = extract._read(build, extract.sources_of(build.spec)[0], 0, extract.Counter(), {}, {}, Account())
+    captures = extract._read_part(build, extract.sources_of(build.spec)[0], 0, extract.Counter(), {}, {}, Account())
     assert list(captures) == [], "the WARC holds the pages that were kept, and can be read"
 
 

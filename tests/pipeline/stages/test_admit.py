@@ -17,7 +17,7 @@ from data_specs.shard import Text, TextKind
 from pipeline.records import Candidate, RemovedText, candidate_rows, candidates_of, order_range, sha256_hex
 from pipeline.stages import STAGES
 from pipeline.stages._templates import HostTemplates
-from pipeline.stages.admit import admit, partitions, ranges_for, run_partition, token
+from pipeline.stages.admit import admit, partitions, range_count, run_partition, token
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS
 from pipeline.store.store import Store
@@ -367,7 +367,7 @@ def build_with(tmp_path: Path, candidates: list[Candidate], files: int) -> Build
      (700_000, 10_000, 70), (5_000_000, 10_000, 500), (110, 20, 6)],
 )  # fmt: skip
 def test_a_small_build_is_cut_finer_and_a_large_one_as_the_spec_says(candidates, most, ranges):
-    assert ranges_for(candidates, most) == ranges
+    assert range_count(candidates, most) == ranges
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ def test_a_file_that_is_not_gzipped_has_places_too_and_one_gzipped_as_a_whole_sa
 def test_an_archive_that_changed_meanwhile_gives_no_other_picture(archives, tmp_path, monkeypatch, gone):
     records = [jpeg(f"{SITE}/{number}.jpg", PICTURES[1]) for number in (1, 2)]
     one, two, shown = map(gzip.decompress, (*records, page(f"{SITE}/p", "/1.jpg")))
-    held = fetch.held_images
+    held = fetch.stored_images
 
     def changed(*given: Any) -> Any:
         (tmp_path / "a.warc.gz").write_bytes(two + one + shown)
@@ -241,7 +241,7 @@ def test_an_archive_that_changed_meanwhile_gives_no_other_picture(archives, tmp_
             monkeypatch.setattr(_archived_images.Warc, "warcs", lambda self: [])
         return held(*given)
 
-    monkeypatch.setattr(fetch, "held_images", changed)
+    monkeypatch.setattr(fetch, "stored_images", changed)
     assert outcomes(archives(a=one + two + shown)) == {f"{SITE}/1.jpg": "unreadable"}
 
 

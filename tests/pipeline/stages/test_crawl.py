@@ -329,7 +329,7 @@ def test_a_last_crawl_whose_table_is_damaged_is_none(serve, make_build):
 
 @pytest.mark.drill(2)
 def test_pages_beyond_the_limits_are_written_without_an_object_for_each(make_build, monkeypatch, tmp_path):
-    monkeypatch.setattr(crawl, "AT_ONCE", 500)
+    monkeypatch.setattr(crawl, "PAGES_AT_ONCE", 500)
     build = make_build(sources=site("http://a.test/"))
     [source] = crawl._sites(build.spec)
     with Frontier(tmp_path / "frontier", 100_000, {}) as frontier:

@@ -182,7 +182,7 @@ def test_an_image_is_not_dropped_for_a_name_that_may_be_its_subject(image, expec
 
 @given(st.text(st.sampled_from("图字㐂𠮷あアー・。，한글a1 \udc80é"), max_size=40))
 def test_scripts_are_counted_as_a_search_counts_them(text: str) -> None:
-    han, kana, hangul = page_candidates._at_most(text)
+    han, kana, hangul = page_candidates._script_bounds(text)
     counted = [
         sum(map(len, runs.findall(text)))
         for runs in (page_candidates._HAN, page_candidates._KANA, page_candidates._HANGUL)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.records import Candidate, candidate_rows
-from pipeline.stages import STAGES, _sorted, _templates
+from pipeline.stages import STAGES, _sort, _templates
 from pipeline.stages._templates import Sample
 from pipeline.store.build import Build
 from pipeline.store.store import Store
@@ -90,8 +90,8 @@ def test_templates_of_several_groups_are_those_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(Sample.__init__, "__defaults__", (_templates.PER_HOST, 300))
     one, several = built(tmp_path / "one", 8), built(tmp_path / "several", 8)
     run_stage(one, "admit.sort")
-    monkeypatch.setattr(_sorted, "GROUP", 100)
-    monkeypatch.setattr(_sorted, "NAMES_AT_ONCE", 10)
+    monkeypatch.setattr(_sort, "GROUP", 100)
+    monkeypatch.setattr(_sort, "NAMES_AT_ONCE", 10)
     assert len(run_stage(several, "admit.sort")) == 4
     assert several.stage("admit.sort").reduced() == one.stage("admit.sort").reduced() != []
 

@@ -32,7 +32,7 @@ from pipeline.store.commits import Attempt, Record
 from pipeline.store.partitions import REDUCED, StageDir
 from pipeline.store.stage import Pass, PassFile
 
-NAME = _templates.OF
+NAME = _templates.PASS_NAME
 
 GROUP = 200_000
 """Candidates and archived pictures of a group, where single parts do not have more."""
@@ -54,7 +54,7 @@ BATCH, MOST_BITS = 128, 12
 KEY_BITS = 64
 
 
-def write(path: Path, tables: Sequence[pa.Table]) -> int:
+def write_sorted(path: Path, tables: Sequence[pa.Table]) -> int:
     """Write the rows of tables that have an order_key, in one gathered file; returns how many.
 
     A column that only some of them have is null in the others.
@@ -72,12 +72,12 @@ def write(path: Path, tables: Sequence[pa.Table]) -> int:
     return len(keys)
 
 
-def _name_of(first: int, last: int) -> str:
-    """The partition that has extract's parts number first to last."""
+def _group_name(first: int, last: int) -> str:
+    """Name of the partition with extract's parts number first to last."""
     return f"{first:07d}-{last:07d}"
 
 
-def _parts_of(partition: str) -> range:
+def _part_numbers(partition: str) -> range:
     """The numbers of the parts of extract, by their names, that a partition has."""
     first, last = (int(number) for number in partition.split("-"))
     return range(first, last + 1)
@@ -94,22 +94,22 @@ def partitions(build: Build) -> list[str]:
     groups, first, rows = list[str](), 0, 0
     for part, size in enumerate(sizes):
         if part > first and rows + size > GROUP:
-            groups, first, rows = [*groups, _name_of(first, part - 1)], part, 0
+            groups, first, rows = [*groups, _group_name(first, part - 1)], part, 0
         rows += size
-    return [*groups, _name_of(first, len(sizes) - 1)] if sizes else []
+    return [*groups, _group_name(first, len(sizes) - 1)] if sizes else []
 
 
 def run_partition(build: Build, partition: str) -> None:
     """Sorts one group and commits it."""
-    extract, numbers = build.stage("extract"), _parts_of(partition)
+    extract, numbers = build.stage("extract"), _part_numbers(partition)
     parts = extract.partitions()
     records = [extract.record(parts[number]) for number in numbers]
     pulse.expect(sum(record.counts["kept"] for record in records))
     with build.stage(NAME).attempt(partition) as attempt:
         rows = 0
-        for suffix, own in SUFFIXES.items():
+        for suffix, name in SUFFIXES.items():
             tables = [extract.table(record, suffix) for record in records if suffix in record.files]
-            written = write(attempt.path(own), tables) if tables else 0
+            written = write_sorted(attempt.path(name), tables) if tables else 0
             if suffix == "parquet":
                 rows = written
                 _write_names(build, attempt, records)
@@ -142,8 +142,8 @@ def rows_between(
     least, most = (1 << KEY_BITS if key == "g" else int(key, 16) for key in (low, high))
     for record in stage.records():
         if SUFFIXES[suffix] in record.files:
-            own = SUFFIXES[suffix]
-            rows = _batches(stage, record, own, lambda shift: range(least >> shift, (most - 1 >> shift) + 1))
+            name = SUFFIXES[suffix]
+            rows = _read_batches(stage, record, name, lambda shift: range(least >> shift, (most - 1 >> shift) + 1))
             keys = rows["order_key"].to_pylist()
             start, end = bisect.bisect_left(keys, low), bisect.bisect_left(keys, high)
             yield (rows if columns is None else rows.select(list(columns))).slice(start, end - start)
@@ -155,11 +155,11 @@ def rows_with(build: Build, suffix: str, keys: Collection[str]) -> Iterator[pa.T
     numbers = [int(key, 16) for key in keys]
     for record in stage.records() if keys else ():
         if SUFFIXES[suffix] in record.files:
-            rows = _batches(stage, record, SUFFIXES[suffix], lambda shift: sorted({n >> shift for n in numbers}))
+            rows = _read_batches(stage, record, SUFFIXES[suffix], lambda shift: sorted({n >> shift for n in numbers}))
             yield rows.filter(pc.is_in(rows["order_key"], wanted))
 
 
-def _batches(stage: StageDir, record: Record, suffix: str, numbers: Callable[[int], Iterable[int]]) -> pa.Table:
+def _read_batches(stage: StageDir, record: Record, suffix: str, numbers: Callable[[int], Iterable[int]]) -> pa.Table:
     """Batches of a gathered file. numbers(shift): those of keys as numbers that are shifted right by so many bits."""
     stage.check(record, suffix)
     with stage.folder.opened(record.files[suffix].name) as source, pa.ipc.open_file(source) as file:
@@ -168,7 +168,7 @@ def _batches(stage: StageDir, record: Record, suffix: str, numbers: Callable[[in
         return pa.Table.from_batches([file.get_batch(number) for number in wanted], schema=file.schema)
 
 
-def with_userinfo(build: Build) -> list[Record]:
+def userinfo_records(build: Build) -> list[Record]:
     """Records of extract with a file of user names and passwords. These are not sorted, but stay where they are."""
     extract = build.stage("extract")
     return [extract.record(part) for record in build.stage(NAME).records() for part in record.info["userinfos"]]

@@ -24,7 +24,7 @@ from pipeline.decisions import DropReason
 from pipeline.files.folder import Folder
 from pipeline.records import PROVENANCE, USERINFO, rfc3339
 from pipeline.sources import TableSource, sources_of
-from pipeline.stages import _sorted
+from pipeline.stages import _sort
 from pipeline.stages._archived_images import archived_images
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
@@ -33,7 +33,7 @@ from pipeline.store.images import records_between
 from pipeline.store.ranges import KeyRange
 from pipeline.unreadable import OURS, evidence
 
-ELSEWHERE = -2
+IN_BASE_BUILD = -2
 """In place of an offset in the spool: the bytes lie in the build that a trial is on."""
 
 
@@ -47,10 +47,10 @@ def limits_digest(spec: BuildSpec) -> str:
     return hashlib.sha256(canonical_json(limits_of(spec))).hexdigest()[:16]
 
 
-def held_images(
+def stored_images(
     build: Build, partition: str, wanted: pa.Table, spool: Spool, userinfos: Mapping[str, str]
 ) -> tuple[dict[str, Outcome], int]:
-    """(outcomes by fetch_id of images that need no request, how many STORE knew). The others are to be asked for.
+    """Returns (outcomes by fetch_id of images that need no request, number of those from STORE).
 
     wanted: fetch_id, image_url and source of the partition's candidates. userinfos: as `userinfos_of` returns them. A
     build that sends no requests gets an outcome for every image.
@@ -66,8 +66,8 @@ def held_images(
     if build.made_from:
         outcomes |= _from_shards(build, {i: url for i, url in urls.items() if _is_missing(outcomes.get(i))}, spool)
     if not build.asks:
-        said = "not in an archive or STORE, and this build sends no requests"
-        missing = failure(DropReason.NOT_STORED, said)
+        message = "not in an archive or STORE, and this build sends no requests"
+        missing = failure(DropReason.NOT_STORED, message)
         outcomes = {**dict.fromkeys(urls, missing), **outcomes}
     return outcomes, len(reused)
 
@@ -83,7 +83,7 @@ def _places(build: Build, partition: str, candidates: Iterable[tuple[str, str]])
     if not admitted:  # pages only: nothing lies in a source, and their parts may be many
         return places
     columns = ["fetch_id", "source", "stored_at"]
-    for rows in _sorted.rows_between(build, PROVENANCE, *KeyRange.of_partition(partition).bounds, columns):
+    for rows in _sort.rows_between(build, PROVENANCE, *KeyRange.of_partition(partition).bounds, columns):
         for row in rows.filter(pc.field("stored_at") != "").to_pylist():
             if (row["fetch_id"], row["source"]) in admitted:
                 places.setdefault(row["fetch_id"], (row["source"], row["stored_at"]))
@@ -103,9 +103,9 @@ def _from_sources(
     """
     tables = {source.name: source for source in sources_of(spec) if isinstance(source, TableSource)}
     outcomes: dict[str, Outcome] = {}
-    for fetch_id, named in sources.items():
+    for fetch_id, name in sources.items():
         url = urls[fetch_id]
-        source, place = places.get(fetch_id, (named, url))
+        source, place = places.get(fetch_id, (name, url))
         try:
             data = tables[source].read_image(place) if source in tables else None
         except OURS:
@@ -128,9 +128,9 @@ def _from_trial(build: Build, partition: str, fetch_ids: Collection[str]) -> dic
     for record in records_between(stage, low, high):
         for row in stage.table(record).to_pylist():
             if row["fetch_id"] in fetch_ids:
-                when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
-                place = (ELSEWHERE, row["size"])
-                outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], row["sha256"], place, **when)
+                times = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
+                span = (IN_BASE_BUILD, row["size"])
+                outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], row["sha256"], span, **times)
     return outcomes
 
 
@@ -140,7 +140,7 @@ def userinfos_of(build: Build, fetch_ids: Mapping[str, str]) -> dict[str, str]:
     if "extract" not in build.fingerprints:
         return rows
     wanted = pc.field("fetch_id").isin(pa.array(fetch_ids, pa.string()))
-    for record in _sorted.with_userinfo(build):
+    for record in _sort.userinfo_records(build):
         table = build.stage("extract").table(record, USERINFO, filters=wanted)
         for fetch_id, userinfo in zip(table["fetch_id"].to_pylist(), table["userinfo"].to_pylist(), strict=True):
             rows[fetch_id] = min(rows.get(fetch_id, userinfo), userinfo)
@@ -167,8 +167,8 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Map
             and row["fetched_at"] <= now < row["retry_after"]
             and row["fetch_id"] not in userinfos
         ):
-            when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
-            outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **when)
+            times = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
+            outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **times)
     for tar, rows in sorted(by_tar.items()):
         for row, data in _bytes_of(build.store.resolve_place(tar), rows):
             outcomes[row["fetch_id"]] = spool.add(data, row["fetched_at"], row["etag"])

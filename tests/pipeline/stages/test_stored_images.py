@@ -1,4 +1,4 @@
-"""_held_images: what STORE and a source have is not asked for again, as long as it is whole and the limits allow it."""
+"""_stored_images: what STORE and a source have is not fetched again, as long as it is whole and the limits allow it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages import _held_images, fetch
+from pipeline.stages import _stored_images, fetch
 from tests.fetching import PARTITION, SITE, admit, candidate, outcome, picture, run
 
 
@@ -17,8 +17,8 @@ def test_a_lasting_failure_is_tried_again_when_its_time_has_come(serve, make_bui
     assert run(make_build(web, out="one", sources=SITE), url)[url]["reason"] == "http_status"
     web.pages["/a.png"] = picture(1)
     assert run(make_build(web, out="two", sources=SITE), url)[url]["reason"] == "http_status"
-    now = _held_images.rfc3339
-    monkeypatch.setattr(_held_images, "rfc3339", lambda later_s=0.0: now(later_s + 31 * 24 * 3600))
+    now = _stored_images.rfc3339
+    monkeypatch.setattr(_stored_images, "rfc3339", lambda later_s=0.0: now(later_s + 31 * 24 * 3600))
     assert run(make_build(web, out="three", sources=SITE), url)[url]["ok"]
 
 
@@ -80,7 +80,7 @@ def test_images_that_lie_in_a_source_are_read_there(serve, make_build, monkeypat
         def read_image(self, image_url: str) -> bytes | None:
             return {"folder:///shelf/a.png": picture(1), "folder:///shelf/b.png": b""}.get(image_url)
 
-    monkeypatch.setattr(_held_images, "sources_of", lambda spec: [Shelf(name="shelf", source_kind="library")])
+    monkeypatch.setattr(_stored_images, "sources_of", lambda spec: [Shelf(name="shelf", source_kind="library")])
     build = make_build(sources=SITE)
     urls = [f"folder:///shelf/{name}.png" for name in "abc"]
     admit(build, [candidate(url, source="shelf") for url in urls])

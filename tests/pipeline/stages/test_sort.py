@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
 from pipeline.records import FIRST_SNAPSHOT, USERINFO, USERINFO_SCHEMA, order_range, sha256_hex
-from pipeline.stages import STAGES, _sorted
+from pipeline.stages import STAGES, _sort
 from pipeline.store.build import Build
 from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
@@ -53,7 +53,7 @@ def extracted(build: Build, parts: Sequence[Keys], suffix: str = "parquet", arch
 def by_key(build: Build, suffix: str, low: str, high: str) -> dict[str, list[int]]:
     """The ids of each key in a range, in the order in which they are read."""
     read = defaultdict(list)
-    for rows in _sorted.rows_between(build, suffix, low, high, ["id", "order_key"]):
+    for rows in _sort.rows_between(build, suffix, low, high, ["id", "order_key"]):
         assert rows.column_names == ["id", "order_key"]
         for row in rows.to_pylist():
             read[row["order_key"]].append(row["id"])
@@ -80,14 +80,14 @@ KEYS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**63 - 1, 2*
     cuts=st.integers(1, 9),
     group=st.integers(1, 30),
     batch=st.sampled_from([1, 2, 128]),
-    suffix=st.sampled_from(list(_sorted.SUFFIXES)),
+    suffix=st.sampled_from(list(_sort.SUFFIXES)),
 )
 def test_every_range_is_read_as_from_the_parts(tmp_path_factory, parts, cuts, group, batch, suffix) -> None:
     build = build_at(tmp_path_factory.mktemp("build"))
     extracted(build, parts, suffix)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sorted, "GROUP", group)
-        patch.setattr(_sorted, "BATCH", batch)
+        patch.setattr(_sort, "GROUP", group)
+        patch.setattr(_sort, "BATCH", batch)
         run_stage(build, "admit.sort")
     for record in build.stage("extract").records():
         build.stage("extract").folder.delete(record.files[suffix].name)  # they are not read any more
@@ -96,14 +96,14 @@ def test_every_range_is_read_as_from_the_parts(tmp_path_factory, parts, cuts, gr
         assert by_key(build, suffix, low, high) == expected(parts, low, high)
     wanted = {f"{key:016x}" for keys in parts for key in keys[::2]} | {"0" * 15 + "1"}
     found = defaultdict(list)
-    for row in (row for rows in _sorted.rows_with(build, suffix, wanted) for row in rows.to_pylist()):
+    for row in (row for rows in _sort.rows_with(build, suffix, wanted) for row in rows.to_pylist()):
         found[row["order_key"]].append(row["id"])
     every = expected(parts, *order_range(0, 1))
     assert found == {key: ids for key, ids in every.items() if key in wanted}
 
 
 def test_a_group_has_as_many_rows_as_may_be_held_or_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sorted, "GROUP", 10)
+    monkeypatch.setattr(_sort, "GROUP", 10)
     build = build_at(tmp_path)
     extracted(build, [range(5), range(5), range(5), range(12), range(1)])
     run_stage(build, "admit.sort")
@@ -111,7 +111,7 @@ def test_a_group_has_as_many_rows_as_may_be_held_or_one_part(tmp_path: Path, mon
 
 
 def test_archived_pictures_count_as_rows_of_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sorted, "GROUP", 10)
+    monkeypatch.setattr(_sort, "GROUP", 10)
     build = build_at(tmp_path)
     extracted(build, [range(1)] * 3, archived=6)
     run_stage(build, "admit.sort")
@@ -120,8 +120,8 @@ def test_archived_pictures_count_as_rows_of_a_group(tmp_path: Path, monkeypatch:
 
 @pytest.mark.drill(2)
 def test_on_an_object_store_as_well(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sorted, "GROUP", 300)
-    monkeypatch.setattr(_sorted, "BATCH", 10)
+    monkeypatch.setattr(_sort, "GROUP", 300)
+    monkeypatch.setattr(_sort, "BATCH", 10)
     build, parts = (
         replace(build_at(tmp_path), out=f"{bucket}/sort"),
         [[number << 56 | part for number in range(256)] for part in range(3)],
@@ -143,7 +143,7 @@ def test_parts_with_user_names_are_known_by_the_groups(tmp_path: Path) -> None:
         attempt.commit({"kept": 1})
     run_stage(build, "admit.sort")
     build.stage("extract").delete_record("s-00000")  # it is not asked for
-    assert [record.partition for record in _sorted.with_userinfo(build)] == ["s-00001"]
+    assert [record.partition for record in _sort.userinfo_records(build)] == ["s-00001"]
     written = b"".join(path.read_bytes() for path in (tmp_path / "out/admitted").rglob("*") if path.is_file())
     assert b"word" not in written
 
@@ -153,7 +153,7 @@ def test_columns_that_some_parts_have_are_null_in_others(tmp_path: Path) -> None
         pa.table({"order_key": ["f" * 16], "id": [1]}),
         pa.table({"order_key": ["0" * 16], FIRST_SNAPSHOT: ["x"]}),
     ]
-    assert _sorted.write(tmp_path / "x.arrow", tables) == 2
+    assert _sort.write_sorted(tmp_path / "x.arrow", tables) == 2
     with pa.ipc.open_file(str(tmp_path / "x.arrow")) as file:
         assert file.read_all().to_pylist() == [
             {"order_key": "0" * 16, "id": None, FIRST_SNAPSHOT: "x"},
