@@ -36,7 +36,6 @@ bounds of `pipeline.pages.bounds` is refused; other costs of a page are limited 
 
 from __future__ import annotations
 
-import bisect
 import functools
 import html as entities
 import re
@@ -180,11 +179,11 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
         walk.run(_written(body))
     headline = clean(selected.title or "") or headline_of(walk.headlines, meta, clean(linked.headline))
     headline = without_number(headline)
-    scopes = scopes_of(walk)
+    scopes, sections = scopes_of(walk)
     abstract = clean(selected.abstract or "") or meta.abstract or clean(linked.description)
     abstract = abstract or _first_paragraph(walk, scopes)
     tags = _tags((*selected.tags, *meta.tags, *linked.keywords))
-    lookup = _Lookup(walk, scopes, headline, abstract, tags)
+    lookup = _Lookup(walk, scopes, sections, headline, abstract, tags)
     images = [lookup.image(row) for row in range(len(walk.places))]
     of_page: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
@@ -223,7 +222,15 @@ def _tags(keywords: Iterable[str]) -> tuple[str, ...]:
 class _Lookup:
     """Looks up the texts of images once the walk is over."""
 
-    def __init__(self, walk: Walk, scopes: list[Scope], headline: str, abstract: str, tags: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        walk: Walk,
+        scopes: list[Scope],
+        sections: list[int],
+        headline: str,
+        abstract: str,
+        tags: tuple[str, ...],
+    ) -> None:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
         self.tags, self._walk = tags, walk
         self._says_something = functools.cache(says_something)  # of the texts of one page, most are asked for again
@@ -232,8 +239,8 @@ class _Lookup:
         self._several, self._many = shown > 1, shown > MAX_SHARING
         self._alts = [clean(place.attributes.get("alt", "")) for place in walk.places]
         self._series = Counter(alt[: number.start()] for alt in self._alts if (number := _number_at_end(alt)))
-        self._sections, self._headings = walk.sections, frozenset(walk.sections)
-        self._scopes = scopes
+        self._headings = frozenset(walk.sections)
+        self._scopes, self._sections = scopes, sections
         self._own_texts = [self._own_text(row) for row in range(len(walk.places))]
         rows = range(len(walk.places))
         self._image_first = list[bool]()  # whether the block of each image begins with an image
@@ -251,7 +258,7 @@ class _Lookup:
         self._beside_count = Counter(self._beside_texts)
         self._cards = [self._card_text(row) for row in rows]
         self._card_count = Counter(self._cards)
-        self._section_count = Counter(self._section(place) for place in walk.places) if self._several else Counter()
+        self._section_count = Counter(sections)
         self._images_of: dict[int, dict[int, int]] = {}  # figure -> row of an image in it -> its place among them
         self._captions_of: dict[int, list[int]] = {}  # figure -> its caption blocks
         for row, place in enumerate(walk.places):
@@ -277,7 +284,7 @@ class _Lookup:
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
         url = image_url(attributes, place.sources)
         card = self._cards[row] if self._card_count[self._cards[row]] <= MAX_SHARING else ""
-        beside = card or self._unshared_beside(row, used) or self._heading(place)
+        beside = card or self._unshared_beside(row, used) or self._heading(row)
         name, numbered = _name_of_file(url)
         alts = map(self._unwrapped, (self._alts[row], clean(attributes.get("title", ""))))
         own_alts = dict.fromkeys(filter(None, (*alts, "" if numbered else name)))
@@ -401,21 +408,16 @@ class _Lookup:
         place = self.places[row]
         if POINTS_UP.search(beside) or self._text_of.get(row, range(0)).start > place.block:
             return beside
-        heading = self._heading(place) if is_story(beside) or _REFERS_BACK.match(last) else ""
+        heading = self._heading(row) if is_story(beside) or _REFERS_BACK.match(last) else ""
         return heading or ("" if is_story(beside) else beside)
 
-    def _heading(self, place: ImagePlace) -> str:
+    def _heading(self, row: int) -> str:
         """The heading of an image's section, on a page with several images of which few are in this section."""
-        at = self._section(place) if self._several and not place.furniture else -1
+        at = self._sections[row] if self._several and not self.places[row].furniture else -1
         if at < 0 or self._section_count[at] > MAX_SHARING:
             return ""
         text = without_number(self.blocks[at].text()[:MAX_SURROUNDING])
         return text if han_length(text) >= MIN_HEADING and text != self.headline else ""
-
-    def _section(self, place: ImagePlace) -> int:
-        """The block that is the heading of an image's section; -1 without one before it."""
-        at = bisect.bisect_left(self._sections, place.block) - 1
-        return self._sections[at] if at >= 0 else -1
 
     def _own_text(self, row: int) -> tuple[str, str]:
         """The text of an image's block before and after it, as far as the next image, if that is running text."""

@@ -15,7 +15,6 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -319,6 +318,8 @@ class Walk:
             elif effect == _IMAGE:
                 if captions and empty:
                     captions = self._without_captions(to_undo)
+                if filled and not captions and self._opens_card(at):
+                    block, filled, empty = self._new_block(), False, True
                 if not filled:
                     block.first_tag = at
                 self._add_place(at, attributes_of(tag), entered)
@@ -431,6 +432,17 @@ class Walk:
             self._sources = []
         return opened
 
+    def _opens_card(self, at: int) -> bool:
+        """True for an image that opens a link or custom element right behind another one: a card that CSS makes of it.
+
+        at: the tag of the image.
+        """
+        first = at
+        while first > 1 and self._effects[first - 1] == _INLINE_TAG:
+            first -= 1
+        name = self.tags[first].partition(" ")[0]
+        return first < at and self.tags[first - 1] == f"/{name}" and (name == "a" or "-" in name)
+
     def _is_furniture(self, at: int) -> bool:
         """True if an element whose class or id says so is furniture. Not if it holds the article:
         `<div class="page has-sidebar">` is the whole page.
@@ -537,12 +549,3 @@ class Walk:
             if entered[i] & _HOLDS:
                 break
             entered[i] |= _HOLDS
-
-
-def positions_of(tag: str, tags: list[str]) -> list[int]:
-    """The positions of a tag among others."""
-    positions, at = list[int](), -1
-    with suppress(ValueError):
-        while True:
-            positions.append(at := tags.index(tag, at + 1))
-    return positions

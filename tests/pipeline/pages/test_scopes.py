@@ -20,6 +20,9 @@ CARDS = {
     "text before": "<div><p>{1}</p><img src={0}.jpg></div>",
     "figures": "<figure><img src={0}.jpg><p>{1}</p></figure>",
     "lists": "<dl><dt><img src={0}.jpg></dt><dd>{1}</dd></dl>",
+    "sections": "<section><p><img src={0}.jpg></p><h2>{1}</h2><p>摘要{0}。</p></section>",
+    "links in a line": "<a href={0}><img src={0}.jpg><b>{1}</b></a> ",
+    "custom elements": "<my-card><a><img src={0}.jpg></a><my-title>{1}</my-title></my-card>",
 }
 
 
@@ -46,6 +49,15 @@ def test_a_card_with_several_pictures_and_one_without_any_are_cards_as_well() ->
         for count, city in zip((1, 2, 0), CITIES, strict=True)
     )
     assert [text for _, text in firsts(f"<h1>我的博客</h1>{posts}")] == [CITIES[0], CITIES[1], CITIES[1]]
+
+
+@pytest.mark.parametrize("unit", ["<article>{}</article>", "<section>{}</section>", "<div class=card>{}</div>"])
+def test_a_card_without_a_text_takes_none_of_the_one_before_it(unit: str) -> None:
+    card = "<p><img src={0}.jpg></p><h2>{1}</h2><p>摘要{0}。</p>"
+    cards = [card.format(number, city) for number, city in enumerate(CITIES)]
+    cards.insert(1, "<p><img src=9.jpg></p>")
+    alone = parse(f"<h1>我的博客</h1>{''.join(map(unit.format, cards))}").images[1]
+    assert [(text.kind, text.text) for text in alone.texts] == [("title", "我的博客")]
 
 
 def test_a_post_has_its_own_words_and_not_the_bar_below_its_picture() -> None:
