@@ -57,7 +57,7 @@ JUDGE = '''
 from data_specs.build import BuildSpec
 from pipeline.curate.judging import KEEP, Judge, Judged, Verdict
 from pipeline.filters import Drop
-from pipeline.records import DropReason
+from pipeline.decisions import DropReason
 
 
 def judge_pairs(build, partition, rows):
