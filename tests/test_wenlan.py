@@ -401,7 +401,7 @@ def test_a_detector_that_looks_at_no_picture_makes_no_boxes(place: Path) -> None
 def test_pictures_without_boxes_get_those_of_a_detector(place: Path) -> None:
     """The shipped one, run here beside it."""
     from data_specs.pictures.boxes import cleaned
-    from pipeline.detectors._boxes import look
+    from pipeline.detectors._boxes import raw_boxes
     from pipeline.detectors.proposals import Proposals
     from training.errors import InputError
 
@@ -409,7 +409,7 @@ def test_pictures_without_boxes_get_those_of_a_detector(place: Path) -> None:
     model = wenlan.load(place / "runs/1", "cpu", detector="proposals")
     pixels = np.asarray(Image.open(photo))
     detector = Proposals()
-    boxes = cleaned(look(detector, detector.load(), [pixels])[0], 120, 90, 1000)[0].tolist()
+    boxes = cleaned(raw_boxes(detector, detector.load(), [pixels])[0], 120, 90, 1000)[0].tolist()
     assert len(boxes) > 1
     plain = wenlan.load(place / "runs/1", "cpu")
     assert (model.encode_image(photo) == plain.encode_image(photo, [boxes])).all()

@@ -85,7 +85,7 @@ def _count(build: Build, partition: str) -> None:
     texts = primary_texts(pairs_before(build, partition, "balance", ["texts"]))
     pulse.expect(len(texts))
     for text in texts:
-        own = known.of(text)
+        own = known.find(text)
         counts[own] += 1
         matched += bool(own)
         pulse.advance()
@@ -129,7 +129,7 @@ def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
     verdicts, of_pairs, matches = list[Verdict](), list[list[int]](), Counter[int]()
     for name, text in zip(rows["candidate_id"].to_pylist(), primary_texts(rows), strict=True):
         pulse.advance()
-        entries = known.of(text)
+        entries = known.find(text)
         fault = _judge(name, entries, balance, probabilities, build.spec.seed, known.entries)
         verdicts.append(KEEP if fault is None else Verdict((fault,)))
         of_pairs.append([entry for entry in entries if entry in probabilities.frequent])

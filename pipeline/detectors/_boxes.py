@@ -18,13 +18,13 @@ from pipeline.detectors import Boxes, Detector, Picture
 from pipeline.errors import DetectorError
 from pipeline.records import BOX_SCHEMA
 
-EVERY = 10_000
+BOX_CAP = 10_000
 """Boxes of a picture at most, of a detector whose boxes are all kept."""
 
 
-def most_boxes(detector: Detector, spec: BuildSpec) -> int:
+def max_boxes(detector: Detector, spec: BuildSpec) -> int:
     """Returns the number of boxes to keep of a detector's, per picture."""
-    return EVERY if detector.EVERY else spec.regions.max_boxes
+    return BOX_CAP if detector.EVERY else spec.regions.max_boxes
 
 
 def blank(width: int, height: int) -> Picture:
@@ -32,17 +32,17 @@ def blank(width: int, height: int) -> Picture:
     return np.broadcast_to(np.uint8(0), (height, width, 3))
 
 
-def look(detector: Detector, state: Any, pictures: Sequence[Picture]) -> Sequence[Boxes]:
+def raw_boxes(detector: Detector, state: Any, pictures: Sequence[Picture]) -> Sequence[Boxes]:
     """Raw boxes of each picture, of the right shapes. Raises DetectorError that names the detector."""
     boxes_of_pictures = detector.detect(state, pictures)
     if len(boxes_of_pictures) != len(pictures):
-        told = f"returned boxes of {len(boxes_of_pictures)} pictures for {len(pictures)}"
-        raise DetectorError(detector.detector_id, told)  # not for each batch: an id takes reading all weights
+        problem = f"returned boxes of {len(boxes_of_pictures)} pictures for {len(pictures)}"
+        raise DetectorError(detector.detector_id, problem)  # not for each batch: an id takes reading all weights
     for boxes, scores, labels in boxes_of_pictures:
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(scores) == len(labels):
             shapes = f"{boxes.shape}, {scores.shape}, {labels.shape}"
-            told = f"returned boxes, scores, labels of shapes {shapes}; expected [R, 4], [R], [R]"
-            raise DetectorError(detector.detector_id, told)
+            problem = f"returned boxes, scores, labels of shapes {shapes}; expected [R, 4], [R], [R]"
+            raise DetectorError(detector.detector_id, problem)
     return boxes_of_pictures
 
 
@@ -50,7 +50,7 @@ UNSEEN = -1
 """Label of a box around the whole picture that stands for: the detector could not look at it."""
 
 
-def unseen(width: int, height: int) -> Boxes:
+def unseen_row(width: int, height: int) -> Boxes:
     """Returns the empty row that detect's files hold for a picture on which a detector failed."""
     return np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.float32), np.full(1, UNSEEN, np.int32)
 

@@ -36,16 +36,16 @@ from pipeline.pictures import models
 
 Floats = npt.NDArray[np.float32]
 
-NAMED = ("boxes", "scores", "labels")
+NAMES = ("boxes", "scores", "labels")
 
 STRIDES = (8, 16, 32)
 GREY = 114
-CANDIDATES, MOST = 600, 300
+CANDIDATES, MAX_BOXES = 600, 300
 """The best boxes of a picture that enter suppression, and that leave it at most: far more than a spec's cap."""
 
 
 @dataclass(frozen=True)
-class Model:
+class OnnxModel:
     """A session and the input that it takes. `shape` has 0 where a size is free."""
 
     session: Any
@@ -81,7 +81,7 @@ class Onnx(Detector):
     def weights_digest(self) -> str:
         return hashlib.sha256(self._read(self.weights)).hexdigest()
 
-    def load(self, gpu: bool = False) -> Model:
+    def load(self, gpu: bool = False) -> OnnxModel:
         """The model, ready to run. Raises DetectorError that names the file."""
         try:
             session = models.session(self._read(self.weights), self._name, self.threads, gpu)
@@ -93,10 +93,10 @@ class Onnx(Detector):
             shapes = [list(i.shape) for i in inputs]
             raise DetectorError(self._name, f"takes {shapes}, but a detector must take one picture [(B,) 3, H, W]")
         bytes_in = inputs[0].type == "tensor(uint8)"
-        if {output.name for output in outputs} >= set(NAMED):
-            return Model(session, inputs[0].name, shape, bytes_in, None)
+        if {output.name for output in outputs} >= set(NAMES):
+            return OnnxModel(session, inputs[0].name, shape, bytes_in, None)
         self._check_yolox(shape, outputs)
-        return Model(session, inputs[0].name, shape, bytes_in, cells(self.side))
+        return OnnxModel(session, inputs[0].name, shape, bytes_in, cells(self.side))
 
     def _check_yolox(self, shape: tuple[int, ...], outputs: Sequence[Any]) -> None:
         """Raises DetectorError for a model that is not a YOLOX of this side and these classes."""
@@ -108,24 +108,24 @@ class Onnx(Detector):
             raise DetectorError(
                 self._name,
                 f"returns {actual}; a YOLOX of side {self.side} returns [B, {count}, 5 + classes], "
-                f"any other detector {', '.join(NAMED)}",
+                f"any other detector {', '.join(NAMES)}",
             )
         if self.classes and isinstance(rows[2], int):
             names = self._read(self.classes).decode("utf-8", "replace").split("\n")
-            named = len([name for name in names if name.strip()])
-            if named != rows[2] - 5:
+            listed = len([name for name in names if name.strip()])
+            if listed != rows[2] - 5:
                 path = str(self._path(self.classes))
-                raise DetectorError(path, f"lists {named} classes, but {self._name} has {rows[2] - 5}")
+                raise DetectorError(path, f"lists {listed} classes, but {self._name} has {rows[2] - 5}")
 
-    def detect(self, state: Model, pictures: Sequence[Picture]) -> list[Boxes]:
+    def detect(self, state: OnnxModel, pictures: Sequence[Picture]) -> list[Boxes]:
         if state.grid is None:
-            return [self._named(state, picture) for picture in pictures]
+            return [self._detect_one(state, picture) for picture in pictures]
         framed = [letterbox(picture, self.side, self.side) for picture in pictures]
         raw = self._rows(state, [self._tensor(square, state.bytes_in) for square, _ in framed])
         scales = (scale for _, scale in framed)
-        return [decoded(rows, state.grid, scale, self.score, self.nms) for rows, scale in zip(raw, scales, strict=True)]
+        return [decode(rows, state.grid, scale, self.score, self.nms) for rows, scale in zip(raw, scales, strict=True)]
 
-    def _rows(self, state: Model, squares: Sequence[Any]) -> Iterator[Floats]:
+    def _rows(self, state: OnnxModel, squares: Sequence[Any]) -> Iterator[Floats]:
         """Raw rows [N, 5 + classes] of each square. Raises DetectorError, since a file may not state its shapes."""
         assert state.grid is not None
         at_once = state.shape[0] or len(squares)
@@ -139,23 +139,23 @@ class Onnx(Detector):
                 raise DetectorError(self._name, message)
             yield from raw[: len(batch)]
 
-    def _named(self, state: Model, picture: Picture) -> Boxes:
+    def _detect_one(self, state: OnnxModel, picture: Picture) -> Boxes:
         """Boxes of a model that decodes and suppresses its boxes itself."""
         height, width = self._input_size(state, picture)
         framed, scale = letterbox(picture, height, width)
         tensor = self._tensor(framed, state.bytes_in)
-        raw = dict(zip(NAMED, self._run(state, tensor if len(state.shape) == 3 else tensor[None], NAMED), strict=True))
+        raw = dict(zip(NAMES, self._run(state, tensor if len(state.shape) == 3 else tensor[None], NAMES), strict=True))
         boxes = np.asarray(raw["boxes"], np.float32).reshape(-1, 4) / np.float32(scale)
         scores, labels = np.asarray(raw["scores"], np.float32).ravel(), np.asarray(raw["labels"]).ravel()
         if not len(boxes) == len(scores) == len(labels):
             shapes = {name: list(value.shape) for name, value in raw.items()}
             raise DetectorError(self._name, f"returns {shapes}; boxes, scores and labels must be [R, 4], [R], [R]")
-        good = np.flatnonzero(scores >= self.score)
-        boxes, scores, labels = boxes[good], scores[good], labels[good].astype(np.int32)
-        stay = nms(boxes, scores, labels, self.nms)
-        return boxes[stay], scores[stay], labels[stay]
+        likely = np.flatnonzero(scores >= self.score)
+        boxes, scores, labels = boxes[likely], scores[likely], labels[likely].astype(np.int32)
+        kept = nms(boxes, scores, labels, self.nms)
+        return boxes[kept], scores[kept], labels[kept]
 
-    def _input_size(self, state: Model, picture: Picture) -> tuple[int, int]:
+    def _input_size(self, state: OnnxModel, picture: Picture) -> tuple[int, int]:
         """(height, width) of the model's input for a picture."""
         height, width = picture.shape[:2]
         scale = min(self.side / min(height, width), self.longest / max(height, width))
@@ -175,7 +175,7 @@ class Onnx(Detector):
             values /= np.array(self.std, np.float32)[:, None, None]
         return values
 
-    def _run(self, state: Model, tensors: Any, outputs: Sequence[str] | None = None) -> list[Any]:
+    def _run(self, state: OnnxModel, tensors: Any, outputs: Sequence[str] | None = None) -> list[Any]:
         """Returns the session's outputs; its errors are about one picture, not DetectorErrors, which end a build."""
         results: list[Any] = state.session.run(outputs, {state.input_name: tensors})
         return results
@@ -215,7 +215,7 @@ def cells(side: int) -> Floats:
     return np.concatenate(parts).astype(np.float32)
 
 
-def decoded(raw: Floats, grid: Floats, scale: float, score: float, overlap: float) -> Boxes:
+def decode(raw: Floats, grid: Floats, scale: float, score: float, overlap: float) -> Boxes:
     """Boxes in pixels of the picture from raw rows [N, 5 + classes]: at most MOST after suppression, the best first.
 
     grid: `cells` [N, 3] of the rows; scale: that of `letterbox`; score: the lowest; overlap: the IoU that suppresses.
@@ -223,14 +223,14 @@ def decoded(raw: Floats, grid: Floats, scale: float, score: float, overlap: floa
     classes = raw[:, 5:]
     labels = classes.argmax(axis=1)
     scores = raw[:, 4] * classes[np.arange(len(raw)), labels]
-    good = scores >= score
-    raw, grid, scores, labels = raw[good], grid[good], scores[good], labels[good]
+    likely = scores >= score
+    raw, grid, scores, labels = raw[likely], grid[likely], scores[likely], labels[likely]
     stride = grid[:, 2:]
     centre = (raw[:, :2] + grid[:, :2]) * stride
     half = np.exp(raw[:, 2:4].clip(-20, 10)) * stride / 2  # clipped: a broken net must not overflow
     boxes = (np.concatenate([centre - half, centre + half], axis=1) / scale).astype(np.float32)
-    stay = nms(boxes, scores, labels, overlap)[:MOST]
-    return boxes[stay], scores[stay].astype(np.float32), labels[stay].astype(np.int32)
+    kept = nms(boxes, scores, labels, overlap)[:MAX_BOXES]
+    return boxes[kept], scores[kept].astype(np.float32), labels[kept].astype(np.int32)
 
 
 def nms(boxes: Floats, scores: Floats, labels: npt.NDArray[np.integer], overlap: float) -> npt.NDArray[np.int64]:
@@ -241,5 +241,5 @@ def nms(boxes: Floats, scores: Floats, labels: npt.NDArray[np.integer], overlap:
     import cv2
 
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    stay = cv2.dnn.NMSBoxesBatched(sides.tolist(), scores.tolist(), labels.tolist(), -1.0, overlap, top_k=CANDIDATES)
-    return np.asarray(stay, np.int64)
+    kept = cv2.dnn.NMSBoxesBatched(sides.tolist(), scores.tolist(), labels.tolist(), -1.0, overlap, top_k=CANDIDATES)
+    return np.asarray(kept, np.int64)

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.detectors import Boxes, Detector, Picture
-from pipeline.detectors.onnx import Model, Onnx
+from pipeline.detectors.onnx import Onnx, OnnxModel
 
 WEIGHTS = Path(__file__).with_suffix(".onnx")
 SIDE = 160
@@ -35,10 +35,10 @@ class Proposals(Detector):
     def weights_digest(self) -> str:
         return self._onnx.weights_digest()
 
-    def load(self, gpu: bool = False) -> Model:
+    def load(self, gpu: bool = False) -> OnnxModel:
         return self._onnx.load(gpu)
 
-    def detect(self, state: Model, pictures: Sequence[Picture]) -> list[Boxes]:
+    def detect(self, state: OnnxModel, pictures: Sequence[Picture]) -> list[Boxes]:
         return self._onnx.detect(state, pictures)
 
     @property

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportData:
     """Samples of a dataset to export, split by split."""
 
     samples: Samples
     splits: tuple[Split, ...]
 
-    def of(self, split: Split) -> Iterator[Stored]:
+    def read(self, split: Split) -> Iterator[Stored]:
         """The samples of a split, in the order of the dataset."""
         return self.samples.read(split)
 
@@ -48,7 +48,7 @@ class Source:
         return dataset
 
 
-Write = Callable[[Source, Path], dict[Split, int]]
+Write = Callable[[ExportData, Path], dict[Split, int]]
 """Writes the splits of a source into an empty folder; returns the number of samples per split."""
 
 
@@ -96,14 +96,14 @@ def export(
     from pipeline.store.store import Store
     from pipeline.store.takedowns import Takedowns
 
-    form, named = find(to), out
+    form, as_given = find(to), out
     out = out.resolve()  # what a link leads to is replaced, not the link
-    _check_reached(dataset, to, out, named)
+    _check_place(dataset, to, out, as_given)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SpecError([f"{named}: already exists; delete it, or give another --out"])
+        raise SpecError([f"{as_given}: already exists; delete it, or give another --out"])
     if out == Path.cwd() or os.path.ismount(out):
         what = "the current folder" if out == Path.cwd() else "a mount point"
-        raise SpecError([f"{named}: is {what}, which cannot be replaced; give a folder inside it"])
+        raise SpecError([f"{as_given}: is {what}, which cannot be replaced; give a folder inside it"])
     if store:
         Store(store).must_exist()
 
@@ -116,7 +116,7 @@ def export(
     scratch = out.parent / f".tmp-{out.name}-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
     try:
-        counts = form.write(Source(samples, chosen), scratch)
+        counts = form.write(ExportData(samples, chosen), scratch)
         if not any(counts.values()):
             empty = ", ".join(counts)
             raise StoreError(
@@ -130,7 +130,7 @@ def export(
     return counts
 
 
-def _check_reached(dataset: Dataset, to: str, out: Path, named: Path) -> None:
+def _check_place(dataset: Dataset, to: str, out: Path, as_given: Path) -> None:
     """Raise SpecError for a folder in a build that is not the one in which a takedown in that build looks."""
     from pipeline.files.folder import place_of
     from pipeline.store import build_json
@@ -138,5 +138,5 @@ def _check_reached(dataset: Dataset, to: str, out: Path, named: Path) -> None:
     for folder in (folder for folder in out.parents if (folder / build_json.NAME).is_file()):
         is_own = place_of(dataset.shards.url) == place_of(f"{folder}/shards")
         if not is_own or out != folder / to:
-            where = f"give {folder / to}, or a folder outside it" if is_own else "give a folder outside it"
-            raise SpecError([f"{named}: is in the build {folder}, where no takedown would find it; {where}"])
+            advice = f"give {folder / to}, or a folder outside it" if is_own else "give a folder outside it"
+            raise SpecError([f"{as_given}: is in the build {folder}, where no takedown would find it; {advice}"])

@@ -8,15 +8,15 @@ from typing import Any
 import yaml
 
 from data_specs.shard import Split
-from pipeline.exports import Source
+from pipeline.exports import ExportData
 
 
-def card(source: Source, counts: Mapping[Split, int], pattern: str, columns: str, **head: Any) -> str:
+def card(data: ExportData, counts: Mapping[Split, int], pattern: str, columns: str, **head: Any) -> str:
     """The card. pattern: the files of a split, by `{split}`. columns: what they are, in words. head: more front matter.
 
     Without the patterns the hub takes dev and val for one split, "validation".
     """
-    manifest = source.dataset.manifest
+    manifest = data.dataset.manifest
     files = [{"split": split, "path": pattern.format(split=split)} for split, count in counts.items() if count]
     front = {
         "language": ["zh"],
@@ -35,7 +35,7 @@ def card(source: Source, counts: Mapping[Split, int], pattern: str, columns: str
 # {name}
 
 Pairs of an image and Chinese texts{release}; build `{manifest.build_id}`, content digest `{manifest.content_digest}`.
-Boxes are from detector `{source.samples.detector or "none"}`, in pixels of the image.
+Boxes are from detector `{data.samples.detector or "none"}`, in pixels of the image.
 
 | split | samples |
 |---|---:|

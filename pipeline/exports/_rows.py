@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_specs.shard import Split
-from pipeline.exports import Source
+from pipeline.exports import ExportData
 from pipeline.store.samples import Stored
 
 COPIED = ("source", "source_kind", "page_url", "image_url", "sha256", "width", "height", "image_leader", "split")
@@ -42,12 +42,12 @@ def schema(image: pa.DataType) -> pa.Schema:
     return pa.schema([("key", pa.string()), ("image", image), *_COLUMNS.items()])
 
 
-def batches(source: Source, split: Split, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def batches(data: ExportData, split: Split, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The samples of a split as batches of a schema; memory is one of them."""
     in_struct = pa.types.is_struct(schema.field("image").type)
     rows: list[dict[str, Any]] = []
     size = 0
-    for stored in source.of(split):
+    for stored in data.read(split):
         rows.append(_row(stored, in_struct))
         size += len(stored.image)
         if len(rows) >= ROWS or size >= BYTES:

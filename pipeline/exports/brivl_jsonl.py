@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_specs.shard import Split
-from pipeline.exports import Format, Source
+from pipeline.exports import ExportData, Format
 from pipeline.store.samples import Stored
 
 KINDS = {"alt": "alt_text", "title": "alt_text", "surrounding": "sur_text"}
@@ -30,14 +30,14 @@ EASY = 128
 """Characters of the excerpt `easy`."""
 
 
-def write(source: Source, out: Path) -> dict[Split, int]:
+def write(data: ExportData, out: Path) -> dict[Split, int]:
     """Raises StoreError for a dataset without regions: a row has boxes."""
-    source.samples.frames.detector(source.samples.detector)
-    counts = dict.fromkeys(source.splits, 0)
+    data.samples.frames.detector(data.samples.detector)
+    counts = dict.fromkeys(data.splits, 0)
     (out / "images").mkdir()
-    for split in source.splits:
+    for split in data.splits:
         with (out / f"{split}.jsonl").open("wb") as rows:
-            for stored in source.of(split):
+            for stored in data.read(split):
                 row = _row(stored)
                 (out / row["image_id"]).write_bytes(stored.image)
                 rows.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -72,8 +72,8 @@ def whole_pixels(boxes: list[float], width: int, height: int) -> list[list[int]]
     )  # [R, top left or bottom right, x or y]
     low = corners[:, 0].clip(0, np.array([width, height]) - 1)
     high = np.maximum(corners[:, 1].clip(0, (width, height)), low + 1)
-    whole: list[list[int]] = np.concatenate([low, high], axis=1).tolist()
-    return whole
+    pixels: list[list[int]] = np.concatenate([low, high], axis=1).tolist()
+    return pixels
 
 
 FORMAT = Format(write)

@@ -22,18 +22,18 @@ from pathlib import Path
 from typing import TextIO
 
 from data_specs.shard import Split
-from pipeline.exports import Format, Source
+from pipeline.exports import ExportData, Format
 
 NAMES = {"train": "train", "dev": "valid", "val": "test"}
 """The tool's names of our splits."""
 
 
-def write(source: Source, out: Path) -> dict[Split, int]:
+def write(data: ExportData, out: Path) -> dict[Split, int]:
     ids, texts = itertools.count(1), itertools.count(1)
-    return {split: _write_split(source, split, out, ids, texts) for split in source.splits}
+    return {split: _write_split(data, split, out, ids, texts) for split in data.splits}
 
 
-def _write_split(source: Source, split: Split, out: Path, ids: Iterator[int], text_ids: Iterator[int]) -> int:
+def _write_split(data: ExportData, split: Split, out: Path, ids: Iterator[int], text_ids: Iterator[int]) -> int:
     name, count, shared = NAMES[split], 0, dict[str, list[int]]()
     with (
         (out / f"{name}_imgs.tsv").open("w", encoding="utf-8", newline="\n") as images,
@@ -41,7 +41,7 @@ def _write_split(source: Source, split: Split, out: Path, ids: Iterator[int], te
         (out / f"{name}_texts.tr.jsonl").open("w", encoding="utf-8", newline="\n") as answers,
         (out / f"{name}_keys.tsv").open("w", encoding="utf-8", newline="\n") as keys,
     ):
-        for stored in source.of(split):
+        for stored in data.read(split):
             number, count = next(ids), count + 1
             images.write(f"{number}\t{base64.urlsafe_b64encode(stored.image).decode()}\n")
             keys.write(f"{number}\t{stored.key}\n")

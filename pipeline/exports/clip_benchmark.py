@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_specs.shard import Split
-from pipeline.exports import Format, Source
+from pipeline.exports import ExportData, Format
 from pipeline.exports._tars import Members, write_tars
 from pipeline.store.samples import Stored
 
@@ -23,13 +23,13 @@ NAMES = {"val": "test"}
 """The tool's names of our splits."""
 
 
-def write(source: Source, out: Path) -> dict[Split, int]:
+def write(data: ExportData, out: Path) -> dict[Split, int]:
     counts = {}
     (out / "dataset_type.txt").write_text("retrieval")
-    for split in source.splits:
+    for split in data.splits:
         folder = out / NAMES.get(split, split)
         folder.mkdir()
-        tars, counts[split] = write_tars(source.of(split), folder, "{}.tar", _members)
+        tars, counts[split] = write_tars(data.read(split), folder, "{}.tar", _members)
         (folder / "nshards.txt").write_text(str(len(tars)))
     return counts
 

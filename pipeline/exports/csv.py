@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import Split
-from pipeline.exports import Format, Source
+from pipeline.exports import ExportData, Format
 from pipeline.exports._rows import COPIED
 from pipeline.store.samples import Stored
 
@@ -28,14 +28,14 @@ FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """First characters of formulas; full width too, which spreadsheets in Chinese and Japanese take for the same."""
 
 
-def write(source: Source, out: Path) -> dict[Split, int]:
-    counts = dict.fromkeys(source.splits, 0)
+def write(data: ExportData, out: Path) -> dict[Split, int]:
+    counts = dict.fromkeys(data.splits, 0)
     (out / "images").mkdir()
-    for split in source.splits:
+    for split in data.splits:
         with (out / f"{split}.csv").open("w", encoding="utf-8", newline="") as f:
             table = csv.DictWriter(f, COLUMNS)
             table.writeheader()
-            for stored in source.of(split):
+            for stored in data.read(split):
                 row = _row(stored)
                 (out / row["filepath"]).write_bytes(stored.image)
                 table.writerow(row)

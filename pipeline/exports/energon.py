@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from data_specs.shard import Split
-from pipeline.exports import Format, Source
+from pipeline.exports import ExportData, Format
 from pipeline.exports._tars import Members, write_tars
 from pipeline.store.samples import Stored
 
@@ -32,15 +32,15 @@ DATASET = {
 }
 
 
-def write(source: Source, out: Path) -> dict[Split, int]:
+def write(data: ExportData, out: Path) -> dict[Split, int]:
     counts, tars = {}, {}
-    for split in source.splits:
-        tars[split], counts[split] = write_tars(source.of(split), out, f"{split}-{{:05d}}.tar", _members)
+    for split in data.splits:
+        tars[split], counts[split] = write_tars(data.read(split), out, f"{split}-{{:05d}}.tar", _members)
     samples = {path.name: _index(path) for paths in tars.values() for path in paths}
-    named = {split: [path.name for path in paths] for split, paths in tars.items() if paths}
+    names = {split: [path.name for path in paths] for split, paths in tars.items() if paths}
     meta = out / ".nv-meta"
     meta.mkdir()
-    (meta / "split.yaml").write_text(yaml.safe_dump({"split_parts": named, "exclude": []}), encoding="utf-8")
+    (meta / "split.yaml").write_text(yaml.safe_dump({"split_parts": names, "exclude": []}), encoding="utf-8")
     (meta / "dataset.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
     (meta / ".info.json").write_text(json.dumps({"shard_counts": samples}), encoding="utf-8")
     return counts

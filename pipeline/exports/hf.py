@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import Split, canonical_json
-from pipeline.exports import Format, Source
+from pipeline.exports import ExportData, Format
 from pipeline.exports._card import card
 from pipeline.exports._tars import Members, write_tars
 from pipeline.store.samples import Stored
@@ -60,13 +60,13 @@ COLUMNS = """`jpg` is the image, `txt` its primary text, `json` has all texts wi
 and image URL, sha256 of the bytes as fetched, and the boxes."""
 
 
-def write(source: Source, out: Path) -> dict[Split, int]:
+def write(data: ExportData, out: Path) -> dict[Split, int]:
     (out / "data").mkdir()
     counts = {}
-    for split in source.splits:
-        _, counts[split] = write_tars(source.of(split), out / "data", f"{split}-{{:05d}}.tar", _members)
-    about = card(source, counts, "data/{split}-*.tar", COLUMNS, dataset_info={"features": FEATURES})
-    (out / "README.md").write_text(about, encoding="utf-8")
+    for split in data.splits:
+        _, counts[split] = write_tars(data.read(split), out / "data", f"{split}-{{:05d}}.tar", _members)
+    readme = card(data, counts, "data/{split}-*.tar", COLUMNS, dataset_info={"features": FEATURES})
+    (out / "README.md").write_text(readme, encoding="utf-8")
     return counts
 
 

@@ -16,21 +16,21 @@ import pyarrow as pa
 from data_specs.build import SpecError
 from data_specs.command.extras import install
 from data_specs.shard import Split
-from pipeline.exports import Format, Source
+from pipeline.exports import ExportData, Format
 from pipeline.exports._rows import batches, schema
 
 SCHEMA = schema(pa.large_binary())
 
 
-def write(source: Source, out: Path) -> dict[Split, int]:
+def write(data: ExportData, out: Path) -> dict[Split, int]:
     """Raises SpecError if Lance is not installed."""
     try:
         import lance
     except ImportError:
         raise SpecError([f"--to lance: pylance is not installed: {install('lance')}"]) from None
     counts = {}
-    for split in source.splits:
-        rows = pa.RecordBatchReader.from_batches(SCHEMA, batches(source, split, SCHEMA))
+    for split in data.splits:
+        rows = pa.RecordBatchReader.from_batches(SCHEMA, batches(data, split, SCHEMA))
         counts[split] = int(lance.write_dataset(rows, str(out / f"{split}.lance")).count_rows())
     return counts
 

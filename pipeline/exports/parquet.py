@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_specs.shard import Split
-from pipeline.exports import Format, Source
+from pipeline.exports import ExportData, Format
 from pipeline.exports._card import card
 from pipeline.exports._rows import batches, schema
 
@@ -35,17 +35,17 @@ COLUMNS = """`image` is the JPEG, `text` the primary text, `texts` all texts wit
 group of near-copies of the image."""
 
 
-def write(source: Source, out: Path) -> dict[Split, int]:
-    counts = {split: _write_split(source, split, out) for split in source.splits}
-    (out / "README.md").write_text(card(source, counts, "{split}-*.parquet", COLUMNS), encoding="utf-8")
+def write(data: ExportData, out: Path) -> dict[Split, int]:
+    counts = {split: _write_split(data, split, out) for split in data.splits}
+    (out / "README.md").write_text(card(data, counts, "{split}-*.parquet", COLUMNS), encoding="utf-8")
     return counts
 
 
-def _write_split(source: Source, split: Split, out: Path) -> int:
+def _write_split(data: ExportData, split: Split, out: Path) -> int:
     """Write the files of a split; returns its samples."""
     files, count, size = 0, 0, FILE_BYTES
     with contextlib.ExitStack() as opened:
-        for batch in batches(source, split, SCHEMA):
+        for batch in batches(data, split, SCHEMA):
             if size >= FILE_BYTES:
                 opened.close()
                 path = out / f"{split}-{files:05d}.parquet"

@@ -19,7 +19,7 @@ BATCH = 128
 """Pictures that features look at at once: a call costs more than what it does for one."""
 
 
-_OF_HEADER = [field.name for field in dataclasses.fields(Header)]
+_HEADER_COLUMNS = [field.name for field in dataclasses.fields(Header)]
 """Columns of FEATURE_SCHEMA that are known before anything is decoded."""
 
 
@@ -73,7 +73,7 @@ class FeatureRows:
         except OURS:
             raise
         except Exception:  # on one of them, or on all: each picture alone says which
-            for i, one in enumerate(waiting):
+            for i, picture in enumerate(waiting):
                 try:
                     within, between = ({0: of[i]} if i in of else {} for of in (inside, contents))
                     details = {0: flat[i]} if i in flat else {}
@@ -81,9 +81,9 @@ class FeatureRows:
                 except OURS:
                     raise
                 except Exception as e:
-                    self.faults[one[0]] = evidence(e, f"image {one[0]}")
+                    self.faults[picture[0]] = evidence(e, f"image {picture[0]}")
                 else:
-                    self._append([one], values)
+                    self._append([picture], values)
 
     def _values(self, views: Views) -> dict[str, list[Any]]:
         """The values of every feature for each of some pictures."""
@@ -93,7 +93,7 @@ class FeatureRows:
         """Add the rows of some pictures."""
         self._columns["sha256"] += [sha256 for sha256, _, _ in pictures]
         self._columns["bytes"] += [size for _, size, _ in pictures]
-        for name in _OF_HEADER:
+        for name in _HEADER_COLUMNS:
             self._columns[name] += [getattr(header, name) for _, _, header in pictures]
         for name, column in values.items():
             self._columns[name] += column

@@ -23,9 +23,9 @@ class Details(Feature):
         values: list[bytes | None] = [None] * len(views.thumbs)
         flat = list(views.flat)
         if flat:
-            whole = signatures_of(views.unframed_thumbs[flat], views.unframed_colour_thumbs[flat])[:, 0]
+            signatures = signatures_of(views.unframed_thumbs[flat], views.unframed_colour_thumbs[flat])[:, 0]
             hashes = details.hashes_of(np.stack([square for square, _ in views.flat.values()]))
             stored = details.stored(hashes, np.stack([cells for _, cells in views.flat.values()]))
-            for row, own, plain in zip(flat, stored, is_plain(whole, details.PLAIN), strict=True):
-                values[row] = own.tobytes() if plain else None
+            for row, packed, plain in zip(flat, stored, is_plain(signatures, details.PLAIN), strict=True):
+                values[row] = packed.tobytes() if plain else None
         return values

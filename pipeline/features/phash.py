@@ -20,8 +20,8 @@ class PHash(Feature):
 
     def of(self, views: Views) -> list[list[int]]:
         hashes = np.zeros((len(views.thumbs), HASHES), np.uint64)
-        own = hashes_of(views.unframed_thumbs)
-        hashes[:, :CONTENT], hashes[:, CONTENT + 1 :] = own[:, :CONTENT], own[:, CONTENT:]
+        unframed = hashes_of(views.unframed_thumbs)
+        hashes[:, :CONTENT], hashes[:, CONTENT + 1 :] = unframed[:, :CONTENT], unframed[:, CONTENT:]
         if views.with_content:
             hashes[views.with_content, CONTENT] = hashes_of(views.content_thumbs)[:, 0]
         lists: list[list[int]] = hashes.tolist()

@@ -20,8 +20,8 @@ class Signature(Feature):
     VERSION = 3
 
     def of(self, views: Views) -> list[bytes]:
-        own = np.zeros((len(views.thumbs), GRIDS, SIZE), np.uint8)
-        own[:, :CONTENT] = signatures_of(views.unframed_thumbs, views.unframed_colour_thumbs)
+        grids = np.zeros((len(views.thumbs), GRIDS, SIZE), np.uint8)
+        grids[:, :CONTENT] = signatures_of(views.unframed_thumbs, views.unframed_colour_thumbs)
         if views.with_content:
-            own[views.with_content, CONTENT] = signatures_of(views.content_thumbs, views.content_colour_thumbs)[:, 0]
-        return [signature.tobytes() for signature in own]
+            grids[views.with_content, CONTENT] = signatures_of(views.content_thumbs, views.content_colour_thumbs)[:, 0]
+        return [signature.tobytes() for signature in grids]

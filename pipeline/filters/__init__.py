@@ -207,9 +207,9 @@ def image_filters(spec: BuildSpec, source: SourceRef | None = None) -> list[Imag
     return filters if source is None else [f.for_source(source) for f in filters]
 
 
-def names_filter(spec: BuildSpec, face: type[Plugin]) -> bool:
+def names_filter(spec: BuildSpec, kind: type[Plugin]) -> bool:
     """True if a spec names a filter of a kind; reads none of its files."""
-    return any(issubclass(find("filters", ref.name), face) for ref in spec.filters)
+    return any(issubclass(find("filters", ref.name), kind) for ref in spec.filters)
 
 
 def pixel_filters(spec: BuildSpec) -> list[PixelFilter]:
@@ -223,8 +223,8 @@ def pair_filters(spec: BuildSpec) -> list[PairFilter]:
 
 
 def _filters(spec: BuildSpec, source: SourceRef | None = None) -> list[Plugin]:
-    own = source.filters if source is not None else {}
+    stated = source.filters if source is not None else {}
     return [
-        configure("filters", ref.name, {**ref.options, **own.get(ref.name, {})}, Plugin, f"filters[{i}]", spec.base)
+        configure("filters", ref.name, {**ref.options, **stated.get(ref.name, {})}, Plugin, f"filters[{i}]", spec.base)
         for i, ref in enumerate(spec.filters)
     ]

@@ -163,8 +163,8 @@ def _words(phrases: tuple[str, ...]) -> tuple[Any, list[tuple[Kind, str]]]:
     """
     from ahocorasick_rs import AhoCorasick, Implementation
 
-    listed = resources.files("pipeline.filters").joinpath("ads.txt").read_text(encoding="utf-8")
-    words, packaged = (part.split() for part in re.sub("(?m)^#.*$", "", listed).split("---"))
+    text = resources.files("pipeline.filters").joinpath("ads.txt").read_text(encoding="utf-8")
+    words, packaged = (part.split() for part in re.sub("(?m)^#.*$", "", text).split("---"))
     meaning: dict[str, tuple[Kind, str]] = dict.fromkeys(words, ("offers", ""))
     meaning |= {word: (kind, "") for kind, needed in _NEEDED.items() for word in needed.split()}
     meaning |= {bare(phrase): ("offers", phrase) for phrase in (*packaged, *phrases) if bare(phrase)}

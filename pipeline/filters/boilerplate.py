@@ -62,31 +62,31 @@ class Boilerplate(TextFilter):
         return self.model_copy(update={"words": False}) if self.words is None and is_collection(source) else self
 
     def check(self, text: Text) -> Drop | None:
-        whole = text.text.strip()
-        dotted = "." in whole  # every file name and nearly every URL has a dot: a test that spares two patterns
-        named = _NAME_OR_NUMBER.match(whole) is not None
-        if (dotted and _IMAGE_FILE.fullmatch(whole)) or (named and _CAMERA_NAME.fullmatch(whole)):
+        stripped = text.text.strip()
+        has_dot = "." in stripped  # every file name and nearly every URL has a dot: a test that spares two patterns
+        may_be_name = _NAME_OR_NUMBER.match(stripped) is not None
+        if (has_dot and _IMAGE_FILE.fullmatch(stripped)) or (may_be_name and _CAMERA_NAME.fullmatch(stripped)):
             return Drop(DropReason.BOILERPLATE, "a file name")
-        if named and _NUMBER.fullmatch(whole):
+        if may_be_name and _NUMBER.fullmatch(stripped):
             return Drop(DropReason.BOILERPLATE, "a number or an ID")
-        if (dotted or "://" in whole) and _URL.search(whole) and not _letters(_URL.sub("", whole)):
+        if (has_dot or "://" in stripped) and _URL.search(stripped) and not _letters(_URL.sub("", stripped)):
             return Drop(DropReason.BOILERPLATE, "a URL")
-        if "\\" in whole and _LATEX.search(whole):
+        if "\\" in stripped and _LATEX.search(stripped):
             return Drop(DropReason.BOILERPLATE, "LaTeX source")
-        plain = even(whole)
-        if len(whole) <= LONGEST_WORD and self._drops_words:
+        plain = even(stripped)
+        if len(stripped) <= LONGEST_WORD and self._drops_words:
             word = plain if plain.isalpha() else _NO_WORD.sub("", plain)
             if word in _words():
-                return Drop(DropReason.BOILERPLATE, whole)
+                return Drop(DropReason.BOILERPLATE, stripped)
         matches = _phrases(self.phrases, self.packaged).find_matches_as_indexes(plain)
         if not matches:
             return None
         # the texts between phrases: from the end of one, or the beginning, to the start of the next, or the end
-        bounds = [0, *(at for _, *span in matches for at in span), len(whole)]
-        if _TWO_LETTERS.search("".join(whole[bounds[i] : bounds[i + 1]] for i in range(0, len(bounds), 2))):
+        bounds = [0, *(at for _, *span in matches for at in span), len(stripped)]
+        if _TWO_LETTERS.search("".join(stripped[bounds[i] : bounds[i + 1]] for i in range(0, len(bounds), 2))):
             return None
         _, start, end = matches[0]
-        return Drop(DropReason.BOILERPLATE, whole[start:end])
+        return Drop(DropReason.BOILERPLATE, stripped[start:end])
 
     @property
     def _drops_words(self) -> bool:
@@ -100,12 +100,12 @@ def _letters(text: str) -> int:
 @cache
 def _words() -> frozenset[str]:
     """The words of the packaged list, plain."""
-    return frozenset(even(line[1:].strip()) for line in _listed() if line.startswith("="))
+    return frozenset(even(line[1:].strip()) for line in _packaged_lines() if line.startswith("="))
 
 
-def _listed() -> list[str]:
-    listed = resources.files("pipeline.filters").joinpath("boilerplate.txt").read_text(encoding="utf-8")
-    return [line for line in listed.splitlines() if not line.startswith("#")]
+def _packaged_lines() -> list[str]:
+    text = resources.files("pipeline.filters").joinpath("boilerplate.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 @cache
@@ -115,6 +115,6 @@ def _phrases(phrases: tuple[str, ...], packaged: bool) -> Any:
 
     lines = list(phrases)
     if packaged:
-        lines += [line for line in _listed() if not line.startswith("=")]
-    known = sorted({even(line.strip()) for line in lines if line.strip()})
-    return AhoCorasick(known, matchkind=MatchKind.LeftmostLongest, implementation=Implementation.DFA)
+        lines += [line for line in _packaged_lines() if not line.startswith("=")]
+    plain = sorted({even(line.strip()) for line in lines if line.strip()})
+    return AhoCorasick(plain, matchkind=MatchKind.LeftmostLongest, implementation=Implementation.DFA)

@@ -26,7 +26,7 @@ from data_specs.build import SourceRef
 from data_specs.shard import TEXT_KINDS, Text, TextKind
 from pipeline.decisions import DropReason
 from pipeline.filters import Drop, Limit, TextFilter, Threshold, is_collection
-from pipeline.texts.characters import Table, counts, joined
+from pipeline.texts.characters import Table, concat, count_flags
 from pipeline.texts.chunks import chunkwise
 from pipeline.texts.words import LATIN, LATIN_WEIGHT
 
@@ -47,9 +47,9 @@ _SCRIPTS = Table(_script)
 
 
 def _scripts_of(texts: Sequence[str]) -> list[tuple[int, int, int]]:
-    points, bounds = joined(texts)
+    points, bounds = concat(texts)
     scripts = _SCRIPTS.of_points(points)
-    han, foreign, others = (counts(scripts == ord(script), bounds) for script in "hfl")
+    han, foreign, others = (count_flags(scripts == ord(script), bounds) for script in "hfl")
     return [(h, f, h + f + o) for h, f, o in zip(han, foreign, others, strict=True)]
 
 
@@ -61,7 +61,7 @@ def scripts(text: str) -> tuple[int, int, int]:
 
 
 _SHARE = Annotated[float, Field(ge=0, le=1)]
-_OF_TERMS, _OF_SENTENCES = 0.2, 0.5
+_TERM_SHARE, _SENTENCE_SHARE = 0.2, 0.5
 
 
 class HanShare(TextFilter):
@@ -84,8 +84,8 @@ class HanShare(TextFilter):
 
     def limits(self) -> tuple[Limit, ...]:
         # of kinds with limits of their own the lowest, which holds for all
-        least = min(map(self._least, TEXT_KINDS))
-        return (Limit("min_share", "han_letters", DropReason.LOW_HAN_SHARE, least=least),)
+        minimum = min(map(self._min_share_of, TEXT_KINDS))
+        return (Limit("min_share", "han_letters", DropReason.LOW_HAN_SHARE, least=minimum),)
 
     def check(self, text: Text) -> Drop | None:
         han, foreign, letters = scripts(text.text)
@@ -95,22 +95,22 @@ class HanShare(TextFilter):
             return Drop(DropReason.LOW_HAN_SHARE, f"0 of {letters} letters are Han")
         if han == letters:
             return None
-        least = self._least(text.kind)
-        if han >= least * letters:  # a Latin word counts for no more than its letters
+        minimum = self._min_share_of(text.kind)
+        if han >= minimum * letters:  # a Latin word counts for no more than its letters
             return None
         if isinstance(self.min_share, float):
             return Drop(DropReason.LOW_HAN_SHARE, f"{han} of {letters} letters are Han")
-        share = han / (han + _worth_of_latin(text.text))
-        return None if share >= least else Drop(DropReason.LOW_HAN_SHARE, f"{share:.0%} is Han; needs {least:.0%}")
+        share = han / (han + _latin_weight(text.text))
+        return None if share >= minimum else Drop(DropReason.LOW_HAN_SHARE, f"{share:.0%} is Han; needs {minimum:.0%}")
 
-    def _least(self, kind: TextKind) -> float:
+    def _min_share_of(self, kind: TextKind) -> float:
         if isinstance(self.min_share, float):
             return self.min_share
-        default = _OF_TERMS if kind in ("alt", "caption", "tag") else _OF_SENTENCES
+        default = _TERM_SHARE if kind in ("alt", "caption", "tag") else _SENTENCE_SHARE
         return default if self.min_share is None else self.min_share.get(kind, default)
 
 
-def _worth_of_latin(text: str) -> float:
+def _latin_weight(text: str) -> float:
     """Returns the worth of a text's Latin words, in characters; numbers count for nothing."""
     runs = [run for run in LATIN.findall(text) if not run.isdigit()]
     return sum(min(len(run), LATIN_WEIGHT) for run in runs)

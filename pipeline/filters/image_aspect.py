@@ -19,7 +19,7 @@ from pipeline.decisions import DropReason
 from pipeline.filters import Drop, ImageFilter, Limit, is_collection
 from pipeline.records import Features
 
-_MOST, _MOST_WITH_OWN_WORDS, _MOST_OF_COLLECTIONS = 3.0, 5.0, 20.0
+_MAX, _MAX_WITH_OWN_WORDS, _MAX_OF_COLLECTIONS = 3.0, 5.0, 20.0
 
 
 class ImageAspect(ImageFilter):
@@ -36,24 +36,24 @@ class ImageAspect(ImageFilter):
 
     def for_source(self, source: SourceRef) -> ImageAspect:
         unstated = is_collection(source) and self.max_aspect is None
-        return ImageAspect(max_aspect=_MOST_OF_COLLECTIONS) if unstated else self
+        return ImageAspect(max_aspect=_MAX_OF_COLLECTIONS) if unstated else self
 
     def with_own_words(self) -> ImageAspect:
-        return self if self.max_aspect is not None else ImageAspect(max_aspect=_MOST_WITH_OWN_WORDS)
+        return self if self.max_aspect is not None else ImageAspect(max_aspect=_MAX_WITH_OWN_WORDS)
 
     def limits(self) -> tuple[Limit, ...]:
         # a picture is measured, not its words: the limit that each dropped one is beyond
-        return (Limit("max_aspect", "aspect", DropReason.IMAGE_ASPECT, most=self._most, mirrored=True),)
+        return (Limit("max_aspect", "aspect", DropReason.IMAGE_ASPECT, most=self._max_aspect, mirrored=True),)
 
     def check(self, features: Features) -> Drop | None:
         aspect = max(features.width, features.height) / min(features.width, features.height)
-        if aspect > self._most:
+        if aspect > self._max_aspect:
             return Drop(
                 DropReason.IMAGE_ASPECT,
-                f"{features.width} x {features.height} pixels: {aspect:.2f} to 1; at most {self._most:g}",
+                f"{features.width} x {features.height} pixels: {aspect:.2f} to 1; at most {self._max_aspect:g}",
             )
         return None
 
     @property
-    def _most(self) -> float:
-        return _MOST if self.max_aspect is None else self.max_aspect
+    def _max_aspect(self) -> float:
+        return _MAX if self.max_aspect is None else self.max_aspect

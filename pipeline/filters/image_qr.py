@@ -69,8 +69,8 @@ def _share(detector: Any, picture: Pixels) -> float:
     if scale < 1:
         sides = max(1, round(width * scale)), max(1, round(height * scale))
         grey = cv2.resize(grey, sides, interpolation=cv2.INTER_AREA)
-    found, corners_C42 = detector.detectMulti(grey)
-    if not found:
+    any_code, corners_C42 = detector.detectMulti(grey)
+    if not any_code:
         return 0.0
     covered = sum(float(cv2.contourArea(corners_42)) for corners_42 in corners_C42)
     return min(1.0, covered / grey.size)

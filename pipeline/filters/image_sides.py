@@ -18,7 +18,7 @@ from pipeline.decisions import DropReason
 from pipeline.filters import Drop, ImageFilter, Limit, is_collection
 from pipeline.records import Features
 
-_LEAST = 200
+_MIN_SIDE = 200
 
 
 class ImageSides(ImageFilter):
@@ -37,18 +37,18 @@ class ImageSides(ImageFilter):
 
     def limits(self) -> tuple[Limit, ...]:
         return (
-            Limit("min_side", "short_side", DropReason.IMAGE_TOO_SMALL, least=self._least),
+            Limit("min_side", "short_side", DropReason.IMAGE_TOO_SMALL, least=self._min_side),
             Limit("max_side", "long_side", DropReason.IMAGE_TOO_LARGE, most=self.max_side),
         )
 
     def check(self, features: Features) -> Drop | None:
         sides = f"{features.width} x {features.height} pixels"
-        if min(features.width, features.height) < self._least:
-            return Drop(DropReason.IMAGE_TOO_SMALL, f"{sides}; each side needs {self._least}")
+        if min(features.width, features.height) < self._min_side:
+            return Drop(DropReason.IMAGE_TOO_SMALL, f"{sides}; each side needs {self._min_side}")
         if max(features.width, features.height) > self.max_side:
             return Drop(DropReason.IMAGE_TOO_LARGE, f"{sides}; at most {self.max_side} are allowed")
         return None
 
     @property
-    def _least(self) -> int:
-        return _LEAST if self.min_side is None else self.min_side
+    def _min_side(self) -> int:
+        return _MIN_SIDE if self.min_side is None else self.min_side

@@ -38,7 +38,7 @@ from pipeline.decisions import DropReason
 from pipeline.errors import SourceError
 from pipeline.files.inputs import faults, reason
 from pipeline.filters import Drop, TextFilter
-from pipeline.texts.forms import bare, even, places
+from pipeline.texts.forms import bare, even, positions
 
 _PARTING = frozenset("，。！？；：、“”‘’「」『』《》〈〉（）【】()[]{};!?\n\r\t")
 _Files = tuple[tuple[str, str, str], ...]
@@ -60,11 +60,11 @@ class Lexicon(TextFilter):
     def _lists_can_be_read(self) -> Lexicon:
         files = []
         for name, path in sorted(self.lists.items()):
-            where = resolve_path(self.base, path)
-            digest, words = _read(where)
+            file = resolve_path(self.base, path)
+            digest, words = _read(file)
             if not any(len(bare(word)) >= self.min_letters for word in words):
-                raise ValueError(f"{where}: contains no word of {self.min_letters} letters or more")
-            files.append((name, where, digest))
+                raise ValueError(f"{file}: contains no word of {self.min_letters} letters or more")
+            files.append((name, file, digest))
         self._files = tuple(files)
         return self
 
@@ -113,7 +113,7 @@ class _Searcher:
         if not matches:
             return None
         allowed = self._allowed.find_matches_as_indexes(letters, overlapping=True)
-        at, plain = places(text), even(text)
+        at, plain = positions(text), even(text)
         for number, start, end in sorted(matches, key=lambda match: (match[1], -match[2], match[0])):
             if any(s <= start and end <= e for _, s, e in allowed):
                 continue
@@ -134,8 +134,8 @@ def _is_word_there(letters: str, word: str, text: str, plain: str, at: list[int]
     gaps = [text[a + 1 : b] for a, b in itertools.pairwise(at)]
     if all(gaps) or not any(gaps):  # a mark between every two letters, or in one piece
         return True
-    own = places(word)  # a word that is listed with marks of its own may be written with them
-    if plain[at[0] : at[-1] + 1] == even(word)[own[0] : own[-1] + 1]:
+    own_positions = positions(word)  # a word that is listed with marks of its own may be written with them
+    if plain[at[0] : at[-1] + 1] == even(word)[own_positions[0] : own_positions[-1] + 1]:
         return True
     return not letters.isascii() and not any(_PARTING & set(gap) for gap in gaps)
 
@@ -149,8 +149,8 @@ def _searcher(files: _Files, allow: tuple[str, ...], min_letters: int) -> _Searc
     """The searcher of a configuration, built once per process. Raises SourceError if a list changed since planning."""
     listed: dict[str, list[tuple[str, str]]] = {}
     for name, path, digest in files:
-        now, words = _read(path)
-        if now != digest:
+        current, words = _read(path)
+        if current != digest:
             raise SourceError(path, f"list {name} has changed since the build was opened")
         for word in words:
             letters = bare(word)

@@ -61,9 +61,9 @@ class PersonalData(TextFilter):
 
 def _masked(text: str, kinds: list[Kind]) -> str:
     """The text, masked until nothing more is recognised: a mask is a boundary where a digit was none."""
-    before = ""
-    while text != before and may_hold(text):
-        before = text
+    last = ""
+    while text != last and may_hold(text):
+        last = text
         for kind in kinds:
             text = mask(text, kind)
     return text

@@ -33,10 +33,10 @@ class Repetition(TextFilter):
     min_letters: int = Field(6, ge=3, description="minimum number of letters for the shares to be checked")
 
     def check(self, text: Text) -> Drop | None:
-        whole = text.text
-        if len(whole) - len(set(whole)) < 2:  # as in most captions: nothing occurs a third time
+        full = text.text
+        if len(full) - len(set(full)) < 2:  # as in most captions: nothing occurs a third time
             return None
-        letters = whole if whole.isalpha() else _NO_LETTER.sub("", whole)
+        letters = full if full.isalpha() else _NO_LETTER.sub("", full)
         repeats = len(letters) - len(set(letters))  # letters that occurred before: an upper bound of every measure
         if repeats >= self.max_run:
             longest = max((match.group() for match in _RUN.finditer(letters)), key=len, default="")
@@ -52,7 +52,7 @@ class Repetition(TextFilter):
         if times > self.max_letter_share * len(letters):
             return Drop(DropReason.REPETITION, f"{times} of {len(letters)} letters are {letter}")
         sequences = len(letters) - 2
-        again = sequences - len({letters[i : i + 3] for i in range(sequences)})
-        if again > self.max_repeated_share * sequences:
-            return Drop(DropReason.REPETITION, f"{again} of {sequences} three-letter sequences are repeats")
+        repeated = sequences - len({letters[i : i + 3] for i in range(sequences)})
+        if repeated > self.max_repeated_share * sequences:
+            return Drop(DropReason.REPETITION, f"{repeated} of {sequences} three-letter sequences are repeats")
         return None

@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field
 from data_specs.shard import Text
 from pipeline.decisions import DropReason
 from pipeline.filters import Drop, Limit, TextFilter
-from pipeline.texts.density import density, unknown
+from pipeline.texts.density import density, outside_gbk
 
 
 class TextDensity(TextFilter):
@@ -48,17 +48,17 @@ class TextDensity(TextFilter):
         return tuple(limit for limit in limits if limit.least > 0 or limit.most < 1)
 
     def check(self, text: Text) -> Drop | None:
-        if len(text.text) > self.max_unknown and (count := unknown(text.text)) > self.max_unknown:
+        if len(text.text) > self.max_unknown and (count := outside_gbk(text.text)) > self.max_unknown:
             return Drop(DropReason.UNKNOWN_CHARACTERS, f"{count} unknown characters; at most {self.max_unknown}")
-        own = density(text.text)
-        if own.nouns < self.min_nouns:
-            return Drop(DropReason.NO_NOUN, f"{own.nouns} nouns; needs {self.min_nouns}")
-        if own.content_share < self.min_content_share:
-            evidence = f"{own.content} of {own.words} words are content words; needs {self.min_content_share:.0%}"
+        counts = density(text.text)
+        if counts.nouns < self.min_nouns:
+            return Drop(DropReason.NO_NOUN, f"{counts.nouns} nouns; needs {self.min_nouns}")
+        if counts.content_share < self.min_content_share:
+            evidence = f"{counts.content} of {counts.words} words are content words; needs {self.min_content_share:.0%}"
             return Drop(DropReason.FEW_CONTENT_WORDS, evidence)
-        if own.stop_share > self.max_stop_share:
-            evidence = f"{own.stop} of {own.words} words are stop words; at most {self.max_stop_share:.0%}"
+        if counts.stop_share > self.max_stop_share:
+            evidence = f"{counts.stop} of {counts.words} words are stop words; at most {self.max_stop_share:.0%}"
             return Drop(DropReason.STOP_WORDS, evidence)
-        if own.entropy < self.min_entropy:
-            return Drop(DropReason.TEXT_ENTROPY, f"entropy {own.entropy:.2g}; needs {self.min_entropy:g}")
+        if counts.entropy < self.min_entropy:
+            return Drop(DropReason.TEXT_ENTROPY, f"entropy {counts.entropy:.2g}; needs {self.min_entropy:g}")
         return None

@@ -33,11 +33,11 @@ from pipeline.decisions import DropReason
 from pipeline.filters import RUNNING_KINDS, Drop, Limit, TextFilter, Threshold, is_collection
 from pipeline.texts.words import count_words, has_words, weight
 
-Least = Annotated[int, Field(ge=0)]
-Most = Annotated[int, Field(ge=1)]
+Minimum = Annotated[int, Field(ge=0)]
+Maximum = Annotated[int, Field(ge=1)]
 
-_LEAST: dict[TextKind, int] = {"alt": 2, "caption": 2, "tag": 2, "title": 3}
-_LEAST_OF_OTHERS, _MOST = 5, 50
+_MIN_CHARS: dict[TextKind, int] = {"alt": 2, "caption": 2, "tag": 2, "title": 3}
+_MIN_CHARS_OF_OTHERS, _MAX_CHARS = 5, 50
 
 
 class TextLength(TextFilter):
@@ -47,12 +47,12 @@ class TextLength(TextFilter):
         json_schema_extra={"examples": [{"min_chars": {"caption": 4, "title": 6}, "max_chars": 80}]}
     )
 
-    min_chars: Threshold[Least] | None = Field(
+    min_chars: Threshold[Minimum] | None = Field(
         None,
         description="minimum characters (white space not counted), for all texts or by kind; default: "
         "2 for an alt, caption or tag, 3 for a title and 5 for other texts, 1 in a folder or library",
     )
-    max_chars: Threshold[Most] | None = Field(
+    max_chars: Threshold[Maximum] | None = Field(
         None,
         description="maximum characters of an alt, caption, title or tag, or by kind; "
         "default: 50, in a folder or library max_chars_running",
@@ -73,19 +73,19 @@ class TextLength(TextFilter):
     def limits(self) -> tuple[Limit, ...]:
         # Decisions do not tell kinds of text apart: of kinds with limits of their own the widest, which holds for all;
         # the maximum is that of other than running texts
-        fewest = min(map(self._least, TEXT_KINDS))
-        greatest = max(self._most(kind) for kind in TEXT_KINDS if kind not in RUNNING_KINDS)
-        least = Limit("min_chars", "characters", DropReason.TEXT_TOO_SHORT, least=fewest)
-        most = Limit("max_chars", "characters", DropReason.TEXT_TOO_LONG, most=greatest)
+        minimum = min(map(self._min_of, TEXT_KINDS))
+        maximum = max(self._max_of(kind) for kind in TEXT_KINDS if kind not in RUNNING_KINDS)
+        least = Limit("min_chars", "characters", DropReason.TEXT_TOO_SHORT, least=minimum)
+        most = Limit("max_chars", "characters", DropReason.TEXT_TOO_LONG, most=maximum)
         # with a number of words beside it, a text that another limit lets in may still be dropped
         return tuple(limit for limit, words in ((least, self.min_words), (most, self.max_words)) if not words)
 
     def check(self, text: Text) -> Drop | None:
         chars = sum(map(len, text.text.split()))
-        least, most = self._bounds[text.kind]
-        if chars < least:
-            return Drop(DropReason.TEXT_TOO_SHORT, f"{chars} characters; needs {least}")
-        if chars > most and (fault := self._too_long(text.text, chars, most)):
+        minimum, maximum = self._bounds[text.kind]
+        if chars < minimum:
+            return Drop(DropReason.TEXT_TOO_SHORT, f"{chars} characters; needs {minimum}")
+        if chars > maximum and (fault := self._too_long(text.text, chars, maximum)):
             return fault
         if self.min_words and not has_words(text.text, self.min_words):
             return Drop(DropReason.TEXT_TOO_SHORT, f"{count_words(text.text)} words; needs {self.min_words}")
@@ -98,25 +98,25 @@ class TextLength(TextFilter):
     @functools.cached_property
     def _bounds(self) -> dict[TextKind, tuple[int, int]]:
         """Fewest and most characters of a text by its kind."""
-        return {kind: (self._least(kind), self._most(kind)) for kind in TEXT_KINDS}
+        return {kind: (self._min_of(kind), self._max_of(kind)) for kind in TEXT_KINDS}
 
-    def _least(self, kind: TextKind) -> int:
-        return _of_kind(self.min_chars, kind, _LEAST.get(kind, _LEAST_OF_OTHERS))
+    def _min_of(self, kind: TextKind) -> int:
+        return _for_kind(self.min_chars, kind, _MIN_CHARS.get(kind, _MIN_CHARS_OF_OTHERS))
 
-    def _most(self, kind: TextKind) -> int:
+    def _max_of(self, kind: TextKind) -> int:
         if kind in RUNNING_KINDS:
-            own = self.max_chars.get(kind) if isinstance(self.max_chars, dict) else None
-            return self.max_chars_running if own is None else own
-        return _of_kind(self.max_chars, kind, _MOST)
+            stated = self.max_chars.get(kind) if isinstance(self.max_chars, dict) else None
+            return self.max_chars_running if stated is None else stated
+        return _for_kind(self.max_chars, kind, _MAX_CHARS)
 
-    def _too_long(self, text: str, chars: int, most: int) -> Drop | None:
-        said = chars if isinstance(self.max_chars, int) else weight(text)
-        if said <= most:
+    def _too_long(self, text: str, chars: int, maximum: int) -> Drop | None:
+        length = chars if isinstance(self.max_chars, int) else weight(text)
+        if length <= maximum:
             return None
-        return Drop(DropReason.TEXT_TOO_LONG, f"{said:.3g} characters; at most {most} are allowed")
+        return Drop(DropReason.TEXT_TOO_LONG, f"{length:.3g} characters; at most {maximum} are allowed")
 
 
-def _of_kind(stated: int | dict[TextKind, int] | None, kind: TextKind, default: int) -> int:
+def _for_kind(stated: int | dict[TextKind, int] | None, kind: TextKind, default: int) -> int:
     if isinstance(stated, int):
         return stated
     return default if stated is None else stated.get(kind, default)

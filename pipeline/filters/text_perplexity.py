@@ -51,7 +51,7 @@ class TextPerplexity(TextFilter):
                 self._sha256 = sha256_of(self._file)
             except OSError as e:
                 raise ValueError(f"{self._file}: cannot be read ({e.strerror})") from None
-            _opened(self._file, self._sha256)
+            _open_model(self._file, self._sha256)
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -73,29 +73,29 @@ class TextPerplexity(TextFilter):
     def check(self, text: Text) -> Drop | None:
         perplexity = self.perplexity(text.text)
         if perplexity < self.min_perplexity:
-            return Drop(DropReason.PERPLEXITY, f"perplexity {_said(perplexity)}; needs {_said(self.min_perplexity)}")
+            return Drop(DropReason.PERPLEXITY, f"perplexity {_text(perplexity)}; needs {_text(self.min_perplexity)}")
         if self.max_perplexity and perplexity > self.max_perplexity:
-            return Drop(DropReason.PERPLEXITY, f"perplexity {_said(perplexity)}; at most {_said(self.max_perplexity)}")
+            return Drop(DropReason.PERPLEXITY, f"perplexity {_text(perplexity)}; at most {_text(self.max_perplexity)}")
         return None
 
     def perplexity(self, text: str) -> float:
         if not self.model:
             return density(text).perplexity
         words = [word for word in cut(text) if any(map(str.isalnum, word))]
-        return float(_opened(self._file, self._sha256).perplexity(" ".join(words)))
+        return float(_open_model(self._file, self._sha256).perplexity(" ".join(words)))
 
     @property
     def _file(self) -> Path:
         return Path(resolve_path(self.base, self.model))
 
 
-def _said(perplexity: float) -> str:
+def _text(perplexity: float) -> str:
     """A perplexity as people read it: 513,000 and not 5.13e+05."""
     return f"{perplexity:.3g}" if not 1_000 <= perplexity < 1e12 else f"{float(f'{perplexity:.3g}'):,.0f}"
 
 
 @functools.cache
-def _opened(file: Path, sha256: str) -> Any:
+def _open_model(file: Path, sha256: str) -> Any:
     """The model, opened once per process for each content."""
     try:
         import kenlm

@@ -41,7 +41,7 @@ def simplifier(config: str) -> Callable[[str], str]:
 
     convert: Callable[[str], str] = opencc.OpenCC(config).convert
 
-    def many(texts: Sequence[str]) -> list[str]:
+    def convert_all(texts: Sequence[str]) -> list[str]:
         """One text a line: no word of OpenCC's goes over the end of a line.
 
         Too few where a text holds U+0000, behind which some configurations cut off the rest.
@@ -51,4 +51,4 @@ def simplifier(config: str) -> Callable[[str], str]:
             return list(map(convert, texts))
         return convert(lines).split("\n")
 
-    return chunkwise(many)(convert)
+    return chunkwise(convert_all)(convert)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from data_specs.build import BuildSpec
 from pipeline.decisions import DropReason
 from pipeline.detectors import face_detector
-from pipeline.detectors._boxes import look
+from pipeline.detectors._boxes import raw_boxes
 from pipeline.filters import pixel_filters
 from pipeline.pictures.decode import Pixels
 from pipeline.pictures.faces import mosaic
@@ -50,7 +50,7 @@ def faces_hider(spec: BuildSpec) -> Hide | None:
     if detector is None:
         return None
     state = detector.load()
-    return lambda picture: mosaic(picture, look(detector, state, [picture])[0][0])
+    return lambda picture: mosaic(picture, raw_boxes(detector, state, [picture])[0][0])
 
 
 def make_refused(tables: Tables, takedowns: Takedowns) -> None:

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from data_specs.pictures.boxes import cleaned
 from data_specs.shard import KEY_LENGTH
 from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
-from pipeline.detectors._boxes import blank, boxes_of, look, most_boxes
+from pipeline.detectors._boxes import blank, boxes_of, max_boxes, raw_boxes
 from pipeline.errors import SourceError
 from pipeline.features import feature_id
 from pipeline.filters import pixel_filters
@@ -170,9 +170,9 @@ def boxes_of_images(
         for sha256, image in images.items():
             sides = image["width"], image["height"]
             if sha256 not in raw and not detector.NEEDS_PIXELS:
-                raw |= {sha256: look(detector, None, [blank(*sides)])[0]}
+                raw |= {sha256: raw_boxes(detector, None, [blank(*sides)])[0]}
             if sha256 in raw:
-                boxes, scores, _ = cleaned(raw[sha256], *sides, most_boxes(detector, build.spec))
+                boxes, scores, _ = cleaned(raw[sha256], *sides, max_boxes(detector, build.spec))
                 shown[sha256][detector.detector_id] = as_shown(boxes.ravel().tolist(), scores.tolist())
     return shown
 
@@ -183,7 +183,7 @@ def _detect(build: Build, detector: Detector, fetch_ids: list[str]) -> dict[str,
     for image in read_images(build, fetch_ids, sparse=True):
         try:
             picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
-            detected[image.sha256] = look(detector, state, [picture])[0]
+            detected[image.sha256] = raw_boxes(detector, state, [picture])[0]
         except pictures.PictureError:
             continue  # it decodes at the size of a thumbnail only, and is shown without boxes
         except OURS:

@@ -30,7 +30,7 @@ from data_specs.shard import TextKind
 from pipeline.sources import PageSource, sources_of
 from pipeline.store.build import Build
 from pipeline.texts.cleaning import clean
-from pipeline.texts.templates import LEAST, Template, Templates, learn
+from pipeline.texts.templates import MIN_TEXTS, Template, Templates, learn
 
 PASS_NAME = "admit.sort"
 """The pass that learns them."""
@@ -161,7 +161,7 @@ def learn_templates(build: Build) -> list[tuple[Key, Template]]:
     return [
         (key, template)
         for key, texts, rate in sample.texts()
-        if len(texts) >= LEAST
+        if len(texts) >= MIN_TEXTS
         for template in sorted(learn(texts, rate), key=lambda t: (-t.texts, t.side, t.text))
     ]
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 from data_specs.build import BuildSpec
 from data_specs.pictures.boxes import cleaned
 from pipeline.detectors import NONE, Boxes, Detector, Picture, detectors_of, face_detector
-from pipeline.detectors._boxes import EVERY, blank, boxes_of, look, most_boxes, rows_of, unseen
+from pipeline.detectors._boxes import BOX_CAP, blank, boxes_of, max_boxes, raw_boxes, rows_of, unseen_row
 from pipeline.detectors.given import Given
 from pipeline.model_runner import Model, model_values
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
@@ -91,10 +91,10 @@ def run_partition(build: Build, partition: str) -> None:
     regions = 0
     with build.stage("detect").attempt(partition) as attempt:
         for name, detector in detectors.items():
-            most = most_boxes(detector, build.spec)
+            most = max_boxes(detector, build.spec)
             clean = {s: cleaned(raw[name].get(s, NONE), *sides[s], most) for s in sorted(sides)}
             if hidden is not None and name == hidden.detector_id:
-                clean |= {s: unseen(*sides[s]) for s in sides if s not in raw[name] or len(clean[s][1]) == EVERY}
+                clean |= {s: unseen_row(*sides[s]) for s in sides if s not in raw[name] or len(clean[s][1]) == BOX_CAP}
             regions += sum(len(scores) for _, scores, _ in clean.values())
             attempt.write_table(f"{name}.parquet", rows_of(clean))
         attempt.commit(
@@ -139,7 +139,7 @@ def _from_sides(build: Build, detector: Detector, sides: Sides) -> tuple[dict[st
     missing = [sha256 for sha256 in sides if sha256 not in raw]
     if missing:
         state = detector.load()
-        new = dict(zip(missing, look(detector, state, [blank(*sides[s]) for s in missing]), strict=True))
+        new = dict(zip(missing, raw_boxes(detector, state, [blank(*sides[s]) for s in missing]), strict=True))
         cache.put(rows_of(new))
         raw |= new
     return raw, len(missing)
@@ -158,7 +158,7 @@ class _BoxModel(Model[Boxes]):
         return self.detector.load(self.gpus > 0)
 
     def run(self, state: Any, pictures: Sequence[Picture]) -> Sequence[Boxes]:
-        return look(self.detector, state, pictures)
+        return raw_boxes(self.detector, state, pictures)
 
     def rows(self, values: Mapping[str, Boxes]) -> pa.Table:
         return rows_of(values)

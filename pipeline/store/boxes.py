@@ -24,7 +24,7 @@ import numpy.typing as npt
 from data_specs.build import SpecError, load
 from data_specs.pictures.boxes import cleaned
 from pipeline.detectors import NONE, Boxes, Detector, detectors_of
-from pipeline.detectors._boxes import blank, boxes_of, look, rows_of
+from pipeline.detectors._boxes import blank, boxes_of, raw_boxes, rows_of
 from pipeline.files.folder import Folder
 from pipeline.pictures.decode import MAX_PIXELS, Header, PictureError, decode, header
 from pipeline.plugins import configure
@@ -142,7 +142,7 @@ class BoxMaker:
     def _detect_boxes(self, pictures: dict[str, npt.NDArray[np.uint8]]) -> dict[str, Boxes]:
         """Raw boxes by sha256. A batch on which the detector fails is run picture by picture."""
         try:
-            return dict(zip(pictures, look(self._detector, self._state, list(pictures.values())), strict=True))
+            return dict(zip(pictures, raw_boxes(self._detector, self._state, list(pictures.values())), strict=True))
         except OURS:
             raise
         except Exception as e:

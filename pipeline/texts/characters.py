@@ -46,20 +46,20 @@ class Table(dict[int, str]):
         return become
 
 
-def joined(texts: Sequence[str]) -> tuple[Points, Bounds]:
+def concat(texts: Sequence[str]) -> tuple[Points, Bounds]:
     """Code points of texts in a row, and where each of them lies."""
     bounds = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(list(map(len, texts)), out=bounds[1:])
     return code_points("".join(texts)), bounds
 
 
-def cut(points: Points, bounds: Bounds) -> list[str]:
+def split_texts(points: Points, bounds: Bounds) -> list[str]:
     """Texts from their code points in a row."""
-    whole = points.tobytes().decode("utf-32-le", "surrogatepass")
-    return [whole[start:end] for start, end in pairwise(bounds.tolist())]
+    text = points.tobytes().decode("utf-32-le", "surrogatepass")
+    return [text[start:end] for start, end in pairwise(bounds.tolist())]
 
 
-def counts(flags: npt.NDArray[np.bool_], bounds: Bounds) -> list[int]:
+def count_flags(flags: npt.NDArray[np.bool_], bounds: Bounds) -> list[int]:
     """Returns the number of flagged characters of each text."""
     sums = np.zeros(len(flags) + 1, np.int64)
     np.cumsum(flags, out=sums[1:])

@@ -38,7 +38,7 @@ _HEADER = re.compile(r"""charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.I)
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "cp936": "gb18030", "cp950": "big5hkscs", "big5": "big5hkscs",
               "big5-tw": "big5hkscs", "shift_jis": "cp932", "euc_kr": "cp949", "ascii": "cp1252",
               "iso8859-1": "cp1252"}  # fmt: skip
-_KNOWN = re.compile(r"utf-?(8|16|32)([-_][lb]e)?|gb18030|big5hkscs|euc_jp|cp\d{3,5}|iso8859-\d{1,2}|koi8-[ru]|tis-620")
+_CODECS = re.compile(r"utf-?(8|16|32)([-_][lb]e)?|gb18030|big5hkscs|euc_jp|cp\d{3,5}|iso8859-\d{1,2}|koi8-[ru]|tis-620")
 _LANGUAGES = {"utf-8": ("zh", "zh-Hant", "ja", "ko"), "gb18030": ("zh", "zh-Hant"), "big5hkscs": ("zh-Hant",),
               "euc_jp": ("ja",), "cp932": ("ja",), "cp949": ("ko",), "hz": ("zh",)}  # fmt: skip
 """Languages that are written in each charset that competes."""
@@ -78,14 +78,14 @@ def decode(body: bytes, content_type: str) -> tuple[str, str] | None:
     if body.isascii():
         return _hz(body) or (body.decode("ascii"), "ascii")
     declared = declared_charset(body, content_type)
-    text = _strict(body, "utf-8")
+    text = _try_decode(body, "utf-8")
     if text is not None and (declared in (None, "utf-8") or re.search(r"[\u3400-\u9fff]", text)):
         return text, "utf-8"
     if declared is not None and declared not in (*_COMPETITORS, "cp1252"):
         text = _readable(body, declared)  # charsets of one byte read anything: so does a server's default
         if text is not None and not _is_east_asian(body):
             return text, declared
-    return _best(body, declared)
+    return _best_reading(body, declared)
 
 
 def declared_charset(body: bytes, content_type: str) -> str | None:
@@ -110,10 +110,10 @@ def codec_of(label: str) -> str | None:
     except (LookupError, ValueError):
         return None
     name = _SUPERSETS.get(name, name)
-    return name if _KNOWN.fullmatch(name) else None
+    return name if _CODECS.fullmatch(name) else None
 
 
-def _best(body: bytes, declared: str | None) -> tuple[str, str] | None:
+def _best_reading(body: bytes, declared: str | None) -> tuple[str, str] | None:
     """The likeliest reading; if no language explains the page, the one in the charset that it declares."""
     sample = _sample(body)
     if len(sample) == 1:  # a stray byte
@@ -150,7 +150,7 @@ def _hz(body: bytes) -> tuple[str, str] | None:
     return (text, "hz") if text is not None and _likelihood(body, "hz").mean >= CLEAR else None
 
 
-def _strict(body: bytes, name: str) -> str | None:
+def _try_decode(body: bytes, name: str) -> str | None:
     try:
         return body.decode(name)
     except UnicodeDecodeError:
@@ -206,7 +206,7 @@ def _table(language: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         table[ord(span[0]) : ord(span[2]) + 1] = floor
     for line in Path(__file__).with_name("characters.txt").read_text(encoding="utf-8").split("\n")[:-1]:
         if not line.startswith("#"):
-            own, steps, characters = line.split(" ")
-            if own == language:
+            name, steps, characters = line.split(" ")
+            if name == language:
                 table[[ord(ch) for ch in characters]] = -STEP * int(steps)
     return table

@@ -42,32 +42,32 @@ def announce(texts: Iterable[str]) -> None:
     _announced.update(dict.fromkeys(texts))
 
 
-def chunkwise(many: Callable[[Sequence[str]], Sequence[T]]) -> Callable[[Callable[[str], T]], Callable[[str], T]]:
-    """Decorates a pure function of a text. many: its values for several texts, in their order; the same values."""
+def chunkwise(batch: Callable[[Sequence[str]], Sequence[T]]) -> Callable[[Callable[[str], T]], Callable[[str], T]]:
+    """Decorates a pure function of a text. batch: its values for several texts, in their order; the same values."""
 
     def decorate(one: Callable[[str], T]) -> Callable[[str], T]:
         known: dict[str, T] = {}
 
         @functools.wraps(one)
-        def of(text: str) -> T:
+        def look_up(text: str) -> T:
             try:
                 return known[text]
             except KeyError:
-                return _learn(text, one, many, known)
+                return _learn(text, one, batch, known)
 
-        return of
+        return look_up
 
     return decorate
 
 
-def _learn(text: str, one: Callable[[str], T], many: Callable[[Sequence[str]], Sequence[T]], known: dict[str, T]) -> T:
+def _learn(text: str, one: Callable[[str], T], batch: Callable[[Sequence[str]], Sequence[T]], known: dict[str, T]) -> T:
     """The value for a text; remembers it, and those of texts that were announced with it."""
-    texts = _beside(text, known) if text in _announced else [text]
+    texts = _announced_with(text, known) if text in _announced else [text]
     if len(known) > (REMEMBERED if len(texts) > 1 else 4 * REMEMBERED):  # rather between two chunks than amidst one
         known.clear()
     if len(texts) > 1:
         try:
-            known |= dict(zip(texts, many(texts), strict=True))
+            known |= dict(zip(texts, batch(texts), strict=True))
             return known[text]
         except Exception:  # of one text, which fails by itself as well: the others are not to suffer from it
             _announced.clear()
@@ -75,7 +75,7 @@ def _learn(text: str, one: Callable[[str], T], many: Callable[[Sequence[str]], S
     return value
 
 
-def _beside(text: str, known: dict[str, T]) -> list[str]:
+def _announced_with(text: str, known: dict[str, T]) -> list[str]:
     """A text and the announced ones whose value is not known, as many as are computed at once."""
     texts = list(filterfalse(known.__contains__, _announced))
     if sum(map(len, texts)) <= MOST_CHARACTERS:

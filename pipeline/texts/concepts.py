@@ -37,7 +37,7 @@ class Concepts:
     sha256: str
     _automaton: Any
 
-    def of(self, text: str) -> list[int]:
+    def find(self, text: str) -> list[int]:
         """Numbers of the entries that occur in a text, ascending, each once."""
         return sorted({match[0] for match in self._automaton.find_matches_as_indexes(even(text), overlapping=True)})
 
@@ -46,36 +46,36 @@ def digest(balance: Balance, base: str) -> str:
     """sha256 of the content of the word list. Raises SpecError that names a file which cannot be used."""
     content = _content(balance, base)
     if next(_words(content, balance.min_letters), None) is None:
-        least = f"no entry of {balance.min_letters} characters or more, one per line (min_letters)"
-        raise SpecError([f"balance.entries: {resolve_path(base, balance.entries)}: {least}"])
+        problem = f"no entry of {balance.min_letters} characters or more, one per line (min_letters)"
+        raise SpecError([f"balance.entries: {resolve_path(base, balance.entries)}: {problem}"])
     return hashlib.sha256(content).hexdigest()
 
 
 def concepts(balance: Balance, base: str) -> Concepts:
     """The concepts of a spec, built once per process."""
     content = _content(balance, base)
-    return _built(content, balance.min_letters)
+    return _build(content, balance.min_letters)
 
 
 def _content(balance: Balance, base: str) -> bytes:
     if not balance.entries:
         return resources.files("jieba").joinpath("dict.txt").read_bytes().replace(b" ", b"\t")
-    where = resolve_path(base, balance.entries)
+    path = resolve_path(base, balance.entries)
     try:
-        with fsspec.open(where, "rb") as file:
+        with fsspec.open(path, "rb") as file:
             data = bytes(file.read(MOST_BYTES + 1))
         if len(data) > MOST_BYTES:
-            raise SpecError([f"balance.entries: {where}: more than {MOST_BYTES:,} bytes; is it a list of words?"])
+            raise SpecError([f"balance.entries: {path}: more than {MOST_BYTES:,} bytes; is it a list of words?"])
         data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise SpecError([f"balance.entries: {where}: not UTF-8 text (byte {e.start})"]) from None
+        raise SpecError([f"balance.entries: {path}: not UTF-8 text (byte {e.start})"]) from None
     except faults(ValueError, ImportError) as e:
-        raise SpecError([f"balance.entries: {where}: cannot be read ({reason(e)})"]) from None
+        raise SpecError([f"balance.entries: {path}: cannot be read ({reason(e)})"]) from None
     return data
 
 
 @functools.lru_cache(maxsize=2)
-def _built(content: bytes, min_letters: int) -> Concepts:
+def _build(content: bytes, min_letters: int) -> Concepts:
     from ahocorasick_rs import AhoCorasick, Implementation
 
     entries = list(dict.fromkeys(_words(content, min_letters)))

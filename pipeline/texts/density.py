@@ -93,10 +93,10 @@ def cut(text: str) -> list[str]:
 def outside_dictionary(words: Iterable[str]) -> set[str]:
     """Returns the words that jieba's dictionary lacks: names, and newer words."""
     entries = _entries()
-    return {word for word in words if not entries.lists(even(word))}
+    return {word for word in words if not entries.has(even(word))}
 
 
-def unknown(text: str) -> int:
+def outside_gbk(text: str) -> int:
     """Returns the number of characters outside GBK: emoji, rare characters, letters of most other scripts."""
     try:
         text.encode("gbk")  # as nearly all can be, in a tenth of the time
@@ -119,32 +119,32 @@ class _Entry:
 class _Entries(dict[str, "_Entry | None"]):
     """Entry of each word that was looked up; None for what has neither letter nor digit."""
 
-    MOST = 1 << 18
+    MAX_WORDS = 1 << 18
     """Words after which all are forgotten: texts hold any number of words in Latin letters, and numbers."""
 
     def __init__(self) -> None:
         super().__init__()
-        listed = resources.files("jieba").joinpath("dict.txt").read_text(encoding="utf-8")
+        text = resources.files("jieba").joinpath("dict.txt").read_text(encoding="utf-8")
         # word -> "times tag", parsed when a text has the word: there are 349,046 of them
-        self._listed: dict[str, str] = dict(line.split(" ", 1) for line in listed.splitlines())
+        self._lines: dict[str, str] = dict(line.split(" ", 1) for line in text.splitlines())
 
     @functools.cached_property
     def _total(self) -> int:
         """Words of the corpus that the dictionary was counted on."""
-        return sum(int(line.partition(" ")[0]) for line in self._listed.values())
+        return sum(int(line.partition(" ")[0]) for line in self._lines.values())
 
     def __missing__(self, word: str) -> _Entry | None:
-        if len(self) >= self.MOST:
+        if len(self) >= self.MAX_WORDS:
             self.clear()
         self[word] = entry = self._entry(word) if any(map(str.isalnum, word)) else None
         return entry
 
-    def lists(self, word: str) -> bool:
-        return word in self._listed
+    def has(self, word: str) -> bool:
+        return word in self._lines
 
     def _entry(self, word: str) -> _Entry:
         name = len(word) > 1 and LATIN.fullmatch(word) and not word.isdigit()
-        times, tag = self._listed.get(word, f"1 {'nz' if name else 'x'}").split()
+        times, tag = self._lines.get(word, f"1 {'nz' if name else 'x'}").split()
         p = max(int(times), 1) / self._total
         stop = word in stop_words() or tag.startswith(FUNCTION)
         noun = not stop and (tag.startswith(NAMING) or (tag == "x" and not word.isascii() and word.isalpha()))

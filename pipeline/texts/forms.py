@@ -3,7 +3,7 @@
 `even(text)` has exactly one character per character of the text: full width becomes half width, capitals small,
 Traditional Simplified, circled digits and accented letters plain. So a position in it is a position in the text, which
 can be masked. `bare(text)` is the same without anything but letters and digits: no space, mark, emoji or zero-width
-character remains, so that 法*轮 功 reads 法轮功. `places(text)` returns where in the text each character of the bare
+character remains, so that 法*轮 功 reads 法轮功. `positions(text)` returns where in the text each character of the bare
 form stood, for filters that must know what was between them.
 
 Both are made with a table that fills itself: a character is looked up in Unicode (NFKC) and in OpenCC's dictionary of
@@ -23,24 +23,24 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.texts.characters import NOTHING, SEVERAL, Table, cut, joined
+from pipeline.texts.characters import NOTHING, SEVERAL, Table, concat, split_texts
 from pipeline.texts.chunks import chunkwise
 
 _READ_ALOUD = {"➕": "加", "✚": "加", "❤": "心", "♥": "心", "💗": "心", "💚": "心", "💬": "信", "🐧": "企鹅"}
 
 
 def _even_forms(texts: Sequence[str]) -> list[str]:
-    points, bounds = joined(texts)
-    return cut(_EVEN.of_points(points), bounds)
+    points, bounds = concat(texts)
+    return split_texts(_EVEN.of_points(points), bounds)
 
 
 def _bare_forms(texts: Sequence[str]) -> list[str]:
-    points, bounds = joined(texts)
+    points, bounds = concat(texts)
     letters = _BARE.of_points(points)
-    kept = letters != NOTHING
+    is_letter = letters != NOTHING
     several = np.flatnonzero(letters == SEVERAL)
     letters[several] = 0
-    forms = cut(letters[kept], np.concatenate(([0], np.cumsum(kept)))[bounds])
+    forms = split_texts(letters[is_letter], np.concatenate(([0], np.cumsum(is_letter)))[bounds])
     for at in set((np.searchsorted(bounds, several, "right") - 1).tolist()):  # seldom: in the way of a single text
         forms[at] = texts[at].translate(_BARE)
     return forms
@@ -58,7 +58,7 @@ def bare(text: str) -> str:
     return text.translate(_BARE)
 
 
-def places(text: str) -> list[int]:
+def positions(text: str) -> list[int]:
     """For each character of `bare(text)` the index in `text` of the character that it comes from."""
     return [at for at, character in enumerate(text) for _ in _BARE[ord(character)]]
 
@@ -81,7 +81,7 @@ def _plainer(character: str) -> str:
     return wide if wide.isascii() else str(_opencc().convert(wide))
 
 
-def _one(character: str) -> str:
+def _plain_or_same(character: str) -> str:
     plain = _plain(character)
     return plain if len(plain) == 1 else character
 
@@ -97,5 +97,5 @@ def _opencc() -> Any:
     return opencc.OpenCC("t2s")
 
 
-_EVEN = Table(_one)
+_EVEN = Table(_plain_or_same)
 _BARE = Table(_letters)

@@ -145,13 +145,13 @@ def _is_spoken_mobile(number: str) -> bool:
     return re.fullmatch("1[3-9][0-9]{9}", "".join(_NUMERALS.get(c, c) for c in number)) is not None
 
 
-def _only(characters: str, allowed: str) -> str:
+def _keep_only(characters: str, allowed: str) -> str:
     return "".join(c for c in characters if c in allowed)
 
 
 _CHECKS: dict[Kind, Callable[[str], bool]] = {
-    "id_card": lambda number: is_id_card(_only(number, "0123456789x")),
-    "bank_card": lambda number: is_bank_card(_only(number, "0123456789")),
+    "id_card": lambda number: is_id_card(_keep_only(number, "0123456789x")),
+    "bank_card": lambda number: is_bank_card(_keep_only(number, "0123456789")),
 }
 _COMPILED: dict[Kind, tuple[re.Pattern[str], ...]] = {
     kind: tuple(re.compile(pattern) for pattern in patterns) for kind, patterns in _PATTERNS.items()

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-LEAST = 10
+MIN_TEXTS = 10
 """Texts of the sample that share a template at least."""
 
 SHARE = 1 / 3
@@ -63,7 +63,7 @@ class Templates:
         if begins is None and ends is None:
             return text, None
         start, stop = begins[1] if begins else 0, len(text) - (ends[1] if ends else 0)
-        remaining = _mended(text[start:stop])  # both may claim the space between them, where nothing else stands there
+        remaining = _trim_edges(text[start:stop])  # both may claim the space between them, where it stands alone
         longest = max((match[0] for match in (begins, ends) if match), key=lambda template: len(template.text))
         return (remaining if _LETTER.search(remaining) else ""), longest
 
@@ -82,12 +82,12 @@ def learn(texts: Sequence[str], rate: float = 1.0) -> list[Template]:
 
     rate: share of the site's texts that are in the sample, above 0. The result does not depend on the order of texts.
     """
-    if len(texts) < LEAST:
+    if len(texts) < MIN_TEXTS:
         return []
     shapes = {_NUMBER.sub("0", text) for text in texts}
-    turned = {shape[::-1] for shape in shapes}
+    reversed_shapes = {shape[::-1] for shape in shapes}
     templates = []
-    for side, of_side in (("begins", shapes), ("ends", turned)):
+    for side, of_side in (("begins", shapes), ("ends", reversed_shapes)):
         for beginning, count in _beginnings(sorted(of_side)):
             text = beginning if side == "begins" else beginning[::-1]
             if _is_template(side, text, count, len(shapes), rate):
@@ -108,37 +108,37 @@ def _beginnings(shapes: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 def _branches(shapes: Sequence[str]) -> Iterator[tuple[int, int, int]]:
     """(length, first, end): shapes[first:end], LEAST or more, are all that begin with the same `length` characters."""
-    opened: list[tuple[int, int]] = [(0, 0)]  # (length, first), lengths ascending
+    branches: list[tuple[int, int]] = [(0, 0)]  # (length, first), lengths ascending
     for at in range(1, len(shapes) + 1):
-        shared = _in_common(shapes[at - 1], shapes[at]) if at < len(shapes) else 0
+        shared = _common_length(shapes[at - 1], shapes[at]) if at < len(shapes) else 0
         first = at - 1
-        while opened and opened[-1][0] > shared:
-            length, first = opened.pop()
-            if at - first >= LEAST:
+        while branches and branches[-1][0] > shared:
+            length, first = branches.pop()
+            if at - first >= MIN_TEXTS:
                 yield length, first, at
-        if shared and (not opened or opened[-1][0] < shared):
-            opened.append((shared, first))
+        if shared and (not branches or branches[-1][0] < shared):
+            branches.append((shared, first))
 
 
-def _in_common(one: str, other: str) -> int:
-    most = min(len(one), len(other), LONGEST)
-    return next((at for at in range(most) if one[at] != other[at]), most)
+def _common_length(one: str, other: str) -> int:
+    limit = min(len(one), len(other), LONGEST)
+    return next((at for at in range(limit) if one[at] != other[at]), limit)
 
 
-def _is_template(side: str, text: str, count: int, of: int, rate: float) -> bool:
-    """True if so many texts of a sample of `of` texts make what they share a template."""
+def _is_template(side: str, text: str, count: int, total: int, rate: float) -> bool:
+    """True if so many texts of a sample of `total` texts make what they share a template."""
     letters = len(_LETTER.findall(text))
     edge = text[-1] if side == "begins" else text[0]
     separated = _SEPARATOR.match(edge) and not _BETWEEN_WORDS.search(text)
     if separated or (side == "ends" and edge == "的"):
-        return letters >= 2 and (count >= SHARE * of or count / rate >= HUNDREDS)
-    return letters >= LETTERS and count >= SHARE * of
+        return letters >= 2 and (count >= SHARE * total or count / rate >= HUNDREDS)
+    return letters >= LETTERS and count >= SHARE * total
 
 
 def _goes_on_differently(shapes: Sequence[str], length: int, first: int, end: int) -> bool:
     """True if no single character follows in more than half of the texts."""
-    after = [shape[length : length + 1] for shape in shapes[first:end]]
-    return max(after.count(c) for c in set(after)) * 2 <= len(after)
+    following = [shape[length : length + 1] for shape in shapes[first:end]]
+    return max(following.count(c) for c in set(following)) * 2 <= len(following)
 
 
 def _pattern(template: Template) -> re.Pattern[str]:
@@ -147,7 +147,7 @@ def _pattern(template: Template) -> re.Pattern[str]:
     return re.compile(r"\d+".join(re.escape(part) for part in shape.split("0")))
 
 
-def _mended(text: str) -> str:
+def _trim_edges(text: str) -> str:
     """Returns the rest of a text, without separators at its edges and without half of a pair of brackets."""
     text = text.strip(_EDGE)
     for opening, closing in _PAIRS.items():

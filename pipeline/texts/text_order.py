@@ -40,14 +40,14 @@ class TextOrder:
         """[T] ranks of texts in lists that are sorted, sentences just before titles; ends [T]: where the list of each
         text ends.
         """
-        found = pc.fill_null(pc.index_in(kinds, value_set=pa.array(self.kinds, pa.string())), len(self.kinds))
-        ranks: npt.NDArray[np.int64] = found.to_numpy(zero_copy_only=False).astype(np.int64)
+        indexes = pc.fill_null(pc.index_in(kinds, value_set=pa.array(self.kinds, pa.string())), len(self.kinds))
+        ranks: npt.NDArray[np.int64] = indexes.to_numpy(zero_copy_only=False).astype(np.int64)
         if self.sentences:
-            title, beside = (pc.equal(kinds, kind).to_numpy(zero_copy_only=False) for kind in ("title", "surrounding"))
+            title, nearby = (pc.equal(kinds, kind).to_numpy(zero_copy_only=False) for kind in ("title", "surrounding"))
             titles = np.where(title, np.arange(len(kinds)), len(kinds))
             next_title = np.minimum.accumulate(titles[::-1])[::-1]
             ranks *= 2
-            ranks[beside & (next_title < ends)] = 2 * self.rank("title") - 1
+            ranks[nearby & (next_title < ends)] = 2 * self.rank("title") - 1
             of_list = ends * (2 * len(self.kinds) + 2)  # what stands behind another text of its list stays there
             ranks = np.maximum.accumulate(ranks + of_list) - of_list
         return ranks

@@ -62,12 +62,12 @@ def balance(texts: list[str]) -> tuple[float, float, int]:
     known = concepts(options, "")
     counts = np.zeros(len(known.entries), np.int64)
     for text in texts:
-        counts[known.of(text)] += 1
+        counts[known.find(text)] += 1
     threshold = threshold_of(counts, options)
     probabilities = Probabilities(threshold, {int(e): int(counts[e]) for e in np.flatnonzero(counts > threshold)})
     kept, after = 0, Counter[int]()
     for number, text in enumerate(texts):
-        entries = known.of(text)
+        entries = known.find(text)
         if not entries or draw(f"{number:064x}", 0) < probabilities.of(entries):
             kept += 1
             after.update(entries)

@@ -32,7 +32,7 @@ def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutou
     import onnxruntime
     import torch
 
-    from pipeline.detectors.onnx import decoded as yolox_decoded
+    from pipeline.detectors.onnx import decode as yolox_decoded
     from tests.benchmarks.proposals.net import Proposer, cells, decoded, loss_of
     from tests.benchmarks.proposals.train import DETECTED, Plan, onnx_of, train
 

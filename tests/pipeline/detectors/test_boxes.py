@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_specs.pictures.boxes import cleaned
 from data_specs.shard import REGION_SCHEMA
 from pipeline.detectors import NONE, Boxes, Detector, Picture
-from pipeline.detectors._boxes import blank, boxes_of, look, rows_of
+from pipeline.detectors._boxes import blank, boxes_of, raw_boxes, rows_of
 from pipeline.errors import DetectorError
 from pipeline.records import BOX_SCHEMA
 
@@ -68,10 +68,10 @@ class _Careless(Detector):
 
 def test_a_batch_does_not_read_the_weights_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [blank(20, 10), blank(10, 20)]
-    assert len(look(_Careless(), None, pictures)) == 2
+    assert len(raw_boxes(_Careless(), None, pictures)) == 2
     monkeypatch.setattr(_Careless, "weights_digest", lambda self: "")
     with pytest.raises(DetectorError, match=r"test_boxes-[0-9a-f]{12}: returned boxes of 1 pictures for 2"):
-        look(_Careless(whole=False), None, pictures)
+        raw_boxes(_Careless(whole=False), None, pictures)
 
 
 def test_the_columns_are_the_contract_without_the_key() -> None:

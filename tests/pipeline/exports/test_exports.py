@@ -19,7 +19,7 @@ from data_specs.build import SpecError
 from data_specs.shard import SPLITS
 from pipeline import cli, exports
 from pipeline.errors import StoreError
-from pipeline.exports import Format, Source, export
+from pipeline.exports import ExportData, Format, export
 from pipeline.publish import release
 from pipeline.records import sha256_hex
 from pipeline.store import build_json
@@ -182,8 +182,8 @@ def test_nothing_is_overwritten(shards_of: Path, tmp_path: Path, capsys: pytest.
 
 @pytest.mark.slow
 def test_an_export_that_fails_leaves_nothing(shards_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(source: Source, out: Path) -> dict[str, int]:
-        (out / "half").write_text("".join(stored.key for stored in itertools.islice(source.of("train"), 3)))
+    def broken(source: ExportData, out: Path) -> dict[str, int]:
+        (out / "half").write_text("".join(stored.key for stored in itertools.islice(source.read("train"), 3)))
         raise OSError(28, "No space left on device", "half")
 
     monkeypatch.setattr(exports, "find", lambda name: Format(broken))
@@ -267,7 +267,7 @@ def test_what_is_taken_down_during_an_export_is_in_none(
     store.check()
     (shards_of.parent / "build.json").write_text(json.dumps({"version": build_json.VERSION, "store": store.url}))
 
-    def while_somebody_forgets(source: Source, out: Path) -> Any:
+    def while_somebody_forgets(source: ExportData, out: Path) -> Any:
         counts = write(source, out)
         store.folder.write_json("forgotten/one.json", {"hashes": ["f" * 64]})
         return counts

@@ -22,7 +22,7 @@ def test_an_entry_is_there_wherever_its_characters_stand_in_a_row(tmp_path_facto
     plain = {word.strip().replace("ａ", "a").replace("A", "a") for word in words}
     assert set(known.entries) == {word for word in plain if len(word) >= least}
     there = text.replace("Ａ", "a")
-    assert [known.entries[number] for number in known.of(text)] == [word for word in known.entries if word in there]
+    assert [known.entries[number] for number in known.find(text)] == [word for word in known.entries if word in there]
 
 
 @pytest.mark.slow
@@ -31,7 +31,7 @@ def test_by_default_the_entries_are_jiebas_words():
     jieba.initialize()
     known = concepts(Balance(), "")
     assert 200_000 < len(known.entries) < len(jieba.dt.FREQ)
-    words = {known.entries[number] for number in known.of("點擊查看故宮雪景")}
+    words = {known.entries[number] for number in known.find("點擊查看故宮雪景")}
     assert {"点击", "查看", "故宫", "雪景"} <= words
     assert all(len(word) > 1 for word in words)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.texts.density import CONTENT, FUNCTION, NAMING, cut, density, outside_dictionary, unknown
+from pipeline.texts.density import CONTENT, FUNCTION, NAMING, cut, density, outside_dictionary, outside_gbk
 from pipeline.texts.forms import even
 from pipeline.texts.words import stop_words
 
@@ -100,9 +100,9 @@ def test_shares_are_shares_and_order_does_not_matter_to_them(text):
 
 
 def test_unknown_are_characters_without_a_code_in_gbk():
-    assert unknown("故宫雪景 ABC，１２") == 0
-    assert unknown("東京の") == 0
-    assert unknown("😀😀 한국 𠮷") == 5
+    assert outside_gbk("故宫雪景 ABC，１２") == 0
+    assert outside_gbk("東京の") == 0
+    assert outside_gbk("😀😀 한국 𠮷") == 5
 
 
 def test_words_that_the_dictionary_lacks_are_told_in_any_form() -> None:

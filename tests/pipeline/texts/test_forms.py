@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.texts.forms import bare, even, places
+from pipeline.texts.forms import bare, even, positions
 from tests.judged import same_in_a_chunk
 
 
@@ -36,8 +36,8 @@ def test_forms_are_done_in_one_step_and_places_lead_back(text):
     assert even(even(text)) == even(text)
     assert len(even(text)) == len(text)
     assert bare(even(text)) == bare(text)
-    assert len(places(text)) == len(bare(text))
-    assert "".join(bare(text[at]) for at in dict.fromkeys(places(text))) == bare(text)
+    assert len(positions(text)) == len(bare(text))
+    assert "".join(bare(text[at]) for at in dict.fromkeys(positions(text))) == bare(text)
 
 
 @given(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), max_size=20))

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.texts.templates import LEAST, Template, Templates, learn
+from pipeline.texts.templates import MIN_TEXTS, Template, Templates, learn
 
 DISHES = [
     a + b for a in "红清白糖醋酱油焖炒煎" for b in ("烧肉", "蒸鱼", "切鸡", "排骨", "里脊", "牛肉", "豆腐", "茄子")
@@ -47,7 +47,7 @@ def test_names_by_a_system_and_chance_beginnings_are_no_templates():
     assert not learnt([f"北京{name}" for name in names]), "two letters that all texts have may be what they speak of"
     assert not learnt([f"The {name} curve" for name in names]), "a space after a Latin word separates nothing"
     assert not learnt([f"黄山云海日出{n}" for n in range(300)]), "they differ in a number only"
-    assert not learnt([f"某某网【{name}】" for name in names[: LEAST - 1]])
+    assert not learnt([f"某某网【{name}】" for name in names[: MIN_TEXTS - 1]])
 
 
 @given(st.lists(st.text(st.sampled_from("图片的【】 -红烧1")), max_size=60), st.randoms(use_true_random=False))

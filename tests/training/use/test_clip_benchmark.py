@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from data_specs.pictures.boxes import cleaned
-from pipeline.detectors._boxes import look, rows_of
+from pipeline.detectors._boxes import raw_boxes, rows_of
 from pipeline.detectors.proposals import Proposals
 from pipeline.pictures.decode import decode
 from pipeline.store.store import Store
@@ -115,7 +115,7 @@ def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(
     detector, store = Proposals(), Store(str(tmp_path / "store"))
     state, files = detector.load(), sorted((tmp_path / "files").glob("*.png"))
     raw = {
-        hashlib.sha256(file.read_bytes()).hexdigest(): look(detector, state, [decode(file.read_bytes()).pixels])[0]
+        hashlib.sha256(file.read_bytes()).hexdigest(): raw_boxes(detector, state, [decode(file.read_bytes()).pixels])[0]
         for file in files
     }
     store.regions(detector.detector_id).put(rows_of(raw))
