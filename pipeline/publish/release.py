@@ -115,7 +115,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
             and build.earlier_samples > 0
             and not build.store.releases(build.spec.name).lists(build.build_id)
         )
-        gates.hold(build, candidates, captures, accept, approved or nothing_new)  # then there is nothing to approve
+        gates.check(build, candidates, captures, accept, approved or nothing_new)  # then there is nothing to approve
         if nothing_new:
             known = f"all {candidates.known:,} remaining images are already in dataset {build.spec.name}"
             raise NothingNew(build.build_id, f"nothing new: {known}, which has {build.earlier_samples:,} samples")

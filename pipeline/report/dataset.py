@@ -4,7 +4,7 @@ A build is compared with the newest release that lacks it. That is the newest of
 stays the same afterwards, whatever is released later. Its number is part of the report's fingerprint.
 
 Bins of histograms are fixed, so the figures of a release are the sums of those of its builds, taken from each
-report.json. A build whose report is gone is named (`Before.missing`) and left out.
+report.json. A build whose report is gone is named (`EarlierRelease.missing`) and left out.
 
 Limits: report.json lists the DOMAINS largest hosts and the VOCABULARY most frequent words of each build
 (`pipeline.report.sections.shapes`), so a rare host or word may seem new although an earlier build had it.
@@ -45,7 +45,7 @@ class EarlierBuild:
 
 
 @dataclass(frozen=True)
-class Before:
+class EarlierRelease:
     """The release that a build is compared with.
 
     release: its number. created_at: RFC 3339.
@@ -76,7 +76,7 @@ class Before:
         return next((report for report in earlier if report is not None), None)
 
 
-def number_before(build: Build) -> int:
+def earlier_number(build: Build) -> int:
     """Number of the newest release that lacks a build; 0 for none."""
     current = build.store.releases(build.spec.name).latest().current
     if current is None:
@@ -90,14 +90,14 @@ def number_before(build: Build) -> int:
     return first - 1 if first else current.release
 
 
-def before(build: Build) -> Before | None:
+def earlier_release(build: Build) -> EarlierRelease | None:
     """The release that a build is compared with; None for the first build of a dataset."""
-    number = number_before(build)
+    number = earlier_number(build)
     if not number:
         return None
     releases = build.store.releases(build.spec.name)
     if number not in releases.numbers():
-        return Before(number, "", build.generation, ())
+        return EarlierRelease(number, "", build.generation, ())
     manifest = releases.read(number)
     shards: dict[str, list[ShardFiles]] = {}
     for shard in manifest.shards:
@@ -106,7 +106,7 @@ def before(build: Build) -> Before | None:
         EarlierBuild(own.build_id, own.snapshot, own.out, tuple(shards.get(own.build_id, ())))
         for own in manifest.builds
     )
-    return Before(number, manifest.created_at, manifest.generation, tuple(parts))
+    return EarlierRelease(number, manifest.created_at, manifest.generation, tuple(parts))
 
 
 def totals(shards: Iterable[ShardFiles]) -> Values:
@@ -118,7 +118,7 @@ def totals(shards: Iterable[ShardFiles]) -> Values:
     return {"samples": samples, "all": sum(samples.values()), "shards": count, "bytes": size}
 
 
-def summed(reports: Sequence[Values], name: str) -> Values:
+def total_of(reports: Sequence[Values], name: str) -> Values:
     """The figures of several builds as those of one: what `drift.compare` and the section `dataset` ask of a report.
 
     reports: figures as report.json has them. A histogram that not all of them have with the same bins is left out.

@@ -34,11 +34,11 @@ def diff(a: str, b: str) -> dict[str, Any]:
         }
         added = _count_keys(tables, "SELECT key FROM b.samples ANTI JOIN samples USING (key)")
         removed = _count_keys(tables, "SELECT key FROM samples ANTI JOIN b.samples USING (key)")
-        held = tables.row("SELECT (SELECT count(*) FROM samples) AS a, (SELECT count(*) FROM b.samples) AS b")
+        present = tables.row("SELECT (SELECT count(*) FROM samples) AS a, (SELECT count(*) FROM b.samples) AS b")
     equal = old.manifest.content_digest == new.manifest.content_digest
     return {
-        "a": _identity(old.manifest, held["a"]),
-        "b": _identity(new.manifest, held["b"]),
+        "a": _identity(old.manifest, present["a"]),
+        "b": _identity(new.manifest, present["b"]),
         "same": equal and not any(keys["count"] for keys in changed.values()),
         "added": added,
         "removed": removed,
@@ -54,16 +54,16 @@ def _count_keys(tables: Tables, keys: str) -> dict[str, Any]:
     return tables.row(f"SELECT count(*) AS count, coalesce(min(key, {NAMED}), []) AS keys FROM ({keys})")
 
 
-def _identity(manifest: Manifest, held: int) -> dict[str, Any]:
-    """Fields that identify a dataset. held: samples that are there. An earlier release lists those that were taken down
-    since too, which are neither added nor removed."""
+def _identity(manifest: Manifest, present: int) -> dict[str, Any]:
+    """Fields that identify a dataset. present: samples that are there. An earlier release lists those that were taken
+    down since too, which are neither added nor removed."""
     samples = sum(manifest.samples.values())
     return {
         "build_id": manifest.build_id,
         "revision": manifest.revision,
         "content_digest": manifest.content_digest,
         "samples": samples,
-        "taken_down": samples - held,
+        "taken_down": samples - present,
     }
 
 

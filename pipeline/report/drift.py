@@ -7,7 +7,7 @@ expected PSI of about (bins - 1) / n, so with fewer than FEW samples it is noise
 
 Two things are compared. `compare` sets what a build adds against its baseline: the newest build of an earlier snapshot
 in the release that the build is compared with (`pipeline.report.dataset`), unless another one is named. The gate
-`max_drift` judges this. `of_release` sets the whole dataset with the build against the release without it.
+`max_drift` judges this. `sample_drift` sets the whole dataset with the build against the release without it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Drift between two reports (report.json): the part `drift` of the newer one."""
     reasons = [reasons_of(report) for report in (before, now)]
     return {
-        **of_release(now, before),
+        **sample_drift(now, before),
         "baseline": before["build"]["id"],
         "snapshot": before["build"]["snapshot"],
         "domains": {"new": _domains(now, before), "lost": _domains(before, now)},
@@ -68,8 +68,8 @@ def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def of_release(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Drift of the samples alone, between the figures of two builds or of two releases (`dataset.summed`)."""
+def sample_drift(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Drift of the samples alone, between the figures of two builds or of two releases (`dataset.total_of`)."""
     rows = [
         _row(h["name"], h["title"], h["title_zh"], [b["count"] for b in old["bins"]], [b["count"] for b in h["bins"]])
         for h in now["histograms"]

@@ -46,48 +46,48 @@ class Holder:
 
 def holders(build: Build, candidate_ids: Collection[str]) -> dict[str, Holder]:
     """Earlier builds that hold these candidates, by candidate_id; without candidates that no build holds."""
-    found = dict[str, Holder]()
+    result = dict[str, Holder]()
     wanted = pa.array([bytes.fromhex(name) for name in sorted(candidate_ids)], DIGEST)
     if not candidate_ids:
-        return found
-    identities, places = (
+        return result
+    identities, folders = (
         Identities(build.store),
         {known["build_id"]: known["out"] for known in build.store.registered()},
     )
-    there = set(identities.names())
+    existing = set(identities.names())
     for name in build.identities:
-        name = name if name in there else identities.of(build_of(name))  # a takedown renames what it changes
+        name = name if name in existing else identities.of(build_of(name))  # a takedown renames what it changes
         if not name:
             continue
-        one = identities.read(name)
-        current = build.store.releases(one.dataset).latest().current
-        listed = current is not None and any(own.build_id == one.build for own in current.builds)
+        identity = identities.read(name)
+        current = build.store.releases(identity.dataset).latest().current
+        listed = current is not None and any(own.build_id == identity.build for own in current.builds)
         release = current.release if current is not None and listed else 0
-        for table in identities.batches(one, "images.parquet", ["candidate_id"]):
+        for table in identities.batches(identity, "images.parquet", ["candidate_id"]):
             for row in table.filter(pc.is_in(table["candidate_id"], wanted))["candidate_id"].to_pylist():
                 candidate_id = row.hex()
-                own = (one.build, one.dataset, one.snapshot, candidate_id[:KEY_LENGTH])
-                found[candidate_id] = Holder(*own, places.get(one.build, ""), release)
-    return found
+                fields = (identity.build, identity.dataset, identity.snapshot, candidate_id[:KEY_LENGTH])
+                result[candidate_id] = Holder(*fields, folders.get(identity.build, ""), release)
+    return result
 
 
 def with_drops(build: Build, held: Mapping[str, Holder]) -> dict[str, Holder]:
     """Returns `held` with `dropped` from the decisions of the builds that are accessible."""
-    said, names = dict(held), list(build.stages)
+    updated, names = dict(held), list(build.stages)
     later = set(names[names.index("dedup") + 1 :])
     for out, build_id in sorted({(holder.out, holder.build_id) for holder in held.values() if holder.out}):
-        here = pa.array(sorted(name for name, holder in held.items() if holder.build_id == build_id), pa.string())
+        ids = pa.array(sorted(name for name, holder in held.items() if holder.build_id == build_id), pa.string())
         try:
-            there = build_json.reopen(out, build.stages)
-            frames = Frames.of(there).batches("decisions", filters=pc.field("id").isin(here) & ~pc.field("kept"))
-            rows = [row for batch in frames for row in batch.to_pylist()] if there.build_id == build_id else []
+            holding = build_json.reopen(out, build.stages)
+            frames = Frames.of(holding).batches("decisions", filters=pc.field("id").isin(ids) & ~pc.field("kept"))
+            rows = [row for batch in frames for row in batch.to_pylist()] if holding.build_id == build_id else []
         except (ContractError, StoreError, OSError):
             continue  # its folder is gone, or is being rewritten
         for row in rows:
             if row["stage"] in later:
-                why = f"{row['stage']}: {row['reason']}" + (f", {row['evidence']}" if row["evidence"] else "")
-                said[row["id"]] = replace(said[row["id"]], dropped=why)
-    return said
+                reason = f"{row['stage']}: {row['reason']}" + (f", {row['evidence']}" if row["evidence"] else "")
+                updated[row["id"]] = replace(updated[row["id"]], dropped=reason)
+    return updated
 
 
 def samples(held: Mapping[str, Holder]) -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -111,12 +111,12 @@ def _samples_of(dataset: Dataset, candidate_ids: Iterable[str]) -> Iterator[tupl
     for (folder, shard), part in zip(frames.shards, frames.parts("samples"), strict=True):
         try:
             for row in part.table(_COLUMNS, wanted).to_pylist():
-                yield _as_decided(row), folder.read_range(shard.tar.path, row["image_offset"], row["image_size"])
+                yield _decision_row(row), folder.read_range(shard.tar.path, row["image_offset"], row["image_size"])
         except (OSError, StoreError):
             continue  # a shard that is gone: `verify` says so, a report only shows less
 
 
-def _as_decided(row: dict[str, Any]) -> dict[str, Any]:
+def _decision_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a shard's table as the decision that kept it."""
     same = {name: row[name] for name in ("source", "page_url", "sha256")}
     fate: dict[str, Any] = {"stage": "shard", "kept": True, "reason": "", "reasons": [], "evidence": ""}

@@ -30,8 +30,8 @@ from pipeline.store.sql import Tables
 from pipeline.store.stage import Pass, PassFile
 from pipeline.store.subjects import subject_of
 
-TRACED = 20
-ASKED = {
+MAX_TRACED = 20
+QUERY_COLUMNS = {
     "key",
     "order_key",
     "candidate_id",
@@ -61,8 +61,8 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
         leaders = {row["id"]: row for row in decisions if not row["duplicate_of"]}
         missing = sorted({row["duplicate_of"] for row in decisions if row["duplicate_of"]} - set(leaders))
         if missing:
-            named = tables.rows("SELECT * FROM decisions WHERE id IN (SELECT unnest(?::VARCHAR[]))", [missing])
-            leaders |= {row["id"]: row for row in named}
+            more = tables.rows("SELECT * FROM decisions WHERE id IN (SELECT unnest(?::VARCHAR[]))", [missing])
+            leaders |= {row["id"]: row for row in more}
     kept = {row["id"] for row in leaders.values() if row["kept"]}
     scored = "curate.score" in build.fingerprints
     scores = pair_scores.summed(build) if scored else {}
@@ -70,7 +70,7 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     held = earlier_samples.with_drops(build, earlier_samples.holders(build, others))
     explained = []
     for number, row in enumerate(decisions):
-        saw = dict(trace(build, row["id"], row["fetch_id"])) if number < TRACED and row["fetch_id"] else None
+        saw = dict(trace(build, row["id"], row["fetch_id"])) if number < MAX_TRACED and row["fetch_id"] else None
         if saw and PAIR_SCORE.name in saw.get("curate", {}):
             saw["curate"]["fits"] = pair_scores.in_words(scores, row["source"], saw["curate"][PAIR_SCORE.name])
         leader = leaders.get(row["duplicate_of"]) if row["duplicate_of"] else None
@@ -91,12 +91,12 @@ def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str,
     for stage in build.stages.values():
         if stage.name in build.fingerprints:
             wanted = by_key | {"sha256": pc.field("sha256") == sha256}  # by the name of the file's key
-            saw = dict(_look(stage.main, build.stage(stage.name), key, wanted))
+            saw = dict(_find(stage.main, build.stage(stage.name), key, wanted))
             if saw:
                 sha256 = saw.get("sha256") or sha256
                 yield stage.name, saw
-        if stage.name == "curate" and (noted := _judge_notes(build, key, candidate_id)):
-            yield stage.name, noted
+        if stage.name == "curate" and (notes := _judge_notes(build, key, candidate_id)):
+            yield stage.name, notes
 
 
 def _judge_notes(build: Build, key: str, candidate_id: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _judge_notes(build: Build, key: str, candidate_id: str) -> dict[str, Any]:
     return {}
 
 
-def _look(stage: Pass, directory: StageDir, key: str, wanted: Mapping[str, pc.Expression]) -> Iterator[tuple[str, Any]]:
+def _find(stage: Pass, directory: StageDir, key: str, wanted: Mapping[str, pc.Expression]) -> Iterator[tuple[str, Any]]:
     """(column, value) of the row that a stage has; (detector, its boxes) where it has one file per detector.
 
     wanted: by row key, the expression that picks the row.
@@ -122,7 +122,7 @@ def _look(stage: Pass, directory: StageDir, key: str, wanted: Mapping[str, pc.Ex
     if not any(file.row_key for file in stage.files):
         return
     for record in _records(directory, key):
-        for file, suffix in _searched(stage, record):
+        for file, suffix in _files_with_rows(stage, record):
             picks = wanted[file.row_key]
             if file.row_key == "candidate_id" and file.schema is not None and "order_key" in file.schema.names:
                 picks = (pc.field("order_key") == key) & picks  # rows are sorted by it: few row groups are read
@@ -133,12 +133,12 @@ def _look(stage: Pass, directory: StageDir, key: str, wanted: Mapping[str, pc.Ex
             elif rows:
                 yield "partition", record.partition
                 for name, value in rows[0].items():
-                    if name not in ASKED and value not in ("", []):
+                    if name not in QUERY_COLUMNS and value not in ("", []):
                         yield name, value.hex() if isinstance(value, bytes) else value  # JSON lacks bytes
                 return
 
 
-def _searched(stage: Pass, record: Record) -> list[tuple[PassFile, str]]:
+def _files_with_rows(stage: Pass, record: Record) -> list[tuple[PassFile, str]]:
     """Files of a record that have rows of a candidate, with their suffixes, in the order in which the stage has them:
     the row of the first is what it knew.
     """

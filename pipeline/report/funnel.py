@@ -97,9 +97,9 @@ class Funnel:
         """One row per stage of `names`, in the order of the build: from all that entered to all that was kept."""
         rows, seen = [], self.total
         for name in names:
-            here = Funnel({k: n for k, n in self.counts.items() if k[1] == name and k[2]})
-            kept = seen - here.total
-            rows.append(StageFunnel(name, seen, kept, here.dropped, here.known, tuple(here.reasons())))
+            own = Funnel({k: n for k, n in self.counts.items() if k[1] == name and k[2]})
+            kept = seen - own.total
+            rows.append(StageFunnel(name, seen, kept, own.dropped, own.known, tuple(own.reasons())))
             seen = kept
         return rows
 
@@ -111,7 +111,7 @@ def read_funnels(build: Build) -> tuple[Funnel, Funnel]:
 
 
 def count(build: Build, tables: Tables) -> tuple[Funnel, Funnel]:
-    """The same, of tables that are open already."""
+    """Like `read_funnels`, of tables that are open already."""
     counts: dict[str, Counts] = {"candidate": {}, "capture": kept_captures(build)}
     for row in tables.rows("SELECT subject, source, stage, reason, count(*) AS count FROM decisions GROUP BY ALL"):
         counts[row["subject"]][row["source"], row["stage"], row["reason"]] = row["count"]
@@ -134,8 +134,8 @@ def kept_captures(build: Build) -> Counts:
 
 def accounts(build: Build) -> dict[str, Account]:
     """Accounts by the name of the source; empty before extract is finished, and once it expired."""
-    found = build.stage("extract").find_reduced() if "extract" in build.fingerprints else None
-    return {name: Account.of_json(values) for name, values in (found or {}).items()}
+    reduced = build.stage("extract").find_reduced() if "extract" in build.fingerprints else None
+    return {name: Account.of_json(values) for name, values in (reduced or {}).items()}
 
 
 def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> list[str]:
@@ -176,25 +176,25 @@ class Reason:
     evidence: str
 
 
-_NAMED = f"NOT list_has_any(list_append(reasons, reason), {sorted(UNNAMED)})"
+_MAY_NAME = f"NOT list_has_any(list_append(reasons, reason), {sorted(UNNAMED)})"
 
 
-def top_reasons(build: Build, stage: str = "", most: int = 3, sources: Sequence[str] = ()) -> list[Reason]:
+def top_reasons(build: Build, stage: str = "", limit: int = 3, sources: Sequence[str] = ()) -> list[Reason]:
     """The most frequent reasons for which something was dropped, each with its first example; of a stage and of some
     sources, if given."""
     where = "(? = '' OR stage = ?) AND (len(?::VARCHAR[]) = 0 OR list_contains(?::VARCHAR[], source))"
-    asked = [stage, stage, list(sources), list(sources)]
+    values = [stage, stage, list(sources), list(sources)]
     largest = (
         f"SELECT any_value(stage) AS stage, reason, count(*) AS count FROM decisions WHERE {where} "
         f"AND reason NOT IN ('', '{DropReason.KNOWN.value}') GROUP BY reason ORDER BY count DESC, reason LIMIT ?"
     )
-    first = f"SELECT url, evidence FROM decisions WHERE {where} AND reason = ? AND {_NAMED} LIMIT 1"
+    first = f"SELECT url, evidence FROM decisions WHERE {where} AND reason = ? AND {_MAY_NAME} LIMIT 1"
     with Tables.of(build) as tables:
-        found = []
-        for row in tables.rows(largest, [*asked, most]):
-            shown = tables.rows(first, [*asked, row["reason"]]) or [{"url": "", "evidence": ""}]
-            found.append(Reason(**row, **shown[0]))
-    return found
+        reasons = []
+        for row in tables.rows(largest, [*values, limit]):
+            example = tables.rows(first, [*values, row["reason"]]) or [{"url": "", "evidence": ""}]
+            reasons.append(Reason(**row, **example[0]))
+    return reasons
 
 
 def examples(build: Build, most: int, subject: str = "candidate") -> list[str]:
@@ -202,7 +202,7 @@ def examples(build: Build, most: int, subject: str = "candidate") -> list[str]:
 
     Opt-outs and takedowns are counted but not named.
     """
-    where = f"subject = ? AND NOT kept AND reason <> '{DropReason.KNOWN.value}' AND {_NAMED}"
+    where = f"subject = ? AND NOT kept AND reason <> '{DropReason.KNOWN.value}' AND {_MAY_NAME}"
     one = f"SELECT stage, reason, url, text, evidence FROM decisions WHERE {where} AND reason = ? LIMIT ?"
     with Tables.of(build) as tables:
         reasons = tables.column(f"SELECT DISTINCT reason FROM decisions WHERE {where} ORDER BY 1", [subject])

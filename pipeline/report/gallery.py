@@ -63,14 +63,14 @@ def title(frames: Frames) -> tuple[str, str]:
 def html(frames: Frames) -> str:
     cards = []
     for stored in Samples(frames, takedowns=frames.takedowns).first(SHOWN):
-        made = thumbnail(stored.image, SIDE, MAX_PIXELS, stored.key)
-        uri = "data:image/jpeg;base64," + base64.b64encode(made[0]).decode() if made is not None else ""
-        cards.append({"key": stored.key, "uri": uri, "text": _cut(stored.text), "split": stored.row["split"]})
+        small = thumbnail(stored.image, SIDE, MAX_PIXELS, stored.key)
+        uri = "data:image/jpeg;base64," + base64.b64encode(small[0]).decode() if small is not None else ""
+        cards.append({"key": stored.key, "uri": uri, "text": _shorten(stored.text), "split": stored.row["split"]})
     facts = {"title": title(frames)[0], "place": frames.place, "detectors": frames.detectors, "counts": counts(frames)}
     return str(environment({}).from_string(_HTML).render(**facts, cards=cards))
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= TEXT else text[: TEXT - 1] + "…"
 
 

@@ -109,10 +109,10 @@ def judge(
     so are those of them that the spec does not set. undetected, damage: what `pipeline.report.unreadable` reads.
     of_sources: their accounts.
     """
-    figures = [] if report is None else list(_figures(spec, report))
-    whole = [*_build_gates(spec, candidates, held), *_unreadable(spec, candidates, captures, undetected, damage or {})]
-    whole += _unaccounted(spec, of_sources or {})
-    return [*whole, *_of_stages(spec, stages, candidates, captures), *figures]
+    figures = [] if report is None else list(_figure_gates(spec, report))
+    gates = [*_build_gates(spec, candidates, held), *_unreadable(spec, candidates, captures, undetected, damage or {})]
+    gates += _unaccounted(spec, of_sources or {})
+    return [*gates, *_stage_gates(spec, stages, candidates, captures), *figures]
 
 
 def judge_build(
@@ -165,19 +165,19 @@ def verdict(
     build.json that approves. A word that refuses holds it back all the same."""
     report = drift.read(build.out, build.build_id)
     judged = judge_build(build, candidates, captures, report, build.earlier_samples)
-    asked = [] if report is not None else [name for name in FIGURE_GATES if _is_set(build.spec, name)]
+    needed = [] if report is not None else [name for name in FIGURE_GATES if _is_set(build.spec, name)]
     manual = build.spec.publish.approve == "manual" and "approve" not in accept
     word = approval.latest_word(build) if manual else None
     return Verdict(
         tuple(judged),
         frozenset(accept),
-        tuple(name for name in asked if name not in accept),
+        tuple(name for name in needed if name not in accept),
         word if word is not None and word.verdict == "refused" else None,
         manual and word is None and not approved,
     )
 
 
-def hold(
+def check(
     build: Build,
     candidates: Funnel,
     captures: Funnel,
@@ -185,37 +185,37 @@ def hold(
     approved: bool = False,
 ) -> None:
     """Raise GateError if the verdict does not hold; ApprovalError if it only waits for approval."""
-    own = verdict(build, candidates, captures, accept, approved)
-    for gate, fate in own.fates():
+    result = verdict(build, candidates, captures, accept, approved)
+    for gate, fate in result.fates():
         observe.count("wenlan_gates", gate=gate, fate=fate)
-    if not own.holds:
-        waits_only = own.waits and not (own.failed or own.unjudged)
-        lines = in_words(build, own)
+    if not result.holds:
+        waits_only = result.waits and not (result.failed or result.unjudged)
+        lines = in_words(build, result)
         raise (ApprovalError if waits_only else GateError)(build.build_id, "\n".join(lines))
 
 
-def in_words(build: Build, own: Verdict) -> Iterator[str]:
+def in_words(build: Build, result: Verdict) -> Iterator[str]:
     """Reasons that hold a build back, one line each; what a stage dropped, and what to do."""
     place = shlex.quote(build.out)
-    for gate in own.failed:
+    for gate in result.failed:
         yield from (f"gate {gate.name}: {fault}" for fault in gate.faults)
         if gate.stage:
-            yield from _dropped(build, gate.stage, list(gate.shares))
+            yield from _drop_lines(build, gate.stage, list(gate.shares))
             percent = math.ceil(100 * max(gate.shares.values()))
             yield f"  to allow this: publish: {{max_drop: {{{gate.stage}: {percent / 100:g}}}}}"
         if gate.name == "max_unaccounted":
             yield "  wenlan-data status lists the input of each source; publish: {max_unaccounted: SHARE} allows more"
-    if own.failed and not any(gate.stage for gate in own.failed):
-        yield from _dropped(build)
-    for name in own.unjudged:
+    if result.failed and not any(gate.stage for gate in result.failed):
+        yield from _drop_lines(build)
+    for name in result.unjudged:
         yield f"gate {name}: the report of this build is missing; run wenlan-data build first"
-    if own.refusal is not None:
+    if result.refusal is not None:
         hint = f"approve it in wenlan-data studio {place}, or use --accept approve --because TEXT"
-        yield f"gate approve: {own.refusal.line()}; {hint}"
-    if own.waits:
+        yield f"gate approve: {result.refusal.line()}; {hint}"
+    if result.waits:
         yield f"gate approve: the spec requires manual approval (publish.approve: manual): wenlan-data publish {place}"
-    if own.failed:
-        named = [*(gate.name for gate in own.failed), *(["approve"] if own.refusal else [])]
+    if result.failed:
+        named = [*(gate.name for gate in result.failed), *(["approve"] if result.refusal else [])]
         names = " ".join(f"--accept {name}" for name in named)
         yield "to fix this: change the spec and run the same command again"
         yield f"to publish this build anyway: wenlan-data publish {place} {names} --because TEXT"
@@ -257,13 +257,13 @@ def _unreadable(
     spec: BuildSpec, candidates: Funnel, captures: Funnel, undetected: tuple[int, int], damage: Mapping[str, Damage]
 ) -> Iterator[Gate]:
     """One gate if anything was unreadable, whichever source and things stand worst."""
-    limit, least = spec.publish.max_unreadable, spec.publish.judged_from
+    limit, minimum = spec.publish.max_unreadable, spec.publish.judged_from
     judged = [
         own
         for source in spec.sources
-        for own in unreadable(source.name, candidates, captures, damage.get(source.name, Damage()), least)
+        for own in unreadable(source.name, candidates, captures, damage.get(source.name, Damage()), minimum)
     ]
-    if undetected[0] and undetected[1] >= least:
+    if undetected[0] and undetected[1] >= minimum:
         judged.append(Unreadable(*undetected, "images (by a detector)", "all sources"))
     if not judged:
         return
@@ -284,17 +284,17 @@ def _unaccounted(spec: BuildSpec, accounts: Mapping[str, Account]) -> Iterator[G
         for unit, units in account:
             if units.unaccounted:
                 allowed = math.ceil(round(limit * units.met, 6))  # 0.07 * 100 is a bit more than 7
-                said = f"{units.unaccounted:,} of {units.met:,} {unit} of {source} are unaccounted for"
+                problem = f"{units.unaccounted:,} of {units.met:,} {unit} of {source} are unaccounted for"
                 examples = f"; for example {', '.join(units.examples)}" if units.examples else ""
-                says = f"{said} ({units.share:.2%}), the spec allows {allowed:,} ({limit:.2%}){examples}"
+                says = f"{problem} ({units.share:.2%}), the spec allows {allowed:,} ({limit:.2%}){examples}"
                 judged.append((units.unaccounted > allowed, units.share, source, says))
     if judged:
         _, share, worst, says = max(judged)
-        faults = tuple(said for is_fault, _, _, said in judged if is_fault)
+        faults = tuple(problem for is_fault, _, _, problem in judged if is_fault)
         yield Gate("max_unaccounted", f"{worst} {share:.2%}", f"≤ {limit:.2%}", says, faults)
 
 
-def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:
+def _stage_gates(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:
     """One gate per stage; what it reports is the source that stands worst against what is expected of it."""
     judged: dict[str, list[tuple[float, float, str, StageFunnel]]] = {}
     for source in spec.sources:
@@ -305,10 +305,10 @@ def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Fu
                     judged.setdefault(row.stage, []).append((row.dropped / row.new, limit, source.name, row))
     for stage in stages:
         if stage in judged:
-            yield _of_stage(stages[stage], judged[stage])
+            yield _stage_gate(stages[stage], judged[stage])
 
 
-def _of_stage(stage: Stage, judged: list[tuple[float, float, str, StageFunnel]]) -> Gate:
+def _stage_gate(stage: Stage, judged: list[tuple[float, float, str, StageFunnel]]) -> Gate:
     """The gate of one stage, from (dropped share, limit, source, its row of the funnel) of each source."""
     what = "pages" if stage.subject == "capture" else "candidates"
     says = {
@@ -328,7 +328,7 @@ def _is_set(spec: BuildSpec, name: str) -> bool:
     return bool(getattr(spec.publish, name) != default)
 
 
-def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
+def _figure_gates(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
     options, kept = spec.publish, report["totals"]["kept"]
     compared = report.get("drift")
     if options.max_drift and compared and min(compared["samples"]) >= drift.FEW:
@@ -362,18 +362,18 @@ def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
         yield _gate("min_regions", found, f"≥ {options.min_regions:g}", holds, says)
 
 
-def _dropped(build: Build, stage: str = "", sources: Sequence[str] = ()) -> Iterator[str]:
+def _drop_lines(build: Build, stage: str = "", sources: Sequence[str] = ()) -> Iterator[str]:
     """The most frequent reasons of a stage and some sources, or of all: an example of each, and the key of the spec
     that decides."""
     for own in top_reasons(build, stage, SHOWN_REASONS, sources):
         shown = ": ".join(filter(None, (own.url[:120], own.evidence[:120])))  # a row or a file has no URL
         example = f", for example {shown}" if shown else ""
         yield f"  {own.count:,} x {own.reason}{example}"
-        if advice := _key_of(build.spec, own.reason) or advice_for(DropReason(own.reason), own.evidence):
+        if advice := _spec_key_of(build.spec, own.reason) or advice_for(DropReason(own.reason), own.evidence):
             yield f"    {advice}"
 
 
-def _key_of(spec: BuildSpec, reason: str) -> str:
+def _spec_key_of(spec: BuildSpec, reason: str) -> str:
     """Returns the filter of a spec that drops for a reason, with its option; "" if no filter does."""
     filters: list[TextFilter | ImageFilter] = [*text_filters(spec), *image_filters(spec)]
     for own in filters:

@@ -35,8 +35,8 @@ HIDDEN = frozenset(
 )
 """Reasons whose candidates are never shown."""
 
-UNSHOWN = frozenset({DropReason.NSFW.value, DropReason.UNREADABLE.value})
-"""Reasons whose drops are not shown in a report."""
+HIDDEN_PICTURES = frozenset({DropReason.NSFW.value, DropReason.UNREADABLE.value})
+"""Reasons whose drops are shown without their picture."""
 
 Hide = Callable[[Pixels], Pixels]
 """From a picture [H, W, 3] at its full size to the same with its faces made unrecognisable."""
@@ -99,27 +99,27 @@ def _taken_down(takedowns: Takedowns) -> Callable[[Any, Any, Any], pa.Array]:
     return taken_down_mask
 
 
-def unshown_candidates(tables: Tables, candidate_ids: Iterable[str]) -> set[str]:
-    """Returns the candidates whose picture is not shown, since a judge dropped it for one of UNSHOWN."""
+def hidden_candidates(tables: Tables, candidate_ids: Iterable[str]) -> set[str]:
+    """Returns the candidates whose picture is not shown, since a judge dropped it for one of HIDDEN_PICTURES."""
     sql = (
         "SELECT id FROM decisions WHERE stage = 'curate' AND id IN (SELECT unnest(?::VARCHAR[])) "
         "AND list_has_any(reasons, ?::VARCHAR[])"
     )
-    return set(tables.column(sql, [sorted(set(candidate_ids)), sorted(UNSHOWN)]))
+    return set(tables.column(sql, [sorted(set(candidate_ids)), sorted(HIDDEN_PICTURES)]))
 
 
-def unshown_images(build: Build, sha256s: Iterable[str]) -> set[str]:
-    """Returns the images that the spec's filters would drop for one of UNSHOWN, as far as any build has scored them.
+def hidden_images(build: Build, sha256s: Iterable[str]) -> set[str]:
+    """Returns the images that the spec's filters drop for one of HIDDEN_PICTURES, as far as any build has scored them.
 
     The same bytes may also have come under another URL, of a candidate that was dropped before screen.
     """
-    images, unshown = set(sha256s), set[str]()
+    images, hidden = set(sha256s), set[str]()
     for f in pixel_filters(build.spec):
         rows = build.store.features(f.score_id).get(images)
         if rows is None:
             continue
         for sha256, score in zip(*(rows[name].to_pylist() for name in SCORE_SCHEMA.names), strict=True):
             fault = f.judge(score)
-            if fault is not None and fault.reason.value in UNSHOWN:
-                unshown.add(sha256)
-    return unshown
+            if fault is not None and fault.reason.value in HIDDEN_PICTURES:
+                hidden.add(sha256)
+    return hidden

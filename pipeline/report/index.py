@@ -29,8 +29,8 @@ def write(place: str) -> tuple[str, int]:
     for name in folder.names():
         report = drift.read(folder.at(name)) if not name.startswith(".") else None
         if report is not None:
-            own = {**report, "place": name, "folder": folder / name}
-            datasets.setdefault(report["build"]["name"], []).append(own)
+            entry = {**report, "place": name, "folder": folder / name}
+            datasets.setdefault(report["build"]["name"], []).append(entry)
     builds = sum(map(len, datasets.values()))
     if not builds:
         raise SourceError(folder.url, "contains no build with a report")
@@ -51,7 +51,7 @@ def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
     reports = sorted(reports, key=lambda r: (r["build"]["snapshot"], r["build"]["id"]))
     rows = []
     for at, report in enumerate(reports):
-        drifted = _drift(report, reports[at - 1] if at else None)
+        drifts = _drift(report, reports[at - 1] if at else None)
         state = report["state"]
         rows.append(
             {
@@ -70,7 +70,7 @@ def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
                 "failed": [gate["name"] for gate in report["gates"] if not gate["holds"]],
                 "accepted": sorted(state["accepted"]),
                 "faults": len(report["faults"]),
-                "worst": drifted[0] if drifted else None,
+                "worst": drifts[0] if drifts else None,
             }
         )
     return {"name": name, "rows": rows, "trends": _trends(rows), "newest": _newest_release(name, reports)}
@@ -103,18 +103,20 @@ def _newest_release(name: str, reports: list[dict[str, Any]]) -> dict[str, Any] 
 def _trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The trend lines of a dataset: its size over the builds that made a release, costs over those that kept something,
     the rest over all builds."""
-    made, some = [row for row in rows if row["total"] is not None], [row for row in rows if row["kept"]]
+    released, grown = [row for row in rows if row["total"] is not None], [row for row in rows if row["kept"]]
     drifts = [row["worst"]["psi"] if row["worst"] else 0.0 for row in rows]
-    costs = [1000 * row["cpu_seconds"] / row["kept"] for row in some]
-    size = [_trend(made, "samples in the release", "版本样本总数", [float(row["total"]) for row in made], "{:,.0f}")]
+    costs = [1000 * row["cpu_seconds"] / row["kept"] for row in grown]
+    size = [
+        _trend(released, "samples in the release", "版本样本总数", [float(row["total"]) for row in released], "{:,.0f}")
+    ]
     return [
-        *(size if made else ()),
+        *(size if released else ()),
         _trend(rows, "new samples per build", "每次新增样本", [float(row["kept"]) for row in rows], "{:,.0f}"),
         _share(rows, "share of candidates kept", "保留比例", "kept"),
         _share(rows, "share of candidates known", "已在数据集中的比例", "known"),
         _share(rows, "share of duplicates", "重复比例", "duplicates"),
         _trend(rows, "largest drift", "最大漂移", drifts, "{:.3f}"),
-        _trend(some, "CPU seconds per 1,000 kept", "每千个保留样本的 CPU 秒", costs, "{:.1f}"),
+        _trend(grown, "CPU seconds per 1,000 kept", "每千个保留样本的 CPU 秒", costs, "{:.1f}"),
     ]
 
 

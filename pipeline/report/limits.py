@@ -29,7 +29,7 @@ from pipeline.store.sql import Tables
 PASSED = (DropReason.SAME_CANDIDATE.value, DropReason.CAP_PER_IMAGE_URL.value, DropReason.FORGOTTEN.value)
 """Reasons of `admit` that do not judge a text."""
 
-MOST_STEPS = 6
+MAX_STEPS = 6
 """Other limits that are listed for each limit."""
 
 EXAMPLES, LOOKED_AT = 20, 200
@@ -107,7 +107,7 @@ def charts(spec: BuildSpec, tables: Tables, kept: Mapping[str, dict[str, Any]]) 
         return []
     counts = dict[str, Any]()
     for kind, dropped in (("text", _TEXTS), ("picture", _PICTURES)):
-        counts |= _dropped(tables, [line for line in lines if line.measure.of == kind], dropped)
+        counts |= _count_dropped(tables, [line for line in lines if line.measure.of == kind], dropped)
     counts |= _count_kept(tables, lines, kept)
     drawn = []
     for m in _measures(lines):
@@ -123,7 +123,7 @@ def _measures(lines: Sequence[_Line]) -> list[Measure]:
     return list({line.measure.name: line.measure for line in lines}.values())
 
 
-def _dropped(tables: Tables, lines: Sequence[_Line], dropped: str) -> dict[str, Any]:
+def _count_dropped(tables: Tables, lines: Sequence[_Line], dropped: str) -> dict[str, Any]:
     """Counts drops: `own NAME` and `other NAME` of a measure by bin; `dropped N`, `alone N`, `would N S` of a
     line and its steps, and `just_dropped N`, the nearest texts.
 
@@ -169,12 +169,12 @@ def _value(line: _Line, counts: Mapping[str, Any]) -> dict[str, Any]:
     if line.limit.mirrored:
         at.insert(0, 1 / line.bound)
     would: list[dict[str, float]] = []
-    before = 0
+    last = 0
     for number_of_step, step in enumerate(line.steps):
         count = counts[f"would {line.at} {number_of_step}"]
-        if count > before and len(would) < MOST_STEPS:
+        if count > last and len(would) < MAX_STEPS:
             would.append({"value": step, "count": count})
-            before = count
+            last = count
     return {
         "filter": line.filter,
         "option": line.limit.option,
@@ -185,11 +185,11 @@ def _value(line: _Line, counts: Mapping[str, Any]) -> dict[str, Any]:
         "dropped": counts[f"dropped {line.at}"],
         "alone": counts[f"alone {line.at}"],
         "would": would,
-        **{side: _different(counts.get(f"{side} {line.at}")) for side in ("just_dropped", "just_kept")},
+        **{side: _distinct(counts.get(f"{side} {line.at}")) for side in ("just_dropped", "just_kept")},
     }
 
 
-def _different(texts: Sequence[str] | None) -> list[str]:
+def _distinct(texts: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(texts or ()))[:EXAMPLES]
 
 
@@ -198,11 +198,11 @@ def limits_of(spec: BuildSpec) -> list[tuple[str, Limit]]:
     all.
     """
 
-    def of(source: SourceRef) -> dict[tuple[int, str, str], Limit]:
+    def limits_by_key(source: SourceRef) -> dict[tuple[int, str, str], Limit]:
         filters: list[TextFilter | ImageFilter] = [*text_filters(spec, source), *image_filters(spec, source)]
         return {(i, f.plugin_name(), limit.option): limit for i, f in enumerate(filters) for limit in f.limits()}
 
-    of_sources = [of(source) for source in spec.sources]
+    of_sources = [limits_by_key(source) for source in spec.sources]
     shared = [key for key in of_sources[0] if all(key in own for own in of_sources)]
     widest = []
     for key in shared:

@@ -114,8 +114,8 @@ _DENSITY = ("nouns", "content_share", "stop_share", "entropy", "perplexity")
 
 
 def _densities(texts: pa.Array) -> pa.Array:
-    found = [density(text or "") for text in texts.to_pylist()]
-    columns = [pa.array([float(getattr(one, name)) for one in found], pa.float64()) for name in _DENSITY]
+    densities = [density(text or "") for text in texts.to_pylist()]
+    columns = [pa.array([float(getattr(value, name)) for value in densities], pa.float64()) for name in _DENSITY]
     return pa.StructArray.from_arrays(columns, _DENSITY)
 
 
@@ -267,13 +267,13 @@ def add_bins(build: Build, tables: Tables, rows: Sequence[dict[str, Any]]) -> li
     measures = [*(m for m in MEASURES.values() if not m.of_words or m.name in limited), _HAN_SHARE]
     features = known_features(build.store, {row["sha256"] for row in rows if row["sha256"]})
     known = {row["sha256"]: row for row in features.select(["sha256", *_OF_FEATURES]).to_pylist()}
-    given = []
+    values = []
     for at, row in enumerate(rows):
         sides = {name: row[name] for name in ("width", "height")} if row["width"] else {}
-        given.append({"number": at, "text": row["text"] or None, **known.get(row["sha256"], {}), **sides})
+        values.append({"number": at, "text": row["text"] or None, **known.get(row["sha256"], {}), **sides})
     numbers = [(name, pa.float64()) for name in _OF_FEATURES]
     schema = pa.schema([("number", pa.int32()), ("text", pa.string()), *numbers])
-    tables.put("shown_rows", pa.Table.from_pylist(given, schema=schema))
+    tables.put("shown_rows", pa.Table.from_pylist(values, schema=schema))
     bins = ", ".join(
         f'CASE WHEN {"text IS NOT NULL" if m.of == "text" else True} THEN {m.bin} END AS "{m.name}"' for m in measures
     )

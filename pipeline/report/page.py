@@ -24,7 +24,7 @@ from typing import Any
 
 from data_specs.command.printable import printable, printable_json
 from pipeline.report import drift, state
-from pipeline.report.section import Material, Values, compute, merged
+from pipeline.report.section import Material, Values, compute, merge
 from pipeline.report.sections import SECTIONS
 from pipeline.report.sections import state as state_section
 from pipeline.report.translations import en, evidence_zh, zh
@@ -37,7 +37,7 @@ from pipeline.store.stage import Stages
 from pipeline.urls import place, shown
 
 
-def make(build: Build, baseline: Values | None = None) -> Values:
+def make_report(build: Build, baseline: Values | None = None) -> Values:
     """The whole report as JSON values: the figures of every section, and which build they are of.
 
     baseline: report.json of a build to compare with, by default the last one of the dataset. The `picture` of a row is
@@ -45,7 +45,7 @@ def make(build: Build, baseline: Values | None = None) -> Values:
     """
     head = {"report_version": drift.REPORT_VERSION, "build": _build(build)}
     with remembering(), Tables.of(build) as tables:
-        return merged([head, compute(SECTIONS, Material(build, tables, baseline))])
+        return merge([head, compute(SECTIONS, Material(build, tables, baseline))])
 
 
 def rows(report: Any) -> Iterator[Values]:
@@ -60,7 +60,7 @@ def rows(report: Any) -> Iterator[Values]:
 
 
 def render(report: Values, stages: Stages) -> str:
-    """index.html from what `make` returned; `stages` of the build, for their Chinese names."""
+    """index.html from what `make_report` returned; `stages` of the build, for their Chinese names."""
     templates = environment(stages)
     parts = [(section, _fragment(templates, section.html).render(**report)) for section in SECTIONS]
     return str(templates.get_template("report.html").render(**report, parts=parts))
@@ -75,7 +75,7 @@ def update_state(build: Build) -> None:
     report = drift.read(build.out, build.build_id)
     if report is None or "report" not in build.fingerprints:
         return
-    stage, now = build.stage("report"), state.of(build, report).model_dump(mode="json")
+    stage, now = build.stage("report"), state.present_state(build, report).model_dump(mode="json")
     if report["state"] == now or not stage.partitions():
         return
     report["state"] = now

@@ -38,7 +38,7 @@ from pipeline.filters import pixel_filters
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
 from pipeline.records import PROVENANCE
-from pipeline.report.hidden_content import Hide, faces_hider, unshown_candidates, unshown_images
+from pipeline.report.hidden_content import Hide, faces_hider, hidden_candidates, hidden_images
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.image_features import measure_images
@@ -77,19 +77,19 @@ def add_pictures(
         row["picture"], row["sha256"], row["width"], row["height"], row["boxes"] = "", "", 0, 0, {}
     spent = 0
     thumbnails = {}
-    unshown = unshown_candidates(tables, (row[name] for row in rows for name in ("id", "duplicate_of")))
-    own = [row for row in rows if row["fetch_id"] and row["id"] not in foreign]
-    asked = {row["fetch_id"] for row in own if not {row["id"], row["duplicate_of"]} & unshown}
-    held = (FetchedImage(name, sha256, foreign[name]) for name, sha256 in sha256_of.items())
-    fetched = read_images(build, sorted(asked), sparse=True)
-    for image in itertools.chain(fetched, in_sources(build, own, takedowns), held):
-        if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
+    hidden = hidden_candidates(tables, (row[name] for row in rows for name in ("id", "duplicate_of")))
+    own_rows = [row for row in rows if row["fetch_id"] and row["id"] not in foreign]
+    to_show = {row["fetch_id"] for row in own_rows if not {row["id"], row["duplicate_of"]} & hidden}
+    foreign_images = (FetchedImage(name, sha256, foreign[name]) for name, sha256 in sha256_of.items())
+    fetched = read_images(build, sorted(to_show), sparse=True)
+    for image in itertools.chain(fetched, source_pictures(build, own_rows, takedowns), foreign_images):
+        if image.sha256 in takedowns.hashes or hidden_images(build, [image.sha256]):
             continue
-        if made := thumbnail(image.data, *sizes, image.sha256, hide):
-            thumbnails[image.fetch_id] = (image.sha256, *made)
+        if small := thumbnail(image.data, *sizes, image.sha256, hide):
+            thumbnails[image.fetch_id] = (image.sha256, *small)
     for row in rows:  # in the order of the page, so that the budget runs out at its end
         own_thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
-        if own_thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
+        if own_thumbnail is None or {row["id"], row["duplicate_of"]} & hidden:
             continue
         row["sha256"], data, row["width"], row["height"] = own_thumbnail
         if spent + len(data) <= budget:
@@ -147,7 +147,7 @@ def _add_stored_boxes(build: Build, tables: Tables, rows_of_key: dict[str, list[
     order = detector_ids(build.spec).index
     for found in sorted(tables.rows(sql, [sorted(rows_of_key)]), key=lambda own: order(own["detector"])):
         for row in rows_of_key[found["key"]]:
-            row["boxes"][found["detector"]] = as_shown(found["boxes"], found["scores"])
+            row["boxes"][found["detector"]] = rounded_boxes(found["boxes"], found["scores"])
     for row in (row for rows in rows_of_key.values() for row in rows):
         sides = stored_sides(row["width"], row["height"], build.spec.shards.max_side)
         row["width"], row["height"] = map(int, sides)
@@ -173,7 +173,7 @@ def boxes_of_images(
                 raw |= {sha256: raw_boxes(detector, None, [blank(*sides)])[0]}
             if sha256 in raw:
                 boxes, scores, _ = cleaned(raw[sha256], *sides, max_boxes(detector, build.spec))
-                shown[sha256][detector.detector_id] = as_shown(boxes.ravel().tolist(), scores.tolist())
+                shown[sha256][detector.detector_id] = rounded_boxes(boxes.ravel().tolist(), scores.tolist())
     return shown
 
 
@@ -193,13 +193,13 @@ def _detect(build: Build, detector: Detector, fetch_ids: list[str]) -> dict[str,
     return detected
 
 
-def as_shown(boxes: Sequence[float], scores: Sequence[float]) -> list[list[float]]:
+def rounded_boxes(boxes: Sequence[float], scores: Sequence[float]) -> list[list[float]]:
     """[[x1, y1, x2, y2, score], ...], rounded to more than a thumbnail shows. boxes: four numbers each, flattened."""
     numbers = [round(x, 1) for x in boxes]
     return [[*numbers[4 * at : 4 * at + 4], round(score, 3)] for at, score in enumerate(scores)]
 
 
-def in_sources(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedowns) -> Iterator[FetchedImage]:
+def source_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedowns) -> Iterator[FetchedImage]:
     """Pictures of rows that were dropped before `fetch` read them, where they lie in the row's source."""
     before = set(in_funnel(build, "extract", "admit"))
     sources = {source.name: source for source in sources_of(build.spec) if isinstance(source, TableSource)}

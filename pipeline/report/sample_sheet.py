@@ -34,15 +34,15 @@ class Choice:
     """The rows of the decisions that the page shows.
 
     sheet: kept and dropped candidates. clusters: groups of duplicates, each with its leader first. hidden: how many
-    candidates may not be shown. duplicates: how many candidates duplicate another one, without known ones. elsewhere:
-    stored JPEGs of leaders that an earlier build kept, by candidate_id.
+    candidates may not be shown. duplicates: how many candidates duplicate another one, without known ones.
+    earlier_images: stored JPEGs of leaders that an earlier build kept, by candidate_id.
     """
 
     sheet: list[Row]
     clusters: list[Row]
     hidden: int
     duplicates: int
-    elsewhere: dict[str, bytes] = field(default_factory=dict)
+    earlier_images: dict[str, bytes] = field(default_factory=dict)
 
     def rows(self) -> list[Row]:
         return [*self.sheet, *(member for cluster in self.clusters for member in cluster["members"])]
@@ -78,7 +78,7 @@ def choose(build: Build, tables: Tables, takedowns: Takedowns) -> Choice:
     sheet = _sheet(piles, size)
     groups = [
         (leader, duplicates, members[:MEMBERS])
-        for leader, duplicates, places in _largest(build, tables, shown)
+        for leader, duplicates, places in _largest_groups(build, tables, shown)
         if (members := _first_of_each("id", places))
     ][:CLUSTERS]
     rows = _rows(tables, [*sheet, *(one for *_, members in groups for one in members)])
@@ -91,7 +91,7 @@ def choose(build: Build, tables: Tables, takedowns: Takedowns) -> Choice:
         sum(fate["hidden"] for fate in fates),
         sum(fate["copies"] for fate in fates if fate["reason"] != DropReason.KNOWN.value),
     )
-    _add_leaders_elsewhere(build, tables, choice, takedowns)
+    _add_earlier_leaders(build, tables, choice, takedowns)
     return choice
 
 
@@ -100,7 +100,7 @@ def _rows(tables: Tables, places: Iterable[_RowLocation]) -> dict[_RowLocation, 
     if not wanted:
         return {}
     files = ", ".join(f"'{quoted(file)}'" for file in sorted({place.file for place in wanted}))
-    tables.put("places", pa.table({"file": [one.file for one in wanted], "row": [one.row for one in wanted]}))
+    tables.put("places", pa.table({"file": [place.file for place in wanted], "row": [place.row for place in wanted]}))
     rows = tables.rows(f"SELECT * FROM placed SEMI JOIN places USING (file, row) WHERE file IN ({files})")
     return {_RowLocation(row.pop("file"), row.pop("row"), row["id"], row["fetch_id"]): row for row in rows}
 
@@ -112,11 +112,11 @@ def _sheet(piles: Mapping[str, Sequence[_RowLocation]], size: int) -> list[_RowL
     icon that is on every page would fill the sheet.
     """
     known = DropReason.KNOWN.value
-    own = {
+    shown = {
         reason: _first_of_each("fetch_id", pile)[: KNOWN if reason == known else size] for reason, pile in piles.items()
     }
-    kept = own.pop("", [])
-    dropped = [pile[at] for at in range(size) for _, pile in sorted(own.items()) if at < len(pile)]
+    kept = shown.pop("", [])
+    dropped = [pile[at] for at in range(size) for _, pile in sorted(shown.items()) if at < len(pile)]
     take_dropped = min(len(dropped), max(size // 2, size - len(kept)))
     return kept[: size - take_dropped] + dropped[:take_dropped]
 
@@ -129,7 +129,7 @@ def _first_of_each(name: str, places: Iterable[_RowLocation]) -> list[_RowLocati
     return list(first.values())
 
 
-def _largest(build: Build, tables: Tables, shown: str) -> list[tuple[str, int, list[_RowLocation]]]:
+def _largest_groups(build: Build, tables: Tables, shown: str) -> list[tuple[str, int, list[_RowLocation]]]:
     """(leader, duplicates, places) of the largest groups, that of the leader first, then those of some duplicates.
 
     More leaders are looked for than are shown, since whole groups may be hidden, and more rows for the same reason.
@@ -144,7 +144,7 @@ def _largest(build: Build, tables: Tables, shown: str) -> list[tuple[str, int, l
     )
     # the same candidate may have come a second time and been dropped; one of its rows says it was kept
     first = f"(NOT kept)::INTEGER * 1000 + list_position({list(build.stages)}, stage)"
-    led = tables.pairs(
+    leader_places = tables.pairs(
         f"SELECT id, min_by({_PLACE}, {first}) FROM placed WHERE subject = 'candidate' AND id IN ({leaders}) "
         f"AND {shown} GROUP BY 1"
     )
@@ -152,13 +152,13 @@ def _largest(build: Build, tables: Tables, shown: str) -> list[tuple[str, int, l
         (
             leader,
             duplicates,
-            [_RowLocation(**place) for place in (*filter(None, [led.get(leader)]), *copies.get(leader, ()))],
+            [_RowLocation(**place) for place in (*filter(None, [leader_places.get(leader)]), *copies.get(leader, ()))],
         )
         for leader, duplicates in largest.items()
     ]
 
 
-def _add_leaders_elsewhere(build: Build, tables: Tables, choice: Choice, takedowns: Takedowns) -> None:
+def _add_earlier_leaders(build: Build, tables: Tables, choice: Choice, takedowns: Takedowns) -> None:
     """Name the build that holds the leader of a group, if it is an earlier one, and show what it holds."""
     own = {row["id"] for cluster in choice.clusters for row in cluster["members"] if row["kept"]}
     held = earlier_samples.holders(build, {cluster["leader"] for cluster in choice.clusters} - own)
@@ -171,4 +171,4 @@ def _add_leaders_elsewhere(build: Build, tables: Tables, choice: Choice, takedow
         leader = leaders.get(cluster["leader"])
         if leader is not None and all(row["id"] != leader["id"] for row in cluster["members"]):
             cluster["members"] = [leader, *cluster["members"]][:MEMBERS]
-            choice.elsewhere[leader["id"]] = found[leader["id"]][1]
+            choice.earlier_images[leader["id"]] = found[leader["id"]][1]

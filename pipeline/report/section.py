@@ -29,23 +29,23 @@ Values = dict[str, Any]
 class Material:
     """Input of the sections of one report. What several of them need is read once, when first asked for.
 
-    named: report.json of a build to compare with, if a person names one.
+    named_baseline: report.json of a build to compare with, if a person names one.
     """
 
     build: Build
     tables: Tables
-    named: Values | None = None
+    named_baseline: Values | None = None
 
     @functools.cached_property
-    def before(self) -> dataset.Before | None:
+    def before(self) -> dataset.EarlierRelease | None:
         """The release that the build is compared with; None for the first build of a dataset."""
-        return dataset.before(self.build)
+        return dataset.earlier_release(self.build)
 
     @functools.cached_property
     def baseline(self) -> Values | None:
         """report.json of the build to compare with; None if missing."""
-        if self.named is not None or self.before is None:
-            return self.named
+        if self.named_baseline is not None or self.before is None:
+            return self.named_baseline
         return self.before.earlier_report(self.build.snapshot)
 
     @functools.cached_property
@@ -63,7 +63,7 @@ class Material:
 
     @functools.cached_property
     def takedowns(self) -> Takedowns:
-        """Takedowns, none of which may be shown. Makes the views of what may be shown (`unshown.make_refused`)."""
+        """Takedowns, none of which may be shown. Makes the views of what may be shown (`make_refused`)."""
         takedowns = self.build.store.takedowns()
         make_refused(self.tables, takedowns)
         return takedowns
@@ -75,7 +75,7 @@ class Material:
         One choice for all sections, since one budget of bytes covers all pictures of the page.
         """
         choice = sample_sheet.choose(self.build, self.tables, self.takedowns)
-        pictures.add_pictures(self.build, self.tables, choice.rows(), self.takedowns, choice.elsewhere)
+        pictures.add_pictures(self.build, self.tables, choice.rows(), self.takedowns, choice.earlier_images)
         pictures.add_boxes(self.build, self.tables, choice.rows())
         return choice
 
@@ -84,7 +84,7 @@ class Material:
         takedowns = self.takedowns  # which makes the table `refused`
         return without_hidden(self.tables, takedowns, rows)
 
-    def judged_pairs(self, view: str, where: str, order: str, most: int, *columns: str) -> list[Values]:
+    def judged_pairs(self, view: str, where: str, order: str, limit: int, *columns: str) -> list[Values]:
         """Returns the first pairs of a view of judged pairs that may be shown, as in report.json, with more columns.
 
         Of equal ones those with the smallest ids.
@@ -92,7 +92,7 @@ class Material:
         rows = self.tables.rows(
             "SELECT candidate_id AS id, fetch_id, source, page_url, image_url AS url, substr(text, 1, 200) AS text, "
             f"'curate' AS stage, '' AS duplicate_of, kept, {', '.join(columns)} FROM {view} WHERE {where} "
-            f"ORDER BY {order}, candidate_id LIMIT {most}"
+            f"ORDER BY {order}, candidate_id LIMIT {limit}"
         )
         rounded = ({n: round(v, 4) if isinstance(v, float) else v for n, v in row.items()} for row in rows)
         return self.without_hidden(rounded)
@@ -138,20 +138,20 @@ class Section:
 
 def compute(sections: Iterable[Section], material: Material) -> Values:
     """The figures of all sections, each computed after its inputs."""
-    named = {section.name: section for section in sections}
+    by_name = {section.name: section for section in sections}
     computed: dict[str, Values] = {}
-    pulse.expect(len(named))
-    for name in graphlib.TopologicalSorter({s.name: s.inputs for s in named.values()}).static_order():
-        section = named[name]
+    pulse.expect(len(by_name))
+    for name in graphlib.TopologicalSorter({s.name: s.inputs for s in by_name.values()}).static_order():
+        section = by_name[name]
         pulse.advance()
-        computed[name] = section.figures(material, merged(computed[other] for other in section.inputs))
-    return merged(computed.values())
+        computed[name] = section.figures(material, merge(computed[other] for other in section.inputs))
+    return merge(computed.values())
 
 
-def merged(parts: Iterable[Values]) -> Values:
+def merge(parts: Iterable[Values]) -> Values:
     """All of the parts' keys together; that each is in one part only is an invariant of the report."""
-    together: Values = {}
+    values: Values = {}
     for part in parts:
-        assert not together.keys() & part.keys(), f"more than one section has {together.keys() & part.keys()}"
-        together |= part
-    return together
+        assert not values.keys() & part.keys(), f"more than one section has {values.keys() & part.keys()}"
+        values |= part
+    return values

@@ -69,7 +69,7 @@ def last_state(build: Build) -> BuildState | None:
     return None if report is None else BuildState.model_validate(report["state"])
 
 
-def of(build: Build, figures: Mapping[str, Any]) -> BuildState:
+def present_state(build: Build, figures: Mapping[str, Any]) -> BuildState:
     """Present state of a build. figures: `totals`, `gates` and `dataset` of its report."""
     manifest, before = manifest_of(build), last_state(build)
     failing = tuple(gate["name"] for gate in figures["gates"] if not gate["holds"])

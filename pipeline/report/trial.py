@@ -16,7 +16,7 @@ from collections import Counter
 
 from pipeline.decisions import DropReason
 from pipeline.report.diff import changes
-from pipeline.report.hidden_content import faces_hider, make_refused, showable_rows, unshown_candidates, unshown_images
+from pipeline.report.hidden_content import faces_hider, hidden_candidates, hidden_images, make_refused, showable_rows
 from pipeline.report.page import environment
 from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Values
@@ -42,13 +42,13 @@ def compare(build: Build, trial: Build) -> Values:
     """
     with Tables.of(build, trial=trial) as mine, Tables.of(trial, build=build) as its:
         same = build.fingerprints == trial.fingerprints
-        came = "candidate_id FROM trial.pairs EXCEPT SELECT candidate_id FROM pairs"
-        went = "candidate_id FROM build.pairs EXCEPT SELECT candidate_id FROM pairs"
-        again = f"reason <> '{DropReason.SAME_CANDIDATE.value}'"  # each once, however often it was read
+        entered = "candidate_id FROM trial.pairs EXCEPT SELECT candidate_id FROM pairs"
+        left = "candidate_id FROM build.pairs EXCEPT SELECT candidate_id FROM pairs"
+        counted_once = f"reason <> '{DropReason.SAME_CANDIDATE.value}'"  # each once, however often it was read
         for tables, one in ((mine, build), (its, trial)):
             make_refused(tables, one.store.takedowns())
-        came_in = _group(mine, build, f"id IN (SELECT {came}) AND {again}", same)
-        went_out = _group(its, trial, f"id IN (SELECT {went}) AND {again}", same)
+        came_in = _group(mine, build, f"id IN (SELECT {entered}) AND {counted_once}", same)
+        went_out = _group(its, trial, f"id IN (SELECT {left}) AND {counted_once}", same)
         missing = _group(its, trial, f"reason = '{DropReason.NOT_STORED.value}'", same)
         kept = its.row(
             "SELECT (SELECT count(DISTINCT candidate_id) FROM build.pairs) AS before, "
@@ -71,11 +71,11 @@ def show_pictures(figures: Values, build: Build, trial: Build) -> None:
     groups = [figures[name]["rows"] for name in ("came_in", "went_out")]
     rows = [row for group in groups for row in group]
     with Tables.of(build) as tables:  # the trial may lack such a filter, and may keep faces
-        unshown = unshown_candidates(tables, (row["id"] for row in rows))
-    may_be, hide = [row for row in rows if row["id"] not in unshown], faces_hider(build.spec)
+        hidden_ids = hidden_candidates(tables, (row["id"] for row in rows))
+    showable, hide = [row for row in rows if row["id"] not in hidden_ids], faces_hider(build.spec)
     with Tables.of(trial) as tables:
-        add_pictures(trial, tables, may_be, trial.store.takedowns(), hide=hide)
-    hidden = unshown_images(build, (row["sha256"] for row in rows if row.get("sha256")))
+        add_pictures(trial, tables, showable, trial.store.takedowns(), hide=hide)
+    hidden = hidden_images(build, (row["sha256"] for row in rows if row.get("sha256")))
     for row in [*rows, *figures["not_stored"]["rows"]]:
         if "picture" not in row or row["sha256"] in hidden:
             row |= {"picture": "", "width": 0, "height": 0, "boxes": {}}

@@ -38,11 +38,11 @@ class Damage:
 
 def read_damage(build: Build) -> dict[str, Damage]:
     counts: dict[str, Counter[str]] = {}
-    names = [own.name for own in fields(Damage)]
+    names = [field.name for field in fields(Damage)]
     for record in build.records("extract"):
-        own = counts.setdefault(record.partition.rpartition("-")[0], Counter())
-        own.update({name: record.counts[name] for name in names if name in record.counts})
-    return {source: Damage(**own) for source, own in counts.items()}
+        total = counts.setdefault(record.partition.rpartition("-")[0], Counter())
+        total.update({name: record.counts[name] for name in names if name in record.counts})
+    return {source: Damage(**total) for source, total in counts.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +66,27 @@ class Unreadable:
         return f"{things} are unreadable ({share}), the spec allows {limit:.1%}; {where}"
 
 
-def unreadable(source: str, candidates: Funnel, captures: Funnel, own: Damage, least: int) -> Iterator[Unreadable]:
+def unreadable(source: str, candidates: Funnel, captures: Funnel, damage: Damage, minimum: int) -> Iterator[Unreadable]:
     """Unreadable shares of a source: of pages, candidates with the rows that metadata state, bytes and files.
 
-    A share of fewer than `least` entries is left out; there are as many as those that were read and, by bytes, those
+    A share of fewer than `minimum` entries is left out; there are as many as those that were read and, by bytes, those
     that were not.
     """
     entries = 0
-    for things, funnel, swallowed in (
+    for things, funnel, lost in (
         ("pages", captures, 0),
-        ("candidates", candidates, max(0, own.lost_rows - own.lost_parts)),
+        ("candidates", candidates, max(0, damage.lost_rows - damage.lost_parts)),
     ):
         of_source = funnel.of_source(source)
-        total = of_source.total + swallowed
-        entries = max(entries, of_source.total + (own.pictures if things == "pages" else 0))
+        total = of_source.total + lost
+        entries = max(entries, of_source.total + (damage.pictures if things == "pages" else 0))
         count = dict(of_source.reasons()).get(DropReason.UNREADABLE.value, 0)
-        if count and total >= least:
-            yield Unreadable(count + swallowed, total, things, source)
-    if own.lost_bytes and entries * own.input_bytes >= least * (own.input_bytes - own.lost_bytes):
-        yield Unreadable(own.lost_bytes, max(own.input_bytes, own.lost_bytes), "bytes", source)
-    if own.lost_files:
-        yield Unreadable(own.lost_files, own.input_files, "files", source)
+        if count and total >= minimum:
+            yield Unreadable(count + lost, total, things, source)
+    if damage.lost_bytes and entries * damage.input_bytes >= minimum * (damage.input_bytes - damage.lost_bytes):
+        yield Unreadable(damage.lost_bytes, max(damage.input_bytes, damage.lost_bytes), "bytes", source)
+    if damage.lost_files:
+        yield Unreadable(damage.lost_files, damage.input_files, "files", source)
 
 
 def read_undetected(build: Build) -> tuple[int, int]:

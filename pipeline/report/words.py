@@ -31,7 +31,7 @@ def first_of_shards(tables: Tables, most: int, *columns: str) -> list[dict[str, 
     return tables.rows(f"SELECT {', '.join(columns)} FROM samples WHERE position < {each} LIMIT {most}")
 
 
-def counted(texts: Iterable[str]) -> tuple[Counter[str], list[int]]:
+def word_counts(texts: Iterable[str]) -> tuple[Counter[str], list[int]]:
     """(texts by word, words of each text)."""
     in_texts, lengths = Counter[str](), list[int]()
     for text in texts:
@@ -44,7 +44,7 @@ def counted(texts: Iterable[str]) -> tuple[Counter[str], list[int]]:
 def known_words(tables: Tables) -> Counter[str]:
     """Words of candidates whose image the dataset holds already."""
     sql = f"SELECT text FROM decisions WHERE reason = '{DropReason.KNOWN.value}' LIMIT {WORD_SAMPLES}"
-    return counted(tables.column(sql))[0]
+    return word_counts(tables.column(sql))[0]
 
 
 def ranked(counter: Counter[str], count: int) -> list[tuple[str, int]]:

@@ -14,7 +14,7 @@ def token(build: Build) -> Any:
     """Options of the report, the gates it shows, the takedowns it must honour and the release it compares with."""
     spec = build.spec
     expected = [spec.publish.model_dump(), [source.max_drop.model_dump() for source in spec.sources]]
-    moving = [build.store.forgotten_revision(), dataset.number_before(build)]
+    moving = [build.store.forgotten_revision(), dataset.earlier_number(build)]
     return [spec.report.model_dump(), *expected, *moving]
 
 
@@ -30,11 +30,11 @@ def run_partition(build: Build, partition: str) -> None:
 def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
     """Make and commit the report; returns its values. baseline: report.json of a build to compare with, by default the
     last one of the dataset."""
-    from pipeline.report.page import as_json, make, render, rows
+    from pipeline.report.page import as_json, make_report, render, rows
 
     [partition] = partitions(build)
     with build.stage("report").attempt(partition) as attempt:
-        report = make(build, baseline)
+        report = make_report(build, baseline)
         page = render(report, build.stages)
         attempt.path("html", final="index.html").write_text(shown(page), encoding="utf-8")
         for row in rows(report):

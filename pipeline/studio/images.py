@@ -25,8 +25,8 @@ from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.filters import pixel_filters
 from pipeline.report import earlier_samples
-from pipeline.report.hidden_content import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
-from pipeline.report.pictures import as_shown, in_sources, thumbnail
+from pipeline.report.hidden_content import HIDDEN, HIDDEN_PICTURES, Hide, faces_hider, hidden_images
+from pipeline.report.pictures import rounded_boxes, source_pictures, thumbnail
 from pipeline.report.translations import REASONS
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
@@ -176,7 +176,7 @@ class Pictures:
         """Raises NoPicture for an image, by its bytes, that may not be shown."""
         if sha256 in self._takedowns.hashes:
             raise NoPicture(*WITHHELD[DropReason.FORGOTTEN.value])
-        if build is not None and pixel_filters(build.spec) and unshown_images(build, [sha256]):
+        if build is not None and pixel_filters(build.spec) and hidden_images(build, [sha256]):
             raise NoPicture("a filter judged it unsafe", "过滤器判定其不宜展示")
 
     def _stored(self, source: Source, row: Row) -> tuple[bytes, str] | None:
@@ -207,7 +207,7 @@ class Pictures:
             with contextlib.suppress(StoreError):
                 sql = f"SELECT boxes, scores FROM {parquet([shard[0].at(file.path)])} WHERE key = ?"
                 for boxes, scores in self._catalog.query(sql, [row["id"][:KEY_LENGTH]]):
-                    found[name] = as_shown(boxes, scores)
+                    found[name] = rounded_boxes(boxes, scores)
         return found
 
     def _fetched(self, source: Source, row: Row) -> tuple[bytes, str] | None:
@@ -220,7 +220,7 @@ class Pictures:
         if "fetch" in build.fingerprints:
             for image in read_images(build, [row["fetch_id"]], sparse=True):
                 return bytes(image.data), image.sha256
-        for image in in_sources(build, [row], self._takedowns):
+        for image in source_pictures(build, [row], self._takedowns):
             return bytes(image.data), image.sha256
         return None
 
@@ -234,7 +234,7 @@ class Pictures:
     def _unsafe(self) -> frozenset[str]:
         """Candidates that a judge dropped for a reason that forbids to show them."""
         sql = "SELECT id FROM decisions WHERE stage = 'curate' AND list_has_any(reasons, ?::VARCHAR[])"
-        return frozenset(name for (name,) in self._catalog.query(sql, [sorted(UNSHOWN)]))
+        return frozenset(name for (name,) in self._catalog.query(sql, [sorted(HIDDEN_PICTURES)]))
 
 
 def _has_pictures(source: TableSource) -> bool:

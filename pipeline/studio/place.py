@@ -83,7 +83,7 @@ def _builds_in(place: str, stages: Stages) -> Frames:
 def _baseline(build: Build, stages: Stages) -> Build | None:
     """The newest build of an earlier snapshot in the release that a build is compared with, if it is there."""
     with contextlib.suppress(WenlanError, ContractError, OSError):
-        before = dataset.before(build)
+        before = dataset.earlier_release(build)
         for part in reversed(before.parts if before is not None else ()):
             if part.out and part.snapshot < build.snapshot and Folder(part.out).exists(build_json.NAME):
                 earlier = build_json.reopen(part.out, stages)
@@ -141,7 +141,7 @@ def _build(build: Build, judged: bool) -> Values:
     }
     if figures is not None:
         with contextlib.suppress(WenlanError, ContractError, KeyError):
-            own["verdict"] = state.of(build, figures).verdict
+            own["verdict"] = state.present_state(build, figures).verdict
             own["gates"] = [{n: gate[n] for n in ("name", "says", "holds")} for gate in figures["gates"]]
     elif state.manifest_of(build) is not None:
         own["verdict"] = "published"

@@ -77,15 +77,15 @@ def figures(material: Material, inputs: Values) -> Values:
 def texts_of(tables: Tables, scored: bool) -> Values:
     """Deciles of characters, words, content share and score of primary texts, and how many of them have a noun."""
     rows = first_of_shards(tables, WORD_SAMPLES, "text", *([PAIR_SCORE.name] if scored else []))
-    said = [density(row["text"]) for row in rows]
+    densities = [density(row["text"]) for row in rows]
     scores = [score for row in rows if isinstance(score := row.get(PAIR_SCORE.name), float)]
     return {
         "texts": len(rows),
-        "with_noun": sum(own.nouns > 0 for own in said),
+        "with_noun": sum(own.nouns > 0 for own in densities),
         "measures": [
             _deciles("characters", "characters", "字数", [len(row["text"]) for row in rows]),
-            _deciles("words", "words", "词数", [own.words for own in said]),
-            _deciles("content", "content words", "实词", [own.content_share for own in said]),
+            _deciles("words", "words", "词数", [own.words for own in densities]),
+            _deciles("content", "content words", "实词", [own.content_share for own in densities]),
             *([_deciles("score", "similarity to the picture", "与图像的相似度", scores)] if scores else []),
         ],
     }

@@ -10,7 +10,7 @@ from collections import Counter
 
 from pipeline.decisions import DropReason
 from pipeline.report import dataset, drift
-from pipeline.report.dataset import Before
+from pipeline.report.dataset import EarlierRelease
 from pipeline.report.section import Material, Section, Values
 from pipeline.report.words import known_words, ranked
 from pipeline.store.build import shard_files
@@ -29,15 +29,15 @@ def figures(material: Material, inputs: Values) -> Values:
     return {"dataset": None if before is None else compared(material, before, inputs)}
 
 
-def compared(material: Material, before: Before, inputs: Values) -> Values:
+def compared(material: Material, before: EarlierRelease, inputs: Values) -> Values:
     """The dataset before and after. inputs: figures of the sections totals, shapes and sources."""
     build = material.build
     staying = before.remaining_builds(build)
     own = [shard_files(record) for record in build.packed()]
     now = {**inputs, "build": {"id": build.build_id, "snapshot": build.snapshot}}
-    was = [part.report for part in before.parts if part.report is not None]
+    earlier = [part.report for part in before.parts if part.report is not None]
     base = [part.report for part in staying if part.report is not None]
-    old, new = dataset.summed(was, f"{build.spec.name}@{before.release}"), dataset.summed([*base, now], "")
+    old, new = dataset.total_of(earlier, f"{build.spec.name}@{before.release}"), dataset.total_of([*base, now], "")
     hosts, words = known_hosts(material.tables, old["image_domains"]), known_words(material.tables)
     hosts.update({row["name"]: row["count"] for row in inputs["image_domains"]})
     words.update(inputs["vocabulary"])
@@ -53,14 +53,14 @@ def compared(material: Material, before: Before, inputs: Values) -> Values:
         "before": dataset.totals(shard for part in before.parts for shard in part.shards),
         "own": dataset.totals(own),
         "after": dataset.totals([*(shard for part in staying for shard in part.shards), *own]),
-        "drift": drift.of_release(new, old),
+        "drift": drift.sample_drift(new, old),
         "hosts": {
             "new": new_of(_counts(inputs["image_domains"]), _counts(old["image_domains"]), takedowns),
             "vanished": new_of(_counts(old["image_domains"]), hosts, takedowns, old["totals"]["kept"]),
         },
         "words": {
-            "new": _several(Counter(inputs["vocabulary"]), dataset.words(was)),
-            "vanished": _several(dataset.words(was), words),
+            "new": _several(Counter(inputs["vocabulary"]), dataset.words(earlier)),
+            "vanished": _several(dataset.words(earlier), words),
         },
     }
 
@@ -78,14 +78,14 @@ def _counts(rows: list[Values]) -> Counter[str]:
 
 def new_of(counted: Counter[str], others: Counter[str], takedowns: Takedowns, total: int = 0) -> list[Values]:
     """Hosts of `counted` that `others` lacks, the largest first, with at least DOMAIN_SHARE of `total` samples."""
-    lacking = Counter({name: n for name, n in counted.items() if name and n and not others[name]})
-    rows = [{"name": name, "count": n} for name, n in ranked(lacking, LISTED) if n >= drift.DOMAIN_SHARE * total]
+    missing = Counter({name: n for name, n in counted.items() if name and n and not others[name]})
+    rows = [{"name": name, "count": n} for name, n in ranked(missing, LISTED) if n >= drift.DOMAIN_SHARE * total]
     return [row for row in rows if not takedowns.host(f"http://{row['name']}/")]
 
 
 def _several(counted: Counter[str], others: Counter[str]) -> list[Values]:
-    lacking = Counter({name: n for name, n in counted.items() if n >= SEVERAL and not others[name]})
-    return [{"name": name, "count": n} for name, n in ranked(lacking, LISTED)]
+    missing = Counter({name: n for name, n in counted.items() if n >= SEVERAL and not others[name]})
+    return [{"name": name, "count": n} for name, n in ranked(missing, LISTED)]
 
 
 HTML = """

@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from pipeline.report.section import Material, Section, Values
 from pipeline.report.translations import en, zh
 
-MANY = 0.3
+HOST_SHARE = 0.3
 """Share of the samples from which on one host is worth a sentence."""
 
 LEAST = 0.01
 """Share of the samples from which on a kind of text is named."""
 
-SOME = 0.05
+FALLBACK_SHARE = 0.05
 """Share of the samples from which on texts that took the place of better ones are."""
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    said = _remarks(material, inputs) if inputs["totals"]["kept"] else ()
-    return {"remarks": [{"en": english, "zh": chinese} for english, chinese in said]}
+    remarks = _remarks(material, inputs) if inputs["totals"]["kept"] else ()
+    return {"remarks": [{"en": english, "zh": chinese} for english, chinese in remarks]}
 
 
 def _remarks(material: Material, inputs: Values) -> Iterator[tuple[str, str]]:
@@ -35,14 +35,14 @@ def _remarks(material: Material, inputs: Values) -> Iterator[tuple[str, str]]:
         f"图像的主文本：{'，'.join(f'{zh(name, material.build.stages)} {share}' for name, share in shares.items())}。",
     )
     fallbacks = sum(kind["fallbacks"] for kind in inputs["kinds"])
-    if fallbacks >= SOME * kept:
+    if fallbacks >= FALLBACK_SHARE * kept:
         share = f"{fallbacks / kept:.0%}"
         yield (
             f"In {share} of the samples it replaces a better text that was removed.",
             f"其中 {share} 因更好的文本被去除而替补。",
         )
     host = next(iter(inputs["image_domains"]), None)
-    if host and host["name"] and host["count"] >= MANY * kept:
+    if host and host["name"] and host["count"] >= HOST_SHARE * kept:
         share = f"{host['count'] / kept:.0%}"
         yield f"{share} of the pictures come from {host['name']}.", f"{share} 的图像来自 {host['name']}。"
     reasons = material.candidates.reasons()[:2]

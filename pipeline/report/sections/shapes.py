@@ -21,7 +21,7 @@ from pipeline.store.sql import Tables, host
 def figures(material: Material, inputs: Values) -> Values:
     tables, detectors = material.tables, detector_ids(material.build.spec)
     segmented = words.first_of_shards(tables, words.WORD_SAMPLES, "text")
-    in_texts, lengths = words.counted(row["text"] for row in segmented)
+    in_texts, lengths = words.word_counts(row["text"] for row in segmented)
     drawn = histograms(tables, SAMPLED, "SELECT * FROM samples")
     drawn["words"] = WORDS.histogram(Counter(bisect_right(WORDS.edges, length) - 1 for length in lengths))
     for detector in detectors:

@@ -56,8 +56,8 @@ def pages(build: Build, captures: Funnel) -> dict[str, int]:
     too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows.
     """
     [row] = captures.stages(["crawl"])
-    unseen = {what: build.counted("crawl", what) for what in ("too_deep", "beyond")}
-    return {"seen": row.seen, "kept": row.kept, "dropped": row.dropped, **unseen}
+    unvisited = {what: build.counted("crawl", what) for what in ("too_deep", "beyond")}
+    return {"seen": row.seen, "kept": row.kept, "dropped": row.dropped, **unvisited}
 
 
 def raw_input(source: str, account: Account) -> list[Values]:
@@ -68,7 +68,7 @@ def raw_input(source: str, account: Account) -> list[Values]:
 
 def lost(build: Build) -> Values:
     """Losses by damage in the sources' files: totals, and the files, SHOWN_FILES at most."""
-    hit = [record for record in build.records("extract") if any(record.counts.get(name) for name in LOSSES)]
+    damaged = [record for record in build.records("extract") if any(record.counts.get(name) for name in LOSSES)]
     files = [
         {
             "source": record.partition.rpartition("-")[0],
@@ -76,9 +76,9 @@ def lost(build: Build) -> Values:
             **{name: record.counts.get(name, 0) for name in LOSSES},
             "said": record.info["lost"],
         }
-        for record in hit[:SHOWN_FILES]
+        for record in damaged[:SHOWN_FILES]
     ]
-    return {**{name: sum(record.counts.get(name, 0) for record in hit) for name in LOSSES}, "files": files}
+    return {**{name: sum(record.counts.get(name, 0) for record in damaged) for name in LOSSES}, "files": files}
 
 
 HTML = """

@@ -11,7 +11,7 @@ escaped."""
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    return {"state": state.of(material.build, inputs).model_dump(mode="json")}
+    return {"state": state.present_state(material.build, inputs).model_dump(mode="json")}
 
 
 HTML = (

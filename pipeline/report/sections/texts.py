@@ -16,13 +16,13 @@ REASONS, TEMPLATES, EXAMPLES = 12, 20, 3
 
 def figures(material: Material, inputs: Values) -> Values:
     build = material.build
-    found = build.stage("admit.sort").find_reduced() or [] if "admit.sort" in build.fingerprints else []
-    listed = sorted(found, key=lambda row: (-row["texts"], row["host"], row["side"], row["text"]))[:TEMPLATES]
+    templates = build.stage("admit.sort").find_reduced() or [] if "admit.sort" in build.fingerprints else []
+    listed = sorted(templates, key=lambda row: (-row["texts"], row["host"], row["side"], row["text"]))[:TEMPLATES]
     return {
         "texts": {
             "fallbacks": sum(kind["fallbacks"] for kind in inputs["kinds"]),
             "removed": removed(material.tables),
-            "templates": len(found),
+            "templates": len(templates),
             "listed": listed,
         }
     }
@@ -36,11 +36,11 @@ def removed(tables: Tables) -> list[Values]:
         f"min_by(DISTINCT {shown}, md5({shown}), {EXAMPLES}) AS examples "
         f"FROM removed GROUP BY ALL ORDER BY count DESC, stage, kind, reason LIMIT {REASONS}"
     )
-    why = f"SELECT min(evidence) FROM removed WHERE stage = ? AND kind = ? AND reason = ? AND {shown} = ?"
+    query = f"SELECT min(evidence) FROM removed WHERE stage = ? AND kind = ? AND reason = ? AND {shown} = ?"
     for group in groups:
-        named = [group["stage"], group["kind"], group["reason"]]
+        keys = [group["stage"], group["kind"], group["reason"]]
         texts = group["examples"] if group["stage"] != "extract" else ()  # in those nothing was masked
-        group["examples"] = [{"text": text, "evidence": tables.column(why, [*named, text])[0]} for text in texts]
+        group["examples"] = [{"text": text, "evidence": tables.column(query, [*keys, text])[0]} for text in texts]
     return groups
 
 

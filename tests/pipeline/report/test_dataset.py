@@ -69,7 +69,7 @@ def test_a_published_build_is_skipped_whatever_is_released_later(weeks: Any, sec
     release.publish(weeks.build("2026-01-15", range(18)))
     for snapshot, count, number in (("2026-01-01", 12, 0), ("2026-01-08", 15, 1), ("2026-01-15", 18, 2)):
         again = weeks.open(snapshot, range(count))
-        assert dataset.number_before(again) == number
+        assert dataset.earlier_number(again) == number
         assert again.stage("report").finished(), snapshot
 
 
@@ -78,7 +78,7 @@ def test_what_a_lost_report_remembered_is_found_in_the_releases(weeks: Any, seco
     first, build = second
     for one in second:
         (Path(one.out) / "report/report.json").unlink()
-    assert [dataset.number_before(one) for one in (first, build)] == [0, 1]
+    assert [dataset.earlier_number(one) for one in (first, build)] == [0, 1]
 
 
 @pytest.mark.drill(3)
@@ -108,10 +108,10 @@ def test_a_release_that_is_no_longer_kept_is_said(weeks: Any, second: tuple[Buil
     build = weeks.open("2026-01-15", range(18))
     folder = Path(build.store.url) / "datasets/weekly"
     assert parse_latest((folder / "latest.json").read_bytes(), "").current is not None
-    before = dataset.before(build)
+    before = dataset.earlier_release(build)
     assert before is not None
     (folder / "000001.json").unlink()
-    older = dataset.before(second[1])
+    older = dataset.earlier_release(second[1])
     assert older is not None
     assert (older.release, older.parts) == (1, ())
 
@@ -119,7 +119,7 @@ def test_a_release_that_is_no_longer_kept_is_said(weeks: Any, second: tuple[Buil
 @pytest.mark.drill(2)
 def test_a_build_takes_the_place_of_one_of_its_snapshot(weeks: Any, second: tuple[Build, Build]) -> None:
     other = weeks.open("2026-01-08", range(20), shards={"samples_per_shard": 5})
-    before = dataset.before(other)
+    before = dataset.earlier_release(other)
     assert before is not None
     assert [part.build_id for part in before.parts] == [build.build_id for build in second]
     assert [part.build_id for part in before.remaining_builds(other)] == [second[0].build_id]
@@ -129,15 +129,15 @@ def test_a_build_takes_the_place_of_one_of_its_snapshot(weeks: Any, second: tupl
 @pytest.mark.slow
 def test_the_figures_of_builds_add_up(second: tuple[Build, Build]) -> None:
     reports = [report_of(build) for build in second]
-    whole = dataset.summed(reports, "weekly@2")
+    whole = dataset.total_of(reports, "weekly@2")
     assert whole["totals"]["kept"] == 15
     assert {h["name"] for h in whole["histograms"]} == {h["name"] for h in reports[0]["histograms"]}
     for histogram in whole["histograms"]:
         assert histogram["total"] == sum(b["count"] for b in histogram["bins"]) == 15
-    twice = dataset.summed([*reports, *reports], "")
+    twice = dataset.total_of([*reports, *reports], "")
     assert [h["total"] for h in twice["histograms"]] == [30] * len(whole["histograms"])
-    assert {row["psi"] for row in drift.of_release(whole, whole)["distributions"]} == {0}
+    assert {row["psi"] for row in drift.sample_drift(whole, whole)["distributions"]} == {0}
     other = copy.deepcopy(reports[1])
     other["histograms"][0]["bins"][0]["label"] = "other"
     first = other["histograms"][0]["name"]
-    assert first not in {h["name"] for h in dataset.summed([reports[0], other], "")["histograms"]}
+    assert first not in {h["name"] for h in dataset.total_of([reports[0], other], "")["histograms"]}

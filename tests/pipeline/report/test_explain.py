@@ -9,7 +9,7 @@ import pytest
 
 from data_specs.build import SpecError
 from pipeline.records import sha256_hex
-from pipeline.report.explain import TRACED, explain
+from pipeline.report.explain import MAX_TRACED, explain
 from pipeline.store.build import Build
 
 Run = Callable[[Build, str], None]
@@ -73,8 +73,8 @@ def test_a_duplicate_names_the_picture_that_was_kept(synthetic_build: Build, syn
 def test_beyond_a_number_of_rows_decisions_are_given_without_their_trace(
     synthetic_build: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert TRACED >= 10
-    monkeypatch.setattr("pipeline.report.explain.TRACED", 1)
+    assert MAX_TRACED >= 10
+    monkeypatch.setattr("pipeline.report.explain.MAX_TRACED", 1)
     run_stage(synthetic_build, "shard")
     page = next(item.candidate.page_url for item in synthetic.items() if item.candidate.page_url)
     rows = explain(synthetic_build, page)

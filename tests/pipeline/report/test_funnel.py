@@ -56,10 +56,10 @@ def test_the_most_frequent_reasons_are_those_of_the_funnel_with_an_example_that_
     run_stage(synthetic_build, "shard")
     expected = synthetic.expected_funnel()
     for stage in {name for name, _ in expected} - {"extract", "crawl"}:
-        counts = {(r.stage, r.reason): r.count for r in top_reasons(synthetic_build, stage, most=99)}
+        counts = {(r.stage, r.reason): r.count for r in top_reasons(synthetic_build, stage, limit=99)}
         assert counts == {key: n for key, n in expected.items() if key[0] == stage and key[1] not in ("", "known")}
     rows = [row for table in Frames.of(synthetic_build).tables("decisions") for row in table.to_pylist()]
-    [first] = top_reasons(synthetic_build, "filter", most=1)
+    [first] = top_reasons(synthetic_build, "filter", limit=1)
     assert any(
         (row["reason"], row["url"], row["evidence"]) == (first.reason, first.url, first.evidence) for row in rows
     )

@@ -133,7 +133,7 @@ def test_a_failed_stage_stops_publish_with_its_reasons_and_examples_and_can_be_a
     run_stage(build, "shard")
     candidates, captures = read_funnels(build)
     with pytest.raises(GateError, match=r"gate max_drop\.dedup: dedup dropped") as caught:
-        gates.hold(build, candidates, captures)
+        gates.check(build, candidates, captures)
     text = str(caught.value)
     assert "near_image" in text
     assert "same_image" in text
@@ -141,7 +141,7 @@ def test_a_failed_stage_stops_publish_with_its_reasons_and_examples_and_can_be_a
     assert "  to allow this: publish: {max_drop: {dedup: 0." in text
     assert "to fix this: change the spec and run the same command again" in text
     assert f"wenlan-data publish {build.out} --accept max_drop.dedup --because TEXT" in text
-    gates.hold(build, candidates, captures, accept=["max_drop.dedup"])
+    gates.check(build, candidates, captures, accept=["max_drop.dedup"])
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_who_opted_out_is_counted_but_not_named(
     build, _ = synthetic.make(tmp_path, publish={"min_samples": 1_000_000})
     run_stage(build, "shard")
     with pytest.raises(GateError) as caught:
-        gates.hold(build, *read_funnels(build))
+        gates.check(build, *read_funnels(build))
     text = str(caught.value)
     assert "x opt_out" in text
     assert "x forgotten" in text
@@ -167,7 +167,7 @@ def test_a_gate_names_the_key_of_the_spec_that_decides(tmp_path: Path, synthetic
     build, _ = synthetic.make(tmp_path, filters=filters, publish={"max_drop": {"filter": 0.0}, "judged_from": 1})
     run_stage(build, "shard")
     with pytest.raises(GateError) as caught:
-        gates.hold(build, *read_funnels(build))
+        gates.check(build, *read_funnels(build))
     lines = str(caught.value).splitlines()
     at = next(i for i, line in enumerate(lines) if "x image_too_small, for example http" in line)
     assert lines[at + 1] == "    filters: {name: image_sides, min_side: 400} sets the limit"
@@ -176,7 +176,7 @@ def test_a_gate_names_the_key_of_the_spec_that_decides(tmp_path: Path, synthetic
         build,
         spec=build.spec.model_copy(update={"publish": build.spec.publish.model_copy(update={"max_drop": dropped})}),
     )
-    gates.hold(build, *read_funnels(build))
+    gates.check(build, *read_funnels(build))
 
 
 def test_every_sentence_is_there_in_chinese() -> None:

@@ -96,7 +96,7 @@ def told(
         "weekly": lambda: weekly(folder, synthetic),
     }
     build = makers[request.param]()
-    return Tables(build), page.make(build)
+    return Tables(build), page.make_report(build)
 
 
 class Tables:

@@ -105,7 +105,7 @@ EVIL = "<script>alert(1)</script>\"onerror='alert(2)' {{ 7 * 7 }} \u202egpj.exe\
 @pytest.mark.slow
 def test_what_pages_say_neither_runs_nor_turns_the_page(synthetic_build: Build) -> None:
     """Every text, URL and piece of evidence of the report is hostile at once."""
-    made = page.make(synthetic_build)
+    made = page.make_report(synthetic_build)
 
     def poison(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -157,6 +157,6 @@ def test_a_report_reads_the_records_of_each_stage_once(
         return read(self, name)
 
     monkeypatch.setattr(Folder, "read", counted)
-    page.make(synthetic_build)
+    page.make_report(synthetic_build)
     assert len(+asked) > 10
     assert [name for name, count in asked.items() if count > 1] == []

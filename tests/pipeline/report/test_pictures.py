@@ -26,7 +26,7 @@ def test_thumbnails_are_small_pictures_and_boxes_belong_to_them(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
     run_stage(synthetic_build, "shard")
-    made = page.make(synthetic_build)
+    made = page.make_report(synthetic_build)
     kept = [row for row in made["sheet"] if row["kept"]]
     assert len(kept) == synthetic.KEPT
     for row in kept:
@@ -57,7 +57,7 @@ def test_regions_of_dropped_pictures_come_from_the_cache_before_a_detector_looks
     cache = synthetic_build.store.regions(detector.detector_id)
     cache.put(rows_of({small[0].sha256: known}))
     before = cache.folder.names()
-    shown = {row["id"]: row for row in page.make(synthetic_build)["sheet"]}
+    shown = {row["id"]: row for row in page.make_report(synthetic_build)["sheet"]}
     rows = [shown[item.candidate.candidate_id] for item in small]
     assert rows[0]["boxes"] == {detector.detector_id: [[1.0, 2.0, 5.0, 7.0, 0.5]]}
     assert len(rows[1]["boxes"][detector.detector_id]) == 36, "the grid looked at it"
@@ -77,7 +77,7 @@ def test_a_detector_looks_at_the_pixels_of_dropped_pictures(
 
     run_stage(synthetic_build, "shard")
     monkeypatch.setattr(report_pictures, "detectors_of", lambda spec: [Middle()])
-    dropped = [row for row in page.make(synthetic_build)["sheet"] if row["picture"] and not row["kept"]]
+    dropped = [row for row in page.make_report(synthetic_build)["sheet"] if row["picture"] and not row["kept"]]
     assert dropped
     for row in dropped:
         assert (row["height"], row["width"], 3) in seen, "at full size, as shown"

@@ -51,7 +51,7 @@ def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
         with synthetic_build.stage("extract").attempt(f"more-{elsewhere.row}") as attempt:
             attempt.decide([drop(elsewhere, "extract", DropReason.OPT_OUT)])
             attempt.commit({})
-    made = page.make(synthetic_build)
+    made = page.make_report(synthetic_build)
     rows = [*made["sheet"], *(row for cluster in made["clusters"] for row in cluster["members"])]
     shown = {row["url"] for row in rows}
     assert items[5].candidate.image_url in shown
@@ -69,7 +69,7 @@ def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     hashes = {"image": items[4].sha256, "domain": sha256_hex("img0.example")}
     synthetic_build.store.folder.write_json("forgotten/1.json", {"hashes": [hashes[by]]})
     assert report.token(synthetic_build) != before
-    made = page.make(synthetic_build)
+    made = page.make_report(synthetic_build)
     rows = [*made["sheet"], *(row for cluster in made["clusters"] for row in cluster["members"])]
     urls = {row["url"] for row in rows if row["picture"] or by != "image"}
     assert items[4].candidate.image_url not in urls
@@ -83,7 +83,7 @@ def test_a_takedown_after_the_build_removes_items_from_a_new_report(
 def test_the_sheet_is_the_same_every_time_and_balanced(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path, report={"pictures": 20})
     run_stage(build, "shard")
-    first, second = page.make(build), page.make(build)
+    first, second = page.make_report(build), page.make_report(build)
     assert first == second
     assert len(first["sheet"]) == 20
     assert sum(row["kept"] for row in first["sheet"]) == 10
@@ -104,7 +104,7 @@ def test_of_each_fate_the_sheet_shows_those_with_the_smallest_keys(
                 if row["subject"] == "candidate" and row["reason"] not in HIDDEN:
                     fates.setdefault(row["reason"], []).append(row["id"])
         shown: dict[str, list[str]] = {}
-        for row in page.make(build)["sheet"]:
+        for row in page.make_report(build)["sheet"]:
             shown.setdefault(row["reason"], []).append(row["id"])
         assert sum(map(len, shown.values())) == pictures
         for reason, ids in shown.items():
@@ -116,7 +116,7 @@ def test_clusters_start_with_their_leader_and_the_largest_comes_first(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
     run_stage(synthetic_build, "shard")
-    made = page.make(synthetic_build)
+    made = page.make_report(synthetic_build)
     items = synthetic.items()
     assert [(c["leader"], c["size"]) for c in made["clusters"]] == [
         (items[0].candidate.candidate_id, 4),

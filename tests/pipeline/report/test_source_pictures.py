@@ -15,7 +15,7 @@ from data_specs.build import BuildSpec
 from pipeline import opening
 from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
-from pipeline.report.pictures import add_pictures, in_sources
+from pipeline.report.pictures import add_pictures, source_pictures
 from pipeline.sources import folder
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
@@ -61,24 +61,24 @@ def test_pictures_of_files_that_were_dropped_are_shown(build: Build) -> None:
 
 def test_what_was_taken_down_is_not_shown_by_its_bytes_nor_by_its_looks(build: Build, tmp_path: Path) -> None:
     rows = rows_of(build)
-    shown = list(in_sources(build, rows, NO_TAKEDOWNS))
+    shown = list(source_pictures(build, rows, NO_TAKEDOWNS))
     by_bytes = Takedowns(frozenset([shown[0].sha256]))
     with Tables.of(build) as tables:
         add_pictures(build, tables, rows, by_bytes)
     assert sum(bool(row["picture"]) for row in rows) == 1
     own = measure_image((tmp_path / "photos/own.jpg").read_bytes(), 10**8)
     look = Look(tuple(own["phash"]), own["signature"], 4, 0.07, feature_id())
-    [rest] = in_sources(build, rows, Takedowns(looks=(look,)))
+    [rest] = source_pictures(build, rows, Takedowns(looks=(look,)))
     assert rest.data == (tmp_path / "photos/web.jpg").read_bytes()
 
 
 def test_with_a_filter_that_looks_at_pixels_what_it_has_not_seen_is_not_shown(build: Build) -> None:
     filters = [*build.spec.filters, {"name": "image_nsfw"}]
     spec = BuildSpec.model_validate({**build.spec.model_dump(mode="json"), "filters": filters})
-    assert list(in_sources(replace(build, spec=spec), rows_of(build), NO_TAKEDOWNS)) == []
+    assert list(source_pictures(replace(build, spec=spec), rows_of(build), NO_TAKEDOWNS)) == []
 
 
 def test_a_folder_that_is_gone_costs_its_pictures_only(build: Build, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "photos")
     folder._scan.cache_clear()
-    assert list(in_sources(build, rows_of(build), NO_TAKEDOWNS)) == []
+    assert list(source_pictures(build, rows_of(build), NO_TAKEDOWNS)) == []

@@ -148,7 +148,7 @@ def test_removed_texts_and_templates_are_shown_and_what_pages_say_is_escaped(
     row = {"host": "a.cn", "group": "own", "side": "begins", "text": "<i>某某网【", "texts": 321, "example": ""}
     build.stage("admit.sort").write_reduced([row])
     run_stage(build, "shard")
-    made = page.make(build)
+    made = page.make_report(build)
     [group] = [g for g in made["texts"]["removed"] if g["stage"] == "admit"]
     assert (group["kind"], group["count"]) == ("caption", len(kept))
     assert group["examples"][0]["text"] == "<"
@@ -220,7 +220,7 @@ def test_a_lost_decision_is_the_first_thing_on_the_page(synthetic_build: Build, 
     with stage.attempt(record.partition) as attempt:  # the same counts, but no decisions
         attempt.commit(record.counts)
     run_stage(synthetic_build, "shard")
-    made = page.make(synthetic_build)
+    made = page.make_report(synthetic_build)
     assert any(fault.startswith("filter: its records count 3 dropped") for fault in made["faults"])
     main = page.render(made, STAGES).partition("<main")[2]
     assert main.partition("\n\n")[2].startswith('<section class="alert" role="alert">')
@@ -236,7 +236,7 @@ def test_a_decision_that_is_lost_after_its_record_counted_it_is_a_fault_too(
     record = next(record for record in stage.records() if record.counts["dropped"])
     path = Path(stage.folder.at(record.files[DECISIONS].name))
     pq.write_table(pq.read_table(path).slice(1), path)
-    assert "filter: its records count 3 dropped, but its decisions 2" in page.make(synthetic_build)["faults"]
+    assert "filter: its records count 3 dropped, but its decisions 2" in page.make_report(synthetic_build)["faults"]
 
 
 @pytest.mark.slow
