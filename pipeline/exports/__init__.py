@@ -37,7 +37,7 @@ class ExportData:
     samples: Samples
     splits: tuple[Split, ...]
 
-    def read(self, split: Split) -> Iterator[Stored]:
+    def of(self, split: Split) -> Iterator[Stored]:
         """The samples of a split, in the order of the dataset."""
         return self.samples.read(split)
 

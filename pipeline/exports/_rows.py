@@ -47,7 +47,7 @@ def batches(data: ExportData, split: Split, schema: pa.Schema) -> Iterator[pa.Re
     in_struct = pa.types.is_struct(schema.field("image").type)
     rows: list[dict[str, Any]] = []
     size = 0
-    for stored in data.read(split):
+    for stored in data.of(split):
         rows.append(_row(stored, in_struct))
         size += len(stored.image)
         if len(rows) >= ROWS or size >= BYTES:

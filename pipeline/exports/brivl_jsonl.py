@@ -37,7 +37,7 @@ def write(data: ExportData, out: Path) -> dict[Split, int]:
     (out / "images").mkdir()
     for split in data.splits:
         with (out / f"{split}.jsonl").open("wb") as rows:
-            for stored in data.read(split):
+            for stored in data.of(split):
                 row = _row(stored)
                 (out / row["image_id"]).write_bytes(stored.image)
                 rows.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

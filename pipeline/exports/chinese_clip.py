@@ -41,7 +41,7 @@ def _write_split(data: ExportData, split: Split, out: Path, ids: Iterator[int], 
         (out / f"{name}_texts.tr.jsonl").open("w", encoding="utf-8", newline="\n") as answers,
         (out / f"{name}_keys.tsv").open("w", encoding="utf-8", newline="\n") as keys,
     ):
-        for stored in data.read(split):
+        for stored in data.of(split):
             number, count = next(ids), count + 1
             images.write(f"{number}\t{base64.urlsafe_b64encode(stored.image).decode()}\n")
             keys.write(f"{number}\t{stored.key}\n")

@@ -29,7 +29,7 @@ def write(data: ExportData, out: Path) -> dict[Split, int]:
     for split in data.splits:
         folder = out / NAMES.get(split, split)
         folder.mkdir()
-        tars, counts[split] = write_tars(data.read(split), folder, "{}.tar", _members)
+        tars, counts[split] = write_tars(data.of(split), folder, "{}.tar", _members)
         (folder / "nshards.txt").write_text(str(len(tars)))
     return counts
 

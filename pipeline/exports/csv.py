@@ -35,7 +35,7 @@ def write(data: ExportData, out: Path) -> dict[Split, int]:
         with (out / f"{split}.csv").open("w", encoding="utf-8", newline="") as f:
             table = csv.DictWriter(f, COLUMNS)
             table.writeheader()
-            for stored in data.read(split):
+            for stored in data.of(split):
                 row = _row(stored)
                 (out / row["filepath"]).write_bytes(stored.image)
                 table.writerow(row)

@@ -35,7 +35,7 @@ DATASET = {
 def write(data: ExportData, out: Path) -> dict[Split, int]:
     counts, tars = {}, {}
     for split in data.splits:
-        tars[split], counts[split] = write_tars(data.read(split), out, f"{split}-{{:05d}}.tar", _members)
+        tars[split], counts[split] = write_tars(data.of(split), out, f"{split}-{{:05d}}.tar", _members)
     samples = {path.name: _index(path) for paths in tars.values() for path in paths}
     names = {split: [path.name for path in paths] for split, paths in tars.items() if paths}
     meta = out / ".nv-meta"

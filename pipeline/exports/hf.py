@@ -64,7 +64,7 @@ def write(data: ExportData, out: Path) -> dict[Split, int]:
     (out / "data").mkdir()
     counts = {}
     for split in data.splits:
-        _, counts[split] = write_tars(data.read(split), out / "data", f"{split}-{{:05d}}.tar", _members)
+        _, counts[split] = write_tars(data.of(split), out / "data", f"{split}-{{:05d}}.tar", _members)
     readme = card(data, counts, "data/{split}-*.tar", COLUMNS, dataset_info={"features": FEATURES})
     (out / "README.md").write_text(readme, encoding="utf-8")
     return counts

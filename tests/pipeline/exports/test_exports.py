@@ -183,7 +183,7 @@ def test_nothing_is_overwritten(shards_of: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.slow
 def test_an_export_that_fails_leaves_nothing(shards_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(source: ExportData, out: Path) -> dict[str, int]:
-        (out / "half").write_text("".join(stored.key for stored in itertools.islice(source.read("train"), 3)))
+        (out / "half").write_text("".join(stored.key for stored in itertools.islice(source.of("train"), 3)))
         raise OSError(28, "No space left on device", "half")
 
     monkeypatch.setattr(exports, "find", lambda name: Format(broken))
