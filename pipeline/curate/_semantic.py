@@ -145,15 +145,15 @@ def _vectors_of(build: Build, partition: str) -> None:
     features = [seen[sha256] for sha256 in rows["sha256"].to_pylist()]
     codes = codes_of(np.stack(features)) if features else np.zeros((0, 1), np.int16)
     with build.stage(VECTORS.name).attempt(partition) as attempt:
-        attempt.write_table("parquet", _ranked(build, partition, rows, codes), row_group_size=ROW_GROUP)
+        attempt.write_table("parquet", _rank_rows(build, partition, rows, codes), row_group_size=ROW_GROUP)
         attempt.commit({"pairs": pairs, "compared": rows.num_rows}, {"tower": of_images.id})
 
 
-def _ranked(build: Build, partition: str, rows: pa.Table, codes: Codes) -> pa.Table:
+def _rank_rows(build: Build, partition: str, rows: pa.Table, codes: Codes) -> pa.Table:
     ids = {name: unhex(rows[name].to_pylist()) for name in ("candidate_id", "fetch_id", "sha256")}
     ranks = [
         kept_by(build, ids["candidate_id"], SEMANTIC).astype(">u4").view(np.uint8).reshape(-1, 4),
-        (np.iinfo(np.int64).max - _column(build, rows)).astype(">u8").view(np.uint8).reshape(-1, 8),
+        (np.iinfo(np.int64).max - _rank_values(build, rows)).astype(">u8").view(np.uint8).reshape(-1, 8),
         ids["candidate_id"],
     ]
     rank = np.ascontiguousarray(np.concatenate(ranks, axis=1))
@@ -166,7 +166,7 @@ def _ranked(build: Build, partition: str, rows: pa.Table, codes: Codes) -> pa.Ta
     return pa.table({name: columns[name] for name in VECTOR_SCHEMA.names}, schema=VECTOR_SCHEMA)
 
 
-def _column(build: Build, rows: pa.Table) -> npt.NDArray[np.int64]:
+def _rank_values(build: Build, rows: pa.Table) -> npt.NDArray[np.int64]:
     """The value of each row by which the spec ranks, at least 0; higher is better."""
     assert build.spec.semantic_dedup is not None
     keep = build.spec.semantic_dedup.keep
@@ -194,7 +194,7 @@ VECTORS = Pass(
 )
 
 
-def _all(build: Build) -> list[str]:
+def _one_partition(build: Build) -> list[str]:
     return [ALL]
 
 
@@ -216,7 +216,7 @@ def _nearest_of(build: Build, partition: str) -> None:
     pairs = sum(record.counts["compared"] for record in runs)
     tower = runs[0].info["tower"] if runs else ""
     identities = Identities(build.store)
-    earlier_builds = _comparable(build, identities, tower)
+    earlier_builds = _comparable_builds(build, identities, tower)
     earlier = sum(identities.count(known, SEMANTIC) for known in earlier_builds)
     holders = -(-max(1, pairs + earlier if pairs else 0) // rules.pairs_per_holder)
     pulse.expect(pairs)
@@ -228,12 +228,12 @@ def _nearest_of(build: Build, partition: str) -> None:
             for table in identities.batches(known, SEMANTIC, ["candidate_id", "codes"]):
                 leaders.add(digests_of(table["candidate_id"]), codes_in(table["codes"]))
         loaded = leaders.count
-        dropped = _pass(build, attempt, runs, leaders)
+        dropped = _choose_leaders(build, attempt, runs, leaders)
         counts = {"pairs": pairs, "leaders": leaders.count - loaded, "dropped": dropped, "earlier": earlier}
         attempt.commit({**counts, "holders": holders}, {"tower": tower})
 
 
-def _comparable(build: Build, identities: Identities, tower: str) -> list[Published]:
+def _comparable_builds(build: Build, identities: Identities, tower: str) -> list[Published]:
     """The earlier builds, in their order, that have features of this tower; of each other one the log tells."""
     comparable = list[Published]()
     for name in build.identities:
@@ -249,7 +249,7 @@ def _comparable(build: Build, identities: Identities, tower: str) -> list[Publis
     return comparable
 
 
-def _pass(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders) -> int:
+def _choose_leaders(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders) -> int:
     """Decide all pairs in order; returns how many are duplicates."""
     dropped, earlier, vectors = 0, leaders.count, build.stage(VECTORS.name)
     scratch = attempt.folder("scratch")
@@ -343,7 +343,7 @@ class _Leaders:
 
 NEAREST = Pass(
     name="curate.nearest",
-    over=_all,
+    over=_one_partition,
     reads=(VECTORS.name,),
     run=_nearest_of,
     token=_nearest_token,

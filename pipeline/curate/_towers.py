@@ -94,10 +94,10 @@ def _towers(options: PairScore, image: Path, text: Path, vocabulary: Path | None
     """Read once in a process: files of models do not change while it runs."""
     try:
         told = options.model_dump(include={"side", "resize", "mean", "std"}) if vocabulary is not None else {}
-        image_id = _id("image", check_onnx_file(image).sha256, [told, DECODE_VERSION, SPARE])
+        image_id = _features_id("image", check_onnx_file(image).sha256, [told, DECODE_VERSION, SPARE])
         told = options.model_dump(include={"max_tokens"}) if vocabulary is not None else {}
         words = hashlib.sha256(vocabulary.read_bytes()).hexdigest() if vocabulary is not None else ""
-        text_id = _id("text", check_onnx_file(text).sha256, [told, words])
+        text_id = _features_id("text", check_onnx_file(text).sha256, [told, words])
     except ContractError as e:
         raise SpecError([f"pair_score: {e}"]) from None
     except OSError as e:
@@ -105,7 +105,7 @@ def _towers(options: PairScore, image: Path, text: Path, vocabulary: Path | None
     return Towers(options, image, text, vocabulary, image_id, text_id)
 
 
-def _id(kind: str, sha256: str, told: list[object]) -> str:
+def _features_id(kind: str, sha256: str, told: list[object]) -> str:
     digest = hashlib.sha256(canonical_json([VERSION, sha256, told])).hexdigest()
     return f"{PAIR_FEATURES}{kind}-{digest[:12]}"
 

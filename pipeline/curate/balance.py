@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from data_specs.build import Balance, BuildSpec, resolve_path
 from pipeline import pulse
-from pipeline.curate.judging import KEEP, Judge, Judged, Verdict, pair_partitions
+from pipeline.curate.judging import KEEP, Judge, Verdict, Verdicts, pair_partitions
 from pipeline.decisions import DropReason
 from pipeline.errors import SourceError
 from pipeline.filters import Drop
@@ -80,7 +80,7 @@ def _count(build: Build, partition: str) -> None:
     assert balance is not None
     known = concepts(balance, build.spec.base)
     if not build.is_token(CONCEPTS, _token(build, balance, known.sha256)):
-        raise _changed(build)
+        raise _changed_entries(build)
     counts, matched = np.zeros(len(known.entries), np.int64), 0
     texts = primary_texts(pairs_before(build, partition, "balance", ["texts"]))
     pulse.expect(len(texts))
@@ -118,13 +118,13 @@ COUNT = Pass(
 )
 
 
-def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
+def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Verdicts:
     """A verdict for each pair, by the entries of its primary text, and the frequent ones of those that are kept."""
     balance = build.spec.balance
     assert balance is not None
     known, probabilities = concepts(balance, build.spec.base), concept_counts.read(build)
     if not build.is_token(CONCEPTS, _token(build, balance, known.sha256)):
-        raise _changed(build)
+        raise _changed_entries(build)
     pulse.expect(rows.num_rows)
     verdicts, of_pairs, matches = list[Verdict](), list[list[int]](), Counter[int]()
     for name, text in zip(rows["candidate_id"].to_pylist(), primary_texts(rows), strict=True):
@@ -135,7 +135,7 @@ def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
         of_pairs.append([entry for entry in entries if entry in probabilities.frequent])
         matches.update(entries if fault is None else ())
     column = pa.array(of_pairs, pa.list_(pa.int32()))
-    return Judged(verdicts, {"frequent": column}, {"matches": matches.total()})
+    return Verdicts(verdicts, {"frequent": column}, {"matches": matches.total()})
 
 
 def _judge(
@@ -158,7 +158,7 @@ def draw(candidate_id: str, seed: int) -> float:
     return int.from_bytes(hashlib.blake2b(candidate_id.encode(), digest_size=8, key=key).digest(), "big") / _WHOLE
 
 
-def _changed(build: Build) -> SourceError:
+def _changed_entries(build: Build) -> SourceError:
     assert build.spec.balance is not None
     where = resolve_path(build.spec.base, build.spec.balance.entries)
     return SourceError(where, "has changed since the build started; run the same command again")

@@ -47,7 +47,7 @@ KEEP = Verdict()
 
 
 @dataclass(frozen=True)
-class Judged:
+class Verdicts:
     """Verdicts of a judge on rows. columns: its own columns, row by row. counts: more for the record."""
 
     verdicts: Sequence[Verdict]
@@ -66,7 +66,7 @@ class Judge:
 
     name: str
     zh: str
-    judge: Callable[[Build, str, pa.Table], Judged]
+    judge: Callable[[Build, str, pa.Table], Verdicts]
     when: Callable[[BuildSpec], bool]
     token: Callable[[Build], Any]
     version: int = 1

@@ -34,7 +34,7 @@ from data_specs.shard import PAIR_SCORE, nfc
 from pipeline import pulse
 from pipeline.curate import _words
 from pipeline.curate._towers import Row, checked_towers, models_of, resources
-from pipeline.curate.judging import KEEP, ROW_GROUP, Judge, Judged, Verdict, pair_partitions, spread
+from pipeline.curate.judging import KEEP, ROW_GROUP, Judge, Verdict, Verdicts, pair_partitions, spread
 from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PairFilter, names_filter, pair_filters
 from pipeline.model_runner import model_values, text_values
@@ -57,19 +57,19 @@ def _is_scored(spec: BuildSpec) -> bool:
 
 
 def _score_token(build: Build) -> Any:
-    if _by_words(build):
+    if _uses_words(build):
         return _words.VERSION
     towers = checked_towers(build.spec)
     return [towers.image_id, towers.text_id]
 
 
-def _by_words(build: Build) -> bool:
+def _uses_words(build: Build) -> bool:
     return build.spec.pair_score is not None and build.spec.pair_score.by_words
 
 
 def _score(build: Build, partition: str) -> None:
     rows = pairs_before(build, partition, "pair_score", ["sha256", "texts"])
-    scores, counts, models = _of_words(rows) if _by_words(build) else _of_towers(build, partition, rows)
+    scores, counts, models = _score_by_words(rows) if _uses_words(build) else _score_by_towers(build, partition, rows)
     with build.stage(SCORES).attempt(partition) as attempt:
         table = spread({PAIR_SCORE.name: scores}, reaching(build, partition, "pair_score"), SCORE_COLUMN)
         attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
@@ -82,11 +82,11 @@ Scored = tuple[pa.Array, dict[str, int], list[str]]
 """Scores of pairs, counts of the work, and the ids of the models."""
 
 
-def _of_words(rows: pa.Table) -> Scored:
+def _score_by_words(rows: pa.Table) -> Scored:
     return _in_four_decimals(_words.chances(rows["texts"].to_pylist())), {}, [_words.ID]
 
 
-def _of_towers(build: Build, partition: str, rows: pa.Table) -> Scored:
+def _score_by_towers(build: Build, partition: str, rows: pa.Table) -> Scored:
     texts = [nfc(text) for text in primary_texts(rows)]
     ids, images = [sha256_hex(text) for text in texts], rows["sha256"].to_pylist()
     of_images, of_texts = models_of(build.spec)
@@ -94,7 +94,7 @@ def _of_towers(build: Build, partition: str, rows: pa.Table) -> Scored:
     read = text_values(build, dict(zip(ids, texts, strict=True)), of_texts)
     for name, why in {**seen.undecodable, **read.undecodable}.items():
         log.warning("score: no features for %s: %s", name, why)
-    scores = scored(images, ids, seen.values[of_images.id], read.values[of_texts.id])
+    scores = cosines(images, ids, seen.values[of_images.id], read.values[of_texts.id])
     counts = {"images": len(set(images)), "texts": len(set(ids))}
     counts |= {"cached": seen.cached + read.cached, "computed": seen.computed + read.computed}
     counts["undecodable"] = len(seen.undecodable) + len(read.undecodable)
@@ -104,7 +104,7 @@ def _of_towers(build: Build, partition: str, rows: pa.Table) -> Scored:
 SCORE_COLUMN = pa.schema([PAIR_SCORE])
 
 
-def scored(
+def cosines(
     images: Sequence[str], texts: Sequence[str], pictures: Mapping[str, Row], words: Mapping[str, Row]
 ) -> pa.Array:
     """float32 cosines of pairs to four decimals, null where an image or a text lacks features.
@@ -192,7 +192,7 @@ CUT = Pass(
 )
 
 
-def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
+def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Verdicts:
     filters, cuts = pair_filters(build.spec), pair_scores.read(build)
     pulse.expect(rows.num_rows)
     scores = columns_of(build, SCORES, partition)[PAIR_SCORE.name].filter(
@@ -209,7 +209,7 @@ def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
         judged = [judge(f, of_f.get(source), source, own, name) for f, of_f in zip(filters, cuts, strict=True)]
         faults = tuple(fault for fault in judged if fault is not None)
         verdicts.append(Verdict(faults) if faults else KEEP)
-    return Judged(verdicts)
+    return Verdicts(verdicts)
 
 
 def judge(pair_filter: PairFilter, cut: Cut | None, source: str, units: int, candidate_id: str) -> Drop | None:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
-from pipeline.curate.judging import KEEP, Judge, Judged, Verdict
+from pipeline.curate.judging import KEEP, Judge, Verdict, Verdicts
 from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PixelFilter, names_filter, pixel_filters
 from pipeline.model_runner import Model, model_values
@@ -38,7 +38,7 @@ def when(spec: BuildSpec) -> bool:
     return names_filter(spec, PixelFilter)
 
 
-def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
+def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Verdicts:
     scorers = [_Scorer(f.score_id, f) for f in pixel_filters(build.spec)]
     images = dict.fromkeys(rows["sha256"].to_pylist())
     scored = model_values(build, partition, set(images), scorers)
@@ -48,7 +48,7 @@ def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
         drops[sha256].append(Drop(DropReason.UNREADABLE, why))
     verdicts = {sha256: Verdict(tuple(of_image)) if of_image else KEEP for sha256, of_image in drops.items()}
     counts = {"images": len(images), "scored": len(scored.images)}
-    return Judged([verdicts[sha256] for sha256 in rows["sha256"].to_pylist()], counts=counts)
+    return Verdicts([verdicts[sha256] for sha256 in rows["sha256"].to_pylist()], counts=counts)
 
 
 def judge(filters: Sequence[tuple[PixelFilter, Mapping[str, float]]], sha256: str) -> list[Drop]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline import pulse
 from pipeline.curate._semantic import ALL, NEAR_SCHEMA, NEAREST, VECTORS, when
-from pipeline.curate.judging import KEEP, Judge, Judged, Verdict
+from pipeline.curate.judging import KEEP, Judge, Verdict, Verdicts
 from pipeline.decisions import DropReason
 from pipeline.filters import Drop
 from pipeline.matching.semantic import MILLION
@@ -31,7 +31,7 @@ def token(build: Build) -> Any:
     return None  # the rules and the identities are in the tokens of its passes
 
 
-def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
+def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Verdicts:
     nearest = build.stage(NEAREST.name)
     near = nearest.table(nearest.record(ALL), f"{partition}.verdicts")
     near_of = {row["candidate_id"]: row for row in near.to_pylist()}
@@ -42,7 +42,7 @@ def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
         own = near_of.get(name)
         verdicts.append(_verdict(own) if own is not None and own["dropped"] else KEEP)
         noted.append(own or {})
-    return Judged(
+    return Verdicts(
         verdicts, {field.name: pa.array([own.get(field.name) for own in noted], field.type) for field in COLUMNS}
     )
 

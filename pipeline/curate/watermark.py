@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec, Watermark
 from pipeline import pulse
-from pipeline.curate.judging import KEEP, Judge, Judged, Verdict
+from pipeline.curate.judging import KEEP, Judge, Verdict, Verdicts
 from pipeline.decisions import DropReason
 from pipeline.filters import Drop
 from pipeline.pictures.decode import PictureError, decode
@@ -100,12 +100,12 @@ def _estimate(build: Build, partition: str) -> None:
 def _samples(build: Build, options: Watermark, number: int, of: int) -> tuple[dict[Group, int], Samples]:
     """Pictures of each group of a partition that has enough of them, and which are looked at."""
     counts = Counter[Group]()
-    for rows in _own_rows(build, number, of, GROUPED_BY):
+    for rows in _host_rows(build, number, of, GROUPED_BY):
         grouped = rows.group_by(list(Group._fields)).aggregate([([], "count_all")])
         counts.update(dict(zip(groups_of(grouped), grouped["count_all"].to_pylist(), strict=True)))
     enough = {group: pictures for group, pictures in counts.items() if pictures >= options.min_pictures}
     samples: Samples = {group: [] for group in enough}
-    for rows in _own_rows(build, number, of, [*GROUPED_BY, "order_key", "fetch_id"]) if enough else ():
+    for rows in _host_rows(build, number, of, [*GROUPED_BY, "order_key", "fetch_id"]) if enough else ():
         keys = zip(rows["order_key"].to_pylist(), rows["fetch_id"].to_pylist(), strict=True)
         for group, key in zip(groups_of(rows), keys, strict=True):
             if group in samples:
@@ -115,7 +115,7 @@ def _samples(build: Build, options: Watermark, number: int, of: int) -> tuple[di
     return enough, {group: heapq.nsmallest(options.sample, members) for group, members in samples.items()}
 
 
-def _own_rows(build: Build, number: int, of: int, columns: list[str]) -> Iterator[pa.Table]:
+def _host_rows(build: Build, number: int, of: int, columns: list[str]) -> Iterator[pa.Table]:
     """The pairs of a partition's hosts, with a column `host`, a file at a time."""
     for table in tables_before(build, columns, "watermark"):
         rows = with_host(table)
@@ -156,7 +156,7 @@ def token(build: Build) -> Any:
     return None if own is None else [own.max_correlation]
 
 
-def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
+def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Verdicts:
     """A verdict for each pair, and its picture's correlation with the mark of its host, null where that has none."""
     assert build.spec.watermark is not None
     rows = with_host(rows)
@@ -169,7 +169,7 @@ def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
         own = judge(build.spec.watermark, group, shown[sha256]) if sha256 in shown else fault
         verdicts.append(Verdict((own,)) if own is not None else KEEP)
     correlations = pa.array([shown.get(sha256) for sha256 in images], pa.float32())
-    return Judged(verdicts, {"correlation": correlations}, {"compared": len(shown)})
+    return Verdicts(verdicts, {"correlation": correlations}, {"compared": len(shown)})
 
 
 def judge(options: Watermark, group: Group, shown: float) -> Drop | None:

@@ -100,7 +100,7 @@ class Jobs:
         threading.Thread(target=self._run, args=(job, dry), name="studio-job", daemon=True).start()
         return job
 
-    def confirmed(self, confirmation: str) -> tuple[str, ...]:
+    def take_confirmed(self, confirmation: str) -> tuple[str, ...]:
         """The command of a dry run; its confirmation is used up. Raises SpecError for an unknown or old one."""
         with self._lock:
             until, words = self._confirmable.pop(confirmation, (0.0, ()))
@@ -111,7 +111,7 @@ class Jobs:
     def _run(self, job: Job, dry: bool) -> None:
         code = 1
         try:
-            code = self._carried_out(job, dry)
+            code = self._execute(job, dry)
             if not dry and self._done is not None:
                 self._done()
         except WenlanError as e:  # its changes cannot be opened yet: the next request reopens them
@@ -121,7 +121,7 @@ class Jobs:
                 self._running = None
                 job.code = code
 
-    def _carried_out(self, job: Job, dry: bool) -> int:
+    def _execute(self, job: Job, dry: bool) -> int:
         """Run a command to its end; returns its exit code."""
         more = ["--dry-run"] if dry else []
         words = [sys.executable, "-m", "pipeline", *job.words, *more, "--json"]
@@ -141,7 +141,7 @@ class Jobs:
             job.lines.append(printable_line(f"cannot be started ({e.strerror})"))
             out, code = "", 1
         last = out.splitlines()[-1] if out.strip() else ""
-        job.answer = _parsed(last)
+        job.answer = _parse_line(last)
         if dry and job.answer.get("matched"):  # whatever else could not be looked at, which its lines name
             job.confirmation = secrets.token_urlsafe(24)
             with self._lock:
@@ -156,7 +156,7 @@ class Jobs:
             del job.lines[:-LINES]
 
 
-def _parsed(line: str) -> Values:
+def _parse_line(line: str) -> Values:
     try:
         value = json.loads(line)
     except ValueError:
@@ -200,7 +200,7 @@ def takedown(
     return [*words, "--exact"] if exact and what == "picture" else words
 
 
-def say(build: Build, verdict: str, name: str, because: str) -> Values:
+def record_verdict(build: Build, verdict: str, name: str, because: str) -> Values:
     """Note who approves or refuses a build, in build.json, and let its report say so. Raises SpecError, StoreError."""
     word = approval.say(build, verdict, name, because)
     page.update_state(build)

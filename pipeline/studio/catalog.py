@@ -9,7 +9,7 @@ A candidate's place is a number, `pos`: the number of its file (what was kept fi
 the last stage to the first) and its row in that file. A page of a listing reads the row groups that hold its rows, and
 no others.
 
-Columns that need a join are NULL until `pipeline.studio.prepared` has made its index; then that answers instead.
+Columns that need a join are NULL until `pipeline.studio.preparation` has made its index; then that answers instead.
 
 Limits: one process; DuckDB keeps within MEMORY and spills beyond it. A search reads all texts, file by file.
 """
@@ -40,7 +40,7 @@ from pipeline.store.recorded_files import RecordedFiles
 from pipeline.store.sql import head, parquet, quoted, settings
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
 from pipeline.studio.similar import ID_OF_INDEX, Similar
-from pipeline.studio.words import contains, in_addresses, spelled, variants
+from pipeline.studio.words import contains, in_addresses, search_value, variants
 
 SEARCHES = 8
 """Searches whose results are kept: 8 bytes for each candidate found."""
@@ -75,7 +75,7 @@ SELECTED = {
 
 
 @dataclass(frozen=True)
-class Source:
+class DecisionFile:
     """A file of decisions. layout: its columns: those of decisions, of samples of a release whose build is missing,
     or of a search index. shard: where the samples that it decides on are stored, of stage `shard`."""
 
@@ -95,7 +95,7 @@ class Counts:
     facets: dict[str, list[tuple[str, int]]]
 
 
-def sources_of_place(frames: Frames) -> tuple[Source, ...]:
+def sources_of_place(frames: Frames) -> tuple[DecisionFile, ...]:
     """The files that hold a row for each candidate, what was kept first."""
     builds = {build.build_id: build for build in frames.builds}
     sources = []
@@ -103,16 +103,18 @@ def sources_of_place(frames: Frames) -> tuple[Source, ...]:
         record, build = part.record, builds[part.build]
         assert record is not None
         own = (build.shards, shard_files(record)) if record.stage == "shard" and "tar" in record.files else None
-        sources.append(Source(part, build, record.stage, own))
+        sources.append(DecisionFile(part, build, record.stage, own))
     order = {name: -number for number, name in enumerate(next(iter(builds.values())).stages)} if builds else {}
     sources.sort(key=lambda source: order[source.stage])  # stable: builds and partitions stay in their order
     if frames.dataset is not None:
         shards = zip(frames.shards, frames.parts(SAMPLES), strict=True)
-        sources += [Source(part, None, "shard", own, "samples") for own, part in shards if part.build not in builds]
+        sources += [
+            DecisionFile(part, None, "shard", own, "samples") for own, part in shards if part.build not in builds
+        ]
     return tuple(sources)
 
 
-def sources_of_index(similar: Similar) -> tuple[Source, ...]:
+def sources_of_index(similar: Similar) -> tuple[DecisionFile, ...]:
     """The files of a search index, of which each row is a kept sample."""
     from data_specs.search.folder import read_index
     from data_specs.search.rows import ROWS
@@ -121,7 +123,7 @@ def sources_of_index(similar: Similar) -> tuple[Source, ...]:
     for own in read_index(similar.folder).parts:
         file = own.files["metadata"]
         part = TableFile(folder, file.path, file.bytes, similar.index.about.name, ROWS, "manifest")
-        found.append(Source(part, None, "shard", None, "index"))
+        found.append(DecisionFile(part, None, "shard", None, "index"))
     return tuple(found)
 
 
@@ -132,7 +134,7 @@ class Catalog:
     """
 
     def __init__(
-        self, frames: Frames, scratch: Path, scores: Sequence[str] = (), sources: tuple[Source, ...] | None = None
+        self, frames: Frames, scratch: Path, scores: Sequence[str] = (), sources: tuple[DecisionFile, ...] | None = None
     ) -> None:
         import duckdb
 
@@ -181,7 +183,7 @@ class Catalog:
         names = [(s.part.url, s.part.bytes, s.part.record.attempt if s.part.record else "") for s in self.sources]
         return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
-    def use(self, index: str) -> None:
+    def use_index(self, index: str) -> None:
         """Answer from now on with the columns of an index (path of a DuckDB file with the table `prepared`)."""
         with self._lock:
             self._db.execute("DETACH DATABASE IF EXISTS index")  # a damaged one, in whose place this was made
@@ -209,27 +211,27 @@ class Catalog:
         for name in self.facets if names is None else names:
             facet = self.facets[name]
             if self.ready or not facet.prepared:
-                counted[name] = self._ordered(facet, self._counted(facet, filters.without(name)))
+                counted[name] = self._sort_values(facet, self._count_values(facet, filters.without_facet(name)))
         return Counts(sum(self._cube.values()), self._matching(filters), counted)
 
     def _matching(self, filters: Filters) -> int:
         if _in_cube(filters):
-            return sum(count for values, count in self._cube.items() if _chosen(filters, values))
-        where, given = self._where(filters)
+            return sum(count for values, count in self._cube.items() if _matches(filters, values))
+        where, given = self._where_clause(filters)
         return int(self.query(f"SELECT count(*) FROM c WHERE {where}", given)[0][0])
 
-    def _counted(self, facet: Facet, filters: Filters) -> list[tuple[str, int]]:
+    def _count_values(self, facet: Facet, filters: Filters) -> list[tuple[str, int]]:
         """Counts of the values of a facet, the most frequent first."""
         if facet.name in CUBE and _in_cube(filters):
             counts: Counter[str] = Counter()
             at = CUBE.index(facet.name)
             for values, count in self._cube.items():
-                if _chosen(filters, values):
+                if _matches(filters, values):
                     counts[values[at]] += count
-            return _most(counts.items())
+            return _most_frequent(counts.items())
         if self.ready and not (filters.values or filters.words or filters.leader):
-            return _most(self._whole[facet.name])
-        where, given = self._where(filters)
+            return _most_frequent(self._whole[facet.name])
+        where, given = self._where_clause(filters)
         column = code_column(facet.name) if self.ready else facet.expression
         sql = f"SELECT {column} AS value, count(*) FROM c WHERE {where} GROUP BY value ORDER BY 2 DESC, 1"
         rows = self.query(f"{sql} LIMIT {MOST_VALUES}", given)
@@ -263,7 +265,7 @@ class Catalog:
                 cube[(fate, reason, stage, own_source, build, subject)] += number
         return dict(cube)
 
-    def _ordered(self, facet: Facet, counted: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    def _sort_values(self, facet: Facet, counted: list[tuple[str, int]]) -> list[tuple[str, int]]:
         if facet.order == "count":
             return counted
         stages = list(self.frames.builds[0].stages) if self.frames.builds else []
@@ -272,7 +274,7 @@ class Catalog:
 
     def positions(self, filters: Filters, offset: int, limit: int) -> list[int]:
         """Places of the candidates [offset, offset + limit) of a listing."""
-        where, values = self._where(filters)
+        where, values = self._where_clause(filters)
         order = SORTS[filters.sort if self.ready or filters.sort == "random" else ""][0]
         if where == "true" and order == "pos":
             return self._in_order(offset, limit)
@@ -291,7 +293,7 @@ class Catalog:
                 break
         return found
 
-    def _where(self, filters: Filters) -> tuple[str, list[Any]]:
+    def _where_clause(self, filters: Filters) -> tuple[str, list[Any]]:
         """SQL of what the filters choose, and its values."""
         clauses, values = [], list[Any]()
         for name, chosen in filters.values.items():
@@ -305,10 +307,10 @@ class Catalog:
             clauses.append("leader = ?")
             values.append(int(filters.leader[:16], 16))
         if filters.words:
-            clauses.append(f"pos IN (SELECT pos FROM {self._found(filters.words)})")
+            clauses.append(f"pos IN (SELECT pos FROM {self._search_table(filters.words)})")
         return " AND ".join(clauses) or "true", values
 
-    def _found(self, words: str) -> str:
+    def _search_table(self, words: str) -> str:
         """The table of the candidates in whose texts or addresses all words stand."""
         with self._lock:
             if words in self._searches:
@@ -328,7 +330,7 @@ class Catalog:
         terms = [variants(term) for term in words.split()]
         each, values = list[str](), list[Any]()
         for own in terms:
-            ways = [(contains(column, v), spelled(v)) for column in ("text", "evidence") for v in own]
+            ways = [(contains(column, v), search_value(v)) for column in ("text", "evidence") for v in own]
             ways += [(f"contains({column}, ?)", v) for column in ("url", "page_url") for v in in_addresses(own)]
             each.append(" OR ".join(way for way, _ in ways))
             values += [value for _, value in ways]
@@ -337,7 +339,7 @@ class Catalog:
         if texts:  # the decisions have the primary text only, and cut
             each = [" OR ".join(contains("x.text", v) for v in own) for own in terms]
             holds = " AND ".join(f"list_bool_or(list_transform(texts, lambda x: {one}))" for one in each)
-            values = [spelled(v) for own in terms for v in own]
+            values = [search_value(v) for own in terms for v in own]
             ids = f"SELECT {head('candidate_id')} FROM {parquet(texts)} WHERE {holds}"
             yield f"SELECT pos FROM c WHERE cid IN ({ids})", values
 
@@ -358,7 +360,7 @@ class Catalog:
         sql = f"SELECT pos FROM decisions WHERE {' OR '.join(clauses)} ORDER BY pos LIMIT {limit:d}"
         return [int(row[0]) for row in self.query(sql, values)]
 
-    def at(self, candidate_ids: Sequence[str]) -> dict[str, int]:
+    def positions_of(self, candidate_ids: Sequence[str]) -> dict[str, int]:
         """Places of candidates by id or key: of one that was decided twice where it was kept, else the first."""
         heads = {name: int(name[:16], 16) for name in candidate_ids if re.fullmatch("[0-9a-f]{32,64}", name)}
         if not heads:
@@ -367,7 +369,7 @@ class Catalog:
         place_of = {int(cid): int(pos) for cid, pos in self.query(sql, list(heads.values()))}
         return {name: place_of[head] for name, head in heads.items() if head in place_of}
 
-    def source(self, pos: int) -> Source:
+    def source(self, pos: int) -> DecisionFile:
         return self.sources[pos >> 32]
 
     def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
@@ -424,7 +426,7 @@ CUBE = ("fate", "reason", "stage", "source", "build", "subject")
 """Facets that are counted together: those of the records."""
 
 
-def _most(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+def _most_frequent(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     return sorted(counted, key=lambda own: (-own[1], own[0]))[:MOST_VALUES]
 
 
@@ -432,7 +434,7 @@ def _in_cube(filters: Filters) -> bool:
     return not filters.words and not filters.leader and set(filters.values) <= set(CUBE)
 
 
-def _chosen(filters: Filters, values: tuple[str, ...]) -> bool:
+def _matches(filters: Filters, values: tuple[str, ...]) -> bool:
     return all(values[CUBE.index(name)] in chosen for name, chosen in filters.values.items())
 
 

@@ -1,7 +1,7 @@
 """Facets of the page, by which candidates are counted and chosen, as SQL expressions over the catalog's columns.
 
-Facets of the decisions themselves are there at once. Those that need a join (`prepared`) come when the index is ready.
-Bins of measures are those of the report's histograms.
+Facets of the decisions themselves are there at once. Those that need a join (`preparation`) come when the index is
+ready. Bins of measures are those of the report's histograms.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Filters:
     sort: str = ""
 
     @staticmethod
-    def of(query: Sequence[tuple[str, str]], known: Mapping[str, Facet]) -> Filters:
+    def parse(query: Sequence[tuple[str, str]], known: Mapping[str, Facet]) -> Filters:
         """From the pairs of a URL's query; names of no facet are for others. Raises SpecError."""
         values: dict[str, tuple[str, ...]] = {}
         single = {"q": "", "leader": "", "sort": ""}
@@ -158,6 +158,6 @@ class Filters:
             raise SpecError([f"sort {sort}: one of {', '.join(filter(None, SORTS))}"])
         return Filters(values, " ".join(words.split()), leader, sort)
 
-    def without(self, name: str) -> Filters:
+    def without_facet(self, name: str) -> Filters:
         """The same but for one facet: what that facet's own counts are counted over."""
         return Filters({k: v for k, v in self.values.items() if k != name}, self.words, self.leader, self.sort)

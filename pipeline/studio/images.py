@@ -33,7 +33,7 @@ from pipeline.store.build import Build
 from pipeline.store.images import read_images
 from pipeline.store.sql import parquet
 from pipeline.store.takedowns import Takedowns
-from pipeline.studio.catalog import Catalog, Source
+from pipeline.studio.catalog import Catalog, DecisionFile
 from pipeline.studio.similar import Similar
 
 MOST_PIXELS = 50_000_000
@@ -69,7 +69,7 @@ WITHHELD = {reason: REASONS[reason] for reason in HIDDEN}
 """Words, in English and Chinese, of what is never shown."""
 
 
-def withheld(row: Row, takedowns: Takedowns) -> tuple[str, str] | None:
+def withheld_reason(row: Row, takedowns: Takedowns) -> tuple[str, str] | None:
     """Why neither text nor address nor picture of a row is shown, in English and Chinese; None if they are."""
     if row["reason"] in WITHHELD:
         return WITHHELD[row["reason"]]
@@ -83,16 +83,16 @@ class Pictures:
         """index: of a place that is a search index alone."""
         self._catalog, self._takedowns, self._index = catalog, takedowns, index
         self._decoding, self._lock = threading.Lock(), threading.Lock()
-        self._places_in = functools.lru_cache(6)(self._places)
+        self._places_in = functools.lru_cache(6)(self._sample_places)
         self._thumbs: OrderedDict[tuple[int, int, str], Thumb] = OrderedDict()
         self._bytes, self._hiders = 0, dict[str, Hide | None]()
 
     def thumb(self, row: Row, side: int) -> Thumb:
         """A thumbnail whose longer side is at most the smallest of SIDES that reaches `side`. Raises NoPicture."""
         side = next((own for own in SIDES if own >= side), SIDES[-1])
-        return self._kept_or((row["pos"], side, ""), side, lambda: self.bytes_of(row), self._hide(row))
+        return self._cached_thumb((row["pos"], side, ""), side, lambda: self.bytes_of(row), self._hide(row))
 
-    def held(self, row: Row, candidate_id: str, side: int) -> Thumb:
+    def earlier_thumb(self, row: Row, candidate_id: str, side: int) -> Thumb:
         """Returns the picture of the sample of an earlier build that a row duplicates. Raises NoPicture."""
 
         def read() -> tuple[bytes, str]:
@@ -105,7 +105,7 @@ class Pictures:
                 return data, own["sha256"]
             raise NoPicture("its build is missing", "保存它的构建不在手边")
 
-        return self._kept_or((row["pos"], side, candidate_id), side, read, self._hide(row))
+        return self._cached_thumb((row["pos"], side, candidate_id), side, read, self._hide(row))
 
     def _hide(self, row: Row) -> Hide | None:
         """Returns the mosaic for a row's picture, if its build's spec blurs faces."""
@@ -117,7 +117,7 @@ class Pictures:
                 self._hiders[build.out] = faces_hider(build.spec)
             return self._hiders[build.out]
 
-    def _kept_or(self, key: tuple[int, int, str], side: int, read: Any, hide: Hide | None) -> Thumb:
+    def _cached_thumb(self, key: tuple[int, int, str], side: int, read: Any, hide: Hide | None) -> Thumb:
         with self._lock:
             if key in self._thumbs:
                 self._thumbs.move_to_end(key)
@@ -139,25 +139,27 @@ class Pictures:
         """(bytes, sha256 of the picture as fetched). Raises NoPicture."""
         if row["subject"] != "candidate":
             raise NoPicture("this is a page", "这是网页")
-        if why := withheld(row, self._takedowns):
+        if why := withheld_reason(row, self._takedowns):
             raise NoPicture(*why)
         source = self._source(row)
-        if {row["id"], row["duplicate_of"]} & self._unsafe:
+        if {row["id"], row["duplicate_of"]} & self._unsafe_ids:
             raise NoPicture("a filter judged it unsafe, or could not judge it", "过滤器判定其不宜展示，或无法判定")
         try:
             found = (
-                self._stored(source, row) if source.shard is not None and row["kept"] else self._fetched(source, row)
+                self._shard_image(source, row)
+                if source.shard is not None and row["kept"]
+                else self._fetched_image(source, row)
             )
         except (WenlanError, OSError):
             found = None
         if found is None:
-            raise NoPicture(*self._gone(source, row))
+            raise NoPicture(*self._missing_reason(source, row))
         self._check_image(source.build, found[1])
         return found
 
     def may_have(self, row: Row) -> bool:
         """True if it is worth asking for a picture: without looking, so that a listing asks for none in vain."""
-        if row["subject"] != "candidate" or withheld(row, self._takedowns):
+        if row["subject"] != "candidate" or withheld_reason(row, self._takedowns):
             return False
         return row["stage"] not in _BEFORE_BYTES or row["source"] in self._in_sources
 
@@ -169,7 +171,7 @@ class Pictures:
             s.name for b in builds for s in sources_of(b.spec) if isinstance(s, TableSource) and _has_pictures(s)
         )
 
-    def _source(self, row: Row) -> Source:
+    def _source(self, row: Row) -> DecisionFile:
         return self._catalog.source(row["pos"])
 
     def _check_image(self, build: Build | None, sha256: str) -> None:
@@ -179,7 +181,7 @@ class Pictures:
         if build is not None and pixel_filters(build.spec) and hidden_images(build, [sha256]):
             raise NoPicture("a filter judged it unsafe", "过滤器判定其不宜展示")
 
-    def _stored(self, source: Source, row: Row) -> tuple[bytes, str] | None:
+    def _shard_image(self, source: DecisionFile, row: Row) -> tuple[bytes, str] | None:
         """Returns a sample's picture from its shard."""
         assert source.shard is not None
         folder, shard = source.shard
@@ -189,7 +191,7 @@ class Pictures:
             return None
         return folder.read_range(shard.tar.path, offset, size), sha256
 
-    def _places(self, url: str, size: int) -> dict[str, tuple[int, int, str]]:
+    def _sample_places(self, url: str, size: int) -> dict[str, tuple[int, int, str]]:
         """(offset, size, sha256) of the samples of a shard, by key. size: of its Parquet, so that a new one is read."""
         rows = self._catalog.query(f"SELECT key, image_offset, image_size, sha256 FROM {parquet([url])}")
         return {key: (offset, size, sha256) for key, offset, size, sha256 in rows}
@@ -210,7 +212,7 @@ class Pictures:
                     found[name] = rounded_boxes(boxes, scores)
         return found
 
-    def _fetched(self, source: Source, row: Row) -> tuple[bytes, str] | None:
+    def _fetched_image(self, source: DecisionFile, row: Row) -> tuple[bytes, str] | None:
         """Returns the fetched picture of a dropped candidate, or its source's; of a search index, its picture."""
         build = source.build
         if source.layout == "index" and self._index is not None:
@@ -224,14 +226,14 @@ class Pictures:
             return bytes(image.data), image.sha256
         return None
 
-    def _gone(self, source: Source, row: Row) -> tuple[str, str]:
+    def _missing_reason(self, source: DecisionFile, row: Row) -> tuple[str, str]:
         """Returns the reason for missing bytes."""
         if row["stage"] in _BEFORE_BYTES:
             return "it was not fetched", "没有获取图片"
         return "its bytes are no longer stored: deleted by gc, or taken down", "图片已不再保存：被 gc 清理或已下架"
 
     @functools.cached_property
-    def _unsafe(self) -> frozenset[str]:
+    def _unsafe_ids(self) -> frozenset[str]:
         """Candidates that a judge dropped for a reason that forbids to show them."""
         sql = "SELECT id FROM decisions WHERE stage = 'curate' AND list_has_any(reasons, ?::VARCHAR[])"
         return frozenset(name for (name,) in self._catalog.query(sql, [sorted(HIDDEN_PICTURES)]))

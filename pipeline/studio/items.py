@@ -21,7 +21,7 @@ from pipeline.store.stage import Stages
 from pipeline.store.subjects import subject_of
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog
-from pipeline.studio.images import NoPicture, Pictures, Row, withheld
+from pipeline.studio.images import NoPicture, Pictures, Row, withheld_reason
 from pipeline.urls import host_names, shown
 
 FOUND = 60
@@ -44,7 +44,7 @@ class Items:
 
     def brief(self, row: Row) -> Values:
         """A row: fate and reasons in words, addresses and text unless they are withheld."""
-        hidden = withheld(row, self._takedowns)
+        hidden = withheld_reason(row, self._takedowns)
         reasons = row["reasons"] or ([row["reason"]] if row["reason"] else [])
         fate = "kept" if row["kept"] else "known" if row["reason"] == "known" else "dropped"
         evidence = "" if hidden else printable(row["evidence"])
@@ -55,9 +55,9 @@ class Items:
             "subject": row["subject"],
             "build": row["build"],
             "source": row["source"],
-            "stage": self._named(row["stage"]),
+            "stage": self._reason_words(row["stage"]),
             "fate": fate,
-            "reasons": [self._named(name) for name in reasons],
+            "reasons": [self._reason_words(name) for name in reasons],
             "evidence": {"en": evidence, "zh": evidence_zh(evidence)},
             "duplicate_of": row["duplicate_of"],
             "pictured": self._pictures.may_have(row),
@@ -67,7 +67,7 @@ class Items:
             "page_url": "" if hidden else shown(row["page_url"]),
         }
 
-    def _named(self, name: str) -> Values:
+    def _reason_words(self, name: str) -> Values:
         return {"name": name, "en": en(name), "zh": zh(name, self._stages)}
 
     def detail(self, row: Row) -> Values:
@@ -99,7 +99,7 @@ class Items:
         leader = row["duplicate_of"]
         if not leader or leader == row["id"]:
             return None
-        place = self._catalog.at([leader]).get(leader)
+        place = self._catalog.positions_of([leader]).get(leader)
         if place is not None:
             own = self._catalog.rows([place])
             if own and own[0]["kept"]:
@@ -113,10 +113,10 @@ class Items:
             return {**self.brief({**sample, "build": holder.build_id, "pos": row["pos"]}), "pos": None, "held": held}
         return {"id": leader, "held": held, "pos": None, "unknown": True}
 
-    def saw(self, row: Row) -> Values:
+    def history(self, row: Row) -> Values:
         """All texts of a candidate, those that were taken off it with the reason, and what each stage noted."""
         build = self._catalog.source(row["pos"]).build
-        if build is None or not row["fetch_id"] or withheld(row, self._takedowns):
+        if build is None or not row["fetch_id"] or withheld_reason(row, self._takedowns):
             return {"texts": [], "removed": [], "stages": []}
         texts: list[Values] = []
         removed: list[Values] = []
@@ -127,7 +127,7 @@ class Items:
             removed += seen.get("removed") or []
             new = {k: _plain(v) for k, v in seen.items() if k not in _NO_FIGURES and known.get(k) != v}
             known |= seen
-            stages.append({**self._named(stage), "new": new})
+            stages.append({**self._reason_words(stage), "new": new})
         return {
             "texts": [_text(text) for text in texts],
             "removed": [self._removed(t) for t in removed],
@@ -138,11 +138,11 @@ class Items:
         evidence = printable(text.get("evidence") or "")
         return {
             **_text(text),
-            "reason": self._named(text["reason"]),
+            "reason": self._reason_words(text["reason"]),
             "evidence": {"en": evidence, "zh": evidence_zh(evidence)},
         }
 
-    def why(self, named: str, builds: tuple[Build, ...]) -> Values:
+    def rows_or_reasons(self, named: str, builds: tuple[Build, ...]) -> Values:
         """Returns the rows of an address, a key or a file; without rows, the decisions that explain its absence.
 
         Raises SpecError for a name that matches nothing.
@@ -151,10 +151,10 @@ class Items:
         places = self._catalog.find(sorted(subject.urls), sorted(subject.fetch_ids), subject.prefix, FOUND + 1)
         answer: Values = {"tried": subject.tried, "rows": self.briefs(places[:FOUND]), "more": len(places) > FOUND}
         if not places:
-            answer["nothing"] = self._nothing(named.strip(), sorted(subject.urls))
+            answer["nothing"] = self._unknown_reason(named.strip(), sorted(subject.urls))
         return answer
 
-    def _nothing(self, named: str, urls: list[str]) -> Values:
+    def _unknown_reason(self, named: str, urls: list[str]) -> Values:
         """Why an address may be unknown here."""
         if any(self._takedowns.takedown_reason(url, url) for url in urls):
             return {"en": "It was taken down; later builds refuse it.", "zh": "已下架，不会再次进入数据集。"}

@@ -92,7 +92,7 @@ def _baseline(build: Build, stages: Stages) -> Build | None:
     return None
 
 
-def about(place: Place) -> Values:
+def describe(place: Place) -> Values:
     """Returns a place's description: title, builds with their state, notices."""
     frames = place.frames
     return {
@@ -102,7 +102,7 @@ def about(place: Place) -> Values:
         "title": _title(place),
         "detectors": list(frames.detectors),
         "baseline": place.baseline.build_id if place.baseline is not None else "",
-        "builds": [_build(build, number < JUDGED) for number, build in enumerate(reversed(frames.builds))],
+        "builds": [_describe_build(build, number < JUDGED) for number, build in enumerate(reversed(frames.builds))],
         "notices": notices(place),
         "report": place.build is not None and place.build.folder.exists("report/index.html"),
     }
@@ -125,7 +125,7 @@ def _name(frames: Frames) -> str:
     return ", ".join(sorted(names)) or frames.place.rstrip("/").rpartition("/")[2]
 
 
-def _build(build: Build, judged: bool) -> Values:
+def _describe_build(build: Build, judged: bool) -> Values:
     """One build: whether it is published or waits, and (`judged`) what its gates say by its report."""
     figures, word = drift.read(build.out, build.build_id) if judged else None, approval.latest_word(build)
     own: Values = {
@@ -153,7 +153,7 @@ def notices(place: Place) -> list[Values]:
     found: list[Values] = []
     frames = place.frames
     for build in frames.builds:
-        found += _of_progress(build)
+        found += _progress_notice(build)
         if build.folder.exists(UNFINISHED):
             found.append(notice(
                 "takedown", f"{build.build_id}: a takedown was interrupted; run the same command again to finish it.",
@@ -179,7 +179,7 @@ def notice(kind: str, en: str, zh: str) -> Values:
     return {"kind": kind, "en": en, "zh": zh}
 
 
-def _of_progress(build: Build) -> list[Values]:
+def _progress_notice(build: Build) -> list[Values]:
     """Returns a notice of a build's progress, unless all of its stages are done."""
     if not build_json.read(build.folder).get("running") and state.manifest_of(build) is not None:
         return []

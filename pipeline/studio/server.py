@@ -48,7 +48,7 @@ from pipeline.studio.catalog import PAGE, Catalog, sources_of_index
 from pipeline.studio.facets import SORTS, Filters
 from pipeline.studio.images import NoPicture, Pictures
 from pipeline.studio.items import Items
-from pipeline.studio.prepared import Preparation, score_filters
+from pipeline.studio.preparation import Preparation, score_filters
 from pipeline.studio.similar import Similar, index_beside
 from pipeline.studio.views import Views
 
@@ -70,7 +70,7 @@ REPORT_POLICY = (
 """Policy of the report, which is one file with its script inside: it cannot send a request, to the studio either."""
 
 
-class Changed(Exception):
+class StaleRow(Exception):
     """Raised for a row that was named by an earlier state of the files."""
 
 
@@ -182,7 +182,7 @@ class Studio:
         self._opened.catalog.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def about(self) -> Values:
+    def first_data(self) -> Values:
         """Returns the page's first data."""
         now = self.opened
         facets = [
@@ -191,7 +191,7 @@ class Studio:
             if f.name != "new" or now.place.baseline is not None
         ]
         sorts = [{"name": name, "en": en, "zh": zh} for name, (_, en, zh) in SORTS.items()]
-        running, missing, said = self.jobs.running, now.catalog.missing, place.about(now.place)
+        running, missing, said = self.jobs.running, now.catalog.missing, place.describe(now.place)
         if missing:
             said["notices"].append(place.notice(
                 "gone", f"{len(missing):,} files are missing, so their rows cannot be shown: {missing[0]} ...",
@@ -228,14 +228,14 @@ class Studio:
             named[name] = rows
         return {"total": counts.total, "matching": counts.matching, "facets": named, "prepared": self.prepared()}
 
-    def at(self, pos: int, g: str) -> tuple[Opened, Values]:
+    def row_at(self, pos: int, g: str) -> tuple[Opened, Values]:
         """A row by its place, and the state of the files that it is of: what is asked of the row is asked of that.
 
         Raises Changed, and SpecError for a missing row.
         """
         now = self.opened
         if g != now.catalog.digest:
-            raise Changed
+            raise StaleRow
         rows = now.catalog.rows([pos])
         if not rows:
             raise SpecError([f"pos {pos}: no such row"])
@@ -244,7 +244,7 @@ class Studio:
     def neighbours(self, found: Sequence[Mapping[str, Any]]) -> list[Values]:
         """Rows of what an index found, with how near they are; others are left out."""
         now = self.opened
-        places = now.catalog.at([hit["id"] for hit in found])
+        places = now.catalog.positions_of([hit["id"] for hit in found])
         hits = [hit for hit in found if hit["id"] in places]
         briefs = {brief["pos"]: brief for brief in now.items.briefs([places[hit["id"]] for hit in hits])}
         return [
@@ -254,32 +254,32 @@ class Studio:
         ]
 
 
-class _Asked(BaseModel):
+class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Takedown(_Asked):
+class _Takedown(_Body):
     ids: list[str] = Field(max_length=actions.MOST_FLAGGED)
     what: Literal["picture", "page", "domain"] = "picture"
     exact: bool = False
 
 
-class _Confirm(_Asked):
+class _Confirm(_Body):
     confirmation: str = Field(max_length=100)
 
 
-class _Word(_Asked):
+class _Word(_Body):
     build: str = Field(max_length=300)
     verdict: Literal["approved", "refused"]
     name: str = Field(max_length=1_000)
     because: str = Field(max_length=1_000)
 
 
-class _Publish(_Asked):
+class _Publish(_Body):
     build: str = Field(max_length=300)
 
 
-class _View(_Asked):
+class _View(_Body):
     name: str = Field(max_length=1_000)
     query: str = Field("", max_length=10_000)
 
@@ -315,8 +315,8 @@ def _add_faults(api: FastAPI) -> None:
         first = e.errors()[0]
         return _fault(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"[:300], "bad_request")
 
-    @api.exception_handler(Changed)
-    def changed(_: Request, e: Changed) -> Response:
+    @api.exception_handler(StaleRow)
+    def changed(_: Request, e: StaleRow) -> Response:
         return _fault(409, "the files have changed: reload", "changed")
 
     @api.exception_handler(actions.Busy)
@@ -361,7 +361,7 @@ def _add_reading(api: FastAPI, studio: Studio) -> None:
 
     @api.get("/api/about")
     def about() -> Values:
-        return studio.about()
+        return studio.first_data()
 
     @api.get("/api/facets")
     def facets(request: Request) -> Values:
@@ -373,45 +373,47 @@ def _add_reading(api: FastAPI, studio: Studio) -> None:
     ) -> Values:
         now = studio.opened
         if g and g != now.catalog.digest:
-            raise Changed
+            raise StaleRow
         return {"rows": now.items.briefs(now.catalog.positions(_filters(studio, request), offset, limit))}
 
     @api.get("/api/item")
     def item(pos: int, g: str) -> Values:
-        now, row = studio.at(pos, g)
+        now, row = studio.row_at(pos, g)
         return now.items.detail(row)
 
     @api.get("/api/saw")
     def saw(pos: int, g: str) -> Values:
-        now, row = studio.at(pos, g)
-        return now.items.saw(row)
+        now, row = studio.row_at(pos, g)
+        return now.items.history(row)
 
     @api.get("/api/where")
     def where(id: str = Query(max_length=64)) -> Values:
         """The place of a candidate by its id or key: of links that were kept."""
         catalog = studio.opened.catalog
-        return {"pos": catalog.at([id]).get(id), "g": catalog.digest}
+        return {"pos": catalog.positions_of([id]).get(id), "g": catalog.digest}
 
     @api.get("/api/why")
     def why(named: str = Query(min_length=1, max_length=3_000)) -> Values:
         now = studio.opened
-        return now.items.why(named, now.place.frames.builds)
+        return now.items.rows_or_reasons(named, now.place.frames.builds)
 
     @api.get("/api/similar")
     def similar(pos: int | None = None, g: str = "", text: str = Query("", max_length=1_000)) -> Values:
         if studio.similar is None:
             raise SpecError(["search index missing; run wenlan-train embed CHECKPOINT --data BUILD"])
-        found = studio.similar.text(text) if pos is None else studio.similar.like(_id_of(studio.at(pos, g)[1]))
+        found = (
+            studio.similar.text(text) if pos is None else studio.similar.neighbours(_id_of(studio.row_at(pos, g)[1]))
+        )
         return {"rows": studio.neighbours(found)}
 
     @api.get("/api/thumb")
     def thumb(
         pos: int, g: str, side: int = Query(320, ge=1, le=2_000), held: str = Query("", max_length=64)
     ) -> Response:
-        now, row = studio.at(pos, g)
+        now, row = studio.row_at(pos, g)
         if held and held != row["duplicate_of"]:
             raise SpecError(["held: this row is not a duplicate of it"])
-        made = now.pictures.held(row, held, side) if held else now.pictures.thumb(row, side)
+        made = now.pictures.earlier_thumb(row, held, side) if held else now.pictures.thumb(row, side)
         headers = {"cache-control": "private, max-age=600"}
         return Response(made.jpeg, media_type="image/jpeg", headers=headers)
 
@@ -422,7 +424,7 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
     @api.post("/api/takedown")
     def takedown(asked: _Takedown) -> Values:
         now = studio.opened
-        places = now.catalog.at(asked.ids)
+        places = now.catalog.positions_of(asked.ids)
         if missing := [name for name in asked.ids if name not in places]:
             raise SpecError([f"{missing[0][:64]}: no such candidate here"])
         rows = now.catalog.rows(sorted(places.values()))
@@ -433,11 +435,11 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
 
     @api.post("/api/confirm")
     def confirm(asked: _Confirm) -> Values:
-        return studio.jobs.start("takedown", studio.jobs.confirmed(asked.confirmation)).value()
+        return studio.jobs.start("takedown", studio.jobs.take_confirmed(asked.confirmation)).value()
 
     @api.post("/api/word")
     def word(asked: _Word) -> Values:
-        return actions.say(_build(studio, asked.build), asked.verdict, asked.name, asked.because)
+        return actions.record_verdict(_build(studio, asked.build), asked.verdict, asked.name, asked.because)
 
     @api.post("/api/publish")
     def publish(asked: _Publish) -> Values:
@@ -453,7 +455,7 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
     @api.post("/api/reload")
     def reload() -> Values:
         studio.reload()
-        return studio.about()
+        return studio.first_data()
 
 
 def _add_views(api: FastAPI, studio: Studio) -> None:
@@ -474,7 +476,7 @@ def _id_of(row: Mapping[str, Any]) -> str:
 
 
 def _filters(studio: Studio, request: Request) -> Filters:
-    return Filters.of(list(request.query_params.multi_items()), studio.opened.catalog.facets)
+    return Filters.parse(list(request.query_params.multi_items()), studio.opened.catalog.facets)
 
 
 def _build(studio: Studio, build_id: str) -> Any:

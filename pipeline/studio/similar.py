@@ -49,12 +49,12 @@ class Similar:
         return {"name": about.name, "rows": self.index.rows, "images": about.images, "texts": about.texts,
                 "by_text": about.images and self._encoder is not None}  # fmt: skip
 
-    def like(self, key: str, limit: int = NEIGHBOURS) -> list[dict[str, Any]]:
+    def neighbours(self, key: str, limit: int = NEIGHBOURS) -> list[dict[str, Any]]:
         """Neighbours of a sample's picture, or of its text without pictures, best first, without itself.
 
         Raises SpecError for a sample that is not in the index.
         """
-        self._fresh()
+        self._reload_changed()
         modality: Any = "image" if self.index.about.images else "text"
         vector_D = None
         for name in (key, key[:KEY_LENGTH]):
@@ -67,7 +67,7 @@ class Similar:
 
     def text(self, text: str, limit: int = NEIGHBOURS) -> list[dict[str, Any]]:
         """Pictures that a text describes, best first. Raises SpecError for an index without a text tower."""
-        self._fresh()
+        self._reload_changed()
         if not 0 < len(text.strip()) <= TEXT:
             raise SpecError([f"the text must have 1 to {TEXT} characters"])
         if self._encoder is None:
@@ -76,7 +76,7 @@ class Similar:
 
     def picture(self, row_id: str) -> tuple[bytes, str]:
         """The stored picture of a row of the index, checked against its sha256. Raises ContractError."""
-        self._fresh()
+        self._reload_changed()
         return self.index.picture(row_id)
 
     def _search(self, vector_D: Any, target: Any, limit: int) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ class Similar:
             for hit in found.hits
         ]
 
-    def _fresh(self) -> None:
+    def _reload_changed(self) -> None:
         """Reloads a changed index, so that rows removed by a takedown are not found."""
         self.index.reload_if_changed()
 

@@ -31,7 +31,7 @@ def contains(column: str, term: str) -> str:
     return f"contains(lower({column}), ?)" if _cased(term) else f"contains({column}, ?)"
 
 
-def spelled(term: str) -> str:
+def search_value(term: str) -> str:
     """The value that `contains` is asked with."""
     return term.lower() if _cased(term) else term
 

@@ -55,14 +55,14 @@ JUDGE = '''
 """Drops pairs whose picture is wide."""
 
 from data_specs.build import BuildSpec
-from pipeline.curate.judging import KEEP, Judge, Judged, Verdict
+from pipeline.curate.judging import KEEP, Judge, Verdicts, Verdict
 from pipeline.filters import Drop
 from pipeline.decisions import DropReason
 
 
 def judge_pairs(build, partition, rows):
     wide = Verdict((Drop(DropReason.IMAGE_TOO_LARGE, "wide"),))
-    return Judged([wide if width > 380 else KEEP for width in rows["width"].to_pylist()])
+    return Verdicts([wide if width > 380 else KEEP for width in rows["width"].to_pylist()])
 
 
 JUDGE = Judge("width", "宽度", judge_pairs, lambda spec: True, lambda build: None)

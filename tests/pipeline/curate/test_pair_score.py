@@ -107,7 +107,7 @@ def test_a_share_is_one_of_what_the_band_keeps(scored: Callable[..., Build]) -> 
 def test_of_equal_scores_the_smaller_ids_are_kept(
     scored: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pair_score, "scored", lambda images, *_: pa.array([0.25] * len(images), pa.float32()))
+    monkeypatch.setattr(pair_score, "cosines", lambda images, *_: pa.array([0.25] * len(images), pa.float32()))
     build = scored(3, top_share=0.4)
     assert sorted(kept(build)) == sorted(scores(build))[:4]
 

@@ -149,7 +149,7 @@ def test_scored_is_one_row_per_pair_in_four_decimals() -> None:
     pictures = {f"i{n}": row.astype(np.float16) for n, row in enumerate(left)}
     words = {f"t{n}": row.astype(np.float16) for n, row in enumerate(right)}
     pairs = [("i0", "t0"), ("i4", "t2"), ("gone", "t1"), ("i1", "gone")]
-    scores = score.scored(*map(list, zip(*pairs, strict=True)), pictures, words).to_pylist()
+    scores = score.cosines(*map(list, zip(*pairs, strict=True)), pictures, words).to_pylist()
     assert scores[2:] == [None, None]
     expected = [float(left[0] @ right[0]), float(left[4] @ right[2])]
     assert scores[:2] == [pytest.approx(value, abs=1e-3) for value in expected]

@@ -86,12 +86,12 @@ def test_commands_run_one_at_a_time_and_say_how_they_ended(built: Build) -> None
 def test_a_confirmation_is_of_one_command_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = Jobs()
     jobs._confirmable["x"] = (time.monotonic() + 1000, ("forget",))
-    assert jobs.confirmed("x") == ("forget",)
+    assert jobs.take_confirmed("x") == ("forget",)
     with pytest.raises(SpecError, match="is used"):
-        jobs.confirmed("x")
+        jobs.take_confirmed("x")
     jobs._confirmable["y"] = (time.monotonic() - 1, ("forget",))
     with pytest.raises(SpecError, match="expired"):
-        jobs.confirmed("y")
+        jobs.take_confirmed("y")
 
 
 @pytest.mark.drill(2)
@@ -107,7 +107,7 @@ def test_a_place_that_cannot_be_opened_anew_keeps_no_other_command_waiting(built
 
 def test_every_command_has_a_number_of_its_own_however_many_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = Jobs()
-    monkeypatch.setattr(jobs, "_carried_out", lambda job, dry: 0)
+    monkeypatch.setattr(jobs, "_execute", lambda job, dry: 0)
     numbers = [ended(jobs, jobs.start("preview", ["status", "x"]).number).number for _ in range(60)]
     assert numbers == list(range(1, 61))
     assert jobs.get(10) is None, "old ones are forgotten"

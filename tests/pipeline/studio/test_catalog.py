@@ -16,7 +16,7 @@ from pipeline.store.commits import Record
 from pipeline.store.frames import Frames
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.facets import Filters
-from pipeline.studio.prepared import Preparation
+from pipeline.studio.preparation import Preparation
 
 
 @pytest.fixture(params=["at once", "prepared"])
@@ -119,7 +119,7 @@ def test_a_group_of_duplicates_is_its_leader_and_all_copies(catalog: Catalog, tr
     rows = catalog.rows(catalog.positions(Filters(leader=leader), 0, 100))
     expected = set(truth[truth.duplicate_of == leader].id) | {leader}
     assert {row["id"] for row in rows} == expected
-    place = catalog.at([leader, leader[:32], "no id"])
+    place = catalog.positions_of([leader, leader[:32], "no id"])
     assert place[leader] == place[leader[:32]]
     assert catalog.rows([place[leader]])[0]["kept"]
 

@@ -47,11 +47,11 @@ def test_values_have_words_in_both_languages() -> None:
 
 
 def test_a_query_is_read_and_what_it_must_not_say_is_refused() -> None:
-    filters = Filters.of(
+    filters = Filters.parse(
         [("reason", "known"), ("reason", "nsfw"), ("q", " 小猫  睡觉 "), ("g", "x"), ("sort", "large")], FACETS
     )
     assert filters == Filters({"reason": ("known", "nsfw")}, "小猫 睡觉", "", "large")
-    assert filters.without("reason") == Filters({}, "小猫 睡觉", "", "large")
+    assert filters.without_facet("reason") == Filters({}, "小猫 睡觉", "", "large")
     for query in (
         [("sort", "pos; DROP TABLE sources")],
         [("leader", "0" * 63 + "'")],
@@ -60,4 +60,4 @@ def test_a_query_is_read_and_what_it_must_not_say_is_refused() -> None:
         [("source", "x" * 301)],
     ):
         with pytest.raises(SpecError):
-            Filters.of(query, FACETS)
+            Filters.parse(query, FACETS)

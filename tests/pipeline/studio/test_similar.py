@@ -33,12 +33,12 @@ def _keys(build: Build) -> list[str]:
 def test_neighbours_are_the_nearest_without_the_sample_itself(indexed: Make) -> None:
     build = indexed()
     similar, keys = Similar(Path(build.out) / "index"), _keys(build)
-    found = similar.like(keys[10], 4)
+    found = similar.neighbours(keys[10], 4)
     assert {hit["id"] for hit in found} == {keys[8], keys[9], keys[11], keys[12]}
     assert found[0]["cosine"] == pytest.approx(0.995, abs=2e-3)
     assert similar.value() == {"name": "synthetic", "rows": 30, "images": True, "texts": False, "by_text": False}
     with pytest.raises(SpecError, match="not in the search index"):
-        similar.like("f" * 32)
+        similar.neighbours("f" * 32)
     with pytest.raises(SpecError, match="the text tower of this index"):
         similar.text("小猫")
 
@@ -47,9 +47,9 @@ def test_neighbours_are_the_nearest_without_the_sample_itself(indexed: Make) -> 
 def test_what_leaves_the_index_is_found_no_more_by_an_open_studio(indexed: Make) -> None:
     build = indexed()
     similar, keys = Similar(Path(build.out) / "index"), _keys(build)
-    assert keys[11] in {hit["id"] for hit in similar.like(keys[10], 4)}
+    assert keys[11] in {hit["id"] for hit in similar.neighbours(keys[10], 4)}
     remove(Path(build.out) / "index", lambda rows: np.array(rows["id"].to_pylist()) == keys[11])
-    assert keys[11] not in {hit["id"] for hit in similar.like(keys[10], 30)}
+    assert keys[11] not in {hit["id"] for hit in similar.neighbours(keys[10], 30)}
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_more_like_this_shows_rows_of_the_build(indexed: Make, client_of: Callab
 def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any]) -> None:
     build = indexed()
     studio = studio_of("", index=f"{build.out}/index")
-    about = studio.about()
+    about = studio.first_data()
     assert about["kind"] == "index"
     counts = studio.opened.catalog.counts(Filters())
     assert counts.total == 30
@@ -89,7 +89,7 @@ def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any])
     assert all("海边" in row["text"] for row in studio.opened.items.briefs(places))
     assert len(places) > 0
     [first] = studio.opened.items.briefs(studio.opened.catalog.positions(Filters(), 0, 1))
-    assert len(studio.neighbours(studio.similar.like(first["key"]))) == 29
+    assert len(studio.neighbours(studio.similar.neighbours(first["key"]))) == 29
 
 
 @pytest.mark.slow

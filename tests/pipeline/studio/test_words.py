@@ -5,7 +5,7 @@ from __future__ import annotations
 import duckdb
 import pytest
 
-from pipeline.studio.words import contains, in_addresses, spelled, variants
+from pipeline.studio.words import contains, in_addresses, search_value, variants
 
 
 def test_a_term_is_spelled_in_both_scripts() -> None:
@@ -40,4 +40,4 @@ def test_an_address_is_found_by_what_people_read(address: str, term: str) -> Non
 )
 def test_letters_are_found_in_either_case_and_signs_are_no_pattern(text: str, term: str, holds: bool) -> None:
     sql = f"SELECT {contains('t', term)} FROM (SELECT ? AS t)"
-    assert duckdb.sql(sql, params=[spelled(term), text]).fetchall() == [(holds,)]
+    assert duckdb.sql(sql, params=[search_value(term), text]).fetchall() == [(holds,)]

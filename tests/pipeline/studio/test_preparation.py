@@ -15,7 +15,7 @@ from pipeline.records import SCORE_SCHEMA
 from pipeline.stages import STAGES
 from pipeline.store.build import STUDIO, Build
 from pipeline.store.frames import Frames
-from pipeline.studio import prepared
+from pipeline.studio import preparation
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.facets import Filters
 
@@ -99,11 +99,11 @@ def test_what_is_stopped_half_way_leaves_no_index(
     built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = Catalog(Frames.open(built.out, STAGES), tmp_path)
-    preparation = prepared.Preparation(catalog, None, tmp_path / "index")
-    monkeypatch.setattr(prepared, "_stored", lambda _: preparation.stop() or "SELECT 1")
-    monkeypatch.setattr(preparation, "stop", lambda: setattr(preparation, "_stopped", True))
-    preparation.start()
-    preparation.wait()
+    joining = preparation.Preparation(catalog, None, tmp_path / "index")
+    monkeypatch.setattr(preparation, "_stored", lambda _: joining.stop() or "SELECT 1")
+    monkeypatch.setattr(joining, "stop", lambda: setattr(joining, "_stopped", True))
+    joining.start()
+    joining.wait()
     assert list((tmp_path / "index").iterdir()) == []
     assert not catalog.ready
     catalog.close()

@@ -70,10 +70,10 @@ class Preparation:
     def start(self, after_s: float = 0.0) -> None:
         """Begin, after some seconds if the index is not there yet; one that is there is used at once."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / self._name
+        path = self._folder / self._file_name
         if path.exists():
             with contextlib.suppress(Exception):  # damaged, or of another DuckDB: made again
-                self.catalog.use(str(path))
+                self.catalog.use_index(str(path))
                 self.state, self.share = "ready", 1.0
                 return
         self._after_s = after_s
@@ -95,7 +95,7 @@ class Preparation:
             self._thread.join()
 
     @property
-    def _name(self) -> str:
+    def _file_name(self) -> str:
         import duckdb
 
         base = [part.url for part in Frames.of(self.baseline).parts("decisions")] if self.baseline else []
@@ -110,14 +110,14 @@ class Preparation:
 
     def _run(self) -> None:
         self._woken.wait(self._after_s)
-        began, path = time.monotonic(), self._folder / self._name
+        began, path = time.monotonic(), self._folder / self._file_name
         partial = self._folder / f".{uuid.uuid4().hex[:8]}.duckdb"
         try:
             self._make(partial)
             if self._stopped:
                 return
             partial.replace(path)
-            self.catalog.use(str(path))
+            self.catalog.use_index(str(path))
             self.state, self.share = "ready", 1.0
             self._sweep(path)
         except Exception as e:
@@ -167,13 +167,13 @@ class Preparation:
         )
         earlier = "FROM earlier.decisions" if self.baseline is not None else "FROM (SELECT '' AS id) WHERE false"
         yield f"CREATE TEMP TABLE before AS SELECT DISTINCT {head('id')} AS cid {earlier}"
-        yield self._joined()
+        yield self._join_sql()
         yield "CREATE TABLE made.codes (facet VARCHAR, value VARCHAR, code UINTEGER, count UBIGINT)"
         for name, facet in self.catalog.facets.items():
             yield from _values(name, facet.expression)
-        yield self._coded()
+        yield self._codes_sql()
 
-    def _joined(self) -> str:
+    def _join_sql(self) -> str:
         scores = "".join(f", p.{score_column(name)}" for name in self.catalog.scores)
         new = "NULL::VARCHAR" if self.baseline is None else (
             "CASE WHEN d.subject <> 'candidate' THEN NULL WHEN b.cid IS NULL THEN 'new' ELSE 'seen' END"
@@ -189,7 +189,7 @@ class Preparation:
             LEFT JOIN pictures p USING (fid) LEFT JOIN groups g ON g.leader = d.leader
             LEFT JOIN before b ON b.cid = d.cid"""
 
-    def _coded(self) -> str:
+    def _codes_sql(self) -> str:
         """The index itself: numbers only, in the order of the files."""
         codes = ", ".join(
             f"enum_code(({facet.expression})::values_{name}) AS {code_column(name)}"
