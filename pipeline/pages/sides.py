@@ -145,10 +145,18 @@ class _Sides:
         return self._kind(at) == "paragraph" and DEFINES.match(self._walk.blocks[at].text()) is not None
 
     def _groups(self, rows: list[int], last: list[int], following: list[int]) -> list[_Group]:
-        """Images of one scope, in groups. last, following: the image before them and the one behind, if any."""
+        """Images of one scope, in groups. last, following: the image before them and the one behind, if any.
+
+        What stands outside the innermost element that holds them all is not of a row of theirs.
+        """
         blocks, scope = self._blocks, self._scopes[rows[0]]
         low = max([scope.before - 1, *(blocks[row] for row in last)])
         high = min([scope.behind, *(blocks[row] for row in following)])
+        paths = (self._walk.places[row].path for row in (rows[0], rows[-1]))
+        for holder in [at for at, other in zip(*paths, strict=False) if at == other][-1:]:
+            end = self._walk.ends.get(holder, len(self._walk.tags))
+            low = max(low, bisect.bisect_left(self._first_tags, holder) - 1)
+            high = min(high, bisect.bisect_left(self._first_tags, end))
         gaps, groups = [self._texts(range(blocks[rows[0]] - 1, low, -1))[::-1]], [[rows[0]]]
         for one, other in itertools.pairwise(rows):
             if gap := self._texts(range(blocks[one] + 1, blocks[other])):

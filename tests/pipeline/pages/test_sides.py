@@ -154,6 +154,15 @@ def test_an_image_elsewhere_on_the_page_is_none_of_a_row() -> None:
     assert beside(f"{byline}<div class=a>{row}</div>{share}")[:4] == list(BIRDS)
 
 
+@pytest.mark.parametrize(
+    "form", ["<p><img src={row}.jpg></p><h3>{bird}</h3><p>它常来。</p>", "<img src={row}.jpg><p>{bird}</p>"]
+)
+def test_a_text_outside_the_element_that_holds_a_row_is_no_end_of_it(form: str) -> None:
+    row, text = "".join(form.format(row=row, bird=bird) for row, bird in enumerate(BIRDS[:2])), "<p>清晨的湿地公园</p>"
+    assert beside(f"<div>{row}</div>{text}") == list(BIRDS[:2])
+    assert beside(f"{text}<div>{row}</div>") == list(BIRDS[:2])
+
+
 def test_what_stands_before_another_image_is_no_end_of_a_row() -> None:
     before = "<p>从湿地公园出发</p><p><img src=map.jpg>旁边的一张地图。</p>"
     assert beside(before + page("<p><img src={row}.jpg></p><p>{bird}</p>"))[1:] == list(BIRDS)
