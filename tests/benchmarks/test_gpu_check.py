@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.benchmarks import gpu_check
 from tests.benchmarks.gpu_check import CHECKS, Check, checked, outcome, write
 
 
@@ -27,6 +29,17 @@ def test_a_check_passes_fails_with_its_reason_or_lacks_a_device(tmp_path: Path) 
     assert json.loads((tmp_path / "gpu-check.json").read_text())["checks"] == checks
     page = (tmp_path / "gpu-check.html").read_text()
     assert all(text in page for text in ("passed", "no peers", "没有该设备", "&lt;b&gt;"))
+
+
+def test_the_bar_of_a_large_recipe_is_of_its_best_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(gpu_check.HERE))
+    recipes = importlib.import_module("bench_step").GPU_BATCHES
+    figures = {f"{name}_nothing_8_mfu": "0.3 of peak" for name in recipes} | {f"{gpu_check.MAIN}_blocks_8_mfu": "0.6"}
+    monkeypatch.setattr(gpu_check, "bench", lambda *_: figures)
+    with pytest.raises(AssertionError, match=f"{gpu_check.LARGE}: 0.30 of the peak"):
+        gpu_check.samples_and_mfu()
+    figures[f"{gpu_check.LARGE}_blocks_16_mfu"] = "0.42 of peak"
+    assert gpu_check.samples_and_mfu() is figures
 
 
 @pytest.mark.slow

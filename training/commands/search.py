@@ -23,7 +23,8 @@ def add_search(commands: Any) -> None:
         "search",
         help="search an index for images or texts close to a text, a picture or one of its rows",
         description="Compares every row, unless the index is large and has an approximate search. Near-copies are "
-        "shown once. A score is the share of unrelated pairs that are less similar.",
+        "shown once. A score is the share of unrelated pairs that are less similar; chance is the share of "
+        "hits at least as near that unrelated rows make.",
         examples=[
             "wenlan-train search index --text 一只猫在窗台上 --checkpoint runs/1",
             "wenlan-train search index --image cat.jpg --checkpoint runs/1 --target text --limit 5",
@@ -109,11 +110,12 @@ def _check(arguments: argparse.Namespace) -> None:
 def _show(found: dict[str, Any]) -> None:
     """The hits as a table on stdout: lines of equal columns, the caption cut to the terminal's width."""
     width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 10_000
-    lines = [("cosine", "score", "words", "copies", "id", "caption")]
+    digits = {"cosine": 3, "score": 4, "chance": 2, "words": 2}
+    lines = [(*digits, "copies", "id", "caption")]
     for hit in found["hits"]:
-        cells = [_cell(hit["cosine"], 3), _cell(hit["score"], 4), _cell(hit["words"], 2), f"+{hit['copies']}"]
-        lines.append((*cells, hit["id"], hit["caption"]))
-    widths = [max(len(line[n]) for line in lines) for n in range(5)]
+        numbers = [_cell(hit[name], places) for name, places in digits.items()]
+        lines.append((*numbers, f"+{hit['copies']}", hit["id"], hit["caption"]))
+    widths = [max(len(line[n]) for line in lines) for n in range(6)]
     for line in lines:
         text = "  ".join(cell.ljust(size) for cell, size in zip(line, [*widths, 0], strict=True))
         sys.stdout.write(f"{printable_line(text)[:width].rstrip()}\n")

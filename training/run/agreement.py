@@ -1,10 +1,10 @@
 """Agreement of the ranks: they start from one checkpoint, are compared, and stop together if they differ.
 
-    begun        the first rank locks the run's folder, chooses its newest checkpoint, and tells all which one it is
-    together     what one rank cannot do stops all of them, with one line
-    stop         ends all ranks with an error on which they agree, said once
-    Agreement    compares step and position in every step; weights, queues and optimiser before the first step and
-                 before each checkpoint; weights and queues also every `run.compare_every` steps
+    locked_run      the first rank locks the run's folder, chooses its newest checkpoint, and tells all which one it is
+    on_all_ranks    what one rank cannot do stops all of them, with one line
+    stop            ends all ranks with an error on which they agree, said once
+    Agreement       compares step and position in every step; weights, queues and optimiser before the first step and
+                    before each checkpoint; weights and queues also every `run.compare_every` steps
 
 Every rank holds a whole replica, and only gradients and keys are exchanged. So ranks that begin apart, or come apart,
 go on without an error, and what they save looks sound. A part of the state is compared by its digest: the sum of its

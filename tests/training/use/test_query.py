@@ -89,8 +89,8 @@ def test_people_see_a_table(index: Path, checkpoint_with_moved_keys: Path, capsy
     assert cli.main(["search", str(index), *words]) == 0
     printed = capsys.readouterr()
     head, first, *_ = printed.out.splitlines()
-    assert head.split() == ["cosine", "score", "words", "copies", "id", "caption"]
-    assert (first.split()[0], first.split()[3:]) == ("1.000", ["+0", "1", "红烧肉"])
+    assert head.split() == ["cosine", "score", "chance", "words", "copies", "id", "caption"]
+    assert (first.split()[0], first.split()[4:]) == ("1.000", ["+0", "1", "红烧肉"])
     assert "4 of 4 texts; every row was compared" in printed.err
 
 
