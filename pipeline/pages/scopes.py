@@ -136,7 +136,7 @@ class _Scopes:
         cards = set[int]()
         shown = [place for place in self._walk.places if not place.furniture and not place.fallback]
         for one, other in itertools.pairwise(shown):
-            depth = _common_depth(one.path, other.path)
+            depth = common_depth(one.path, other.path)
             if depth < min(len(one.path), len(other.path)):
                 first, second = one.path[depth], other.path[depth]
                 if self._are_alike(first, second) and self._are_cards((first, one.tag), (second, other.tag)):
@@ -220,7 +220,8 @@ def _is_section(tag: str) -> bool:
     return (_name(tag) == "section" and not classes) or "section" in classes.split()
 
 
-def _common_depth(one: Sequence[int], other: Sequence[int]) -> int:
+def common_depth(one: Sequence[int], other: Sequence[int]) -> int:
+    """Returns how many elements hold both images, by the paths of these."""
     at, limit = 0, min(len(one), len(other))
     while at < limit and one[at] == other[at]:
         at += 1

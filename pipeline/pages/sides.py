@@ -33,7 +33,7 @@ from pipeline.pages.lines import (
     is_line,
     without_number,
 )
-from pipeline.pages.scopes import Scope
+from pipeline.pages.scopes import Scope, common_depth
 from pipeline.pages.walk import ImagePlace, Walk
 
 LONGEST_SHAPE = 4
@@ -152,8 +152,9 @@ class _Sides:
         blocks, scope = self._blocks, self._scopes[rows[0]]
         low = max([scope.before - 1, *(blocks[row] for row in last)])
         high = min([scope.behind, *(blocks[row] for row in following)])
-        paths = (self._walk.places[row].path for row in (rows[0], rows[-1]))
-        for holder in [at for at, other in zip(*paths, strict=False) if at == other][-1:]:
+        first = self._walk.places[rows[0]].path
+        if depth := common_depth(first, self._walk.places[rows[-1]].path):
+            holder = first[depth - 1]
             end = self._walk.ends.get(holder, len(self._walk.tags))
             low = max(low, bisect.bisect_left(self._first_tags, holder) - 1)
             high = min(high, bisect.bisect_left(self._first_tags, end))
