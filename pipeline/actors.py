@@ -117,13 +117,13 @@ class Actors(Generic[T]):
             return made
         # Ray lends the CPU of a task that waits in `ray.get` or `ray.wait` to another task, and starts a worker process
         # for that; a task that waits for a future keeps its CPU.
-        call.remote(*arguments).future().add_done_callback(functools.partial(_pass_on, self._ray, method, made))
+        call.remote(*arguments).future().add_done_callback(functools.partial(_set_result, self._ray, method, made))
         return made
 
     def awaited(self, number: int) -> T:
         """One member, for a class with async methods: they are awaited here wherever the member lives."""
         member = self._members[number]
-        return cast(T, member if self._ray is None else _Awaited(self._ray, member))
+        return cast(T, member if self._ray is None else _AwaitableActor(self._ray, member))
 
     def close(self) -> None:
         """End the actors. Members that are objects of this process are left to their user."""
@@ -133,15 +133,15 @@ class Actors(Generic[T]):
         self._passed.clear()
 
 
-def _pass_on(ray: Any, method: str, made: Future[Any], asked: Future[Any]) -> None:
+def _set_result(ray: Any, method: str, made: Future[Any], asked: Future[Any]) -> None:
     """Gives a future the result or error of Ray's own."""
     if (e := asked.exception()) is None:
         made.set_result(asked.result())
     else:
-        made.set_exception(_raised(ray, method, e))
+        made.set_exception(_method_error(ray, method, e))
 
 
-def _raised(ray: Any, method: str, e: BaseException) -> BaseException:
+def _method_error(ray: Any, method: str, e: BaseException) -> BaseException:
     """Returns what a method raised, as without a cluster; a StageError if its actor's process ended instead."""
     if isinstance(e, ray.exceptions.RayTaskError):
         return cast(BaseException, e.cause)
@@ -149,7 +149,7 @@ def _raised(ray: Any, method: str, e: BaseException) -> BaseException:
     return StageError(method, f"the process of an actor has ended ({type(e).__name__}: {why})")
 
 
-class _Awaited:
+class _AwaitableActor:
     """An actor whose methods are called like those of the object itself; Ray's references can be awaited."""
 
     def __init__(self, ray: Any, actor: Any) -> None:
@@ -162,7 +162,7 @@ class _Awaited:
         try:
             return await getattr(self._actor, method).remote(*arguments)
         except self._ray.exceptions.RayError as e:
-            raise _raised(self._ray, method, e) from None
+            raise _method_error(self._ray, method, e) from None
 
 
 def shared(kind: type[T], name: str) -> T:
@@ -173,7 +173,7 @@ def shared(kind: type[T], name: str) -> T:
     """
     ray = _ray()
     if ray is not None:
-        return cast(T, _Shared(ray, kind, name))
+        return cast(T, _NamedActor(ray, kind, name))
     if kind not in _of_this_process:
         _of_this_process[kind] = kind()
     return cast(T, _of_this_process[kind])
@@ -182,7 +182,7 @@ def shared(kind: type[T], name: str) -> T:
 _of_this_process: dict[type[Any], Any] = {}
 
 
-class _Shared:
+class _NamedActor:
     """A named actor whose methods are called like those of the object itself."""
 
     def __init__(self, ray: Any, kind: type[Any], name: str) -> None:

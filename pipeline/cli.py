@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(words)
     except UsageError as e:
         print(printable(str(e)), file=sys.stderr)
-        return _failed(str(e), 2, as_json)
+        return _print_failure(str(e), 2, as_json)
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # else each thread of NumPy spins for 0.1 s
     # A command imports 800 modules, none of which is garbage: Python's threshold of 700 objects and the collections of
     # an interpreter that ends took a fifth of `plan`.
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted; run the same command again to resume", 130, as_json)
     except Exception as e:  # a fault of ours: its traceback is for people, who may see no password of a URL in it
         print(printable(shown(traceback.format_exc())), file=sys.stderr, end="")
-        return _failed(f"{type(e).__name__}: {e}", 1, as_json)
+        return _print_failure(f"{type(e).__name__}: {e}", 1, as_json)
     if as_json:
         print(shown(answers.answer(result)))
     return 0 if result.get("ok", True) else 1
@@ -132,10 +132,10 @@ def _parser() -> argparse.ArgumentParser:
 def _fail(message: str, code: int, as_json: bool, prefix: str = "wenlan-data: ") -> int:
     for line in shown(message).splitlines():
         print(printable_line(f"{prefix}{line}"), file=sys.stderr)
-    return _failed(message, code, as_json)
+    return _print_failure(message, code, as_json)
 
 
-def _failed(message: str, code: int, as_json: bool) -> int:
+def _print_failure(message: str, code: int, as_json: bool) -> int:
     if as_json:
         print(shown(answers.failure(message, code)))
     return code

@@ -91,7 +91,7 @@ class Cluster:
         Raises WenlanError.
         """
         if not self.is_needed(resources, partitions):
-            yield from _each_here(build, passes, partitions)
+            yield from _each_in_process(build, passes, partitions)
             return
         ray = self.start()
         observe.show("wenlan_building", 1)
@@ -109,8 +109,8 @@ class Cluster:
     ) -> Iterator[list[Done]]:
         options = granted(resources, _nodes(ray))
         stage = "+".join(name for name, _ in passes)
-        task = _task(ray, passes, options)
-        passed = _passed(ray, build)
+        task = _remote_function(ray, passes, options)
+        passed = _build_argument(ray, build)
         limit = _most_in_flight(ray, options)
         waiting, log_form = list(reversed(partitions)), observe.form()
         in_flight: dict[Any, str] = {}
@@ -122,7 +122,7 @@ class Cluster:
                 own = task
                 if deaths := lost[partition]:
                     nodes = _nodes(ray)
-                    own = _task(ray, passes, granted(_after(deaths, resources, nodes), nodes))
+                    own = _remote_function(ray, passes, granted(_options_after(deaths, resources, nodes), nodes))
                 in_flight[own.remote(passed, passes, partition, log_form, holders)] = partition
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
             looked, lost_head = head.looked, head.is_lost()
@@ -136,7 +136,7 @@ class Cluster:
                 try:
                     done.append(ray.get(ref))
                 except ray.exceptions.RayError as e:
-                    why = _death(ray, e)
+                    why = _death_reason(ray, e)
                     if not why or lost[partition] == TASK_RETRIES:
                         raise _failure(ray, e, f"{stage}/{partition}") from None
                     lost[partition] += 1
@@ -175,7 +175,7 @@ class Cluster:
                 self._watchdog = Watchdog()
                 try:
                     with self._watchdog.marking():
-                        start_ray(ray, num_cpus=self._workers or None, include_dashboard=False, **_quiet())
+                        start_ray(ray, num_cpus=self._workers or None, include_dashboard=False, **_log_options())
                 except RuntimeError as e:
                     raise StageError("ray", str(e)) from None
             self._ours = True
@@ -183,12 +183,12 @@ class Cluster:
         return ray
 
 
-def _task(ray: Any, passes: Sequence[Runs], options: Resources) -> Any:
+def _remote_function(ray: Any, passes: Sequence[Runs], options: Resources) -> Any:
     """Returns the remote function of a pass. Ray does not repeat it: its driver does, with more memory."""
     return ray.remote(run_passes).options(max_retries=0, name=f"wenlan:{passes[0][0]}", **options)
 
 
-def _passed(ray: Any, build: Build) -> Any:
+def _build_argument(ray: Any, build: Build) -> Any:
     """Returns the build for tasks: itself while it is small, which needs no space in the object store.
 
     Raises StageError where a large one finds no room there: another program may have filled it.
@@ -198,10 +198,10 @@ def _passed(ray: Any, build: Build) -> Any:
     try:
         return ray.put(build)
     except ray.exceptions.RayError as e:
-        raise StageError("ray", _no_room(e)) from None
+        raise StageError("ray", _full_store_message(e)) from None
 
 
-def _no_room(e: BaseException) -> str:
+def _full_store_message(e: BaseException) -> str:
     """Returns the message for a full object store of a node, or a full disk that it spills to."""
     hint = "give its nodes more (ray start --object-store-memory), or free space on the disk of --temp-dir, then"
     return f"the object store of Ray is full ({type(e).__name__}); {hint} run the same command again"
@@ -272,7 +272,7 @@ def joined(address: str = "") -> Iterator[None]:
             _leave(ray)
 
 
-def _each_here(build: Build, passes: Sequence[Runs], partitions: Sequence[str]) -> Iterator[list[Done]]:
+def _each_in_process(build: Build, passes: Sequence[Runs], partitions: Sequence[str]) -> Iterator[list[Done]]:
     """`Cluster.each` in this process, one partition after the other."""
     stage = "+".join(name for name, _ in passes)
     for partition in partitions:
@@ -281,7 +281,7 @@ def _each_here(build: Build, passes: Sequence[Runs], partitions: Sequence[str]) 
         except WenlanError:
             raise
         except Exception as e:
-            raise _fault(f"{stage}/{partition}", e, traceback.format_exc()) from None
+            raise _own_fault(f"{stage}/{partition}", e, traceback.format_exc()) from None
         yield [done]
 
 
@@ -307,7 +307,7 @@ def granted(asked: Resources, nodes: Sequence[Resources]) -> Resources:
     return options
 
 
-def _after(deaths: int, asked: Resources, nodes: Sequence[Resources]) -> Resources:
+def _options_after(deaths: int, asked: Resources, nodes: Sequence[Resources]) -> Resources:
     """Returns the resources to request for a task that died: twice the memory, at its last try all that a node has."""
     twice = 2 * asked.get("memory", 0.0)
     most = max((node.get("memory", 0.0) for node in nodes), default=twice)
@@ -392,12 +392,14 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
                 raise StageError(str(e.filename), f"{e.strerror} ({stage}/{partition})") from None
             if e.errno not in DISK_FULL:
                 raise
-            raise StageError(_fullest(build), _no_space(stage, partition)) from None
+            raise StageError(_fullest_folder(build), _full_disk_message(stage, partition)) from None
         except sqlite3.OperationalError as e:  # of the frontier of a crawl
             # where the file beside its log cannot grow SQLite speaks of I/O, as of a disk that fails
-            if "disk is full" not in str(e) and not ("disk I/O" in str(e) and _free(_fullest(build)) < NO_SPACE):
+            if "disk is full" not in str(e) and not (
+                "disk I/O" in str(e) and _free_bytes(_fullest_folder(build)) < NO_SPACE
+            ):
                 raise
-            raise StageError(_fullest(build), _no_space(stage, partition)) from None
+            raise StageError(_fullest_folder(build), _full_disk_message(stage, partition)) from None
 
 
 def _allow_open_files() -> None:
@@ -409,22 +411,22 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _no_space(stage: str, partition: str) -> str:
+def _full_disk_message(stage: str, partition: str) -> str:
     return f"no space left on its disk ({stage}/{partition}); {MAKE_ROOM}"
 
 
-def _fullest(build: Build) -> str:
+def _fullest_folder(build: Build) -> str:
     """The folder whose disk has the least space left, of those written to: an OSError seldom says which it was."""
     folders = [f.url for f in (build.folder, build.store.folder) if f.is_local] + [tempfile.gettempdir()]
-    return min(filter(os.path.isdir, folders), key=_free)
+    return min(filter(os.path.isdir, folders), key=_free_bytes)
 
 
-def _free(folder: str) -> int:
+def _free_bytes(folder: str) -> int:
     """Bytes that are free on a folder's disk."""
     return shutil.disk_usage(folder).free
 
 
-def _quiet() -> dict[str, Any]:
+def _log_options() -> dict[str, Any]:
     """Returns options of `ray.init` for the lines of workers, which go into log files too; sets Ray's environment."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -449,13 +451,13 @@ def _join(ray: Any, address: str) -> None:
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.hostname and parts.port:
             socket.create_connection((parts.hostname, parts.port), timeout=10).close()
-        ray.init(address=address, **_quiet())
+        ray.init(address=address, **_log_options())
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
         hint = "; check that it is running and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH match it"
         raise StageError(address, f"cannot connect to a Ray cluster ({_first_line(e)}){hint}") from None
 
 
-def _death(ray: Any, e: Exception) -> str:
+def _death_reason(ray: Any, e: Exception) -> str:
     """Why a task that has failed did not come to its own end; "" for one that did, with an error."""
     if isinstance(e, ray.exceptions.RayTaskError):
         return "an actor that it used was lost" if isinstance(e.cause, ray.exceptions.RayActorError) else ""
@@ -472,13 +474,13 @@ def _failure(ray: Any, e: Exception, name: str) -> WenlanError:
     if isinstance(cause, WenlanError):
         return cause
     if isinstance(cause, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
-        return StageError(name, _no_room(cause))
+        return StageError(name, _full_store_message(cause))
     if isinstance(e, ray.exceptions.RayTaskError):
-        return _fault(name, cause, _COLOURS.sub("", str(e)))
+        return _own_fault(name, cause, _COLOURS.sub("", str(e)))
     return StageError(name, f"its worker died again and again: {type(e).__name__}: {_first_line(e)}")
 
 
-def _fault(name: str, e: BaseException, trace: str) -> StageError:
+def _own_fault(name: str, e: BaseException, trace: str) -> StageError:
     """Returns the error to show for a fault of ours, not of the input; logs its traceback."""
     log.error("%s", trace)
     return StageError(name, f"failed: {type(e).__name__}: {_first_line(e)}")

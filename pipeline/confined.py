@@ -77,7 +77,7 @@ class Confined(Generic[T]):
     def __call__(self, *arguments: Any) -> T:
         """The function's value. Raises what it raises, OverLimit, and StageError where the child cannot be started."""
         if self._child is None:
-            self._child = _started()
+            self._child = _start_child()
             try:
                 self._ask(self._start)
             except OverLimit as e:
@@ -88,7 +88,7 @@ class Confined(Generic[T]):
             if isinstance(error, MemoryError):
                 self.close()  # what the child could not free remains
                 raise OverLimit(f"more than {self._limits[1] / 1e6:.0f} MB of memory")
-            raise error from _InChild(trace)
+            raise error from _ChildTraceback(trace)
         value: T = answer[1]
         return value
 
@@ -109,20 +109,20 @@ class Confined(Generic[T]):
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            _write(child.stdin, message)
+            _write_message(child.stdin, message)
             answers = select.poll()  # not select(), which takes no descriptor above 1023: a crawl has many sockets
             answers.register(child.stdout, select.POLLIN)
             if not answers.poll(1000 * WALL_S):
                 raise OverLimit(f"no answer within {WALL_S:g} s")
-            answer: tuple[Any, ...] = _loaded(_read(child.stdout))
+            answer: tuple[Any, ...] = _load_message(_read_message(child.stdout))
         except (BrokenPipeError, EOFError):
-            raise OverLimit(self._end_of(child.wait())) from None
+            raise OverLimit(self._why_ended(child.wait())) from None
         except BaseException:
             self.close()
             raise
         return answer
 
-    def _end_of(self, code: int) -> str:
+    def _why_ended(self, code: int) -> str:
         """Returns why the child ended, by its exit code."""
         self.close()
         if code == -signal.SIGPROF:
@@ -130,14 +130,14 @@ class Confined(Generic[T]):
         return f"its process was killed by signal {-code}" if code < 0 else f"its process exited with code {code}"
 
 
-class _InChild(Exception):
+class _ChildTraceback(Exception):
     """The traceback of an exception where it was raised, as text."""
 
     def __str__(self) -> str:
         return "\n" + str(self.args[0])
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _start_child() -> subprocess.Popen[bytes]:
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     return subprocess.Popen(
         [sys.executable, "-c", _PROGRAM],
@@ -147,13 +147,13 @@ def _started() -> subprocess.Popen[bytes]:
     )
 
 
-def _write(pipe: IO[bytes], message: bytes) -> None:
+def _write_message(pipe: IO[bytes], message: bytes) -> None:
     pipe.write(_LENGTH.pack(len(message)))
     pipe.write(message)
     pipe.flush()
 
 
-def _read(pipe: IO[bytes]) -> bytes:
+def _read_message(pipe: IO[bytes]) -> bytes:
     """One message. Raises EOFError where the pipe ends before it does."""
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
@@ -165,7 +165,7 @@ def _read(pipe: IO[bytes]) -> bytes:
     return message
 
 
-def _loaded(message: bytes) -> Any:
+def _load_message(message: bytes) -> Any:
     return pickle.loads(message)  # noqa: S301  # both ends are ours; what strangers wrote lies in it as bytes
 
 
@@ -173,36 +173,36 @@ def main() -> None:
     """The child: answers until its standard input ends."""
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library's prints are not answers
-    function, example, seconds, memory = _loaded(_read(source))
+    function, example, seconds, memory = _load_message(_read_message(source))
     function(*example)
     room = _address_space() + memory
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent ends this process
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    _write(sink, pickle.dumps(("ready",)))
+    _write_message(sink, pickle.dumps(("ready",)))
     while True:
         try:
-            arguments = _loaded(_read(source))
+            arguments = _load_message(_read_message(source))
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             answer = pickle.dumps(("returned", function(*arguments)))
         except Exception as e:
-            answer = _raised(e)
+            answer = _error_message(e)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        _write(sink, answer)
+        _write_message(sink, answer)
 
 
-def _raised(error: Exception) -> bytes:
+def _error_message(error: Exception) -> bytes:
     """The answer for an exception; one that cannot be pickled becomes a RuntimeError with its words."""
     trace = "".join(traceback.format_exception(error, limit=-8))
     error.__traceback__ = error.__cause__ = error.__context__ = None
     try:
         answer = pickle.dumps(("raised", error, trace))
-        _loaded(answer)
+        _load_message(answer)
     except Exception:
         answer = pickle.dumps(("raised", RuntimeError(f"{type(error).__name__}: {error}"), trace))
     return answer

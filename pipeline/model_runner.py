@@ -118,14 +118,14 @@ def model_values(
     build: Build, partition: str, images: Collection[str], models: Sequence[Model[Value]]
 ) -> ModelValues[Value]:
     """The value of each model for each of the images (sha256) of a fetch partition: cached, or computed now."""
-    runner = _OfPictures(build, partition, models, images)
+    runner = _PictureRunner(build, partition, models, images)
     runner.complete()
     return runner.result
 
 
 def text_values(build: Build, texts: Mapping[str, str], model: TextModel[Value]) -> ModelValues[Value]:
     """The value of a model for each of the texts, by their sha256: cached, or computed now."""
-    runner = _OfTexts(build.store, texts, model)
+    runner = _TextRunner(build.store, texts, model)
     runner.complete()
     return runner.result
 
@@ -139,7 +139,7 @@ class _Runner(abc.ABC, Generic[Item, Value]):
     def __init__(self, store: Store, models: Sequence[AnyModel[Item, Value]], images: Collection[str]) -> None:
         self._models = {model.id: model for model in models}
         self._caches = {model.id: model.cache(store) for model in models}
-        cached = {name: self._cached(name, images) for name in self._models}
+        cached = {name: self._read_cache(name, images) for name in self._models}
         self._missing = {name: set(images) - values.keys() for name, values in cached.items()}
         self.result = ModelValues(cached, cached=sum(map(len, cached.values())))
 
@@ -150,16 +150,18 @@ class _Runner(abc.ABC, Generic[Item, Value]):
         """
         while any(self._missing.values()):
             with contextlib.ExitStack() as claims:
-                self._compute({name: claims.enter_context(self._claimed(name)) for name in self._models})
+                self._compute({name: claims.enter_context(self._claim(name)) for name in self._models})
             if any(self._missing.values()):
                 time.sleep(WAIT_S)
 
     @contextlib.contextmanager
-    def _claimed(self, name: str) -> Iterator[set[str]]:
+    def _claim(self, name: str) -> Iterator[set[str]]:
         """Images that are a model's to compute here, from now on; what others have added to its cache is taken over."""
         wanted = self._missing[name]
         with claim(self._caches[name].folder, wanted) as free:
-            added = self._cached(name, wanted)  # after the claim: a worker caches its values before it gives them free
+            added = self._read_cache(
+                name, wanted
+            )  # after the claim: a worker caches its values before it gives them free
             self.result.values[name] |= added
             self._missing[name] = wanted - free - added.keys()
             yield free - added.keys()
@@ -173,13 +175,13 @@ class _Runner(abc.ABC, Generic[Item, Value]):
         for batch in self._batches(lacking, queues) if queues else ():
             for name, queue in queues.items():
                 shown = {sha256: batch[sha256] for sha256 in batch if sha256 in lacking[name]}
-                if items := self._prepared(name, shown, queue.reduce_to):
-                    self._take(name, queue.put(items), new[name])
+                if items := self._prepare(name, shown, queue.reduce_to):
+                    self._store_answers(name, queue.put(items), new[name])
         for name, queue in queues.items():
-            self._take(name, queue.rest(), new[name])
+            self._store_answers(name, queue.rest(), new[name])
             self._save(name, new[name])
 
-    def _take(self, name: str, answers: Sequence[Answer], new: dict[str, Value]) -> None:
+    def _store_answers(self, name: str, answers: Sequence[Answer], new: dict[str, Value]) -> None:
         """Note what a model said of some batches."""
         for answer in answers:
             new.update(answer.values)
@@ -188,7 +190,7 @@ class _Runner(abc.ABC, Generic[Item, Value]):
             if len(new) >= SAVE:
                 self._save(name, new)
 
-    def _prepared(self, name: str, items: dict[str, Item], reduce_to: int) -> dict[str, Item]:
+    def _prepare(self, name: str, items: dict[str, Item], reduce_to: int) -> dict[str, Item]:
         """The items as a model gets them, without those that cannot be prepared."""
         return items
 
@@ -196,7 +198,7 @@ class _Runner(abc.ABC, Generic[Item, Value]):
     def _batches(self, lacking: Mapping[str, set[str]], queues: Mapping[str, Queue]) -> Iterator[dict[str, Item]]:
         """Batches of what some model lacks, by sha256. queues: of the models."""
 
-    def _cached(self, name: str, images: Collection[str]) -> dict[str, Value]:
+    def _read_cache(self, name: str, images: Collection[str]) -> dict[str, Value]:
         rows = self._caches[name].get(images)
         return {} if rows is None else self._models[name].values_of(rows)
 
@@ -209,7 +211,7 @@ class _Runner(abc.ABC, Generic[Item, Value]):
             new.clear()
 
 
-class _OfPictures(_Runner[Pixels, Value]):
+class _PictureRunner(_Runner[Pixels, Value]):
     WHAT = "image"
 
     def __init__(self, build: Build, partition: str, models: Sequence[Model[Value]], images: Collection[str]) -> None:
@@ -217,7 +219,7 @@ class _OfPictures(_Runner[Pixels, Value]):
         self._of_pictures = {model.id: model for model in models}
         super().__init__(build.store, models, images)
 
-    def _prepared(self, name: str, items: dict[str, Pixels], reduce_to: int) -> dict[str, Pixels]:
+    def _prepare(self, name: str, items: dict[str, Pixels], reduce_to: int) -> dict[str, Pixels]:
         prepared = {}
         for sha256, picture in items.items():
             try:
@@ -260,7 +262,7 @@ class _OfPictures(_Runner[Pixels, Value]):
             yield batch
 
 
-class _OfTexts(_Runner[str, Value]):
+class _TextRunner(_Runner[str, Value]):
     WHAT = "text"
 
     def __init__(self, store: Store, texts: Mapping[str, str], model: TextModel[Value]) -> None:

@@ -94,8 +94,8 @@ def count(name: str, value: float = 1.0, **tags: str) -> None:
     if "host" in tags:
         fate = "kept" if tags.get("fate") == "kept" else "failed"
         pulse.of_host(tags["host"], "bytes" if name == "wenlan_received_bytes" else fate, int(value))
-    if value > 0 and (counter := _metric(name)) is not None:
-        counter.inc(value, _tags(tags))
+    if value > 0 and (counter := _ray_metric(name)) is not None:
+        counter.inc(value, _with_context(tags))
 
 
 def paused(host: str, reason: str, until: float) -> None:
@@ -106,11 +106,11 @@ def paused(host: str, reason: str, until: float) -> None:
 
 def show(name: str, value: float, **tags: str) -> None:
     """Set a gauge of METRICS, in Ray, where it runs; it is exported until this process ends."""
-    if (gauge := _metric(name)) is not None:
-        gauge.set(value, _tags(tags))
+    if (gauge := _ray_metric(name)) is not None:
+        gauge.set(value, _with_context(tags))
 
 
-def _metric(name: str) -> Any:
+def _ray_metric(name: str) -> Any:
     """Ray's metric of that name, or None where no Ray runs."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
@@ -125,7 +125,7 @@ def _metric(name: str) -> Any:
     return _metrics[name]
 
 
-def _tags(tags: dict[str, str]) -> dict[str, str]:
+def _with_context(tags: dict[str, str]) -> dict[str, str]:
     context = _about.get()
     return {"build": context.get("build_id", ""), "stage": context.get("stage", ""), **tags}
 
@@ -141,7 +141,7 @@ def log_as(form: str) -> None:
     A process whose logging is set up already keeps its own handlers.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form == "json" else _Text("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter("%(levelname)s %(name)s: %(message)s"))
     handler.addFilter(_add_context)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(logging.INFO if form == "json" else logging.NOTSET)
@@ -161,14 +161,14 @@ def _add_context(record: logging.LogRecord) -> bool:
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "about", "taskName"}
 
 
-class _Text(logging.Formatter):
+class _TextFormatter(logging.Formatter):
     """Lines for people. A record's further lines are indented, so that what a page says cannot pass for a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(shown(super().format(record))).replace("\n", "\n  ")
 
 
-class _Json(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     """One JSON object per line: time, level, message, the context of `about`, and the call's `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -53,9 +53,9 @@ def open_build(
     plugins.check(spec)
     folder = Folder(out)
     known = build_json.read(folder)
-    shared = Store(Folder(store).url if store else _store_of(folder, known))
+    shared = Store(Folder(store).url if store else _default_store(folder, known))
     generation, made_from = _generation(spec.name, shared, folder, known, new_generation)
-    snapshot = _snapshot(snapshot, spec, known, generation if made_from else 0)
+    snapshot = _snapshot_id(snapshot, spec, known, generation if made_from else 0)
     build = Build(
         spec=spec,
         out=folder.url,
@@ -66,7 +66,9 @@ def open_build(
         made_from=made_from,
         stages=stages,
     )
-    return _published(build, known) or _fingerprinted(replace(build, identities=Identities(shared).before(build)))
+    return _find_published(build, known) or _add_fingerprints(
+        replace(build, identities=Identities(shared).before(build))
+    )
 
 
 def reopen(out: str) -> Build:
@@ -74,7 +76,7 @@ def reopen(out: str) -> Build:
     return build_json.reopen(out, STAGES)
 
 
-def _store_of(folder: Folder, known: Mapping[str, Any]) -> str:
+def _default_store(folder: Folder, known: Mapping[str, Any]) -> str:
     """The STORE of a build whose command names none: the one that it began with; of a new build that in its folder.
 
     Another one would not know of it: a takedown there would leave it out.
@@ -82,7 +84,7 @@ def _store_of(folder: Folder, known: Mapping[str, Any]) -> str:
     return build_json.store_of(folder, known) if known.get("store") else folder.at("store")
 
 
-def _snapshot(named: str, spec: BuildSpec, known: Mapping[str, Any], begins: int) -> str:
+def _snapshot_id(named: str, spec: BuildSpec, known: Mapping[str, Any], begins: int) -> str:
     """The id of what is crawled: the one named, the folder's own, or the time, which no other build of the day has.
 
     begins: generation that the build begins, or 0. Raises SpecError for an id that file names cannot hold.
@@ -97,7 +99,7 @@ def _snapshot(named: str, spec: BuildSpec, known: Mapping[str, Any], begins: int
 
 
 @dataclass(frozen=True)
-class _Found:
+class _PublishedBuild:
     """A published build in its folder. was: with what it read of STORE. same: nothing that it reads has been published
     since."""
 
@@ -106,7 +108,7 @@ class _Found:
     same: bool
 
 
-def _published(build: Build, known: Mapping[str, Any]) -> Build | None:
+def _find_published(build: Build, known: Mapping[str, Any]) -> Build | None:
     """The build of the folder if it is this one, published, and has nothing to do; the table of the module."""
     identities = Identities(build.store)
     was = replace(build, **build_json.reads_of(known))
@@ -115,23 +117,23 @@ def _published(build: Build, known: Mapping[str, Any]) -> Build | None:
         return None
     # what others have published since is not a reason to do it again, as long as nothing else has changed
     same = identities.is_released(was) or set(identities.before(was)) <= set(was.identities)
-    found = _Found(was, known, same)
-    return next((opened for state in (_expired, _unchanged, _taken_down) if (opened := state(found))), None)
+    found = _PublishedBuild(was, known, same)
+    return next((opened for state in (_if_expired, _if_unchanged, _if_taken_down) if (opened := state(found))), None)
 
 
-def _expired(found: _Found) -> Build | None:
+def _if_expired(found: _PublishedBuild) -> Build | None:
     """The build as it began, where `gc` has deleted what its shards were made from."""
     noted = build_json.fingerprints_of(found.known)
-    begun = replace(found.was, fingerprints=_fingerprinted(found.was).fingerprints | noted)
+    begun = replace(found.was, fingerprints=_add_fingerprints(found.was).fingerprints | noted)
     return begun if begun.expired else None  # a takedown may have changed the other passes since
 
 
-def _unchanged(found: _Found) -> Build | None:
-    build = _fingerprinted(found.was)
+def _if_unchanged(found: _PublishedBuild) -> Build | None:
+    build = _add_fingerprints(found.was)
     return build if found.same and build.stage("dedup").finished() else None
 
 
-def _taken_down(found: _Found) -> Build | None:
+def _if_taken_down(found: _PublishedBuild) -> Build | None:
     """The build as takedowns have left it, if nothing else has changed since it began, and no other one is due.
 
     Its passes have the fingerprints that they began with: what was taken down is out of their files.
@@ -140,7 +142,7 @@ def _taken_down(found: _Found) -> Build | None:
     if not found.same or not done or done["carried_out"] != found.was.store.forgotten_revision():
         return None
     began = replace(found.was, forgotten=done["forgotten_revision"], identities=tuple(done["identities"]))
-    left = replace(_fingerprinted(began), identities=found.was.identities)
+    left = replace(_add_fingerprints(began), identities=found.was.identities)
     return left if left.stage("shard").finished() else None
 
 
@@ -187,7 +189,7 @@ def open_trial(spec: BuildSpec, on: Build, out: str) -> Build:
     if changed:
         raise SpecError([f"{name}: differs from {on.build_id}; try cannot crawl or fetch" for name in changed])
     trial = replace(on, spec=spec, out=Folder(out).url, on=on)
-    names, theirs_all = _up_to(trial), _up_to(on)
+    names, theirs_all = _passes_until(trial), _passes_until(on)
     lasting = [name for name in theirs_all if not on.passes[name].working]
     unfinished = [name for name in lasting if name not in on.fingerprints or not on.stage(name).finished()]
     if unfinished:
@@ -208,13 +210,13 @@ COMPARED = "curate"
 """The last stage of a trial: what it keeps would be packed."""
 
 
-def _up_to(build: Build) -> list[str]:
+def _passes_until(build: Build) -> list[str]:
     """Names of a build's passes up to stage COMPARED."""
     stages = list(build.stages)
     return [name for name, own in build.passes.items() if stages.index(own.stage) <= stages.index(COMPARED)]
 
 
-def _fingerprinted(build: Build) -> Build:
+def _add_fingerprints(build: Build) -> Build:
     for name in build.passes:
         fingerprint, token = _fingerprint(name, build)
         fingerprints, tokens = {**build.fingerprints, name: fingerprint}, {**build.tokens, name: token}

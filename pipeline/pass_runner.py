@@ -76,7 +76,7 @@ class PassRunner:
         state = self._ahead.pop(own.name, None) or _PassState.of(own, build)
         missing = [partition for partition in partitions if partition not in state.committed]
         if own.stored is not None and not self._crawls and build.asks:
-            missing = _stored_only(build, own, missing)
+            missing = _check_stored(build, own, missing)
             state = _PassState.of(own, build)  # with those that were adopted
         before = len(state.committed)
         if missing:
@@ -118,7 +118,7 @@ class PassRunner:
                     with observe.about(stage=each.name), reading(each.name, build.reads(each.name)):
                         records = [state.committed.add(done[number]) for done in some]
                         for record in records:
-                            _tell(record)
+                            _log_partition(record)
                     spent[number] += sum(record.seconds for record in records)
                     if each is own:
                         watch.commit(records)
@@ -146,7 +146,7 @@ class _PassState:
             return _PassState(Committed(build.stage(own.name)))
 
 
-def _stored_only(build: Build, own: Pass, missing: list[str]) -> list[str]:
+def _check_stored(build: Build, own: Pass, missing: list[str]) -> list[str]:
     """Partitions left to run when stored results are adopted: none. Raises StageError where a result is not stored."""
     assert own.stored is not None
     if absent := [partition for partition in missing if not own.stored(build, partition)]:
@@ -155,7 +155,7 @@ def _stored_only(build: Build, own: Pass, missing: list[str]) -> list[str]:
     return []
 
 
-def _tell(record: Record) -> None:
+def _log_partition(record: Record) -> None:
     """Logs and counts a partition that was just committed."""
     with observe.about(partition=record.partition):
         log.info("partition done", extra={"seconds": record.seconds, "counts": record.counts})

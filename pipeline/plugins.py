@@ -117,7 +117,9 @@ def _faults_beside(path: str | Path) -> list[str]:
         return []
     base = "" if "://" in str(path) else str(Path(path).resolve().parent)
     return (
-        OptionLines(path).with_locations(_of_plugins({"base": base, **values})[0]) if isinstance(values, dict) else []
+        OptionLines(path).with_locations(_plugin_faults({"base": base, **values})[0])
+        if isinstance(values, dict)
+        else []
     )
 
 
@@ -126,8 +128,8 @@ def check(spec: BuildSpec, path: str | Path = "") -> None:
 
     Raises SpecError that lists all faults. path: of the spec file, if there is one.
     """
-    problems, faulty = _of_plugins(spec.model_dump())
-    problems += _per_source(spec, {name for family, name in faulty if family == "filters"})
+    problems, faulty = _plugin_faults(spec.model_dump())
+    problems += _source_faults(spec, {name for family, name in faulty if family == "filters"})
     try:
         loopback_pairs(spec.egress.allow)
     except SpecError as e:
@@ -136,12 +138,12 @@ def check(spec: BuildSpec, path: str | Path = "") -> None:
         raise SpecError(OptionLines(path).with_locations(problems) if path else problems)
 
 
-def _of_plugins(values: Mapping[str, Any]) -> tuple[list[str], set[tuple[Family, str]]]:
+def _plugin_faults(values: Mapping[str, Any]) -> tuple[list[str], set[tuple[Family, str]]]:
     """(faults of the plug-ins that a spec names, which those are). values: of the spec, as they are written; what is
     not a plug-in at all is a fault of its schema.
     """
     problems, faulty = list[str](), set[tuple[Family, str]]()
-    for family, plugin, options, where in _named(values):
+    for family, plugin, options, where in _named_plugins(values):
         try:
             made = configure(family, plugin, options, Plugin, where, values["base"])
         except SpecError as e:
@@ -150,17 +152,17 @@ def _of_plugins(values: Mapping[str, Any]) -> tuple[list[str], set[tuple[Family,
         else:
             if made.NEEDS_SECTION and values.get(made.NEEDS_SECTION) is None:
                 problems.append(f"{where}: {plugin} needs the section {made.NEEDS_SECTION} of the spec")
-            if family == "sources" and plugin == "site" and _network(values) == "never":
+            if family == "sources" and plugin == "site" and _network_options(values) == "never":
                 problems.append(f"{where}: egress.network: never forbids crawling a site; use a WARC of it")
     return problems, faulty
 
 
-def _network(values: Mapping[str, Any]) -> Any:
+def _network_options(values: Mapping[str, Any]) -> Any:
     egress = values.get("egress")
     return egress.get("network") if isinstance(egress, dict) else None
 
 
-def _named(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, dict[str, Any], str]]:
+def _named_plugins(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, dict[str, Any], str]]:
     """Family, name, options and place of each plug-in of a spec."""
     regions = values.get("regions")
     detectors = regions.get("detectors") if isinstance(regions, dict) else None
@@ -178,7 +180,7 @@ def _named(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, dict[str, A
                 yield family, entry[key], of_source | options if family == "sources" else options, f"{place}[{i}]"
 
 
-def _per_source(spec: BuildSpec, faulty: set[str]) -> list[str]:
+def _source_faults(spec: BuildSpec, faulty: set[str]) -> list[str]:
     """Faults of what sources state for the build's filters, but for filters that are `faulty` themselves."""
     problems: list[str] = []
     of_build = {ref.name: ref.options for ref in spec.filters}

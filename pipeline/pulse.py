@@ -118,12 +118,12 @@ class _Pulse:
         while not self._ended.wait(PULSE_S):
             with contextlib.suppress(StoreError, OSError):  # a disk that fails here fails the partition's own files too
                 written = True
-                self._folder.write(self._name, json.dumps(self._figures()).encode())
+                self._folder.write(self._name, json.dumps(self._as_json()).encode())
         if written:
             with contextlib.suppress(StoreError, OSError):
                 self._folder.delete(self._name)
 
-    def _figures(self) -> dict[str, Any]:
+    def _as_json(self) -> dict[str, Any]:
         with self._lock:
             hosts = {host: dict(counts) for host, counts in self._hosts.items()}
             counts, pauses = self.counts.copy(), list(self._pauses.items())

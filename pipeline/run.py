@@ -53,11 +53,11 @@ def run(
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         if build.on is None:
             build.store.begin(build)
-        stages = _stages(build, until)
-        filled = _filled(build, stages)
+        stages = _stages_to_run(build, until)
+        filled = _self_contained_after(build, stages)
         reference = None if here else Reference.newest(build.store, build.spec.name)
         peaks = reference.peaks if reference else {}
-        passes = PassRunner(build, cluster, progress, _wanted(build, stages), crawls, peaks)
+        passes = PassRunner(build, cluster, progress, _passes_to_run(build, stages), crawls, peaks)
         try:
             for stage in stages:
                 results: list[PassResult] = []
@@ -78,7 +78,7 @@ def run(
             passes.note()
 
 
-def _stages(build: Build, until: str) -> list[str]:
+def _stages_to_run(build: Build, until: str) -> list[str]:
     """Names of the stages that a run goes through."""
     names = list(build.stages)[: list(build.stages).index(until) + 1]
     if build.expired:  # published, and unchanged since
@@ -87,7 +87,7 @@ def _stages(build: Build, until: str) -> list[str]:
     return names
 
 
-def _filled(build: Build, stages: Sequence[str]) -> str:
+def _self_contained_after(build: Build, stages: Sequence[str]) -> str:
     """The stage of a run after which the build holds all that comes from outside; "" for a trial, which holds nothing.
 
     It is noted as done once what was taken down before has been removed again.
@@ -96,7 +96,7 @@ def _filled(build: Build, stages: Sequence[str]) -> str:
     return "" if build.on is not None else last if last in stages else stages[-1]
 
 
-def _wanted(build: Build, stages: Sequence[str]) -> set[str]:
+def _passes_to_run(build: Build, stages: Sequence[str]) -> set[str]:
     """Names of the passes of some stages that a run goes through: a working pass only where one that reads it is to
     run."""
     wanted, read = set[str](), set[str]()

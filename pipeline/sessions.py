@@ -77,7 +77,7 @@ class Sessions:
 
     def open(self, model: AnyModel) -> int:
         """Loads a model; returns its `reduce_to`. Raises ModelError or DetectorError."""
-        _loaded(model)
+        _load_once(model)
         return model.reduce_to
 
     def run(self, model: AnyModel, items: dict[str, Any], subject: str) -> Answer:
@@ -85,7 +85,7 @@ class Sessions:
 
         subject: what the keys name, for messages. Raises ModelError or DetectorError.
         """
-        state, answer, began = _loaded(model), Answer(), time.monotonic()
+        state, answer, began = _load_once(model), Answer(), time.monotonic()
         batches, too_many = [list(items)], 0
         while batches:
             keys = batches.pop()
@@ -113,7 +113,7 @@ class Sessions:
 
 
 @functools.lru_cache(16)  # more than a stage asks for: it goes through them in turn, in each partition
-def _loaded(model: AnyModel) -> Any:
+def _load_once(model: AnyModel) -> Any:
     """Returns a model's state, loaded once in a process for many partitions. The id tells other weights."""
     return model.load()
 
@@ -155,13 +155,13 @@ class Queue:
         self._in_flight[self._holders.begin(number, "run", self._model, items, self._subject)] = number
         if len(self._in_flight) > len(ready) + 1:
             wait(self._in_flight, return_when=FIRST_COMPLETED)
-        return self._done()
+        return self._take_done()
 
     def rest(self) -> list[Answer]:
         wait(self._in_flight, return_when=FIRST_EXCEPTION)
-        return self._done()
+        return self._take_done()
 
-    def _done(self) -> list[Answer]:
+    def _take_done(self) -> list[Answer]:
         done = [call for call in self._in_flight if call.done()]
         for call in done:
             del self._in_flight[call]

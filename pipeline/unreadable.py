@@ -40,11 +40,13 @@ def evidence(error: Exception, subject: str) -> str:
     if kind not in _logged:
         _logged.add(kind)
         # as text, not as `exc_info`: what strangers wrote may hold half characters, which no log file or pipe takes
-        trace = _writable("".join(traceback.format_exception(error)))
-        log.warning("%s is unreadable; further errors of this kind are not logged\n%s", _writable(subject), trace)
-    return _writable(shown)
+        trace = _without_surrogates("".join(traceback.format_exception(error)))
+        log.warning(
+            "%s is unreadable; further errors of this kind are not logged\n%s", _without_surrogates(subject), trace
+        )
+    return _without_surrogates(shown)
 
 
-def _writable(text: str) -> str:
+def _without_surrogates(text: str) -> str:
     """The text with half characters (lone surrogates) replaced, so that it can be encoded."""
     return text.encode("utf-8", "replace").decode()

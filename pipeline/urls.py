@@ -73,7 +73,7 @@ def canonical_url(url: str, base: str = "") -> str:
     if len(url) > MAX_WRITTEN:
         raise ValueError(f"address of {len(url)} characters")
     relative = _PLAINLY_RELATIVE.fullmatch(url)
-    place = _plain_place(base) if relative is not None and len(base) <= MAX_URL else None
+    place = _split_plain(base) if relative is not None and len(base) <= MAX_URL else None
     if relative is not None and place is not None:  # what urljoin would answer, without its general case
         host, folders = place
         # "../" has three characters; a slash leads up to the host
@@ -94,7 +94,7 @@ def canonical_url(url: str, base: str = "") -> str:
         raise ValueError("no host")
     if parts.username is not None or parts.password is not None:
         raise ValueError("address with credentials")
-    canonical = _canonical(parts)
+    canonical = _canonical_of(parts)
     if not urlsplit(canonical).hostname:  # nothing remains of a host of control characters
         raise ValueError("no host")
     if len(canonical) > MAX_URL:
@@ -112,7 +112,7 @@ def with_slashes(url: str) -> str:
 
 
 @functools.lru_cache(maxsize=1024)  # the addresses on a page have one base
-def _plain_place(base: str) -> tuple[str, tuple[str, ...]] | None:
+def _split_plain(base: str) -> tuple[str, tuple[str, ...]] | None:
     """(scheme and host, folders) of an address that is canonical at first sight, else None."""
     if not _PLAINLY_CANONICAL.fullmatch(base):
         return None
@@ -120,7 +120,7 @@ def _plain_place(base: str) -> tuple[str, tuple[str, ...]] | None:
     return f"{scheme}/{empty}/{host}", tuple(folders)
 
 
-def _canonical(parts: SplitResult) -> str:
+def _canonical_of(parts: SplitResult) -> str:
     """Canonical spelling of a checked address."""
     from w3lib.url import canonicalize_url, safe_url_string  # here: the command line starts without the extra pipeline
 

@@ -90,7 +90,7 @@ def family(mark: str) -> dict[int, int]:
     """Processes that bear a mark, and all below them: id -> time of its start, which tells it from a later namesake."""
     parents, starts = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
-        if fields := _stat(int(folder.name)):
+        if fields := _process_fields(int(folder.name)):
             parents[int(folder.name)], starts[int(folder.name)] = int(fields[1]), int(fields[19])
     bearers = set(marked(mark))
 
@@ -102,7 +102,7 @@ def family(mark: str) -> dict[int, int]:
     return {pid: start for pid, start in starts.items() if belongs(pid)}
 
 
-def _stat(pid: int) -> list[str]:
+def _process_fields(pid: int) -> list[str]:
     """Returns the fields of /proc for a running process, from its state (field 3 of proc(5)) on; empty if it ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -120,26 +120,28 @@ def watch(driver: int, mark: str) -> None:
     """
     readable: list[int] = []
     known: dict[int, int] = {}
-    while not readable and _stat(driver):
-        known = _remaining(known, mark)
+    while not readable and _process_fields(driver):
+        known = _still_running(known, mark)
         readable, _, _ = select.select([0], [], [], _LIVING_S)
     if readable and os.read(0, 1) == _GOODBYE:
         return
     until = time.monotonic() + GRACE_S
-    while (known := _remaining(known, mark)) and time.monotonic() < until:
+    while (known := _still_running(known, mark)) and time.monotonic() < until:
         time.sleep(_TICK_S)
     for _ in range(_TRIES):
         for pid in known:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if not (known := _remaining(known, mark)):
+        if not (known := _still_running(known, mark)):
             return
         time.sleep(_TICK_S)
 
 
-def _remaining(known: dict[int, int], mark: str) -> dict[int, int]:
+def _still_running(known: dict[int, int], mark: str) -> dict[int, int]:
     """Returns the known processes that still run, and their present descendants."""
-    running = {pid: start for pid, start in known.items() if (fields := _stat(pid)) and int(fields[19]) == start}
+    running = {
+        pid: start for pid, start in known.items() if (fields := _process_fields(pid)) and int(fields[19]) == start
+    }
     return {**running, **family(mark)}
 
 

@@ -65,17 +65,17 @@ class Arrays:
                 with Path(self._folder.at(self._name)).open("rb") as file:
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as e:
-                raise self._not_whole() from e
+                raise self._incomplete_error() from e
         else:
             with self._folder.opened(self._name) as remote:
                 size = remote.seek(0, 2)
                 if size <= SMALL:
-                    self._map = self._ranged(0, size)
+                    self._map = self._read_range(0, size)
                 else:
-                    self._arrays = self._listed(size, lambda start, stop: self._ranged(start, stop - start))
+                    self._arrays = self._read_directory(size, lambda start, stop: self._read_range(start, stop - start))
         if self._map is not None:
             read = self._map.__getitem__
-            self._arrays = self._listed(len(self._map), lambda start, stop: read(slice(start, stop)))
+            self._arrays = self._read_directory(len(self._map), lambda start, stop: read(slice(start, stop)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -90,7 +90,7 @@ class Arrays:
             elif self._map is not None:
                 self._known[name] = np.frombuffer(self._map, kind, count, at).reshape(shape)
             else:
-                raw = self._ranged(at, count * np.dtype(kind).itemsize)
+                raw = self._read_range(at, count * np.dtype(kind).itemsize)
                 self._known[name] = np.frombuffer(raw, kind).reshape(shape)
         return self._known[name]
 
@@ -100,24 +100,24 @@ class Arrays:
         if isinstance(self._map, mmap.mmap):
             self._map.madvise(mmap.MADV_DONTNEED)
 
-    def _ranged(self, offset: int, size: int) -> bytes:
+    def _read_range(self, offset: int, size: int) -> bytes:
         raw = self._folder.read_range(self._name, offset, size)
         if len(raw) != size:
-            raise self._not_whole()
+            raise self._incomplete_error()
         return raw
 
-    def _listed(self, size: int, read: Any) -> dict[str, Any]:
+    def _read_directory(self, size: int, read: Any) -> dict[str, Any]:
         tail = read(max(0, size - _TAIL), size)
         if len(tail) < _TAIL or not tail.endswith(MAGIC):
-            raise self._not_whole()
+            raise self._incomplete_error()
         length = int.from_bytes(tail[:8], "little")
         if length > size - _TAIL:
-            raise self._not_whole()
+            raise self._incomplete_error()
         try:
             arrays: dict[str, Any] = json.loads(read(size - _TAIL - length, size - _TAIL))
         except ValueError:
-            raise self._not_whole() from None
+            raise self._incomplete_error() from None
         return arrays
 
-    def _not_whole(self) -> StoreError:
+    def _incomplete_error(self) -> StoreError:
         return StoreError(self._folder.at(self._name), "missing or incomplete; delete it to have it recreated")

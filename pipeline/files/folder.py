@@ -50,7 +50,7 @@ class Folder:
         if why := credentials_in(url):
             raise SpecError([why])
         url = url.removeprefix("file://")
-        self.url = url.rstrip("/") if "://" in url else _absolute(url)
+        self.url = url.rstrip("/") if "://" in url else _absolute_path(url)
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -67,13 +67,13 @@ class Folder:
         return f"{self.url}/{name}"
 
     def exists(self, name: str) -> bool:
-        with self._told(name):
+        with self._storage_errors(name):
             fs, path = fsspec.url_to_fs(self.at(name))
             return bool(fs.exists(path))
 
     def size(self, name: str) -> int:
         """Bytes of a file, -1 if missing. Nothing of it is read."""
-        with self._told(name):
+        with self._storage_errors(name):
             fs, path = fsspec.url_to_fs(self.at(name))
             try:
                 return int(fs.size(path))
@@ -83,7 +83,7 @@ class Folder:
     def names(self) -> list[str]:
         """Returns names of the folder's entries, sorted; empty for a missing folder. Raises StoreError."""
         try:
-            with self._told(""):
+            with self._storage_errors(""):
                 return object_store.names(self.url)
         except OSError as e:
             raise StoreError(self.url, f"cannot be read ({e.strerror or type(e).__name__})") from e
@@ -91,7 +91,7 @@ class Folder:
     def read(self, name: str) -> bytes:
         """The whole content of a (small) file. Raises StoreError that names it."""
         try:
-            return self._content(name)
+            return self._read_bytes(name)
         except OSError as e:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
@@ -101,14 +101,14 @@ class Folder:
         Raises StoreError that names it.
         """
         try:
-            with self._told(name):
-                return self._content(name)
+            with self._storage_errors(name):
+                return self._read_bytes(name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as e:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
-    def _content(self, name: str) -> bytes:
+    def _read_bytes(self, name: str) -> bytes:
         if self.is_local:  # a build has thousands of records
             return Path(self.at(name)).read_bytes()
         return object_store.content(self.at(name))
@@ -137,14 +137,14 @@ class Folder:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
     def read_json(self, name: str) -> Any:
-        return self._json(name, self.read(name))
+        return self._parse_json(name, self.read(name))
 
     def find_json(self, name: str, otherwise: Any) -> Any:
         """Returns the value of a JSON file, `otherwise` for a missing one. Raises StoreError that names it."""
         data = self.find(name)
-        return otherwise if data is None else self._json(name, data)
+        return otherwise if data is None else self._parse_json(name, data)
 
-    def _json(self, name: str, data: bytes) -> Any:
+    def _parse_json(self, name: str, data: bytes) -> Any:
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as e:
@@ -171,7 +171,7 @@ class Folder:
             self.take(Path(scratch), name)
         except OSError as e:
             hint = f"; {MAKE_ROOM}" if e.errno in DISK_FULL else ""
-            raise StoreError(self.at(name), f"cannot be written ({self._cause(e)}){hint}") from e
+            raise StoreError(self.at(name), f"cannot be written ({self._why_not_writable(e)}){hint}") from e
         finally:
             if scratch:
                 Path(scratch).unlink(missing_ok=True)
@@ -190,7 +190,7 @@ class Folder:
             local.chmod(0o600 if private else 0o666 & ~umask())
             local.replace(target)
             return
-        with self._changing(name):
+        with self._while_locked(name):
             fs, path = fsspec.url_to_fs(self.at(name))
             if not object_store.is_object_store(self.url):  # which has no folders
                 fs.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -221,7 +221,7 @@ class Folder:
             target.parent.mkdir(parents=True, exist_ok=True)
             Path(self.at(name)).replace(target)
             return
-        with self._changing(name):
+        with self._while_locked(name):
             fs, path = fsspec.url_to_fs(self.at(name))
             _, target = fsspec.url_to_fs(self.at(to))
             fs.cp_file(path, target)
@@ -229,12 +229,12 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete a file or a whole folder; nothing happens if there is none."""
-        with self._changing(name):
+        with self._while_locked(name):
             object_store.delete(self.at(name))
 
     def delete_files(self, names: Sequence[str]) -> None:
         """Delete files of the folder, by few requests; nothing happens for one that is not there."""
-        with self._changing(""):
+        with self._while_locked(""):
             object_store.delete_files(self.url, names)
 
     @contextlib.contextmanager
@@ -256,7 +256,7 @@ class Folder:
             return
         with tempfile.TemporaryDirectory(prefix="wenlan-") as scratch:
             copy = Path(scratch) / Path(name).name
-            with self._told(name):
+            with self._storage_errors(name):
                 fs, path = fsspec.url_to_fs(self.at(name))
                 fs.get_file(path, str(copy))
             yield copy
@@ -264,7 +264,7 @@ class Folder:
     def read_version(self, name: str) -> tuple[bytes, str] | None:
         """(content, version) of a small file, for `replace`; None if missing."""
         if self._has_versions():
-            with self._told(name):
+            with self._storage_errors(name):
                 return object_store.read(self.at(name))
         data = self.find(name)
         return None if data is None else (data, "")
@@ -279,17 +279,17 @@ class Folder:
             self.write(name, data)
             return
         url = self.at(name)
-        with self._changing(name):
+        with self._while_locked(name):
             written = object_store.create(url, data) if version is None else object_store.replace(url, data, version)
         if not written:
             raise StoreError(url, "changed by another process in the meantime; run the same command again")
 
     def _has_versions(self) -> bool:
-        with self._told(""):
+        with self._storage_errors(""):
             return object_store.is_object_store(self.url) and object_store.is_conditional(self.at("_lock"))
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _storage_errors(self, name: str) -> Iterator[None]:
         """Faults of an object store as a StoreError that names the file; those of a disk stay as they are."""
         try:
             with storage_errors(self.url):
@@ -298,9 +298,9 @@ class Folder:
             raise StoreError(self.at(name).rstrip("/"), f"cannot be reached: {e.strerror}") from e
 
     @contextlib.contextmanager
-    def _changing(self, name: str) -> Iterator[None]:
+    def _while_locked(self, name: str) -> Iterator[None]:
         """The same around a change, before which no lock may be lost."""
-        with self._told(name):
+        with self._storage_errors(name):
             check_locks()
             yield
 
@@ -322,10 +322,10 @@ class Folder:
             except StorageError:
                 raise
             except OSError as e:
-                raise StoreError(self.url, f"cannot be written ({self._cause(e)})") from e
+                raise StoreError(self.url, f"cannot be written ({self._why_not_writable(e)})") from e
             yield
 
-    def _cause(self, error: OSError) -> str:
+    def _why_not_writable(self, error: OSError) -> str:
         """Why the folder is not writable, in words: mkdir says `File exists` of a link that leads nowhere."""
         place = Path(self.url)
         for folder in (place, *place.parents) if self.is_local else ():
@@ -343,7 +343,7 @@ class Folder:
         return self.url
 
 
-def _absolute(path: str) -> str:
+def _absolute_path(path: str) -> str:
     """A path as it is spelled, but without `..`, which notes of it would carry out of the folder they are relative to.
 
     The real path where `..` follows a link.

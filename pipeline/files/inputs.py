@@ -30,7 +30,7 @@ from pipeline.errors import SourceError
 _MAGIC, _WEB = "*?[", ("http://", "https://")
 
 
-def _unpacked(file: Any, mode: str = "rb", **options: Any) -> Any:
+def _open_zstd(file: Any, mode: str = "rb", **options: Any) -> Any:
     """A zstd file as its content, all its frames in a row."""
     import pyarrow as pa
 
@@ -38,7 +38,7 @@ def _unpacked(file: Any, mode: str = "rb", **options: Any) -> Any:
 
 
 # fsspec knows zstd only where zstandard is installed, takes the bytes for the text elsewhere, and ends at a first frame
-fsspec.compression.register_compression("zstd", _unpacked, "zst", force=True)
+fsspec.compression.register_compression("zstd", _open_zstd, "zst", force=True)
 
 
 def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
@@ -127,7 +127,7 @@ def _is_glob(written: str) -> bool:
     return any(c in written for c in _MAGIC) and not written.startswith(_WEB)
 
 
-def _is_there(fs: Any, path: str) -> bool:
+def _file_exists(fs: Any, path: str) -> bool:
     """True if a file system has a file of this name; False for a store that denies access to a name that it lacks.
 
     S3 does so for keys that may list some prefixes only: a glob below those works.
@@ -143,20 +143,22 @@ def _expand(written: str, source: str, base: str) -> list[str]:
     try:
         object_store.prepare_client(path.partition("://")[0])
         fs, inner = fsspec.url_to_fs(path)
-        if not _is_glob(written) or path.startswith(_WEB) or _is_there(fs, inner):
+        if not _is_glob(written) or path.startswith(_WEB) or _file_exists(fs, inner):
             if fs.info(inner)["type"] == "directory":
                 raise SourceError(path, f"source {source}: is a folder; expected a file or a glob")
             return [path]
         _, pattern = fsspec.url_to_fs(resolve_path(glob.escape(base), written))
-        names = sorted({str(name) for name in fs.glob(pattern) if not fs.isdir(name)}.union(_behind_links(fs, pattern)))
+        names = sorted(
+            {str(name) for name in fs.glob(pattern) if not fs.isdir(name)}.union(_glob_with_links(fs, pattern))
+        )
     except object_store.client_errors(*faults(), ValueError, ImportError) as e:
-        raise SourceError(path, f"source {source}: {_absence(e)}") from None
+        raise SourceError(path, f"source {source}: {_why_absent(e)}") from None
     if not names:
         raise SourceError(path, f"source {source}: no file matches")
     return [str(fs.unstrip_protocol(name)) if "://" in path else name for name in names]
 
 
-def _behind_links(fs: Any, pattern: str) -> list[str]:
+def _glob_with_links(fs: Any, pattern: str) -> list[str]:
     """Returns a glob's matches on a disk, below linked folders too, which fsspec skips.
 
     With `**` it may match the same files without end, by a link that leads up.
@@ -195,7 +197,7 @@ def version(file: str) -> list[Any]:
             return [writable(file.rpartition("/")[2]), 0, DANGLING]
         info = fs.info(inner)
     except object_store.client_errors(*faults(), ValueError) as e:
-        raise SourceError(file, _absence(e)) from None
+        raise SourceError(file, _why_absent(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
     return [writable(file.rpartition("/")[2]), info.get("size"), str(mark)]
 
@@ -370,7 +372,7 @@ def reason(e: BaseException) -> str:
     return " ".join(line.split())[:200] or type(e).__name__
 
 
-def _absence(e: BaseException) -> str:
+def _why_absent(e: BaseException) -> str:
     """Why a file cannot be looked at. fsspec reports every failure of a web server as a missing file with a cause."""
     if isinstance(e, FileNotFoundError) and e.__cause__ is None:
         return "no such file"

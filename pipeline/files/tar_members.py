@@ -54,7 +54,7 @@ def members_of(file: IO[bytes]) -> Iterator[Member | Hole]:
     size = size_of(file)
     start = 0
     while start < size:
-        reading = _Reading(file, start, size)
+        reading = _MemberReader(file, start, size)
         try:
             yield from reading.members()
             return
@@ -66,7 +66,7 @@ def members_of(file: IO[bytes]) -> Iterator[Member | Hole]:
             yield from reading.last()
             return
         start = reading.end
-        if reading.held is not None and (within := _header_within(file, reading.held, start)) >= 0:
+        if reading.held is not None and (within := _header_position(file, reading.held, start)) >= 0:
             start, following = reading.held.info.offset, within
         else:
             yield from reading.last()
@@ -76,7 +76,7 @@ def members_of(file: IO[bytes]) -> Iterator[Member | Hole]:
         start = stop
 
 
-def _header_within(file: IO[bytes], member: Member, end: int) -> int:
+def _header_position(file: IO[bytes], member: Member, end: int) -> int:
     """The position of a header within the data of a member, -1 for none: a member that lost bytes seems to end within
     the next one."""
     start = member.info.offset + 1
@@ -84,7 +84,7 @@ def _header_within(file: IO[bytes], member: Member, end: int) -> int:
     return header if header < end else -1
 
 
-class _Reading:
+class _MemberReader:
     """Members from `start` on, up to the first damage. end: of the last sound one; held: that one, until the next
     header shows that it ends where it says."""
 
@@ -96,19 +96,19 @@ class _Reading:
     def members(self) -> Iterator[Member | Hole]:
         """Raises what tarfile raises at a damage."""
         self._file.seek(self.end)
-        with _Tar.open(fileobj=self._file, mode="r:") as tar:
+        with _JoinedTar.open(fileobj=self._file, mode="r:") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
                 yield from self.last()
                 if info.offset - self.end > MAX_PADDING:
-                    yield _zeros(self.end, info.offset)
+                    yield _zero_hole(self.end, info.offset)
                 self.end = info.offset
-                if tar.offset > padded(self._size) or info.offset_data + _stored(info) > self._size:
+                if tar.offset > padded(self._size) or info.offset_data + _stored_size(info) > self._size:
                     raise tarfile.ReadError(f"the tar ends within {info.name[:100]}")
                 self.held, self.end = Member(self._file, info, tar), tar.offset
         yield from self.last()
         if self._size - self.end > MAX_PADDING:
-            yield _zeros(self.end, self._size)
+            yield _zero_hole(self.end, self._size)
 
     def last(self) -> Iterator[Member]:
         """The member that is held, once."""
@@ -117,11 +117,11 @@ class _Reading:
             yield held
 
 
-def _zeros(start: int, stop: int) -> Hole:
+def _zero_hole(start: int, stop: int) -> Hole:
     return Hole(start, stop - start, "zeros where members were")
 
 
-def _stored(info: tarfile.TarInfo) -> int:
+def _stored_size(info: tarfile.TarInfo) -> int:
     """Bytes of a member's data in the file; a link has none, and of a sparse one tarfile does not say."""
     return info.size if info.isreg() and not info.issparse() else 0
 
@@ -137,7 +137,7 @@ def _is_header(block: memoryview) -> bool:
 _HEADER = Beginning(b"ustar", 257, BLOCK, _is_header)
 
 
-class _Tar(tarfile.TarFile):
+class _JoinedTar(tarfile.TarFile):
     """A tar that ends where its file does: zeros may also stand where tars were joined, or where a header was lost."""
 
     ignore_zeros = True
@@ -148,12 +148,12 @@ MAX_ZEROS = 1 << 13
 """Blocks of zeros in a row, 4 MB, behind which the next header is searched for, not read block by block."""
 
 
-class _Info(tarfile.TarInfo):
+class _StrictTarInfo(tarfile.TarInfo):
     """A member whose damaged header is an error; to tarfile it is the end of the tar, if it is not the first one."""
 
     @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Info:
-        assert isinstance(tarfile_, _Tar)
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
+        assert isinstance(tarfile_, _JoinedTar)
         try:
             member = super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -167,4 +167,4 @@ class _Info(tarfile.TarInfo):
         return member
 
 
-_Tar.tarinfo = _Info
+_JoinedTar.tarinfo = _StrictTarInfo

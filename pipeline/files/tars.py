@@ -133,10 +133,10 @@ class HashedFile:
     def _hand_over(self) -> None:
         if len(self._pending) >= BEHIND:
             self._pending.popleft().result()  # raises what the thread raised
-        self._pending.append(self._thread.submit(self._put, self._pieces))
+        self._pending.append(self._thread.submit(self._write_pieces, self._pieces))
         self._pieces, self._bytes = [], 0
 
-    def _put(self, pieces: list[bytes | memoryview]) -> None:
+    def _write_pieces(self, pieces: list[bytes | memoryview]) -> None:
         data = b"".join(pieces)
         remaining = memoryview(data)
         while remaining:  # a write may stop short, on a full disk or a signal; the next one raises the reason

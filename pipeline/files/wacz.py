@@ -44,7 +44,7 @@ def warcs_in(file: str, source: str, mark: str = "") -> list[str]:
 
     mark: changes with the file, whose directory is read once for each.
     """
-    return [f"{file}#{name}" for name in _names(file, source, mark)] if is_wacz(file) else [file]
+    return [f"{file}#{name}" for name in _member_names(file, source, mark)] if is_wacz(file) else [file]
 
 
 def is_wacz(file: str) -> bool:
@@ -52,7 +52,7 @@ def is_wacz(file: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _names(file: str, source: str, mark: str) -> tuple[str, ...]:
+def _member_names(file: str, source: str, mark: str) -> tuple[str, ...]:
     try:
         with fsspec.open(file, "rb") as f:
             names = tuple(sorted(name for name in _members(f) if _is_warc(name)))
@@ -79,10 +79,10 @@ def opened(address: str) -> Iterator[tuple[BinaryIO, int]]:
             yield f, 0
             return
         try:
-            start, size = _window(f, address[len(file) + 1 :])
+            start, size = _member_range(f, address[len(file) + 1 :])
         except _REFUSALS as e:
             raise SourceError(address, f"not a readable WACZ file ({reason(e)})") from None
-        yield cast(BinaryIO, _Window(f, start, size)), start
+        yield cast(BinaryIO, _FileRange(f, start, size)), start
 
 
 def _is_warc(name: str) -> bool:
@@ -91,11 +91,11 @@ def _is_warc(name: str) -> bool:
 
 def _members(file: Any) -> dict[str, zipfile.ZipInfo]:
     """Members of a zip by name. Raises _REFUSALS."""
-    with zipfile.ZipFile(_Directory(file)) as archive:
+    with zipfile.ZipFile(_BoundedDirectory(file)) as archive:
         return {member.filename: member for member in archive.infolist()}
 
 
-def _window(file: Any, name: str) -> tuple[int, int]:
+def _member_range(file: Any, name: str) -> tuple[int, int]:
     """Position and size of a member of a zip. Raises _REFUSALS, also for one that is not stored as is."""
     member = _members(file).get(name)
     if member is None:
@@ -109,7 +109,7 @@ def _window(file: Any, name: str) -> tuple[int, int]:
     return member.header_offset + _HEADER.size + name_length + extra_length, member.file_size
 
 
-class _Directory:
+class _BoundedDirectory:
     """A zip's file for `zipfile`, which reads the whole directory at once, however large it says it is."""
 
     def __init__(self, file: Any) -> None:
@@ -122,7 +122,7 @@ class _Directory:
         return data
 
 
-class _Window(io.RawIOBase):
+class _FileRange(io.RawIOBase):
     """A part of a file as a file of its own."""
 
     def __init__(self, file: Any, start: int, size: int) -> None:

@@ -82,7 +82,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def starts_of(a: Floats, b: Floats) -> Floats:
-    """[N, 4] alignments (`_aligned`) that take places `b` [N, 4] of second pictures to places `a` of first ones."""
+    """[N, 4] alignments (`_align`) that take places `b` [N, 4] of second pictures to places `a` of first ones."""
     starts = np.empty((len(a), 4))
     for axis in (0, 1):
         starts[:, 2 * axis] = (a[:, axis + 2] - a[:, axis]) / (b[:, axis + 2] - b[:, axis])
@@ -98,14 +98,14 @@ def judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, F
     same, sealed, other = (np.zeros(len(a), np.bool_) for _ in range(3))
     for at in range(0, len(a), AT_ONCE):
         here = slice(at, at + AT_ONCE)
-        one, two, aligned = _ordered(a[here], b[here], starts[here])
+        one, two, aligned = _sort_pairs(a[here], b[here], starts[here])
         rows = np.flatnonzero(_may_be_alike(one, two, aligned))
-        found = _judged(one[rows], two[rows], aligned[rows], threshold)
+        found = _compare(one[rows], two[rows], aligned[rows], threshold)
         same[at + rows], sealed[at + rows], other[at + rows] = found
     return same, sealed, other
 
 
-def _ordered(a: Maps, b: Maps, starts: Floats) -> tuple[Maps, Maps, Floats]:
+def _sort_pairs(a: Maps, b: Maps, starts: Floats) -> tuple[Maps, Maps, Floats]:
     """The same pairs, each with the one first that is darker where they first differ: their order must not matter."""
     flat, other = a.reshape(len(a), -1), b.reshape(len(b), -1)
     rows, at = np.arange(len(a)), (flat != other).argmax(axis=1)
@@ -122,66 +122,68 @@ def _may_be_alike(a: Maps, b: Maps, starts: Floats) -> Flags:
 
     A twentieth of the time of an alignment, which most candidates are spared by it.
     """
-    unit = _WEIGHT**2 / GREY  # a grey level: in whole numbers, as in `_agree_at`
+    unit = _WEIGHT**2 / GREY  # a grey level: in whole numbers, as in `_compare_at`
     starts = np.rint(starts * ROUNDED) / ROUNDED
-    one, inside = _warped(_halved(a.astype(np.float64)), starts, SIDE // 2, whole=True)
-    other = _halved(b.astype(np.float64)) * _WEIGHT**2
-    low, high = _extremes(_as_bright(one, other, inside, unit))
+    one, inside = _warp(_halve(a.astype(np.float64)), starts, SIDE // 2, whole=True)
+    other = _halve(b.astype(np.float64)) * _WEIGHT**2
+    low, high = _extremes_3x3(_match_exposure(one, other, inside, unit))
     beyond = np.maximum(low - other, other - high) > BEYOND * unit
     possible: Flags = np.count_nonzero(beyond & inside, axis=(1, 2)) * 100 <= BEYOND_SHARE * (SIDE // 2) ** 2
     return possible
 
 
-def _judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags, Flags]:
+def _compare(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags, Flags]:
     """`judged` of some maps, once they are aligned; most copies agree from where they start, and need no alignment."""
-    same, sealed, other = _agree_at(a, b, np.rint(starts * ROUNDED) / ROUNDED, starts, threshold)
+    same, sealed, other = _compare_at(a, b, np.rint(starts * ROUNDED) / ROUNDED, starts, threshold)
     rows = np.flatnonzero(~same & ~sealed)
     if len(rows):
         a, b, starts = a[rows], b[rows], starts[rows]
-        aligned = np.rint(_aligned(a, b, starts) * ROUNDED) / ROUNDED
-        same[rows], sealed[rows], other[rows] = _agree_at(a, b, aligned, starts, threshold)
+        aligned = np.rint(_align(a, b, starts) * ROUNDED) / ROUNDED
+        same[rows], sealed[rows], other[rows] = _compare_at(a, b, aligned, starts, threshold)
     return same, sealed, other
 
 
-def _agree_at(a: Maps, b: Maps, aligned: Floats, starts: Floats, threshold: float) -> tuple[Flags, Flags, Flags]:
+def _compare_at(a: Maps, b: Maps, aligned: Floats, starts: Floats, threshold: float) -> tuple[Flags, Flags, Flags]:
     """`judged` of some maps by an alignment."""
     off = np.abs(aligned - starts).max(axis=1)
     sane: Flags = off < _FAR
     aligned[~sane] = (1, 0, 1, 0)
-    moved, inside = _warped(a, aligned, SIDE, whole=True)
+    moved, inside = _warp(a, aligned, SIDE, whole=True)
     sane &= np.count_nonzero(inside, axis=(1, 2)) >= _OVERLAP * SIDE * SIDE
-    inside &= _unmixed(aligned)
+    inside &= _clear_of_edges(aligned)
     stricter = np.where(np.abs(aligned - (1, 0, 1, 0)).max(axis=1) < FRAMED, SAME_FRAME, 1)
-    agree, sealed, differ = _agree(moved, b.astype(np.float64) * _WEIGHT**2, inside, threshold, stricter)
+    agree, sealed, differ = _compare_planes(moved, b.astype(np.float64) * _WEIGHT**2, inside, threshold, stricter)
     near = sane & (off < _MOVED)
     return near & agree, near & sealed, sane & differ
 
 
-def _aligned(a: Maps, b: Maps, starts: Floats) -> Floats:
+def _align(a: Maps, b: Maps, starts: Floats) -> Floats:
     """[N, 4] (scale, shift) across, then down: a point x of `b`, in shares of its side, is scale * x + shift of `a`."""
     one, other = a.astype(np.float64), b.astype(np.float64)
-    starts = _steps(_smooth(_halved(one)), _smooth(_halved(other)), starts, _COARSE)
-    return _steps(one, other, starts, _FINE)
+    starts = _gauss_newton(_smooth(_halve(one)), _smooth(_halve(other)), starts, _COARSE)
+    return _gauss_newton(one, other, starts, _FINE)
 
 
-def _steps(a: Floats, b: Floats, aligned: Floats, count: int) -> Floats:
+def _gauss_newton(a: Floats, b: Floats, aligned: Floats, count: int) -> Floats:
     """Gauss-Newton steps from an alignment [N, 4] of planes [N, side, side]."""
     side = a.shape[1]
     at = (np.arange(side) + 0.5) / side
     damping = np.eye(4) * (side * side * 0.01 / GREY**2)
     for _ in range(count):
-        moved, inside = _warped(a, aligned, side)
-        across, down = _slope(moved, 2) * (side / aligned[:, 0])[:, None, None], _slope(moved, 1)
+        moved, inside = _warp(a, aligned, side)
+        across, down = _gradient(moved, 2) * (side / aligned[:, 0])[:, None, None], _gradient(moved, 1)
         down *= (side / aligned[:, 2])[:, None, None]
         apart = b - moved
         weights = np.minimum(1, _HUBER / np.maximum(np.abs(apart), 1e-6)) * inside
-        normal, right = _normal(across, down, weights, apart, at)
+        normal, right = _normal_equations(across, down, weights, apart, at)
         step = np.linalg.solve(normal + damping, right[..., None])[..., 0]
         aligned = np.clip(aligned + np.clip(step, -0.05, 0.05), [0.5, -1, 0.5, -1], [2, 1, 2, 1])
     return aligned
 
 
-def _normal(across: Floats, down: Floats, weights: Floats, apart: Floats, at: Floats) -> tuple[Floats, Floats]:
+def _normal_equations(
+    across: Floats, down: Floats, weights: Floats, apart: Floats, at: Floats
+) -> tuple[Floats, Floats]:
     """Normal equations [N, 4, 4] and [N, 4] of the slopes (across * x, across, down * y, down) of planes [N, y, x].
 
     Summed along one axis first, as x and y are the same along the other.
@@ -202,7 +204,7 @@ def _normal(across: Floats, down: Floats, weights: Floats, apart: Floats, at: Fl
     return normal, right
 
 
-def _slope(planes: Floats, axis: int) -> Floats:
+def _gradient(planes: Floats, axis: int) -> Floats:
     """Central differences along an axis, one-sided ones at the ends, as `numpy.gradient` has them."""
     slope, moved = np.empty_like(planes), np.moveaxis(planes, axis, 0)
     out = np.moveaxis(slope, axis, 0)
@@ -212,14 +214,14 @@ def _slope(planes: Floats, axis: int) -> Floats:
     return slope
 
 
-def _warped(a: Floats | Maps, aligned: Floats, side: int, whole: bool = False) -> tuple[Floats, Flags]:
+def _warp(a: Floats | Maps, aligned: Floats, side: int, whole: bool = False) -> tuple[Floats, Flags]:
     """Planes [N, side, side] where an alignment says, and which of their cells `a` has; whole: in whole numbers."""
-    across, within_x = _sampled(aligned[:, 0], aligned[:, 1], side, whole)
-    down, within_y = _sampled(aligned[:, 2], aligned[:, 3], side, whole)
+    across, within_x = _sampling(aligned[:, 0], aligned[:, 1], side, whole)
+    down, within_y = _sampling(aligned[:, 2], aligned[:, 3], side, whole)
     return down @ a @ across.transpose(0, 2, 1), within_y[:, :, None] & within_x[:, None, :]
 
 
-def _sampled(scale: Floats, shift: Floats, side: int, whole: bool) -> tuple[Floats, Flags]:
+def _sampling(scale: Floats, shift: Floats, side: int, whole: bool) -> tuple[Floats, Flags]:
     """[N, side, side] what to apply along an axis to move its cells, and which cells [N, side] lie within."""
     at = (scale[:, None] * ((np.arange(side) + 0.5) / side) + shift[:, None]) * side - 0.5
     within = (at > -0.5) & (at < side - 0.5)
@@ -235,16 +237,19 @@ def _sampled(scale: Floats, shift: Floats, side: int, whole: bool) -> tuple[Floa
     return sampled, within
 
 
-def _unmixed(aligned: Floats) -> Flags:
+def _clear_of_edges(aligned: Floats) -> Flags:
     """[N, SIDE, SIDE] cells but for those at the edges of either picture where the other one goes on beyond them.
 
     What lies beyond, such as a border, is mixed into a cell that reaches over the edge.
     """
-    across, down = _unmixed_along(aligned[:, 0], aligned[:, 1]), _unmixed_along(aligned[:, 2], aligned[:, 3])
+    across, down = (
+        _clear_of_edges_along(aligned[:, 0], aligned[:, 1]),
+        _clear_of_edges_along(aligned[:, 2], aligned[:, 3]),
+    )
     return down[:, :, None] & across[:, None, :]
 
 
-def _unmixed_along(scale: Floats, shift: Floats) -> Flags:
+def _clear_of_edges_along(scale: Floats, shift: Floats) -> Flags:
     """[N, SIDE] the same along an axis."""
     begin, end = shift * SIDE, (scale + shift - 1) * SIDE  # of the second picture, from the first one's, in its cells
     centre = begin[:, None] + scale[:, None] * (np.arange(SIDE) + 0.5)
@@ -256,7 +261,9 @@ def _unmixed_along(scale: Floats, shift: Floats) -> Flags:
     return unmixed
 
 
-def _agree(a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floats) -> tuple[Flags, Flags, Flags]:
+def _compare_planes(
+    a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floats
+) -> tuple[Flags, Flags, Flags]:
     """[N] whether aligned planes [N, SIDE, SIDE] agree `inside`, but for a line of text, or but for what may be a seal,
     and whether they differ in places, most of them being the same; both in levels times _WEIGHT^2.
 
@@ -264,30 +271,30 @@ def _agree(a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floa
     in one frame.
     """
     unit = _WEIGHT**2 / GREY  # a grey level
-    a = _as_bright(a, b, inside, unit)
+    a = _match_exposure(a, b, inside, unit)
     apart = (b - a) * inside
-    contrast = np.minimum(_range(a), _range(b))
+    contrast = np.minimum(_range_3x3(a), _range_3x3(b))
     limit = _EDGES * 9 * threshold * AS_FAR * unit
-    off = (_EDGES * np.abs(_sums(apart)) - _sums(contrast)) / limit  # of 3 x 3 cells
+    off = (_EDGES * np.abs(_sum_3x3(apart)) - _sum_3x3(contrast)) / limit  # of 3 x 3 cells
     judged = off / stricter[:, None, None]
     far = judged > 1
     most = np.where(stricter < 1, 1, MOST)
     agree: Flags = (np.count_nonzero(far, axis=(1, 2)) < most) & ~(judged * 10 > VERY).any(axis=(1, 2))
     sealed = np.zeros(len(a), np.bool_)
     for row in np.flatnonzero(~agree):
-        agree[row], sealed[row] = _stamped(off[row] > 1, off[row] * 10 > VERY, np.abs(apart[row]) / unit)
+        agree[row], sealed[row] = _classify_stamp(off[row] > 1, off[row] * 10 > VERY, np.abs(apart[row]) / unit)
     little: Flags = np.count_nonzero(far, axis=(1, 2)) * 100 <= LITTLE * SIDE * SIDE
     return agree, sealed, ~agree & little
 
 
-def _as_bright(a: Floats, b: Floats, inside: Flags, unit: float) -> Floats:
+def _match_exposure(a: Floats, b: Floats, inside: Flags, unit: float) -> Floats:
     """Planes `a` as bright and as rich in contrast as `b`, within what a copy may be changed by; unit: a grey level."""
     gain, added = exposure.between(a, b, unit, inside)
     planes: Floats = np.clip(a * gain[:, None, None] + added[:, None, None], 0, exposure.WHITE * unit)
     return planes
 
 
-def _stamped(far: Flags, very: Flags, apart: Floats) -> tuple[bool, bool]:
+def _classify_stamp(far: Flags, very: Flags, apart: Floats) -> tuple[bool, bool]:
     """(True if the cells [SIDE, SIDE] that are far apart are those of a line of text and no others; if of a seal).
 
     apart: in grey levels.
@@ -313,7 +320,7 @@ def _stamped(far: Flags, very: Flags, apart: Floats) -> tuple[bool, bool]:
     return bool(is_block and is_line), bool(is_block and is_seal)
 
 
-def _halved(planes: Floats) -> Floats:
+def _halve(planes: Floats) -> Floats:
     """Means of 2 x 2 cells."""
     means: Floats = planes.reshape(len(planes), SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4))
     return means
@@ -327,7 +334,7 @@ def _smooth(planes: Floats) -> Floats:
     return smooth
 
 
-def _sums(planes: Floats) -> Floats:
+def _sum_3x3(planes: Floats) -> Floats:
     """Sums over the 3 x 3 cells around each one."""
     wide = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="edge")
     down = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
@@ -335,13 +342,13 @@ def _sums(planes: Floats) -> Floats:
     return sums
 
 
-def _range(planes: Floats) -> Floats:
+def _range_3x3(planes: Floats) -> Floats:
     """Largest less smallest of the 3 x 3 cells around each one."""
-    low, high = _extremes(planes)
+    low, high = _extremes_3x3(planes)
     return high - low
 
 
-def _extremes(planes: Floats) -> tuple[Floats, Floats]:
+def _extremes_3x3(planes: Floats) -> tuple[Floats, Floats]:
     """Smallest and largest of the 3 x 3 cells around each one."""
     wide = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="edge")
     found = list[Floats]()

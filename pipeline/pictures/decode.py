@@ -93,12 +93,12 @@ class Picture:
 
 def header(data: Bytes) -> Header:
     """Format, sides, orientation, frames and alpha, without decoding. Raises PictureError."""
-    with _refusing():
-        sound = _sound_jpeg_header(data)
+    with _picture_errors():
+        sound = _plain_jpeg_header(data)
         if sound is not None:
             return sound
-        with _quiet(), _open(data) as image:
-            return _header(image)
+        with _without_warnings(), _open_by_pillow(data) as image:
+            return _pillow_header(image)
 
 
 def decode(data: Bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Picture:
@@ -107,29 +107,29 @@ def decode(data: Bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Pic
     reduce_to: if above 0, the picture is reduced by a whole factor, such that its shorter side keeps at least so many
     pixels. Most of a reduced JPEG is never computed.
     """
-    with _refusing():
+    with _picture_errors():
         if has_too_many_scans(data):
             raise PictureError(f"a JPEG of more than {MAX_SCANS} scans")
-        picture = _sound_jpeg(data, max_pixels, reduce_to) or _by_pillow(data, max_pixels, reduce_to)
+        picture = _decode_plain_jpeg(data, max_pixels, reduce_to) or _decode_by_pillow(data, max_pixels, reduce_to)
         header, pixels = picture.header, picture.pixels
         if not reduce_to and pixels.shape[:2] != (header.height, header.width):
             raise PictureError(f"its header says {header.width} x {header.height}, its pixels {pixels.shape[1::-1]}")
         factor = min(pixels.shape[:2]) // reduce_to if reduce_to else 1
-        return picture if factor < 2 else Picture(header, _shrunk(pixels, factor))
+        return picture if factor < 2 else Picture(header, _shrink(pixels, factor))
 
 
-def _by_pillow(data: Bytes, max_pixels: int, reduce_to: int) -> Picture:
-    with _quiet(), _open(data) as image:
-        header = _header(image)
-        _check(header, max_pixels)
+def _decode_by_pillow(data: Bytes, max_pixels: int, reduce_to: int) -> Picture:
+    with _without_warnings(), _open_by_pillow(data) as image:
+        header = _pillow_header(image)
+        _check_size(header, max_pixels)
         if reduce_to and header.format == "jpeg":
             scale = _dct_scale(header, reduce_to)
             image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
         image.load()
-        return Picture(header, _as_shown(image, header))
+        return Picture(header, _to_rgb(image, header))
 
 
-def _check(header: Header, max_pixels: int) -> None:
+def _check_size(header: Header, max_pixels: int) -> None:
     """Raises PictureError for a picture that is too large, before its pixels take memory."""
     if header.pixels > max_pixels:
         message = f"{header.width} x {header.height} pixels; at most {max_pixels:,} are allowed"
@@ -139,14 +139,14 @@ def _check(header: Header, max_pixels: int) -> None:
         raise PictureError(message, too_many_pixels=True)
 
 
-def _sound_jpeg(data: Bytes, max_pixels: int, reduce_to: int) -> Picture | None:
+def _decode_plain_jpeg(data: Bytes, max_pixels: int, reduce_to: int) -> Picture | None:
     """A JPEG of one or three components, decoded without Pillow; None if anything about it is unusual."""
-    header = _sound_jpeg_header(data)
+    header = _plain_jpeg_header(data)
     if header is None:
         return None
     import simplejpeg
 
-    _check(header, max_pixels)
+    _check_size(header, max_pixels)
     orientation = header.orientation
     # the sides as stored: orientations 5 to 8 swap them
     height, width = (header.width, header.height) if orientation >= 5 else (header.height, header.width)
@@ -157,10 +157,10 @@ def _sound_jpeg(data: Bytes, max_pixels: int, reduce_to: int) -> Picture | None:
         )
     except ValueError:
         return None
-    return Picture(header, _turned(pixels, orientation))
+    return Picture(header, _orient(pixels, orientation))
 
 
-def _sound_jpeg_header(data: Bytes) -> Header | None:
+def _plain_jpeg_header(data: Bytes) -> Header | None:
     """`header` of such a JPEG, in a twentieth of Pillow's time; None if anything about it is unusual."""
     if data[:3] != b"\xff\xd8\xff":
         return None
@@ -223,14 +223,14 @@ def _dct_scale(header: Header, reduce_to: int) -> int:
     return 8 if factor >= 8 else 4 if factor >= 4 else 2 if factor >= 2 else 1
 
 
-def _shrunk(pixels: Pixels, factor: int) -> Pixels:
+def _shrink(pixels: Pixels, factor: int) -> Pixels:
     """Means over blocks of factor x factor pixels, narrower at the right and lower edge. Integer arithmetic."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
-def _turned(pixels: Pixels, orientation: int) -> Pixels:
+def _orient(pixels: Pixels, orientation: int) -> Pixels:
     """Pixels as stored, turned by their EXIF orientation (Exif 2.32, tag 0x0112)."""
     if orientation == 1:
         return pixels
@@ -245,8 +245,8 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
 
 def luma(data: Bytes, max_pixels: int = MAX_PIXELS) -> Grey:
     """Grey levels of a JPEG as it holds them, before any colour is added, and as stored. Raises PictureError."""
-    with _refusing(), _quiet(), _open(data) as image:
-        _check(_header(image), max_pixels)
+    with _picture_errors(), _without_warnings(), _open_by_pillow(data) as image:
+        _check_size(_pillow_header(image), max_pixels)
         image.draft("L", image.size)
         return np.asarray(image.convert("L"))
 
@@ -258,9 +258,13 @@ def to_jpeg(data: Bytes, quality: int, max_pixels: int = MAX_PIXELS) -> Bytes:
     """
     # Pillow may refuse what libjpeg decodes (a senseless segment before the picture): then it is re-encoded too, or
     # a picture that was measured would end the build when it is stored.
-    with contextlib.suppress(PictureError), _refusing(), _quiet(), _open(data) as image:
+    with contextlib.suppress(PictureError), _picture_errors(), _without_warnings(), _open_by_pillow(data) as image:
         # Some readers also follow an orientation that only XMP states; such a file is stored without it.
-        if _header(image).format == "jpeg" and _exif_orientation(image) == 1 and image.getexif().get(274, 1) in (0, 1):
+        if (
+            _pillow_header(image).format == "jpeg"
+            and _exif_orientation(image) == 1
+            and image.getexif().get(274, 1) in (0, 1)
+        ):
             return data
     return encode_jpeg(decode(data, max_pixels).pixels, quality)
 
@@ -272,7 +276,7 @@ def resized(pixels: Pixels, width: int, height: int) -> Pixels:
     """
     from PIL import Image
 
-    with _refusing():
+    with _picture_errors():
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
@@ -283,7 +287,7 @@ def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
     if max(pixels.shape[:2]) > JPEG_MAX_SIDE:
         raise PictureError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels do not fit into a JPEG")
     out = io.BytesIO()
-    with _refusing():
+    with _picture_errors():
         Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling=2)
     return out.getvalue()
 
@@ -292,7 +296,7 @@ _DECODERS = ("PIL", "cv2", "simplejpeg")
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def _picture_errors() -> Iterator[None]:
     """Turns whatever a decoder raises on hostile bytes into PictureError: the one place where the pipeline does so."""
     try:
         yield
@@ -306,14 +310,14 @@ def _refusing() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _without_warnings() -> Iterator[None]:
     """Silences Pillow's warnings about hostile bytes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _open(data: Bytes) -> Any:
+def _open_by_pillow(data: Bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked from the header, with a reason of its own
@@ -348,7 +352,7 @@ def _check_icon(data: Bytes) -> None:
             raise PictureError(f"an icon whose directory says {stated}, its picture {sides}")
 
 
-def _header(image: Any) -> Header:
+def _pillow_header(image: Any) -> Header:
     name = image.format.lower()
     name = "jpeg" if name == "mpo" else name  # MPO: a phone's JPEG with further pictures behind the first
     orientation = _exif_orientation(image)
@@ -357,12 +361,12 @@ def _header(image: Any) -> Header:
     width, height = (image.height, image.width) if turned else image.size
     if width < 1 or height < 1:
         raise PictureError(f"{width} x {height} pixels")
-    frames = 1 if name == "jpeg" else _frames(image, name)
+    frames = 1 if name == "jpeg" else _count_frames(image, name)
     alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     return Header(name, width, height, orientation, frames, alpha)
 
 
-def _frames(image: Any, name: str) -> int:
+def _count_frames(image: Any, name: str) -> int:
     """Pictures in a file, MAX_FRAMES at most: Pillow walks through all of a GIF or TIFF, minutes for a few MB."""
     data = image.fp.getbuffer() if name in ("gif", "tiff") else b""
     if (name == "gif" and _has_many_frames(data)) or (name == "tiff" and _has_many_directories(data)):
@@ -430,7 +434,7 @@ def _exif_orientation(image: Any) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _as_shown(image: Any, header: Header) -> Pixels:
+def _to_rgb(image: Any, header: Header) -> Pixels:
     """[H, W, 3] of a loaded image: in RGB, alpha on white, turned by its orientation."""
     if header.alpha:
         pixels = on_white(image)
@@ -438,4 +442,4 @@ def _as_shown(image: Any, header: Header) -> Pixels:
         pixels = from_deep(image)
     else:
         pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    return _turned(pixels, 1 if header.format == "tiff" else header.orientation)
+    return _orient(pixels, 1 if header.format == "tiff" else header.orientation)

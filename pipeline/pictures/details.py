@@ -94,10 +94,10 @@ def squares_of(pixels: Pixels) -> tuple[Pixels, Maps]:
     import cv2
 
     grey = cast("Pixels", cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
-    return _shrunk(grey, THUMB), _shrunk(grey, SIDE) // GREY
+    return _shrink(grey, THUMB), _shrink(grey, SIDE) // GREY
 
 
-def _shrunk(grey: Pixels, side: int) -> Pixels:
+def _shrink(grey: Pixels, side: int) -> Pixels:
     """A grey picture as a square, each cell the mean of what it covers."""
     import cv2
 
@@ -118,15 +118,15 @@ def stored(hashes: Hashes, maps: Maps) -> Stored:
 
 def hashes_in(stored: Stored) -> Hashes:
     """Hashes [N, PARTS] of details [N, SIZE]."""
-    return _words(stored[:, :_WORDS])
+    return _to_words(stored[:, :_WORDS])
 
 
 def tones_in(stored: Stored) -> Hashes:
     """Tones [N, PARTS] (`signatures.tones`) of details [N, SIZE]."""
-    return _words(stored[:, _WORDS : 2 * _WORDS])
+    return _to_words(stored[:, _WORDS : 2 * _WORDS])
 
 
-def _words(raw: Stored) -> Hashes:
+def _to_words(raw: Stored) -> Hashes:
     words: Hashes = np.ascontiguousarray(raw).view("<u8").astype(np.uint64)
     return words
 
@@ -154,7 +154,7 @@ def hashes_of(squares: Pixels) -> Hashes:
 
 def grids_of(maps: Maps) -> Maps:
     """Brightness [N, PARTS, SIDE^2 cells of a grid] of the parts of maps [N, SIDE, SIDE]."""
-    means = _cells().of(maps * np.uint8(GREY)) / _ONE**2
+    means = _grid_cells().of(maps * np.uint8(GREY)) / _ONE**2
     return (means + 0.5).astype(np.uint8).reshape(len(maps), len(PARTS), signatures.SIDE**2)
 
 
@@ -164,6 +164,6 @@ def _frequencies() -> Parts:
 
 
 @functools.cache
-def _cells() -> Parts:
+def _grid_cells() -> Parts:
     side = signatures.SIDE
     return Parts(PARTS, lambda start, stop: cells(start, stop, SIDE, side, _ONE).astype(np.float32))

@@ -46,21 +46,21 @@ def between(a: Floats, b: Floats, unit: float, inside: Flags) -> tuple[Floats, F
     """
     flat = len(a), math.prod(a.shape[1:])
     one, other, inside = a.reshape(flat), b.reshape(flat), inside.reshape(flat)
-    fitted, whole = one, inside & _is_whole(one, unit) & _is_whole(other, unit)
+    fitted, whole = one, inside & _is_unclipped(one, unit) & _is_unclipped(other, unit)
     for near in NEARLY:
-        gain, added = _line(one, other, whole & (np.abs(other - fitted) < near * unit), unit)
+        gain, added = _fit_line(one, other, whole & (np.abs(other - fitted) < near * unit), unit)
         fitted = one * gain[:, None] + added[:, None]
-        whole = inside & _is_whole(fitted, unit)
+        whole = inside & _is_unclipped(fitted, unit)
     return gain, added
 
 
-def _is_whole(levels: Floats, unit: float) -> Flags:
+def _is_unclipped(levels: Floats, unit: float) -> Flags:
     """Whether levels were not cut off at black or white."""
     whole: Flags = (levels > SATURATED * unit) & (levels < (WHITE - SATURATED) * unit)
     return whole
 
 
-def _line(a: Floats, b: Floats, near: Flags, unit: float) -> tuple[Floats, Floats]:
+def _fit_line(a: Floats, b: Floats, near: Flags, unit: float) -> tuple[Floats, Floats]:
     """The line of least squares, within bounds, through those of cells [N, cells] that are `near`."""
     count = np.count_nonzero(near, axis=1)
     own = a * near

@@ -64,16 +64,16 @@ class Finder:
         import cv2
 
         release = ".".join(cv2.__version__.split(".")[:2])
-        return hashlib.sha256(release.encode() + _cascade().read_bytes()).hexdigest()
+        return hashlib.sha256(release.encode() + _cascade_file().read_bytes()).hexdigest()
 
     def load(self) -> Any:
         """Returns the state that `find` takes. Raises ModelError that names the file."""
         import cv2
 
         if not self.weights:
-            found = cv2.CascadeClassifier(str(_cascade()))
+            found = cv2.CascadeClassifier(str(_cascade_file()))
             if found.empty():
-                raise ModelError(str(_cascade()), "not a cascade that this OpenCV can read")
+                raise ModelError(str(_cascade_file()), "not a cascade that this OpenCV can read")
             return found
         try:
             return cv2.FaceDetectorYN.create(self.weights, "", (self.side, self.side), self.score)
@@ -90,13 +90,13 @@ class Finder:
         sides = max(1, round(width * scale)), max(1, round(height * scale))
         shown = picture if self.weights else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)  # fewer channels to resize
         small: Any = cv2.resize(shown, sides, interpolation=cv2.INTER_AREA)
-        boxes, scores = _by_network(state, small) if self.weights else self._by_cascade(state, small)
+        boxes, scores = _detect_by_network(state, small) if self.weights else self._detect_by_cascade(state, small)
         boxes[:, 2:] += boxes[:, :2]
         boxes *= np.array([width / sides[0], height / sides[1]] * 2, np.float32)
         # never the whole picture, which is not a region (data_specs/shard.py); the mosaic reaches farther anyway
         return boxes.clip(0, np.array([width - 1, height - 1] * 2, np.float32)), scores
 
-    def _by_cascade(self, cascade: Any, grey: Any) -> tuple[Boxes, npt.NDArray[np.float32]]:
+    def _detect_by_cascade(self, cascade: Any, grey: Any) -> tuple[Boxes, npt.NDArray[np.float32]]:
         """Boxes [N, 4] x y width height on a grey picture [H, W], and scores, 0 to 1: how sure the last step is."""
         import cv2
 
@@ -109,13 +109,13 @@ class Finder:
         return np.asarray(found, np.float32), (1 / (1 + np.exp(-surely))).astype(np.float32)
 
 
-def _cascade() -> Path:
+def _cascade_file() -> Path:
     import cv2
 
     return Path(cv2.__file__).parent / "data" / CASCADE
 
 
-def _by_network(network: Any, picture: Pixels) -> tuple[Boxes, npt.NDArray[np.float32]]:
+def _detect_by_network(network: Any, picture: Pixels) -> tuple[Boxes, npt.NDArray[np.float32]]:
     """Boxes [N, 4] x y width height, and scores, by a network of YuNet's form."""
     import cv2
 

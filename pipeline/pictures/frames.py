@@ -76,7 +76,7 @@ def frame_of(pixels: Pixels) -> Frame | None:
     level = int(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
     widths, begun = list[int](), 0
     for lines in (grey.T, grey, grey.T[::-1], grey[::-1]):  # left, top, right, bottom, each from its edge inwards
-        side = _side(lines, level)
+        side = _frame_side(lines, level)
         if side is None:
             return None
         widths.append(side[0])
@@ -109,7 +109,7 @@ def _has_one_level(pixels: Pixels) -> bool:
     return max(corners) - min(corners) <= ONE_LEVEL
 
 
-def _side(lines: Grey, level: int) -> tuple[int, int] | None:
+def _frame_side(lines: Grey, level: int) -> tuple[int, int] | None:
     """(width in quarters, thousandths of the inner edge at which the picture begins) of one side of a frame, or None.
 
     lines [n, pixels]: from the edge inwards.

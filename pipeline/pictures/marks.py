@@ -124,7 +124,7 @@ def estimate(planes: Plane) -> Mark:
     above = ABOVE_NOISE * (1 + FEW / count) / math.sqrt(count)
     strong = (lengths >= 2 * WEAKEST) & (lengths >= above * spreads)
     share = float(strong.mean())
-    mask = _edges(strong & ~_lines(strong))
+    mask = _edge_flags(strong & ~_line_flags(strong))
     verdict: Verdict = "template" if share > MOST else "mark" if mask.mean() >= LEAST else "none"
     at = np.flatnonzero(mask) if verdict == "mark" else np.zeros(0, np.int64)
     across, down = (own.ravel()[at] for own in medians)
@@ -140,7 +140,7 @@ def _doubled_median(values: Steps) -> Steps:
     return doubled
 
 
-def _lines(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _line_flags(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The rows and columns, each with its neighbours, that are a line over LINE of their length."""
     lines = np.zeros_like(strong)
     for axis in (0, 1):
@@ -155,7 +155,7 @@ def _lines(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return lines
 
 
-def _edges(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _edge_flags(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Returns the flags with at least two flagged neighbours, as on an edge; single ones are chance."""
     height, width = strong.shape
     around = np.pad(strong.astype(np.int8), 1)

@@ -101,8 +101,8 @@ def signatures_of(thumbs: Pixels, colour_thumbs: Pixels) -> Grids:
 
     Sums are whole numbers of at most 24 bits, which float32 holds exactly.
     """
-    bright = _means(_BRIGHT, thumbs)
-    colours = _means(_COLOUR, colour_thumbs.reshape(-1, COLOUR_THUMB, COLOUR_THUMB))
+    bright = _part_means(_BRIGHT, thumbs)
+    colours = _part_means(_COLOUR, colour_thumbs.reshape(-1, COLOUR_THUMB, COLOUR_THUMB))
     colours = colours.reshape(-1, 2, *colours.shape[1:])
     return np.concatenate([bright, colours[:, 0], colours[:, 1]], axis=2)
 
@@ -113,11 +113,11 @@ def distance(a: Grids, b: Grids, blocks: Blocks = ALL) -> npt.NDArray[np.float64
     It is 2 for grids whose tones differ too much in one of `blocks`. A half alone says little of drawings, it may be
     empty: where `blocks` are those of a half, they are taken to be STRICTER times as far apart.
     """
-    textured = _textured(a, b)
-    distances = _distance(_cells_apart(a, b), textured, blocks)
+    textured = _both_textured(a, b)
+    distances = _distance(_cell_differences(a, b), textured, blocks)
     rows = np.flatnonzero(textured)
-    for one, other in _as_exposed(a[rows], b[rows]):
-        distances[rows] = np.minimum(distances[rows], _distance(_cells_apart(one, other), textured[rows], blocks))
+    for one, other in _exposure_pairs(a[rows], b[rows]):
+        distances[rows] = np.minimum(distances[rows], _distance(_cell_differences(one, other), textured[rows], blocks))
     return np.where(of_one_tone(tones(a), tones(b), blocks), distances, 2.0)
 
 
@@ -131,7 +131,7 @@ def exposed(a: Grids, b: Grids) -> Grids:
     return grids
 
 
-def _as_exposed(a: Grids, b: Grids) -> Iterator[tuple[Grids, Grids]]:
+def _exposure_pairs(a: Grids, b: Grids) -> Iterator[tuple[Grids, Grids]]:
     """The first of both exposed as the second one is, then the other way round: levels that one lacks are lost."""
     yield exposed(a, b), b
     yield a, exposed(b, a)
@@ -154,7 +154,7 @@ def of_one_tone(a: Tones, b: Tones, blocks: Blocks = ALL) -> npt.NDArray[np.bool
     """[N] whether none of `blocks` of tones [N] and [N] differs by more than TONE."""
     one, other = a.view(np.uint8).reshape(-1, 8), b.view(np.uint8).reshape(-1, 8)
     near = np.maximum(one, other) - np.minimum(one, other) <= TONE  # [N, 8] booleans, one byte each
-    wanted = _wanted(blocks)
+    wanted = _block_mask(blocks)
     all_near: npt.NDArray[np.bool_] = near.view(np.uint64)[:, 0] & wanted == wanted  # all eight at once
     return all_near
 
@@ -168,22 +168,22 @@ def within(a: Grids, b: Grids, threshold: float, one_tone: bool = False, blocks:
     """
     rows = np.arange(len(a)) if one_tone else np.flatnonzero(of_one_tone(tones(a), tones(b), blocks))
     near, textured = np.zeros(len(a), np.bool_), np.zeros(len(a), np.bool_)
-    textured[rows] = _textured(a[rows], b[rows])
-    near[rows] = _within(a[rows], b[rows], threshold, textured[rows], blocks)
+    textured[rows] = _both_textured(a[rows], b[rows])
+    near[rows] = _within_exposed(a[rows], b[rows], threshold, textured[rows], blocks)
     for turned in (False, True):
         rows = np.flatnonzero(textured & ~near)
         one, other = (b[rows], a[rows]) if turned else (a[rows], b[rows])
-        near[rows] = _within(exposed(one, other), other, threshold, textured[rows], blocks)
+        near[rows] = _within_exposed(exposed(one, other), other, threshold, textured[rows], blocks)
     return near
 
 
-def _within(
+def _within_exposed(
     a: Grids, b: Grids, threshold: float, textured: npt.NDArray[np.bool_], blocks: Blocks
 ) -> npt.NDArray[np.bool_]:
     """`within` of grids as they are exposed, of one tone, some of them textured [N]."""
-    apart = _bright_apart(a, b)  # [12, 12, N]
+    apart = _brightness_differences(a, b)  # [12, 12, N]
     rows = np.flatnonzero(_may_be_within(apart, threshold, textured))
-    apart = _with_colours(apart[..., rows], a[rows], b[rows])
+    apart = _add_colour_differences(apart[..., rows], a[rows], b[rows])
     possible = _may_be_within(apart, threshold, textured[rows])
     rows, apart = rows[possible], apart[..., possible]
     near = np.zeros(len(a), np.bool_)
@@ -205,24 +205,24 @@ def _may_be_within(apart: Cells, threshold: float, textured: npt.NDArray[np.bool
         is_far = far[..., others].view(np.uint8)
         every = is_far.sum(axis=(0, 1), dtype=np.uint8)
         for stamp in STAMPS:
-            possible[others] |= every - _covered(is_far, stamp).max(axis=0) < LOOKED_AT
+            possible[others] |= every - _stamp_sums(is_far, stamp).max(axis=0) < LOOKED_AT
     return possible
 
 
-def _cells_apart(a: Grids, b: Grids) -> Cells:
+def _cell_differences(a: Grids, b: Grids) -> Cells:
     """[12, 12, N] differences of brightness or, where that is more, of colours, in eighths."""
-    return _with_colours(_bright_apart(a, b), a, b)
+    return _add_colour_differences(_brightness_differences(a, b), a, b)
 
 
-def _bright_apart(a: Grids, b: Grids) -> Cells:
+def _brightness_differences(a: Grids, b: Grids) -> Cells:
     """[12, 12, N] differences of brightness, in eighths."""
-    return _apart(_bright(a), _bright(b), _MOVED)
+    return _differences(_brightness(a), _brightness(b), _MOVED)
 
 
-def _with_colours(apart: Cells, a: Grids, b: Grids) -> Cells:
+def _add_colour_differences(apart: Cells, a: Grids, b: Grids) -> Cells:
     """The larger of differences in brightness [12, 12, N] and in colours; stricter ones where a picture has none."""
     colour, other = _colours(a), _colours(b)
-    red, blue = _apart(colour, other, _COLOUR_MOVED)
+    red, blue = _differences(colour, other, _COLOUR_MOVED)
     in_colour = (red + blue)[:, None, :, None]  # [6, 1, 6, 1, N]: for each of the 2 x 2 cells of brightness in one
     times = SIDE // COLOUR_SIDE
     bright = apart.reshape(COLOUR_SIDE, times, COLOUR_SIDE, times, -1)
@@ -239,19 +239,21 @@ def _distance(apart: Cells, textured: npt.NDArray[np.bool_], blocks: Blocks) -> 
     """
     flat = apart.reshape(SIDE * SIDE, -1).T.copy()  # [N, 144]
     without_upper, without_lower = flat[:, EDGE * SIDE :], flat[:, : -EDGE * SIDE]
-    most = np.minimum(_most(flat), STRICTER * np.minimum(_most(without_upper), _most(without_lower)))
+    most = np.minimum(
+        _sum_of_largest(flat), STRICTER * np.minimum(_sum_of_largest(without_upper), _sum_of_largest(without_lower))
+    )
     rows = np.flatnonzero(textured)
     for stamp in STAMPS:
-        at = _covered(apart[..., rows].astype(np.int32), stamp).argmax(axis=0)  # the place that differs most
-        uncovered = np.where(_one_of(stamp)[at], 0, flat[rows])
-        most[rows] = np.minimum(most[rows], STRICTER * _most(uncovered))
+        at = _stamp_sums(apart[..., rows].astype(np.int32), stamp).argmax(axis=0)  # the place that differs most
+        uncovered = np.where(_stamp_masks(stamp)[at], 0, flat[rows])
+        most[rows] = np.minimum(most[rows], STRICTER * _sum_of_largest(uncovered))
     if blocks != ALL:
         most[~textured] *= STRICTER
     distances: npt.NDArray[np.float64] = most / (255.0 * _MOVED * LOOKED_AT)
     return distances
 
 
-def _covered(cells: npt.NDArray[Any], stamp: tuple[int, int]) -> npt.NDArray[Any]:
+def _stamp_sums(cells: npt.NDArray[Any], stamp: tuple[int, int]) -> npt.NDArray[Any]:
     """[places, N] sums of cells [side, side, N] at each place where a stamp may lie."""
     for size in stamp:  # down, then across: the axes change places
         sums = np.cumsum(cells, axis=0, dtype=cells.dtype)
@@ -261,8 +263,8 @@ def _covered(cells: npt.NDArray[Any], stamp: tuple[int, int]) -> npt.NDArray[Any
 
 
 @lru_cache(maxsize=8)
-def _one_of(stamp: tuple[int, int], side: int = SIDE) -> npt.NDArray[np.bool_]:
-    """[places, side^2] the cells that a stamp covers at each place, in the order of `_covered`."""
+def _stamp_masks(stamp: tuple[int, int], side: int = SIDE) -> npt.NDArray[np.bool_]:
+    """[places, side^2] the cells that a stamp covers at each place, in the order of `_stamp_sums`."""
     rows, columns = stamp
     places = np.zeros((side - rows + 1, side - columns + 1, side, side), np.bool_)
     for row, column in np.ndindex(*places.shape[:2]):
@@ -270,7 +272,7 @@ def _one_of(stamp: tuple[int, int], side: int = SIDE) -> npt.NDArray[np.bool_]:
     return places.reshape(-1, side * side)
 
 
-def _textured(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
+def _both_textured(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
     """[N] whether both of grids [N, SIZE] and [N, SIZE] have texture everywhere."""
     return ~(is_plain(a) | is_plain(b))
 
@@ -291,7 +293,7 @@ def of_one_colour(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
     Cells beyond the colours around them in the other one are few. A grey picture has the colours of any.
     """
     one, other = _colours(a), _colours(b)
-    few: npt.NDArray[np.bool_] = np.count_nonzero(_off_colour(one, other), axis=(0, 1)) <= COLOURED
+    few: npt.NDArray[np.bool_] = np.count_nonzero(_colour_outliers(one, other), axis=(0, 1)) <= COLOURED
     return few | _is_grey(one) | _is_grey(other)
 
 
@@ -301,34 +303,36 @@ def one_has_seal(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
     Outside of this place their colours are those of one picture.
     """
     one, other = _colours(a), _colours(b)
-    red, blue = (_covered(one[at].astype(np.int32) - other[at], SEAL) for at in (0, 1))  # [places, N]
+    red, blue = (_stamp_sums(one[at].astype(np.int32) - other[at], SEAL) for at in (0, 1))  # [places, N]
     place = np.abs(red).argmax(axis=0)
     red, blue = (np.abs(of[place, np.arange(len(a))]) for of in (red, blue))
-    far = _off_colour(one, other).reshape(COLOUR_SIDE**2, -1).T & ~_one_of(SEAL, COLOUR_SIDE)[place]  # [N, 36]
+    far = (
+        _colour_outliers(one, other).reshape(COLOUR_SIDE**2, -1).T & ~_stamp_masks(SEAL, COLOUR_SIDE)[place]
+    )  # [N, 36]
     sealed: npt.NDArray[np.bool_] = (np.count_nonzero(far, axis=1) <= COLOURED) & (
         red >= np.maximum(SEAL_RED, 2 * blue)
     )
     return sealed
 
 
-def _off_colour(one: Grids, other: Grids) -> npt.NDArray[np.bool_]:
+def _colour_outliers(one: Grids, other: Grids) -> npt.NDArray[np.bool_]:
     """[6, 6, N] cells of one of two pictures beyond the colours around them in the other one."""
     far = np.zeros(one.shape[1:], np.bool_)
     for here, there in ((one, other), (other, one)):
-        low = _around(np.minimum, _around(np.minimum, there, -2), -3).astype(np.int16)
-        high = _around(np.maximum, _around(np.maximum, there, -2), -3).astype(np.int16)
+        low = _over_neighbours(np.minimum, _over_neighbours(np.minimum, there, -2), -3).astype(np.int16)
+        high = _over_neighbours(np.maximum, _over_neighbours(np.maximum, there, -2), -3).astype(np.int16)
         far |= (np.maximum(low - here, here - high) > COLOUR_OFF).any(axis=0)
     return far
 
 
 @lru_cache(maxsize=8)
-def _wanted(blocks: Blocks) -> np.uint64:
+def _block_mask(blocks: Blocks) -> np.uint64:
     """A word whose bytes are 1 for some blocks."""
     wanted: np.uint64 = np.isin(np.arange(8), blocks).view(np.uint64)[0]
     return wanted
 
 
-def _bright(grids: Grids) -> Grids:
+def _brightness(grids: Grids) -> Grids:
     """[12, 12, N] brightness of grids [N, SIZE]: grids last, so that each step runs along memory."""
     bright: Grids = grids[:, : SIDE * SIDE].T.copy().reshape(SIDE, SIDE, -1)
     return bright
@@ -340,7 +344,7 @@ def _colours(grids: Grids) -> Grids:
     return colours
 
 
-def _apart(a: Grids, b: Grids, moved: int) -> Cells:
+def _differences(a: Grids, b: Grids, moved: int) -> Cells:
     """Differences of cells, in eighths, less what a little shift explains: 1 / `moved` of the contrast around."""
     differences: Cells = (np.maximum(a, b) - np.minimum(a, b)).astype(np.int16)  # a - b would wrap around in uint8
     differences *= _MOVED
@@ -354,12 +358,12 @@ def _contrast(planes: Grids) -> Grids:
     """Largest less smallest of the 3 x 3 cells around each one; cells are the last but one axes."""
     highest, lowest = planes, planes
     for axis in (-2, -3):
-        highest, lowest = _around(np.maximum, highest, axis), _around(np.minimum, lowest, axis)
+        highest, lowest = _over_neighbours(np.maximum, highest, axis), _over_neighbours(np.minimum, lowest, axis)
     contrast: Grids = highest - lowest
     return contrast
 
 
-def _around(pick: np.ufunc, planes: Grids, axis: int) -> Grids:
+def _over_neighbours(pick: np.ufunc, planes: Grids, axis: int) -> Grids:
     """`pick` over each cell and its two neighbours along an axis."""
     picked: Grids = planes.copy()
     all_but_first = (..., slice(1, None)) + (slice(None),) * (-axis - 1)
@@ -369,7 +373,7 @@ def _around(pick: np.ufunc, planes: Grids, axis: int) -> Grids:
     return picked
 
 
-def _most(apart: Cells) -> npt.NDArray[np.int64]:
+def _sum_of_largest(apart: Cells) -> npt.NDArray[np.int64]:
     """[N] sum of the LOOKED_AT largest of [N, cells]."""
     largest = np.partition(apart, apart.shape[1] - LOOKED_AT, axis=1)[:, -LOOKED_AT:]
     sums: npt.NDArray[np.int64] = largest.sum(axis=1, dtype=np.int64)
@@ -383,7 +387,7 @@ def _is_grey(colour: Grids) -> npt.NDArray[np.bool_]:
     return grey
 
 
-def _means(parts: Parts, planes: Pixels) -> Grids:
+def _part_means(parts: Parts, planes: Pixels) -> Grids:
     """[N, BOXES, side * side] of planes [N, side, side]."""
     means = parts.of(planes)
     means *= 1.0 / (_ONE * _ONE)  # cells were weighted down and across
@@ -392,11 +396,11 @@ def _means(parts: Parts, planes: Pixels) -> Grids:
     return grids
 
 
-def _parts(thumb: int, side: int) -> Parts:
+def _part_sampling(thumb: int, side: int) -> Parts:
     return Parts(BOXES, lambda start, stop: cells(start, stop, thumb, side, _ONE).astype(np.float32))
 
 
-def _blocks() -> npt.NDArray[np.float32]:
+def _tone_weights() -> npt.NDArray[np.float32]:
     """[cells between the edges, 8]: 2 x 4 blocks less means of their halves, in 64ths, which floats hold exactly."""
     rows, columns = np.divmod(np.arange((SIDE - 2 * EDGE) * SIDE), SIDE)
     half = rows // (SIDE // 2 - EDGE)
@@ -405,5 +409,5 @@ def _blocks() -> npt.NDArray[np.float32]:
     return weights.astype(np.float32)
 
 
-_BLOCKS = _blocks()
-_BRIGHT, _COLOUR = _parts(THUMB, SIDE), _parts(COLOUR_THUMB, COLOUR_SIDE)
+_BLOCKS = _tone_weights()
+_BRIGHT, _COLOUR = _part_sampling(THUMB, SIDE), _part_sampling(COLOUR_THUMB, COLOUR_SIDE)

@@ -61,24 +61,24 @@ def of_grids(grids: Cells) -> tuple[Words, Words]:
     forms, boxes = forms_and_boxes(np.arange(HASHES))
     every, side = grids_in(grids[:, boxes], np.broadcast_to(forms, (len(grids), HASHES))), signatures.SIDE
     planes = every[..., : side * side].reshape(-1, side, side)
-    return _hashes(planes, 1).reshape(-1, HASHES), signatures.tones(every)
+    return _part_hashes(planes, 1).reshape(-1, HASHES), signatures.tones(every)
 
 
 def of_maps(maps: Cells) -> tuple[Words, Words]:
     """(hashes [N, HASHES], tones [N, HASHES]) of maps [N, details.SIDE, details.SIDE]."""
     others = maps_in(maps.repeat(FORMS - 1, axis=0), np.tile(np.arange(1, FORMS), len(maps)))
     found = list[Words]()
-    for of in (lambda planes, boxes: _hashes(planes * np.uint8(details.GREY), boxes), _tones):
+    for of in (lambda planes, boxes: _part_hashes(planes * np.uint8(details.GREY), boxes), _part_tones):
         found.append(np.concatenate([of(maps, UPRIGHT), of(others, 1).reshape(-1, FORMS - 1)], axis=1))
     return found[0], found[1]
 
 
-def _hashes(planes: Cells, boxes: int) -> Words:
+def _part_hashes(planes: Cells, boxes: int) -> Words:
     """[N, boxes] hashes of the first of BOXES of planes [N, side, side]."""
     return hashing.codes_of(hashing.levels_by(_frequencies(boxes, planes.shape[1]), planes))
 
 
-def _tones(maps: Cells, boxes: int) -> Words:
+def _part_tones(maps: Cells, boxes: int) -> Words:
     """[N, boxes] tones of the first of BOXES of maps."""
     return signatures.tones(details.grids_of(maps)[:, :boxes])
 
@@ -88,14 +88,14 @@ def _frequencies(boxes: int, side: int) -> Parts:
     return hashing.frequencies_of(BOXES[:boxes], side)
 
 
-def _orders(side: int) -> Ints:
+def _cell_orders(side: int) -> Ints:
     """[FORMS, side * side] the cell that stands at each place of each form."""
     cells = np.arange(side * side).reshape(side, side)
     return np.stack([np.rot90(of, turns).ravel() for of in (cells, cells[:, ::-1]) for turns in range(4)])
 
 
-_BRIGHT, _COLOUR = _orders(signatures.SIDE), _orders(signatures.COLOUR_SIDE)
+_BRIGHT, _COLOUR = _cell_orders(signatures.SIDE), _cell_orders(signatures.COLOUR_SIDE)
 _GRID = np.concatenate(
     [_BRIGHT, *(_COLOUR + signatures.SIDE**2 + plane * signatures.COLOUR_SIDE**2 for plane in (0, 1))], axis=1
 )
-_MAP = _orders(details.SIDE)
+_MAP = _cell_orders(details.SIDE)

@@ -65,10 +65,10 @@ def unframed(picture: Picture) -> Pixels | None:
 def content(picture: Picture) -> Pixels | None:
     """The square [64, 64, 4] of what lies between a picture's margins; None of a picture without margins."""
     found = content_of(picture.pixels)
-    return None if found is None else _square(picture, found)
+    return None if found is None else _to_square(picture, found)
 
 
-def _square(picture: Picture, pixels: Pixels) -> Pixels:
+def _to_square(picture: Picture, pixels: Pixels) -> Pixels:
     square = np.empty((THUMB, THUMB, 4), np.uint8)
     fill(square, Picture(picture.header, np.ascontiguousarray(pixels)))
     return square
@@ -90,19 +90,19 @@ class Views:
     ) -> None:
         self.flat = dict(flat or {})
         """By number, of pictures that may be without texture: `details.squares_of`."""
-        self.thumbs, self.colour_thumbs = _planes(squares)
+        self.thumbs, self.colour_thumbs = _ycc_planes(squares)
         """[B, 64, 64]: Y (JFIF). [B, 2, 32, 32]: Cr and Cb."""
         self.unframed_thumbs, self.unframed_colour_thumbs = self.thumbs, self.colour_thumbs
         """The same without frames: of the whole picture where it has none."""
         if inside:
             rows = list(inside)
-            thumbs, colours = _planes(np.stack([inside[row] for row in rows]))
+            thumbs, colours = _ycc_planes(np.stack([inside[row] for row in rows]))
             self.unframed_thumbs, self.unframed_colour_thumbs = self.thumbs.copy(), self.colour_thumbs.copy()
             self.unframed_thumbs[rows], self.unframed_colour_thumbs[rows] = thumbs, colours
         self.with_content = list(contents or ())
         """Numbers of the pictures whose content lies between margins; [C] below."""
         self.content_thumbs, self.content_colour_thumbs = (
-            _planes(np.stack(list(contents.values()))) if contents else (self.thumbs[:0], self.colour_thumbs[:0])
+            _ycc_planes(np.stack(list(contents.values()))) if contents else (self.thumbs[:0], self.colour_thumbs[:0])
         )
 
     @functools.cached_property
@@ -114,7 +114,7 @@ class Views:
         return np.array(counts, np.float64).reshape(-1, 256) / THUMB**2
 
 
-def _planes(squares: Pixels) -> tuple[Pixels, Pixels]:
+def _ycc_planes(squares: Pixels) -> tuple[Pixels, Pixels]:
     """Y [B, 64, 64], and Cr and Cb [B, 2, 32, 32], of squares [B, 64, 64, 4]."""
     import cv2
 

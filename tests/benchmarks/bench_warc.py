@@ -69,7 +69,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     """CPU seconds of this process and of the children that it waited for, without the start of readers."""
     from pipeline import confined
 
-    with mock.patch.object(confined, "_started", wraps=confined._started) as started:
+    with mock.patch.object(confined, "_start_child", wraps=confined._start_child) as started:
         seconds = _spent(work)
     return seconds - started.call_count * (start_of_reader() if started.call_count else 0.0)
 

@@ -140,7 +140,7 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
 
 def by_pillow_alone(data: bytes, reduce_to: int) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_sound_jpeg", lambda *_: None)
+        patch.setattr(pictures, "_decode_plain_jpeg", lambda *_: None)
         return outcome(data, reduce_to)
 
 
@@ -186,7 +186,7 @@ def test_the_short_way_gives_the_pixels_that_pillow_gives(
     number: int, reduce_to: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = by_pillow_alone(JPEGS[number], reduce_to)
-    monkeypatch.setattr(pictures, "_open", lambda *_: pytest.fail("Pillow was asked"))
+    monkeypatch.setattr(pictures, "_open_by_pillow", lambda *_: pytest.fail("Pillow was asked"))
     assert outcome(JPEGS[number], reduce_to) == theirs
     assert theirs[0].orientation == (6 if b"Exif" in JPEGS[number] else 1)
 
@@ -195,7 +195,7 @@ def test_the_short_way_gives_the_pixels_that_pillow_gives(
 def test_the_short_way_to_a_header_says_what_pillow_says(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(io.BytesIO(JPEGS[number])) as image:
         theirs = image.size if image.getexif().get(274, 1) < 5 else image.size[::-1]
-    monkeypatch.setattr(pictures, "_open", lambda *_: pytest.fail("Pillow was asked"))
+    monkeypatch.setattr(pictures, "_open_by_pillow", lambda *_: pytest.fail("Pillow was asked"))
     ours = pictures.header(JPEGS[number])
     assert (ours.format, ours.width, ours.height) == ("jpeg", *theirs)
 

@@ -23,7 +23,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 from data_specs.shard import Sample, Text, encode_sample
 from pipeline.decisions import Decision, Lost
 from pipeline.errors import SourceError
-from pipeline.files.tar_members import _Tar
+from pipeline.files.tar_members import _JoinedTar
 from pipeline.records import PROVENANCE, Candidate, Provenance, candidate_rows, sha256_hex
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Count
@@ -62,8 +62,8 @@ def test_pictures_of_many_tars_are_read_in_any_order_and_each_tar_is_indexed_onc
     for number in range(100):  # a partition of fetch has pictures of all tars of a source, in the order of a hash
         tar(tmp_path / f"{number:03d}.tar", {f"{name}.jpg": f"{number} {name}" for name in "abc"})
     source, opened, looked = tars(str(tmp_path / "*.tar")), [], []
-    whole, every = _Tar.open, FileSource.files
-    monkeypatch.setattr(_Tar, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
+    whole, every = _JoinedTar.open, FileSource.files
+    monkeypatch.setattr(_JoinedTar, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
     monkeypatch.setattr(FileSource, "files", lambda self: looked.append(1) or every(self))
     for name in "cab":
         for number in range(100):
@@ -77,8 +77,8 @@ def test_indexes_that_find_no_room_are_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.sources.webdataset.INDEXED_BYTES", 50)  # two pictures
     for name in "ab":
         tar(tmp_path / f"{name}.tar", {"1.jpg": f"{name}1", "2.jpg": f"{name}2"})
-    source, opened, whole = tars(str(tmp_path / "*.tar")), [], _Tar.open
-    monkeypatch.setattr(_Tar, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
+    source, opened, whole = tars(str(tmp_path / "*.tar")), [], _JoinedTar.open
+    monkeypatch.setattr(_JoinedTar, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
     for shard, number in ["a1", "b1", "a2", "b2", "b1"]:
         assert source.read_image(f"webdataset:///s/{shard}.tar/{number}.jpg") == f"{shard}{number}".encode()
     assert len(opened) == 4, "no more is held than there is room for"
