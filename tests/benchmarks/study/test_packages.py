@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,9 @@ def kept(tmp_path: Path) -> Kept:
 
 
 def _labels(folder: Path) -> dict[str, dict[str, str]]:
-    rows = [json.loads(line) for line in (folder / "labels.jsonl").read_text("utf-8").splitlines()]
-    assert all((folder / row["file"]).is_file() for row in rows)
-    return {row.pop("file"): row for row in rows}
+    files = {str(path.relative_to(folder).with_suffix("")): path for path in folder.rglob("*.json")}
+    assert {name for name in files if (folder / name).is_file()} == files.keys()
+    return {name: json.loads(path.read_text("utf-8")) for name, path in files.items()}
 
 
 def test_maps_and_flags_have_the_names_of_their_own_map(kept: Kept, tmp_path: Path) -> None:
@@ -92,17 +93,79 @@ def test_units_and_weapons_have_the_texts_of_their_own_tag(kept: Kept, tmp_path:
     assert _labels(tmp_path / "wesnoth") == {"core/units/archer.png": archer, "core/attacks/bow.png": {"caption": "弓"}}
 
 
+def _qm(path: Path, texts: dict[str, str]) -> None:
+    """A catalogue as Qt's lrelease has it: a section of hashes, then messages of translation, context, source, end."""
+
+    def field(tag: int, content: bytes) -> bytes:
+        return bytes([tag]) + len(content).to_bytes(4, "big") + content
+
+    messages = (
+        field(3, b.encode("utf-16-be")) + b"\7\xff\xff\xff\xff" + field(6, a.encode()) for a, b in texts.items()
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(16) + field(0x42, bytes(8)) + field(0x69, b"".join(m + b"\1" for m in messages)))
+
+
+def test_the_sky_has_chinese_names_and_figures_the_licence_of_their_culture(kept: Kept, tmp_path: Path) -> None:
+    nebulae, inuit = "stellarium/nebulae/default", "stellarium/skycultures/inuit"
+    names = (
+        '# names\nNGC  224   _("Andromeda Galaxy") # WK\nNGC  224   _("Great Nebula")\nNGC  224   _("Untold")\n'
+        'SH2  224   _("Other")\n'
+    )
+    files = {
+        f"{nebulae}/names.dat": names,
+        f"{nebulae}/n224-dss.png": "",
+        f"{nebulae}/sh2-224.png": "",
+        f"{nebulae}/rho-a00.png": "",
+        f"{inuit}/dogs.png": "",
+        f"{inuit}/constellationsart.fab": "# art\nDog dogs.png 1 2 3\nCup cup.png 1 2 3\n",
+        f"{inuit}/constellation_names.eng.fab": 'Dog\t"Qimmiit"\t_("Dogs")\n',
+        f"{inuit}/info.ini": "[info]\nlicense = GPL-2\n",
+    }
+    share = _unpacked(kept, "stellarium-data", files)
+    chinese = {"Andromeda Galaxy": "仙女座星系", "Great Nebula": "大星云", "Dogs": "狗群", "Other": "别的"}
+    _qm(share / "stellarium/translations/stellarium-skycultures/zh_CN.qm", chinese)
+    assert lay_out(packages.stellarium(kept), tmp_path / "sky") == 3
+    assert _labels(tmp_path / "sky") == {
+        "n224-dss.png": {"caption": "仙女座星系", "tag": "大星云"},
+        "sh2-224.png": {"caption": "别的"},
+        "inuit/dogs.png": {"caption": "狗群", "licence": "GPL-2"},
+    }
+
+
+def test_an_icon_has_the_licence_of_its_program_or_the_package_that_names_it(kept: Kept, tmp_path: Path) -> None:
+    icons = kept.folder / "icons"
+    icons.mkdir(parents=True)
+    entries = [
+        {"Name": {"zh_CN": name}, "Icon": {"cached": [{"name": f"{package}.png"}]}, "Package": package, **stated}
+        for name, package, stated in (("地图", "maps", {"ProjectLicense": "MIT"}), ("时钟", "clock", {}))
+    ]
+    for entry in entries:
+        (icons / f"{entry['Package']}.png").touch()
+    (kept.folder / "Components-amd64.yml").write_text("\n---\n".join(map(json.dumps, entries)), encoding="utf-8")
+    tarfile.open(kept.folder / "icons-128x128.tar", "w").close()
+    lay_out(packages.apps(kept), tmp_path / "apps")
+    licences = {name: row["licence"] for name, row in _labels(tmp_path / "apps").items()}
+    assert licences == {"maps.png": "MIT", "clock.png": "copyright file of Debian's clock"}
+
+
 def test_a_source_that_broke_off_is_laid_out_again_and_a_whole_one_is_kept(tmp_path: Path) -> None:
     def broken():
         yield "a.png", b"a", {"caption": "甲"}
         raise DemoError("no network")
 
+    folder = tmp_path / "source"
     with pytest.raises(DemoError):
-        lay_out(broken(), tmp_path)
-    rows = [("a.png", b"a", {"caption": "甲", "tag": "a"}), ("b.png", b"b", {"caption": "b"})]
-    assert lay_out(iter(rows), tmp_path) == 1
-    assert _labels(tmp_path) == {"a.png": {"caption": "甲"}}
-    assert lay_out(broken(), tmp_path) == 1, "nothing is read again"
+        lay_out(broken(), folder)
+    assert not folder.exists()
+    rows = [
+        ("a.png", b"a", {"caption": "甲", "tag": "a", "licence": "MIT"}),
+        ("a.png", b"again", {"caption": "乙"}),
+        ("b.png", b"b", {"caption": "b", "licence": "MIT"}),
+    ]
+    assert lay_out(iter(rows), folder) == 1
+    assert _labels(folder) == {"a.png": {"caption": "甲", "licence": "MIT"}}
+    assert lay_out(broken(), folder) == 1, "nothing is read again"
 
 
 def test_a_program_without_a_chinese_name_has_its_summary_as_caption(kept: Kept) -> None:
