@@ -38,7 +38,7 @@ from urllib.parse import urlsplit
 from data_specs.command.loopback import start_ray
 from data_specs.errors import WenlanError
 from pipeline import observe
-from pipeline.actors import LARGE, Actors, on_cluster
+from pipeline.actors import Actors, on_cluster
 from pipeline.errors import StageError
 from pipeline.files.folder import DISK_FULL, MAKE_ROOM
 from pipeline.files.parquet import arrow_without_pandas
@@ -109,21 +109,21 @@ class Cluster:
     ) -> Iterator[list[Done]]:
         options = granted(resources, _nodes(ray))
         stage = "+".join(name for name, _ in passes)
-        task = _remote_function(ray, passes, options)
-        passed = _build_argument(ray, build)
+        task = _remote_function(ray, build, passes)
+        usual = task.options(**options)
         limit = _most_in_flight(ray, options)
-        waiting, log_form = list(reversed(partitions)), observe.form()
+        waiting = list(reversed(partitions))
         in_flight: dict[Any, str] = {}
         head = _Head(ray.get_runtime_context().gcs_address)
         lost = Counter[str]()  # by partition: how often its task died
         while waiting or in_flight:
             while waiting and len(in_flight) < limit:
                 partition = waiting.pop()
-                own = task
+                own = usual
                 if deaths := lost[partition]:
                     nodes = _nodes(ray)
-                    own = _remote_function(ray, passes, granted(_options_after(deaths, resources, nodes), nodes))
-                in_flight[own.remote(passed, passes, partition, log_form, holders)] = partition
+                    own = task.options(**granted(_options_after(deaths, resources, nodes), nodes))
+                in_flight[own.remote(partition, holders)] = partition
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
             looked, lost_head = head.looked, head.is_lost()
             if not ready and lost_head:
@@ -183,22 +183,19 @@ class Cluster:
         return ray
 
 
-def _remote_function(ray: Any, passes: Sequence[Runs], options: Resources) -> Any:
-    """Returns the remote function of a pass. Ray does not repeat it: its driver does, with more memory."""
-    return ray.remote(run_passes).options(max_retries=0, name=f"wenlan:{passes[0][0]}", **options)
+def _remote_function(ray: Any, build: Build, passes: Sequence[Runs]) -> Any:
+    """Returns the remote function that runs a partition through some passes. Ray does not repeat it: its driver does,
+    with more memory.
 
-
-def _build_argument(ray: Any, build: Build) -> Any:
-    """Returns the build for tasks: itself while it is small, which needs no space in the object store.
-
-    Raises StageError where a large one finds no room there: another program may have filled it.
+    The function holds the build, so Ray sends that to each worker once. As an argument it would be pickled for every
+    task, which takes the driver 4 ms.
     """
-    if len(ray.cloudpickle.dumps(build)) <= LARGE:
-        return build
-    try:
-        return ray.put(build)
-    except ray.exceptions.RayError as e:
-        raise StageError("ray", _full_store_message(e)) from None
+    log_form = observe.form()
+
+    def run_partition(partition: str, holders: Actors[Sessions] | None) -> Done:
+        return run_passes(build, passes, partition, log_form, holders)
+
+    return ray.remote(max_retries=0, name=f"wenlan:{passes[0][0]}")(run_partition)
 
 
 def _full_store_message(e: BaseException) -> str:
@@ -359,7 +356,7 @@ def run_passes(
     log_form: str,
     holders: Actors[Sessions] | None = None,
 ) -> Done:
-    """The body of a Ray task: one partition, through one pass after the other. Raises WenlanError.
+    """Runs one partition through one pass after the other. Raises WenlanError.
 
     holders: of the sessions of models on GPUs.
     """
