@@ -273,7 +273,6 @@ TESTED_ELSEWHERE = {
     "pipeline/store/pairs.py": "curate/test_*.py: what judges and later stages read by it",
     "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",
     "pipeline/takedown/removed_content.py": "test_forget.py: a takedown from its request to the last byte",
-    "pipeline/takedown/contents.py": "test_rewrite_partitions.py: nothing of what went is in any file",
     "pipeline/takedown/rewrite_shards.py": "test_forget.py",
     "pipeline/watchdog.py": "test_cluster.py: the cluster whose driver is killed",
 }

@@ -34,7 +34,7 @@ ID_COLUMNS = ("candidate_id", "id", "key", "fetch_id", "url", "host", "sha256")
 Kind = Literal[
     "rows",  # a table with one of ID_COLUMNS: loses rows
     "columns",  # row by row those of another pass: loses the same rows
-    "captures",  # content that cannot be made again, rewritten by `pipeline.takedown.contents`
+    "captures",  # content that cannot be made again, rewritten by `pipeline.takedown.rewrite_partitions`
     "images",
     "identities",
     "shards",  # by `pipeline.takedown.rewrite_shards`

@@ -50,6 +50,7 @@ from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown import known_builds
 from pipeline.takedown.page_pictures import store_page_pictures
+from pipeline.takedown.rewrite import repoint_images
 
 EXPIRED = "expired.json"
 """In STORE: names of caches of features of builds that were expired."""
@@ -257,27 +258,13 @@ def _expire(store: Store, build: Build, others: list[Build], deletions: Deletion
 
 def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
     """Point rows of STORE/fetched that lie in a build to a newer build that holds the same image."""
-    directories, cache = build.history("fetch"), store.fetched()
+    directories = build.history("fetch")
     if not directories:
         return
     start, place = f"{place_of(directories[0].folder.url)}/", functools.cache(place_of)
-    for other in others:
-        if "fetch" not in other.fingerprints:
-            continue
-        stage = other.stage("fetch")
+    for stage in (other.stage("fetch") for other in others if "fetch" in other.fingerprints):
         for record in stage.records():
-            rows = stage.table(record, columns=["fetch_id", "sha256", "offset", "size"], filters=[("ok", "==", True)])
-            places = {row["fetch_id"]: row for row in rows.to_pylist()}
-            rows_known = cache.get(places)
-            tar = store.relative_place(stage.folder.at(record.files["tar"].name))
-            new = [
-                {**row, "tar": tar, "offset": places[row["fetch_id"]]["offset"]}
-                for row in (rows_known.to_pylist() if rows_known is not None else ())
-                if row["sha256"] == places[row["fetch_id"]]["sha256"]
-                and place(store.resolve_place(row["tar"])).startswith(start)
-            ]
-            if new and rows_known is not None:
-                cache.put(pa.Table.from_pylist(new, schema=rows_known.schema))
+            repoint_images(store, stage, record, lambda tar: place(store.resolve_place(tar)).startswith(start))
 
 
 def _is_abandoned(folder: Folder, name: str) -> bool:

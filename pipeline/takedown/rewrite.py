@@ -29,6 +29,7 @@ from pipeline.records import sha256_hex
 from pipeline.store.commits import REMOVED_LATER, ROWS_DIGEST, Record, rows_digest
 from pipeline.store.partitions import StageDir
 from pipeline.store.stage import ID_COLUMNS
+from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
 
 
@@ -162,6 +163,24 @@ def scratch(stage: StageDir) -> Iterator[Callable[[str], Path]]:
     """Local paths by suffix, on the disk of the stage's folder; deleted afterwards."""
     with tempfile.TemporaryDirectory(dir=stage.folder.scratch(), prefix=".tmp-") as folder:
         yield lambda suffix: Path(folder) / suffix.replace("/", "_")
+
+
+def repoint_images(store: Store, stage: StageDir, record: Record, is_stale: Callable[[str], bool]) -> None:
+    """Rows of STORE/fetched whose tar is stale name that of a partition of `fetch`, where it has the same images.
+
+    Otherwise they would be fetched again.
+    """
+    rows = stage.table(record, columns=["fetch_id", "sha256", "offset"], filters=[("ok", "==", True)])
+    images, tar = {row["fetch_id"]: row for row in rows.to_pylist()}, stage.folder.at(record.files["tar"].name)
+    cache = store.fetched()
+    known = cache.get(images)
+    if known is not None:
+        now = [
+            {**row, "tar": store.relative_place(tar), "offset": image["offset"]}
+            for row in known.to_pylist()
+            if row["sha256"] == (image := images[row["fetch_id"]])["sha256"] and is_stale(row["tar"])
+        ]
+        cache.put(pa.Table.from_pylist(now, schema=known.schema))
 
 
 def _row_group(path: Path) -> int:

@@ -1,8 +1,10 @@
 """Removes what is taken down from the committed partitions of one build, at every fingerprint, by two functions.
 
 `_remove_rows` removes rows by id: from tables, and from the column files that belong to them. `_delete_derived` deletes
-every other file of a partition that held something of it, but for content that cannot be made again, which
-`pipeline.takedown.contents` rewrites. A pass declares what its files are (`PassFile.holds`).
+every other file of a partition that held something of it. Content that cannot be made again is rewritten (CONTENTS):
+captures and images are archives, with a table beside them that says where in the archive each page or image lies; what
+dedup hands to STORE are its kept images, row by row. STORE points into archives: it is told where they lie once the
+partition is committed again (MOVED). A pass declares what its files are (`PassFile.holds`).
 
 What the report, `explain`, `verify` and a release read are rows, columns, figures and content, so that they go on
 without what was removed. A pass whose partition is deleted is no longer finished: the next `build` makes that partition
@@ -18,21 +20,28 @@ held something of what is removed or not. WARC files and tables that a spec name
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
 from data_specs.shard import canonical_json, nfc
+from pipeline.files.folder import place_of
+from pipeline.files.tars import TarWriter
+from pipeline.matching.image_comparison import NO_DETAILS, Details
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS, ROWS_DIGEST, Record, rows_digest
+from pipeline.store.identities import DETAILS, SIGNATURES, write_without
 from pipeline.store.partitions import REDUCED, StageDir
-from pipeline.store.stage import Pass, PassFile
-from pipeline.takedown.contents import CONTENTS
+from pipeline.store.stage import Kind, Pass, PassFile
+from pipeline.store.store import Store
 from pipeline.takedown.request import text_array
-from pipeline.takedown.rewrite import BorrowedTexts, Removal, Rewrite, scratch
+from pipeline.takedown.rewrite import BorrowedTexts, Removal, Rewrite, repoint_images, scratch
+from pipeline.web.warc import copy_without
 
 
 def rewritable(build: Build) -> list[str]:
@@ -62,15 +71,15 @@ def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
 
 def _remove_from(own: Pass, rewrite: Rewrite, held: _RemovalSearch, borrowed: BorrowedTexts) -> None:
     """Commits one partition again without what is removed, or deletes its record."""
-    contents = [CONTENTS[kind] for kind in CONTENTS if any(file.kind == kind for file in own.files)]
-    for content in contents:
-        content.rewrite(rewrite)
+    kinds = {file.kind for file in own.files}
+    for kind in CONTENTS.keys() & kinds:
+        CONTENTS[kind](rewrite)
     stage, before = rewrite.stage, rewrite.record
     if not (_remove_rows(own, rewrite, held, borrowed) and _delete_derived(own, rewrite, held)):
         stage.uncommit(before.partition)
     elif (after := rewrite.commit()) is not None:
-        for content in contents:
-            content.moved(held.build.store, stage, before, after)
+        for kind in MOVED.keys() & kinds:
+            MOVED[kind](held.build.store, stage, before, after)
 
 
 def _remove_rows(own: Pass, rewrite: Rewrite, held: _RemovalSearch, borrowed: BorrowedTexts) -> bool:
@@ -103,6 +112,89 @@ def _delete_derived(own: Pass, rewrite: Rewrite, held: _RemovalSearch) -> bool:
         rewrite.deleted = set(derived)
     is_done = bool(held.build.stage_at(own.stage, "").finished_at())
     return not rewrite.deleted or (is_done and rewrite.deleted < rewrite.record.files.keys())
+
+
+def _captures(rewrite: Rewrite) -> None:
+    """WARC files without the records of pages that are removed, and the table of pages with the new offsets."""
+    moved: dict[str, int] = {}
+    for suffix in (suffix for suffix in rewrite.record.files if suffix.endswith("warc.gz")):
+        with rewrite.stage.file(rewrite.record, suffix) as source:
+            offsets = copy_without(source, rewrite.path(suffix), rewrite.removal.page)
+        if offsets is not None:
+            moved |= offsets
+            rewrite.replace(suffix)
+    if moved and "parquet" in rewrite.record.files:
+        table = rewrite.stage.table(rewrite.record)
+        rows = table.filter(pc.invert(rewrite.removal.mask(table))).to_pylist()
+        for row in rows:
+            row["warc_offset"] = moved.get(str(row["warc_offset"]), row["warc_offset"])
+        rewrite.write_table("parquet", pa.Table.from_pylist(rows, schema=table.schema))
+
+
+def _captures_moved(store: Store, stage: StageDir, before: Record, after: Record) -> None:
+    """Else the next crawl of a site would ask for everything again."""
+    at = stage.folder.at
+    places = {place_of(at(ref.name)): at(after.files[suffix].name) for suffix, ref in before.files.items()}
+    store.relocate_crawls(lambda place: places.get(place_of(place), place))
+
+
+def _images(rewrite: Rewrite) -> None:
+    """The tar and its table without the images that are removed."""
+    table = rewrite.stage.table(rewrite.record)
+    remaining = rewrite.removal.remaining_rows(table)
+    if remaining is None:
+        return
+    rows = remaining.to_pylist()
+    with (
+        rewrite.stage.file(rewrite.record, "tar") as source,
+        source.open("rb") as f,
+        rewrite.path("tar").open("wb") as out,
+    ):
+        writer = TarWriter(out)
+        for row in sorted((row for row in rows if row["ok"]), key=lambda row: int(row["offset"])):
+            f.seek(row["offset"])
+            row["offset"] = writer.add(row["fetch_id"], f.read(row["size"]))
+        writer.close()
+    rewrite.replace("tar")
+    rewrite.write_table("parquet", pa.Table.from_pylist(rows, schema=table.schema))
+
+
+def _images_moved(store: Store, stage: StageDir, before: Record, after: Record) -> None:
+    old = store.relative_place(stage.folder.at(before.files["tar"].name))
+    if before.files["tar"] != after.files["tar"]:
+        repoint_images(store, stage, after, lambda tar: store.relative_place(store.resolve_place(tar)) == old)
+
+
+def _identities(rewrite: Rewrite) -> None:
+    """Rewrites what a build hands to STORE, without the removed images. Its texts stay: hashes of what was compared."""
+    stage, record = rewrite.stage, rewrite.record
+    images = stage.table(record, "images.parquet")
+    mask = np.array(rewrite.removal.mask(images).to_pylist(), np.bool_)
+    if not mask.any():
+        return
+    parts = [part for part in ("images.parquet", SIGNATURES, "placeholders.parquet", DETAILS) if part in record.files]
+    with contextlib.ExitStack() as files:
+        signatures = np.memmap(files.enter_context(stage.file(record, SIGNATURES)), np.uint8, "r")
+        details = Details.read(files.enter_context(stage.file(record, DETAILS))) if DETAILS in parts else NO_DETAILS
+        looks = signatures.reshape(images.num_rows, -1), details
+        placeholders = stage.table(record, "placeholders.parquet")
+        write_without({part: rewrite.path(part) for part in parts}, images, looks, placeholders, mask)
+    for part in parts:
+        rewrite.replace(part)
+
+
+CONTENTS: dict[Kind, Callable[[Rewrite], None]] = {
+    "captures": _captures,
+    "images": _images,
+    "identities": _identities,
+}
+"""Rewrites the files of one partition, by their kind."""
+
+MOVED: dict[Kind, Callable[[Store, StageDir, Record, Record], None]] = {
+    "captures": _captures_moved,
+    "images": _images_moved,
+}
+"""Tells STORE where the files of a partition that was committed again lie now."""
 
 
 class _RemovalSearch:
