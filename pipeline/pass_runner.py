@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import tempfile
 import time
-from collections.abc import Mapping, Sequence, Set
+import weakref
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from pipeline import observe
@@ -14,10 +16,9 @@ from pipeline.errors import StageError
 from pipeline.memory import memory_for
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import PassResult, Running
+from pipeline.store.build_json import Result, Running
 from pipeline.store.commits import Record
-from pipeline.store.committed import Committed
-from pipeline.store.partitions import reading
+from pipeline.store.partitions import StageDir, reading
 from pipeline.store.progress import Progress, Watch
 from pipeline.store.stage import Pass
 
@@ -43,16 +44,16 @@ class PassRunner:
         self._build, self._cluster, self._progress = build, cluster, progress
         self._wanted, self._crawls, self._peaks = wanted, crawls, peaks or {}
         self._ahead: dict[str, _PassState] = {}  # what tasks of an earlier pass have done of a later one
-        self._unnoted: list[PassResult] = []  # by build.json: each is when the next pass begins, or after the last one
+        self._unnoted: list[Result] = []  # by build.json: each is when the next pass begins, or after the last one
 
-    def run(self, own: Pass) -> PassResult:
+    def run(self, own: Pass) -> Result:
         """Runs a pass; only its result if it is not wanted."""
         if own.name not in self._wanted:
-            return PassResult.of(own, self._build, [])
+            return Result.of(own.name, [])
         with observe.about(stage=own.name), reading(own.name, self._build.reads(own.name)):
             return self._run(own)
 
-    def add(self, result: PassResult) -> None:
+    def add(self, result: Result) -> None:
         """Add the result of a pass to what `note` writes."""
         self._unnoted.append(result)
 
@@ -62,7 +63,7 @@ class PassRunner:
             build_json.note(self._build, *self._unnoted, running=running)
             self._unnoted.clear()
 
-    def _run(self, own: Pass) -> PassResult:
+    def _run(self, own: Pass) -> Result:
         """Runs the partitions of a pass that lack a record, reduces them, and notes that all are committed.
 
         Its tasks go on with the passes that follow it; what is left of these is done when they are run themselves.
@@ -70,7 +71,7 @@ class PassRunner:
         build, chain = self._build, self._chain(own)
         directory, started = build.stage(own.name), time.monotonic()
         if directory.finished():
-            return PassResult.of(own, build, directory.records())
+            return Result.of(own.name, directory.records())
         partitions = own.over(build)
         own.begin(build)
         state = self._ahead.pop(own.name, None) or _PassState.of(own, build)
@@ -99,7 +100,7 @@ class PassRunner:
             each.ran, each.seconds = each.ran + len(missing), each.seconds + passed * share / (sum(spent) or 1)
         self._ahead |= {later.name: each for later, each in zip(chain[1:], states[1:], strict=False)}
         seconds = state.seconds if missing else state.seconds + passed
-        result = PassResult.of(own, build, state.committed.records(), state.ran, seconds)
+        result = Result.of(own.name, state.committed.records(), state.ran, seconds)
         log.info("pass done", extra={"seconds": result.seconds, "funnel": result.funnel})
         return result
 
@@ -129,6 +130,59 @@ class PassRunner:
         later = list(self._build.passes.values())
         later = later[later.index(own) + 1 :]
         return [own, *itertools.takewhile(lambda each: each.follows and each.name in self._wanted, later)]
+
+
+EVERY = 5_000
+"""Partitions after which the file is written again: a driver that is killed leaves as many to be read one by one."""
+
+
+class Committed:
+    """The committed partitions of a pass, and those that are committed from now on. Raises StoreError.
+
+    In memory are the names, 215,000 of them in 40 MB; the records lie in a temporary file, since each takes 7 kB in
+    memory. From time to time, and when the pass is finished, they are written into one file (`StageDir.compact`), which
+    readers and the next driver read in place of one file for each partition.
+    """
+
+    def __init__(self, directory: StageDir) -> None:
+        self._directory, self._places, self._new = directory, dict[str, int](), 0
+        self._file = tempfile.TemporaryFile(dir=directory.folder.scratch())  # noqa: SIM115 (as long as this object)
+        weakref.finalize(self, self._file.close)
+        for line in directory.lines():
+            self._keep(*line)
+
+    def __contains__(self, partition: str) -> bool:
+        return partition in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _keep(self, partition: str, line: str) -> None:
+        self._places[partition] = self._file.seek(0, 2)
+        self._file.write(line.encode() + b"\n")
+
+    def add(self, line: str) -> Record:
+        """Hear of a partition that was committed. line: its record as JSON, which is returned."""
+        record = Record.model_validate_json(line)
+        if record.partition not in self:
+            self._keep(record.partition, line)
+            self._new += 1
+        if self._new >= EVERY:
+            self._new = 0
+            self._directory.compact(self._lines(), complete=False)
+        return record
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        for name in sorted(self._places):
+            self._file.seek(self._places[name])
+            yield name, self._file.readline().decode().rstrip()
+
+    def records(self) -> Iterator[Record]:
+        return (Record.model_validate_json(line) for _, line in self._lines())
+
+    def compact(self) -> None:
+        """Write the file, now that all partitions of the pass are committed."""
+        self._directory.compact(self._lines(), complete=True)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from pipeline.pass_runner import PassRunner
 from pipeline.report.estimate import Reference
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import PassResult, StageResult
+from pipeline.store.build_json import Result
 from pipeline.store.progress import Progress, Silent
 from pipeline.store.stage import EVERY
 from pipeline.takedown import forget
@@ -40,7 +40,7 @@ def run(
     workers: int = 0,
     here: bool = False,
     progress: Progress = Silent(),  # noqa: B008 (holds nothing)
-) -> Iterator[StageResult]:
+) -> Iterator[Result]:
     """Runs the stages up to `until` and yields the result of each as it finishes. The caller publishes.
 
     here: run everything in this process, without Ray.
@@ -60,7 +60,7 @@ def run(
         passes = PassRunner(build, cluster, progress, _passes_to_run(build, stages), crawls, peaks)
         try:
             for stage in stages:
-                results: list[PassResult] = []
+                results: list[Result] = []
                 for own in (own for own in build.stages[stage].passes if own.name in build.passes):
                     results.append(passes.run(own))
                     if own.name == filled and not build_json.is_noted(build, own.name):
@@ -68,7 +68,7 @@ def run(
                         forget.carry_out(build)
                     passes.add(results[-1])
                 if results:
-                    yield StageResult.of(stage, results)
+                    yield Result.of_stage(stage, results)
             observe.count("wenlan_builds", fate="done")
         except Exception:
             observe.count("wenlan_builds", fate="failed")

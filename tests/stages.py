@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline.pass_runner import Committed
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, PassResult
-from pipeline.store.committed import Committed
+from pipeline.store.build_json import Cost, Result
 from pipeline.store.partitions import reading
 
 
@@ -40,7 +40,7 @@ def run_noted(build: Build, *names: str) -> None:
 
     Noted before the report, which shows it, and in the end: to write it after each pass is a quarter of all the work.
     """
-    results: list[PassResult] = []
+    results: list[Result] = []
     build_json.note(build)
     build.store.check()
     build.store.begin(build)
@@ -50,6 +50,6 @@ def run_noted(build: Build, *names: str) -> None:
                 build_json.note(build, *results)
             run_stage(build, name)
             done = len(build.stage(name).partitions())
-            results.append(PassResult(name, False, done, done, 0.0, {}, Cost()))
+            results.append(Result(name, False, done, done, 0.0, {}, Cost()))
     finally:
         build_json.note(build, *results)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from data_specs.build import BuildSpec
     from data_specs.shard import Manifest
     from pipeline.store.build import Build
-    from pipeline.store.build_json import StageResult
+    from pipeline.store.build_json import Result
 
 MOST_HOSTS = 10
 """Hosts that `status` shows; --json has all."""
@@ -77,7 +77,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     build = _opened_to_write(args)
     started = time.monotonic()
     with joined(args.address):
-        results: list[StageResult] = []
+        results: list[Result] = []
         last = "report" if until == "publish" else until
         with Bars() as bars:
             options = {"address": args.address, "workers": args.workers, "crawls": not args.no_crawl}
@@ -186,7 +186,7 @@ def released(build: Build) -> dict[str, Any]:
     }
 
 
-def _funnel(results: list[StageResult]) -> Table:
+def _funnel(results: list[Result]) -> Table:
     """A row for each stage that has partitions."""
     table = table_of("funnel", "stage", "seen", "kept", "dropped", "known", "partitions run", "seconds")
     for r in results:
@@ -221,7 +221,7 @@ def _show_input(build: Build) -> dict[str, Any]:
     return {name: account.as_json() for name, account in found.items()}
 
 
-def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, Any]]:
+def _show_reasons(build: Build, results: list[Result]) -> list[dict[str, Any]]:
     """Show the most frequent drop reasons of each stage, with examples; returned for --json."""
     from pipeline.report.funnel import top_reasons
 

@@ -23,7 +23,7 @@ from pipeline import observe
 from pipeline.urls import shown
 
 if TYPE_CHECKING:
-    from pipeline.store.build_json import StageResult
+    from pipeline.store.build_json import Result
     from pipeline.store.progress import Figures
 
 log = logging.getLogger("wenlan")
@@ -139,7 +139,7 @@ class Bars:
         else:
             say(f"{what:8} started, {time.monotonic() - began:.1f} s")
 
-    def done(self, result: StageResult) -> None:
+    def done(self, result: Result) -> None:
         """Shows the result of a stage; nothing of one without partitions."""
         if not result.partitions:
             return

@@ -36,7 +36,7 @@ from pipeline.store.build import Build, Earlier
 from pipeline.store.commits import Record
 from pipeline.store.partitions import StageDir
 from pipeline.store.progress import Figures, Ran, counts_of, figures
-from pipeline.store.stage import Pass, Stages
+from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.urls import without_userinfo
 
@@ -84,27 +84,19 @@ class Result:
     funnel: dict[str, int]
     cost: Cost
 
-
-class PassResult(Result):
-    """The result of a pass."""
-
     @staticmethod
-    def of(own: Pass, build: Build, records: Iterable[Record], ran: int = -1, seconds: float = 0.0) -> PassResult:
+    def of(name: str, records: Iterable[Record], ran: int = -1, seconds: float = 0.0) -> Result:
         """The result of a pass from its records. ran: partitions that this run has done; -1 for a finished pass."""
         partitions, counts, cost = 0, Counter[str](), Cost()
         for record in records:
             partitions, cost = partitions + 1, cost + Cost.of([record])
             counts.update(record.counts)
-        return PassResult(own.name, ran < 0, partitions, max(ran, 0), round(seconds, 2), dict(counts), cost)
-
-
-class StageResult(Result):
-    """The result of a stage: its passes together, with the counts of the last one, which decides."""
+        return Result(name, ran < 0, partitions, max(ran, 0), round(seconds, 2), dict(counts), cost)
 
     @staticmethod
-    def of(name: str, passes: Sequence[PassResult]) -> StageResult:
-        """The result of a stage from those of its passes, at least one."""
-        return StageResult(
+    def of_stage(name: str, passes: Sequence[Result]) -> Result:
+        """The result of a stage from those of its passes, at least one: the last one, which decides, has its counts."""
+        return Result(
             name,
             all(own.skipped for own in passes),
             sum(own.partitions for own in passes),
@@ -113,6 +105,15 @@ class StageResult(Result):
             passes[-1].funnel,
             sum((own.cost for own in passes), Cost()),
         )
+
+    def noted(self) -> dict[str, Any]:
+        """The figures as build.json has them."""
+        return {
+            "partitions": self.partitions,
+            "funnel": self.funnel,
+            "seconds": self.seconds,
+            "cost": dataclasses.asdict(self.cost),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,7 @@ def reads_of(known: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def note(build: Build, *results: PassResult, running: Running | None = None) -> None:
+def note(build: Build, *results: Result, running: Running | None = None) -> None:
     """Writes build.json: the results of passes, or which pass runs now. What it holds already is not written again.
 
     Passes of other fingerprints are left out, so that a reopened build never mixes old results with new ones.
@@ -239,13 +240,9 @@ def note(build: Build, *results: PassResult, running: Running | None = None) -> 
         before = passes.get(result.name, {}) if result.skipped else {}  # when it ran
         if before and not result.partitions:
             continue  # a working pass, whose records are deleted
-        passes[result.name] = {
-            "fingerprint": build.fingerprints[result.name],
-            "partitions": result.partitions,
-            "funnel": result.funnel,
-            "seconds": before.get("seconds", 0.0) if result.skipped else result.seconds,
-            "cost": dataclasses.asdict(result.cost),
-        }
+        seconds = before.get("seconds", 0.0) if result.skipped else result.seconds
+        fingerprint = build.fingerprints[result.name]
+        passes[result.name] = {"fingerprint": fingerprint, **result.noted(), "seconds": seconds}
     passes = {name: passes[name] for name in build.passes if name in passes}  # in the order they run in
     noted = {
         "version": VERSION,
@@ -280,14 +277,12 @@ def _by_stage(build: Build, passes: Mapping[str, Any]) -> dict[str, Any]:
         own = [own.name for own in stage.passes if own.name in build.passes]
         if not own or not set(own) <= passes.keys():
             continue
-        noted = [passes[each] for each in own]
-        stages[name] = {
-            "fingerprint": noted[-1]["fingerprint"],
-            "partitions": sum(each["partitions"] for each in noted),
-            "funnel": noted[-1]["funnel"],
-            "seconds": round(sum(each["seconds"] for each in noted), 2),
-            "cost": dataclasses.asdict(sum((Cost(**each["cost"]) for each in noted), Cost())),
-        }
+        results = [
+            Result(each, False, noted["partitions"], 0, noted["seconds"], noted["funnel"], Cost(**noted["cost"]))
+            for each, noted in ((each, passes[each]) for each in own)
+        ]
+        fingerprint = passes[own[-1]]["fingerprint"]
+        stages[name] = {"fingerprint": fingerprint, **Result.of_stage(name, results).noted()}
     return stages
 
 
@@ -394,7 +389,7 @@ def now() -> str:
 
 def _figures(build: Build, directory: StageDir, running: Running, alive: bool | None) -> Figures:
     """Figures of the running pass; for a build that was killed, without what its last pulses said."""
-    so_far = PassResult.of(build.passes[running.name], build, directory.records())
+    so_far = Result.of(running.name, directory.records())
     since = datetime.datetime.fromisoformat(running.since)
     seconds = max(0.0, (datetime.datetime.now(datetime.UTC) - since).total_seconds())  # the clock may be set
     ran = Ran(0 if alive is False else so_far.partitions - running.committed_before, seconds)

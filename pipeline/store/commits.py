@@ -2,6 +2,9 @@
 
 Files carry the attempt in their name, so that an attempt that was killed leaves only files that no record names, and
 two attempts at one partition cannot mix.
+
+A record holds a summary of the partition's decisions (`DecisionCounts`): a page that shows a build needs these few
+numbers first (`pipeline.studio.catalog`), so that a build of ten million candidates opens without reading one of them.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -25,10 +29,9 @@ from pydantic import BaseModel, ConfigDict
 from data_specs.storage.whole_files import sha256_of
 from pipeline.decisions import Decision, decision_rows
 from pipeline.files.folder import Folder
-from pipeline.files.parquet import write_parquet
+from pipeline.files.parquet import read_parquet, write_parquet
 from pipeline.memory import begin_peak, peak_bytes
 from pipeline.records import USERINFO
-from pipeline.store.decision_counts import DecisionCounts, count_decisions
 
 DECISIONS = "decisions.parquet"
 """Suffix of a partition's decisions, in every stage that drops something."""
@@ -54,6 +57,46 @@ class FileRef(BaseModel):
     name: str
     bytes: int
     sha256: str
+
+
+class Fate(NamedTuple):
+    """Key by which decisions are counted."""
+
+    subject: str
+    source: str
+    stage: str
+    kept: bool
+    reason: str
+
+
+FATE_COLUMNS = list(Fate._fields)
+
+
+class DecisionCounts(BaseModel):
+    """Decisions of one partition, counted when they are written. of: sha256 of the file of decisions, where a takedown
+    may put another in its place. rows: fates, each with how many decisions have it."""
+
+    model_config = ConfigDict(frozen=True)
+    of: str
+    rows: tuple[tuple[Fate, int], ...]
+
+    @property
+    def counts(self) -> Counter[Fate]:
+        """The same by fate."""
+        return Counter(dict(self.rows))
+
+
+def count_decisions(path: Path, sha256: str) -> DecisionCounts:
+    """Counts the decisions of a file on this disk, by fate."""
+    return DecisionCounts(of=sha256, rows=tuple(sorted(count(read_parquet(path, FATE_COLUMNS)).items())))
+
+
+def count(decisions: pa.Table) -> Counter[Fate]:
+    """Decisions by fate; the table has FATE_COLUMNS."""
+    grouped = decisions.select(FATE_COLUMNS).group_by(FATE_COLUMNS).aggregate([([], "count_all")]).to_pydict()
+    return Counter(
+        {Fate(*values): n for *values, n in zip(*(grouped[name] for name in (*FATE_COLUMNS, "count_all")), strict=True)}
+    )
 
 
 class Record(BaseModel):

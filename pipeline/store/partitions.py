@@ -39,8 +39,7 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import SMALL, Folder
 from pipeline.files.parquet import read_parquet
 from pipeline.records import USERINFO
-from pipeline.store.commits import APART, DECISIONS, MARK, Attempt, FileRef, Record, file_name
-from pipeline.store.decision_counts import count_decisions
+from pipeline.store.commits import APART, DECISIONS, MARK, Attempt, FileRef, Record, count_decisions, file_name
 
 _ANEW = "delete the stage's folder to rebuild it"
 """Advice for a damaged file."""

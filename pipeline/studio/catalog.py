@@ -1,8 +1,7 @@
 """The catalog: every candidate of a place, counted, chosen, searched and listed without reading it into memory.
 
 What is shown first comes from the build's records alone, which say how many decisions of each kind there are
-(`pipeline.store.decision_counts`), and from the row groups of the first page: ten million candidates open as a
-thousand do.
+(`pipeline.store.commits`), and from the row groups of the first page: ten million candidates open as a thousand do.
 Beyond that DuckDB queries the Parquet files that the records name, column by column.
 
 A candidate's place is a number, `pos`: the number of its file (what was kept first, then what each stage dropped, from

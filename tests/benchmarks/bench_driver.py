@@ -38,10 +38,9 @@ from harness import Figure, at_most, quick, report
 
 from data_specs.build import BuildSpec
 from pipeline import cluster, run
+from pipeline.pass_runner import EVERY
 from pipeline.store.build import Build
-from pipeline.store.commits import FileRef, Record
-from pipeline.store.committed import EVERY
-from pipeline.store.decision_counts import DecisionCounts, Fate
+from pipeline.store.commits import DecisionCounts, Fate, FileRef, Record
 from pipeline.store.partitions import StageDir
 from pipeline.store.stage import Pass, Stage
 from pipeline.store.store import Store

@@ -186,7 +186,7 @@ def _facets(studio: Asker) -> Iterator[tuple[float, str]]:
 def made(folder: Path, count: int) -> None:
     """Write a build of `count` candidates, with everything up to the shards."""
     from pipeline.store import build_json
-    from pipeline.store.build_json import Cost, StageResult
+    from pipeline.store.build_json import Cost, Result
 
     build = begun(folder)
     pictures = noise(8, 80, 70)
@@ -199,7 +199,7 @@ def made(folder: Path, count: int) -> None:
     build_json.note(build)
     for name in build.stages:
         build.stage(name).finish(build.stage(name).partitions(), build.passes[name].version)
-        build_json.note(build, StageResult(name, False, parts, parts, 0.0, {}, Cost()))
+        build_json.note(build, Result(name, False, parts, parts, 0.0, {}, Cost()))
 
 
 def _hexes(names: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from pipeline.publish import release
 from pipeline.stages import crawl
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, PassResult
+from pipeline.store.build_json import Cost, Result
 from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, Identities
 from tests.drawn import rectangles
 
@@ -67,7 +67,7 @@ def test_builds_of_one_day_have_snapshots_of_their_own_and_a_folder_keeps_its(tm
 
 def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_path):
     path, out = spec(tmp_path), str(tmp_path / "out")
-    results = [PassResult(name, False, 1, 1, 0.1, {}, Cost()) for name in ("crawl", "extract")]
+    results = [Result(name, False, 1, 1, 0.1, {}, Cost()) for name in ("crawl", "extract")]
     build = opening.open_build(load(path), out, snapshot="s")
     for result in results:
         build_json.note(build, result)

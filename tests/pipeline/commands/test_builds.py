@@ -16,7 +16,7 @@ from pipeline.commands.builds import _funnel, released
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.store import build_json
-from pipeline.store.build_json import Cost, StageResult
+from pipeline.store.build_json import Cost, Result
 from tests.drawn import picture
 from tests.places import SPECS
 
@@ -192,8 +192,8 @@ def test_the_status_of_a_build_whose_manifest_is_damaged_says_so_and_what_to_do(
 def test_the_funnel_has_a_line_for_each_stage_that_had_work() -> None:
     counts = {"seen": 1_200, "kept": 1_000, "dropped": 200}
     results = [
-        StageResult("filter", False, 4, 4, 1.0, counts, Cost()),
-        StageResult("dedup", True, 4, 0, 0.0, {"seen": 1_000, "kept": 1_000, "dropped": 0}, Cost()),
+        Result("filter", False, 4, 4, 1.0, counts, Cost()),
+        Result("dedup", True, 4, 0, 0.0, {"seen": 1_000, "kept": 1_000, "dropped": 0}, Cost()),
     ]
     table = _funnel(results)
     rows = list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))

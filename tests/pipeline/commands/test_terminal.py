@@ -14,7 +14,7 @@ from pipeline.commands import terminal
 from pipeline.commands.terminal import MAX_CELL, Bars, say, show, table_of
 from pipeline.pulse import Beat
 from pipeline.stages import STAGES
-from pipeline.store.build_json import Cost, StageResult
+from pipeline.store.build_json import Cost, Result
 from pipeline.store.progress import Ran, figures
 from tests.places import ROOT
 
@@ -48,8 +48,8 @@ def test_a_long_stage_says_now_and_then_how_far_it_is(
         bars.update(figures(stage, 3, 1, {"images": 38, "failed": 2, "dropped": 2}, [beat], Ran(1, 20.0)))
         line = "fetch    58%, 70 images, 4 failed, 900 B/s, 1 of 3 partitions, 14 s left\n"
         assert capsys.readouterr().err == line
-        bars.done(StageResult("fetch", False, 3, 2, 1.25, {}, Cost()))
-        bars.done(StageResult("measure", True, 3, 0, 0.0, {}, Cost()))
+        bars.done(Result("fetch", False, 3, 2, 1.25, {}, Cost()))
+        bars.done(Result("measure", True, 3, 0, 0.0, {}, Cost()))
     assert capsys.readouterr().err == "fetch    2 of 3 partitions, 1.2 s\nmeasure  already done, 0.0 s\n"
 
 
@@ -74,9 +74,9 @@ def test_a_terminal_shows_every_figure_however_narrow_it_is(width: int, monkeypa
         with bars.starting("Ray"):
             pass
         bars.update(figures(STAGES["crawl"].main, 2, 0, {}, [beat], Ran(0, 60.0)))
-        bars.done(StageResult("extract", True, 3, 0, 0.0, {}, Cost()))
+        bars.done(Result("extract", True, 3, 0, 0.0, {}, Cost()))
         bars.update(figures(STAGES["dedup"].passes[0], 0, 0, {}, [], Ran(0, 0.0)))
-        bars.done(StageResult("curate", False, 0, 0, 0.0, {}, Cost()))
+        bars.done(Result("curate", False, 0, 0, 0.0, {}, Cost()))
     words = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).split())
     for figure in ("Ray", "started", "300 pages", "4,000 images", "12 failed", "123 kB/s", "1,234 in the"):
         assert figure.split()[0] in words, figure

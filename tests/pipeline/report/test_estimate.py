@@ -37,9 +37,9 @@ def published(make_build: Callable[..., Build]) -> Callable[..., Build]:
         Path(build.out).mkdir()
         for stage, funnel in funnels.items():
             cost = Cost(2 * cpu, cpu, 0.5, 4_000, 700_000_000 if stage == "admit" else 1_000)
-            build_json.note(build, build_json.PassResult(stage, False, 2, 2, 1.0, funnel, cost))
+            build_json.note(build, build_json.Result(stage, False, 2, 2, 1.0, funnel, cost))
         for name in ("admit.sort", "shard.plan"):
-            build_json.note(build, build_json.PassResult(name, False, 0, 0, 0.0, {}, Cost()))
+            build_json.note(build, build_json.Result(name, False, 0, 0, 0.0, {}, Cost()))
         build.store.register(build, 0)
         return build
 

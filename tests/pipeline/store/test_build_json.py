@@ -19,7 +19,7 @@ from pipeline.records import Candidate, candidate_rows
 from pipeline.stages import fetch
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, PassResult, Running
+from pipeline.store.build_json import Cost, Result, Running
 from pipeline.store.commits import on_gpu, timed
 
 
@@ -84,9 +84,9 @@ def test_costs_are_those_of_all_partitions_and_add_up(build):
     assert cost.bytes == 200
     assert cost.seconds == pytest.approx(sum(r.seconds for r in records), abs=0.002)
     assert cost.gpu_seconds == 2.5
-    build_json.note(build, PassResult("fetch.recheck", False, 0, 0, 0.0, {}, Cost()))
+    build_json.note(build, Result("fetch.recheck", False, 0, 0, 0.0, {}, Cost()))
     for name in ("crawl", "fetch"):
-        build_json.note(build, PassResult(name, False, 2, 2, 1.0, {"kept": 4}, Cost(2.0, 1.5, 1.0, 200, 9)))
+        build_json.note(build, Result(name, False, 2, 2, 1.0, {"kept": 4}, Cost(2.0, 1.5, 1.0, 200, 9)))
     known = build.folder.read_json("build.json")
     assert known["stages"]["fetch"]["cost"] == asdict(Cost(2.0, 1.5, 1.0, 200, 9))
     assert known["cost"] == asdict(Cost(4.0, 3.0, 2.0, 400, 9)), "memory is that of the largest worker"
@@ -95,7 +95,7 @@ def test_costs_are_those_of_all_partitions_and_add_up(build):
 
 def test_what_build_json_holds_already_is_not_written_again(build):
     """In an object store each writing is a request, and a build notes every stage."""
-    result = PassResult("crawl", False, 1, 1, 1.0, {"kept": 4}, Cost())
+    result = Result("crawl", False, 1, 1, 1.0, {"kept": 4}, Cost())
     build_json.note(build, result)
     file = Path(build.out) / "build.json"
     first = file.stat()

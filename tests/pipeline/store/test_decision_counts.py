@@ -12,8 +12,7 @@ import pytest
 
 from pipeline.decisions import DECISION_SCHEMA
 from pipeline.files.folder import Folder
-from pipeline.store.commits import DECISIONS, Record
-from pipeline.store.decision_counts import Fate
+from pipeline.store.commits import DECISIONS, Fate, Record
 from pipeline.store.partitions import StageDir
 
 FATES = [("candidate", "s1", True, ""), ("candidate", "s2", False, "near_image"), ("capture", "s1", False, "opt_out")]

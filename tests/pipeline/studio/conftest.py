@@ -22,7 +22,7 @@ from pipeline.report.hidden_content import HIDDEN
 from pipeline.stages import STAGES, report
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, PassResult
+from pipeline.store.build_json import Cost, Result
 from pipeline.store.store import Store
 from tests.places import ROOT
 from tests.stages import run_stage
@@ -38,7 +38,7 @@ def noted(build: Build) -> Build:
         if not directory.finished():
             directory.finish(directory.partitions(), own.version)
         done = len(directory.partitions())
-        build_json.note(build, PassResult(name, False, done, done, 0.0, {}, Cost()))
+        build_json.note(build, Result(name, False, done, done, 0.0, {}, Cost()))
     return build_json.reopen(build.out, STAGES)
 
 

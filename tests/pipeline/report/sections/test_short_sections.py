@@ -25,7 +25,7 @@ from pipeline.stages import STAGES
 from pipeline.stages.admit import admit
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, PassResult
+from pipeline.store.build_json import Cost, Result
 from pipeline.store.commits import DECISIONS
 from tests.fetched import begun
 
@@ -204,7 +204,7 @@ def test_a_stage_costs_what_its_passes_cost_also_when_their_records_are_deleted(
             attempt.path("bin").write_bytes(bytes(1_000))
             attempt.commit({})
         records = list(build.stage(name).records())
-        build_json.note(build, PassResult(name, False, 1, 1, 1.5, {}, Cost.of(records)))
+        build_json.note(build, Result(name, False, 1, 1, 1.5, {}, Cost.of(records)))
     [before] = stage_costs(build)
     found = before["partitions"], before["bytes"], before["wall_seconds"]
     assert found == (len(names), 1_000 * len(names), 1.5 * len(names))

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import run
+from pipeline import pass_runner, run
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.store import committed
+from pipeline.pass_runner import Committed
 from pipeline.store.commits import Record
-from pipeline.store.committed import Committed
 from pipeline.store.partitions import StageDir
 
 NAMES = [f"{number:03d}" for number in range(7)]
@@ -61,7 +60,7 @@ def test_the_records_of_a_finished_stage_are_read_from_one_file(stage: StageDir,
 def test_a_driver_that_is_killed_leaves_few_records_to_be_read_one_by_one(
     stage: StageDir, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committed, "EVERY", 3)
+    monkeypatch.setattr(pass_runner, "EVERY", 3)
     driver = Committed(stage)
     records = [driver.add(commit(stage, name).model_dump_json()) for name in NAMES]
     assert sorted(stage.partitions()) == NAMES
