@@ -203,9 +203,9 @@ class Data:
         >>> wenlan.open("builds/1").splits
         {'train': 21, 'dev': 1, 'val': 2}
         """
-        from pipeline.report import gallery
+        from pipeline.store.dataset import samples_by_split
 
-        return gallery.counts(self._frames)
+        return samples_by_split(shard for _, shard in self._frames.shards)
 
     @property
     def detectors(self) -> tuple[str, ...]:

@@ -53,11 +53,11 @@ from pipeline.store.host_marks import (
     with_host,
 )
 from pipeline.store.images import partition_images, read_images
-from pipeline.store.pairs import count_before, reads_before, tables_before
+from pipeline.store.pairs import PAIRS, judge_names, pairs_before, pass_name, reads_before
 from pipeline.store.stage import Pass, PassFile
 from pipeline.unreadable import OURS, evidence
 
-PAIRS = 10_000
+PAIRS_PER_PART = 10_000
 """Pairs for one partition of hosts; a hundred times as many make ten."""
 
 Samples = dict[Group, list[tuple[str, str]]]
@@ -74,7 +74,8 @@ def _hosts_token(build: Build) -> Any:
 
 
 def _hosts(build: Build) -> list[str]:
-    of = math.ceil(math.sqrt(count_before(build, "watermark") / PAIRS)) or 1
+    last = [PAIRS, *map(pass_name, judge_names(build, "watermark"))][-1]  # whose counts say what reaches this judge
+    of = math.ceil(math.sqrt(build.counted(last, "kept") / PAIRS_PER_PART)) or 1
     return [f"hosts-{number:05d}-{of:05d}" for number in range(of)]
 
 
@@ -117,8 +118,8 @@ def _samples(build: Build, options: Watermark, number: int, of: int) -> tuple[di
 
 def _host_rows(build: Build, number: int, of: int, columns: list[str]) -> Iterator[pa.Table]:
     """The pairs of a partition's hosts, with a column `host`, a file at a time."""
-    for table in tables_before(build, columns, "watermark"):
-        rows = with_host(table)
+    for partition in build.stage(PAIRS).partitions():
+        rows = with_host(pairs_before(build, partition, "watermark", columns))
         own = [host for host in pc.unique(rows["host"]).to_pylist() if bucket_of(host, of) == number]
         yield rows.filter(pc.is_in(rows["host"], pa.array(own, pa.string())))
 

@@ -21,7 +21,6 @@ from data_specs.build import BuildSpec
 from data_specs.shard import (
     MANIFEST,
     SCHEMA_VERSION,
-    SPLITS,
     ContractError,
     FileDigest,
     Manifest,
@@ -39,7 +38,7 @@ from pipeline.publish import card
 from pipeline.records import rfc3339
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.dataset import manifest_in
+from pipeline.store.dataset import manifest_in, samples_by_split
 from pipeline.store.releases import Releases
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
@@ -405,7 +404,7 @@ def _composed(
         spec_digest=parts[-1][0].spec_digest,
         content_digest=content_digest(shards),
         created_at=rfc3339(),
-        samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
+        samples=samples_by_split(shards),
         detectors=tuple(d for d in newest.detectors if all(d in shard.regions for shard in shards)),
         shards=tuple(shards),
         accepted=newest.accepted,

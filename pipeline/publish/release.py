@@ -46,7 +46,7 @@ from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store import build_json
 from pipeline.store.build import RELEASES, Build, shard_files
 from pipeline.store.commits import Record
-from pipeline.store.dataset import manifest_in
+from pipeline.store.dataset import manifest_in, samples_by_split
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import remembering
 
@@ -223,7 +223,7 @@ def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> 
         spec_digest=build.spec.digest,
         content_digest=content_digest(shards),
         created_at=rfc3339(),
-        samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
+        samples=samples_by_split(shards),
         detectors=detectors,
         shards=tuple(shards),
         accepted=accepted,

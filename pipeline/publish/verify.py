@@ -38,7 +38,7 @@ from pipeline.publish.shard_content import (
     row_faults,
     tar_faults,
 )
-from pipeline.store.dataset import Dataset
+from pipeline.store.dataset import Dataset, samples_by_split
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
 
@@ -104,13 +104,10 @@ class _AcrossShards:
 
 def _manifest_faults(manifest: Manifest) -> Iterator[str]:
     """Yields contradictions of the manifest, and files that it names outside the shard folder."""
-    samples = Counter[str]()
-    for shard in manifest.shards:
-        samples[shard.split] += shard.samples
-    for split in SPLITS:
+    for split, samples in samples_by_split(manifest.shards).items():
         total = manifest.samples.get(split, 0)
-        if samples[split] != total:
-            yield f"manifest.json: the {split} shards have {samples[split]:,} samples, but the total is {total:,}"
+        if samples != total:
+            yield f"manifest.json: the {split} shards have {samples:,} samples, but the total is {total:,}"
     if content_digest(manifest.shards) != manifest.content_digest:
         yield "manifest.json: content_digest does not match the tars"
     paths = Counter((shard.build, file.path) for shard in manifest.shards for file in _files(shard))

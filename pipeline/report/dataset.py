@@ -18,10 +18,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_specs.shard import SPLITS, ShardFiles
+from data_specs.shard import ShardFiles
 from pipeline.report import drift, state
 from pipeline.report.words import VOCABULARY, ranked
 from pipeline.store.build import Build
+from pipeline.store.dataset import samples_by_split
 
 DOMAINS = 200
 """Hosts that report.json lists; the page shows the first of them."""
@@ -99,23 +100,17 @@ def earlier_release(build: Build) -> EarlierRelease | None:
     if number not in releases.numbers():
         return EarlierRelease(number, "", build.generation, ())
     manifest = releases.read(number)
-    shards: dict[str, list[ShardFiles]] = {}
-    for shard in manifest.shards:
-        shards.setdefault(shard.build, []).append(shard)
     parts = (
-        EarlierBuild(own.build_id, own.snapshot, own.out, tuple(shards.get(own.build_id, ())))
+        EarlierBuild(own.build_id, own.snapshot, own.out, tuple(s for s in manifest.shards if s.build == own.build_id))
         for own in manifest.builds
     )
     return EarlierRelease(number, manifest.created_at, manifest.generation, tuple(parts))
 
 
-def totals(shards: Iterable[ShardFiles]) -> Values:
+def totals(shards: Sequence[ShardFiles]) -> Values:
     """Samples by split, shards and the bytes of their tars."""
-    samples, count, size = dict.fromkeys(SPLITS, 0), 0, 0
-    for shard in shards:
-        samples[shard.split] += shard.samples
-        count, size = count + 1, size + shard.tar.bytes
-    return {"samples": samples, "all": sum(samples.values()), "shards": count, "bytes": size}
+    samples, size = samples_by_split(shards), sum(shard.tar.bytes for shard in shards)
+    return {"samples": samples, "all": sum(samples.values()), "shards": len(shards), "bytes": size}
 
 
 def total_of(reports: Sequence[Values], name: str) -> Values:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import Counter
 from typing import TYPE_CHECKING
 
-from data_specs.shard import SPLITS
 from pipeline.pictures.decode import MAX_PIXELS
 from pipeline.report.page import environment
 from pipeline.report.pictures import thumbnail
+from pipeline.store.dataset import samples_by_split
 from pipeline.store.frames import Frames
 from pipeline.store.samples import Samples, Stored
 
@@ -40,13 +39,6 @@ def picture(stored: Stored, boxes: bool = False) -> PIL.Image.Image:
     return image
 
 
-def counts(frames: Frames) -> dict[str, int]:
-    samples: Counter[str] = Counter()
-    for _, shard in frames.shards:
-        samples[shard.split] += shard.samples
-    return {split: samples[split] for split in SPLITS}
-
-
 def title(frames: Frames) -> tuple[str, str]:
     """Names a dataset, in a line of English and of Chinese."""
     manifest = frames.dataset.manifest if frames.dataset is not None else None
@@ -65,13 +57,11 @@ def html(frames: Frames) -> str:
     for stored in Samples(frames, takedowns=frames.takedowns).first(SHOWN):
         small = thumbnail(stored.image, SIDE, MAX_PIXELS, stored.key)
         uri = "data:image/jpeg;base64," + base64.b64encode(small[0]).decode() if small is not None else ""
-        cards.append({"key": stored.key, "uri": uri, "text": _shorten(stored.text), "split": stored.row["split"]})
-    facts = {"title": title(frames)[0], "place": frames.place, "detectors": frames.detectors, "counts": counts(frames)}
+        text = stored.text if len(stored.text) <= TEXT else stored.text[: TEXT - 1] + "…"
+        cards.append({"key": stored.key, "uri": uri, "text": text, "split": stored.row["split"]})
+    counts = samples_by_split(shard for _, shard in frames.shards)
+    facts = {"title": title(frames)[0], "place": frames.place, "detectors": frames.detectors, "counts": counts}
     return str(environment({}).from_string(_HTML).render(**facts, cards=cards))
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= TEXT else text[: TEXT - 1] + "…"
 
 
 _HTML = """<div class="wenlan"><p><b>{{ title }}</b><br><code>{{ place }}</code></p>

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from data_specs.shard import SPLITS
 from pipeline.store.build import Build
 from pipeline.store.commits import Record
-from pipeline.store.pairs import SURVIVORS, survivor_records, survivors
+from pipeline.store.pairs import PAIRS, SELECTION, SURVIVORS, survivors
 from pipeline.store.partitions import read_at_once
 from pipeline.store.stage import Pass, no_partitions, no_run
 
@@ -93,7 +93,7 @@ def _cuts(build: Build, split: str) -> Iterator[Cut]:
 
 def _sizes(build: Build, split: str) -> Iterator[tuple[Record, npt.NDArray[np.int64]]]:
     """Records of what is packed, in order, with the fetched bytes of each row of the split where they are asked for."""
-    records = survivor_records(build)
+    records = build.records(SELECTION if SELECTION in build.passes else PAIRS)
     if not build.spec.shards.bytes_per_shard:
         yield from ((record, np.empty(0, np.int64)) for record in records)
         return

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_specs.release import LATEST, open_manifest
-from data_specs.shard import MANIFEST, ContractError, FileDigest, Manifest, ShardFiles, parse_manifest
+from data_specs.shard import MANIFEST, SPLITS, ContractError, FileDigest, Manifest, ShardFiles, Split, parse_manifest
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, read_url
 from pipeline.store import build_json
@@ -18,6 +18,14 @@ def manifest_in(shards: Folder) -> Manifest | None:
     """The manifest in a folder of shards; None if missing. Raises ContractError for one that cannot be read."""
     data = shards.find(MANIFEST)
     return None if data is None else parse_manifest(data, shards.at(MANIFEST))
+
+
+def samples_by_split(shards: Iterable[ShardFiles]) -> dict[Split, int]:
+    """Number of samples of each split, of those without any too."""
+    samples = dict.fromkeys(SPLITS, 0)
+    for shard in shards:
+        samples[shard.split] += shard.samples
+    return samples
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,11 @@ class Dataset:
         """
         folder = Folder(str(place))
         if folder.url.endswith(".json") or folder.exists(LATEST):
-            return Dataset._released(folder.url)
+            try:
+                path, manifest = open_manifest(folder.url, read_url)
+            except (FileNotFoundError, StoreError) as e:
+                raise ContractError(f"{folder.url}: cannot be read; not a dataset") from e
+            return Dataset(Folder(path.rpartition("/")[0]), manifest, path=path)
         in_build = folder.exists(f"shards/{MANIFEST}") or folder.exists("build.json")
         shards = folder / "shards" if in_build else folder
         try:
@@ -49,14 +61,6 @@ class Dataset:
             raise ContractError(f"{e}; a build without a manifest is not a dataset") from None
         path = shards.at(MANIFEST)
         return Dataset(shards, parse_manifest(data, path), folder if in_build else None, path)
-
-    @staticmethod
-    def _released(place: str) -> Dataset:
-        try:
-            path, manifest = open_manifest(place, read_url)
-        except (FileNotFoundError, StoreError) as e:
-            raise ContractError(f"{place}: cannot be read; not a dataset") from e
-        return Dataset(Folder(path.rpartition("/")[0]), manifest, path=path)
 
     @property
     def store(self) -> str:

@@ -6,7 +6,7 @@ Survivors are the pairs that every judge kept; `detect` and `shard` go on with t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from data_specs.shard import PAIR_SCORE
 from pipeline.errors import StoreError
 from pipeline.records import DEDUP_SCHEMA
 from pipeline.store.build import Build
-from pipeline.store.commits import REMOVED_LATER, ROWS_DIGEST, Record
+from pipeline.store.commits import REMOVED_LATER, ROWS_DIGEST
 
 JUDGES = ("screen", "watermark", "pair_score", "semantic_dedup", "balance")
 """Names of all judges, in the order in which they are asked."""
@@ -73,40 +73,17 @@ def pairs_before(build: Build, partition: str, judge: str, columns: list[str] | 
     return _with_scores(build, partition, columns, reaching(build, partition, judge))
 
 
-def count_before(build: Build, judge: str) -> int:
-    """Number of pairs of a build that reach a judge."""
-    names = judge_names(build, judge)
-    counts = (record.counts["kept"] for record in build.stage(pass_name(names[-1]) if names else PAIRS).records())
-    return sum(counts)
-
-
-def tables_before(build: Build, columns: list[str], judge: str) -> Iterator[pa.Table]:
-    """The pairs that reach a judge, a partition at a time."""
-    for partition in build.stage(PAIRS).partitions():
-        yield pairs_before(build, partition, judge, columns)
-
-
 def survivors(build: Build, partition: str, columns: list[str] | None = None) -> pa.Table:
     """The pairs of a partition that go on: rows of DEDUP_SCHEMA, with their score where the spec asks for scores."""
     if columns is None and build.spec.pair_score is not None:
         columns = [*DEDUP_SCHEMA.names, PAIR_SCORE.name]
-    return _with_scores(build, partition, columns, _selection_mask(build, partition))
-
-
-def survivor_records(build: Build) -> list[Record]:
-    """Records whose counts say how many pairs of each split and partition go on."""
-    return list(build.stage(SELECTION if SELECTION in build.passes else PAIRS).records())
+    mask = np.asarray(columns_of(build, SELECTION, partition)["kept"]) if SELECTION in build.passes else None
+    return _with_scores(build, partition, columns, mask)
 
 
 def primary_texts(rows: pa.Table) -> list[str]:
     texts: list[str] = pc.struct_field(pc.list_element(rows["texts"], 0), "text").to_pylist() if rows.num_rows else []
     return texts
-
-
-def _selection_mask(build: Build, partition: str) -> Mask | None:
-    if SELECTION not in build.passes:
-        return None
-    return np.asarray(columns_of(build, SELECTION, partition)["kept"])
 
 
 def _with_scores(build: Build, partition: str, columns: Sequence[str] | None, mask: Mask | None) -> pa.Table:

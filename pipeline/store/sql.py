@@ -297,13 +297,12 @@ def _removed(sources: _Sources) -> str:
 
 
 def _pairs(sources: _Sources) -> str:
-    own = f"{sources.pairs(SELECTION)} WHERE kept" if sources.has(SELECTION) else _dedup(sources)
+    if sources.has(SELECTION):
+        own = f"{sources.pairs(SELECTION)} WHERE kept"
+    else:
+        own = sources.pairs() if sources.has(PAIRS) else sources.files((), DEDUP_SCHEMA)
     measures = ", ".join(name for name in FEATURE_SCHEMA.names if name not in LOOKS)
     return f"SELECT candidate_id, texts[1].text AS text, {measures} FROM {own}"
-
-
-def _dedup(sources: _Sources) -> str:
-    return sources.pairs() if sources.has(PAIRS) else sources.files((), DEDUP_SCHEMA)
 
 
 def _scored(sources: _Sources) -> str:

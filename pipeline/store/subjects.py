@@ -99,7 +99,8 @@ def exactly(named: str, builds: Sequence[Build]) -> Subject:
         if len(begun) > 1 and not subject.images:
             raise SpecError([f"{named}: ambiguous, {len(begun)} images match; give more digits"])
         if not begun and not subject.images:
-            raise PipelineError(named, f"{_counted(builds)} no key, ID or sha256 with this prefix")
+            have = f"{len(builds):,} builds have" if len(builds) != 1 else f"build {builds[0].build_id} has"
+            raise PipelineError(named, f"{have} no key, ID or sha256 with this prefix")
         subject = replace(subject, fetch_ids=frozenset(begun))
     if not subject.hashes:
         raise PipelineError(named, f"no match; looked up as {subject.tried}")
@@ -178,7 +179,3 @@ def _begins_with(prefix: str, builds: Sequence[Build]) -> set[str]:
                 begins = pc.or_(pc.starts_with(rows[column], prefix), pc.starts_with(rows["fetch_id"], prefix))
                 found |= set(rows.filter(begins)["fetch_id"].to_pylist())
     return found - {""}
-
-
-def _counted(builds: Sequence[Build]) -> str:
-    return f"{len(builds):,} builds have" if len(builds) != 1 else f"build {builds[0].build_id} has"

@@ -30,10 +30,13 @@ from data_specs.shard import canonical_json
 from pipeline.matching.image_comparison import Bytes, Codes, Details, Rule, hashes_of, signatures_of
 from pipeline.matching.image_edges import first_alike
 from pipeline.records import LOOKS, sha256_hex
-from pipeline.urls import host_names
+from pipeline.urls import canonical_url, host_names, split_userinfo
 
 LOOKED_AT = ("sha256", *LOOKS)
 """Columns of FEATURE_SCHEMA by which pictures are compared with what was taken down."""
+
+Looks = tuple[Codes, Bytes, Details]
+"""Hashes, signatures and details of pictures."""
 
 UNFINISHED = "_forget.json"
 """File in a build's folder while a takedown is running there: what it removes, and the state before."""
@@ -74,7 +77,7 @@ class Takedowns:
     found: frozenset[str] = frozenset()
     """Those of the hashes that builds have found: what they name is refused by its bytes or looks anyway."""
     _hosts: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
-    _groups: dict[str, list[_Group]] = field(default_factory=dict, repr=False, compare=False)
+    _groups: dict[str, list[tuple[Rule, Looks]]] = field(default_factory=dict, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.hashes or self.looks)
@@ -149,48 +152,48 @@ class Takedowns:
             return []
         looks = looks_of(rows)
         alike = np.zeros(rows.num_rows, np.bool_)
-        for group in self._groups_of(features):
-            alike |= first_alike(Rule(group.distance, group.threshold), looks, group.looks) >= 0
+        for rule, taken_down in self._groups_of(features):
+            alike |= first_alike(rule, looks, taken_down) >= 0
         names: list[str] = rows["sha256"].filter(pa.array(alike)).to_pylist()
         return names
 
-    def _groups_of(self, features: str) -> list[_Group]:
-        """The looks by distance and threshold that a takedown asked for."""
+    def _groups_of(self, features: str) -> list[tuple[Rule, Looks]]:
+        """The looks of each rule (distance and threshold) that a takedown asked for."""
         if features not in self._groups:
-            by_rule: dict[tuple[int, float], list[Look]] = {}
+            by_rule: dict[Rule, list[Look]] = {}
             for look in self.looks:
                 if look.features == features:
-                    by_rule.setdefault((look.distance, look.threshold), []).append(look)
-            self._groups[features] = [_group(*rule, looks) for rule, looks in sorted(by_rule.items())]
+                    by_rule.setdefault(Rule(look.distance, look.threshold), []).append(look)
+            self._groups[features] = [(rule, looks_of(_table(looks))) for rule, looks in by_rule.items()]
         return self._groups[features]
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Pictures that were taken down by one rule: hashes, signatures and details."""
-
-    distance: int
-    threshold: float
-    looks: tuple[Codes, Bytes, Details]
-
-
-def _group(distance: int, threshold: float, looks: Sequence[Look]) -> _Group:
-    table = pa.table(
+def _table(looks: Sequence[Look]) -> pa.Table:
+    """Looks as rows that have them."""
+    return pa.table(
         {
             "phash": pa.array([look.phash for look in looks], pa.list_(pa.uint64())),
             "signature": pa.array([look.signature for look in looks], pa.binary()),
             "details": pa.array([look.details for look in looks], pa.binary()),
         }
     )
-    return _Group(distance, threshold, looks_of(table))
 
 
 NO_TAKEDOWNS = Takedowns()
 
 
-def looks_of(rows: pa.Table) -> tuple[Codes, Bytes, Details]:
+def looks_of(rows: pa.Table) -> Looks:
     """phash [N, hashes], signature [N, bytes] and details of rows that have these columns."""
     return hashes_of(rows), signatures_of(rows["signature"]), Details.of_table(rows)
+
+
+def url_hashes(urls: Iterable[str]) -> set[str]:
+    """Hashes by which URLs may have been taken down: as they are given, and as the pipeline spells them."""
+    spelled = set(urls)
+    for url in tuple(spelled):
+        with contextlib.suppress(ValueError):
+            spelled.add(canonical_url(split_userinfo(url)[0]))
+    return {sha256_hex(url) for url in spelled}
 
 
 def domain_hashes(domain: str) -> set[str]:

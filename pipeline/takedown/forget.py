@@ -175,7 +175,10 @@ def _look_up(
     while True:
         try:
             takedowns = resolve(request, store, builds, searched)
-            return takedowns, [_with_unfinished(find_removed_content(build, takedowns, dry_run)) for build in builds]
+            losses = [find_removed_content(build, takedowns, dry_run) for build in builds]
+            for loss in losses:  # with what an earlier takedown that was killed had noted
+                loss.hashes |= set(loss.build.folder.find_json(UNFINISHED, {"hashes": []})["hashes"])
+            return takedowns, losses
         except StoreError as e:
             places = [url for url in (store.url, *(build.out for build in builds)) if e.subject.startswith(f"{url}/")]
             place = max(places, key=len, default=store.url)  # STORE may lie in a build's folder
@@ -211,14 +214,6 @@ def _renew(store: Store, specs: dict[str, BuildSpec], damaged: Collection[str], 
         if release is not None:
             numbers[release.dataset] = release.release
     return numbers
-
-
-def _with_unfinished(loss: RemovedContent) -> RemovedContent:
-    """The same, with what an earlier takedown that was killed had noted."""
-    folder = loss.build.folder
-    if folder.exists(UNFINISHED):
-        loss.hashes |= set(folder.read_json(UNFINISHED)["hashes"])
-    return loss
 
 
 def _note_in_store(store: Store, takedowns: Takedowns) -> str:

@@ -28,8 +28,6 @@ import itertools
 import shlex
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +88,14 @@ def collect(
         except StoreError as e:
             faults.append(known_builds.left_out(build.out, e))
             unread.add(build.out)
-    stay = {name: _newest_builds(own, keep) for name, own in builds.items()}
+    stay = dict[str, list[Build]]()
+    for name, own in builds.items():
+        newest = list(dict.fromkeys(build.build_id for build in own))[
+            -keep:
+        ]  # all for 0; a build may lie in several folders
+        stay[name] = [build for build in own if build.build_id in newest]
     going = [build for name, own in builds.items() for build in own if build not in stay[name]]
-    features = _Expired.note(store, {model for build in going for model in models[build.out]}, dry_run)
+    expired = _note_expired(store, {model for build in going for model in models[build.out]}, dry_run)
     for name, own in builds.items():
         needed = None
         if keep_releases:
@@ -113,47 +116,30 @@ def collect(
             if busy or build in stay[name]:
                 staying |= models[build.out]
     if not unread:
-        features.delete(staying, deletions)
+        for name in sorted(expired - staying):  # a build that stays says so itself when it expires
+            deletions.delete("features of expired builds", store.folder / "features", name)
+        if not dry_run:
+            store.folder.delete(EXPIRED)
     _tidy_store(store, deletions, tuple(f"{spelled}/" for out in unread for spelled in (out, place_of(out))))
     freed = sum(one["bytes"] for one in deletions.deleted)
     return {"deleted": deletions.deleted, "bytes": freed, "left": left, "faults": faults}
 
 
-def _newest_builds(own: list[Build], keep: int) -> list[Build]:
-    """The `keep` newest of a dataset's builds, given oldest first; all for 0. A build may lie in several folders."""
-    newest = list(dict.fromkeys(build.build_id for build in own))[-keep:]
-    return [build for build in own if build.build_id in newest]
-
-
-@dataclass(frozen=True)
-class _Expired:
-    """Caches of features of builds that expire, noted in STORE until they are deleted.
+def _note_expired(store: Store, names: set[str], dry_run: bool) -> set[str]:
+    """Caches of features of builds that expire, those of earlier gcs among them. They are noted in STORE before
+    anything of their builds is deleted, until they are deleted themselves.
 
     They wait for builds that cannot be read, whose features they may be too, and may survive a gc that is killed; by
     then the builds themselves no longer say by which models they were scored.
     """
-
-    store: Store
-    names: frozenset[str]
-
-    @staticmethod
-    def note(store: Store, names: set[str], dry_run: bool) -> _Expired:
-        """Returns the noted caches with `names`, which are noted before anything of their builds is deleted."""
-        listed = store.folder.find_json(EXPIRED, [])
-        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            todo = "delete it and run the same command again; these features are then kept"
-            raise StoreError(store.folder.at(EXPIRED), f"not a list of caches; {todo}")
-        noted = set(listed)
-        if not names <= noted and not dry_run:
-            store.folder.write_json(EXPIRED, sorted(noted | names))
-        return _Expired(store, frozenset(noted | names))
-
-    def delete(self, staying: set[str], deletions: Deletions) -> None:
-        """Delete those that no build needs which stays. Such a build says so itself when it expires."""
-        for name in sorted(self.names - staying):
-            deletions.delete("features of expired builds", self.store.folder / "features", name)
-        if not deletions.dry_run:
-            self.store.folder.delete(EXPIRED)
+    listed = store.folder.find_json(EXPIRED, [])
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        todo = "delete it and run the same command again; these features are then kept"
+        raise StoreError(store.folder.at(EXPIRED), f"not a list of caches; {todo}")
+    noted = set(listed)
+    if not names <= noted and not dry_run:
+        store.folder.write_json(EXPIRED, sorted(noted | names))
+    return noted | names
 
 
 def _clean(store: Store, build: Build, stay: list[Build], unneeded: bool, deletions: Deletions) -> str:
@@ -163,7 +149,8 @@ def _clean(store: Store, build: Build, stay: list[Build], unneeded: bool, deleti
     """
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(_build_lock(build, deletions.dry_run))
+            if not deletions.dry_run:
+                held.enter_context(build_json.sole_owner(build))
         except StoreError as e:
             return e.message
         if build in stay:
@@ -216,15 +203,6 @@ def size_of(url: str) -> int:
     identities that STORE shares with a build, stay."""
     fs, path = fsspec.url_to_fs(url)
     return sum(about["size"] for about in fs.find(path, detail=True).values() if about.get("nlink", 1) == 1)
-
-
-@contextlib.contextmanager
-def _build_lock(build: Build, dry_run: bool) -> Iterator[None]:
-    if dry_run:
-        yield
-        return
-    with build_json.sole_owner(build):
-        yield
 
 
 def _tidy(build: Build, deletions: Deletions) -> None:

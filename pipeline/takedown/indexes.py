@@ -35,11 +35,9 @@ from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.files.folder import Folder
 from pipeline.pictures.decode import MAX_PIXELS
-from pipeline.records import sha256_hex
 from pipeline.store.image_features import known_features, measure_images
 from pipeline.store.store import Store
-from pipeline.store.takedowns import Takedowns
-from pipeline.urls import canonical_url
+from pipeline.store.takedowns import Takedowns, url_hashes
 
 _BATCH = 10_000
 """Rows whose looks are fetched from STORE at once."""
@@ -56,7 +54,7 @@ def images_named(indexes: Sequence[Path], named: set[str]) -> set[str]:
         row["sha256"]
         for table in _tables(indexes)
         for row in table.select(["url", "sha256"]).to_pylist()
-        if row["sha256"] and named & _url_hashes(row["url"])
+        if row["sha256"] and row["url"] and named & url_hashes([row["url"]])
     }
 
 
@@ -93,23 +91,13 @@ def _tables(indexes: Sequence[Path]) -> Iterator[pa.Table]:
             yield read_part(folder, part)
 
 
-def _url_hashes(url: str) -> set[str]:
-    """Hashes by which a URL may have been taken down: as it is, and as the pipeline spells it."""
-    if not url:
-        return set()
-    try:
-        return {sha256_hex(url), sha256_hex(canonical_url(url))}
-    except ValueError:
-        return {sha256_hex(url)}
-
-
 def _rows_by_hash(table: pa.Table, takedowns: Takedowns) -> npt.NDArray[np.bool_]:
     """Mask of the rows that a takedown names by hash."""
     rows = table.select(["sha256", "url", "page_url"]).to_pylist()
     return np.array(
         [
             takedowns.holds({"sha256": row["sha256"], "image_url": row["url"], "page_url": row["page_url"]})
-            or bool(takedowns.hashes & _url_hashes(row["url"]))
+            or bool(row["url"] and takedowns.hashes & url_hashes([row["url"]]))
             for row in rows
         ],
         np.bool_,

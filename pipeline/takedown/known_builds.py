@@ -70,3 +70,9 @@ def release_left_out(releases: Releases, fault: Exception) -> str:
     """The line about a dataset whose releases cannot be read."""
     todo = "restore that file, and run the same command again"
     return f"dataset {releases.dataset}: was left out, since its release cannot be read ({fault}); {todo}"
+
+
+def names_outside(store: Store, folder: Folder) -> list[str]:
+    """Names of what lies in a folder, without that in which STORE lies."""
+    place = f"{place_of(store.url)}/"
+    return [name for name in folder.names() if not place.startswith(f"{place_of(folder.at(name))}/")]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -200,7 +200,10 @@ def pages_in_state(build: Build, takedowns: Takedowns) -> set[str]:
     hit = set[str]()
     for frontier in sorted(Path(folder.at("_frontier")).glob("*/frontier.sqlite")):
         try:
-            hit |= _taken_down(_urls_in(frontier), takedowns)
+            with contextlib.closing(sqlite3.connect(f"{frontier.as_uri()}?mode=ro", uri=True)) as db:
+                for table in ("page", "earlier", "too_deep"):  # asked for or not
+                    urls = (url for (url,) in db.execute(f"SELECT url FROM {table}"))
+                    hit |= {sha256_hex(url) for url in urls if takedowns.takedown_reason("", url)}
         except sqlite3.DatabaseError:  # who knows what it holds: the state goes
             hit.add(sha256_hex(str(frontier)))
         with contextlib.suppress(SourceError), PageImages() as images:  # it ends where the crawl was killed
@@ -208,15 +211,3 @@ def pages_in_state(build: Build, takedowns: Takedowns) -> set[str]:
             rows = list(_rows_of(frontier.with_name("pages.warc.gz"), images, limit))
             hit |= _hit(pa.Table.from_pylist(rows, SHOWN_SCHEMA), takedowns)
     return hit
-
-
-def _urls_in(frontier: Path) -> Iterator[str]:
-    """URLs of the pages that a crawl knows, asked for or not."""
-    with contextlib.closing(sqlite3.connect(f"{frontier.as_uri()}?mode=ro", uri=True)) as db:
-        for table in ("page", "earlier", "too_deep"):
-            for (url,) in db.execute(f"SELECT url FROM {table}"):
-                yield url
-
-
-def _taken_down(urls: Iterable[str], takedowns: Takedowns) -> set[str]:
-    return {sha256_hex(url) for url in urls if takedowns.takedown_reason("", url)}

@@ -23,6 +23,7 @@ from pipeline.store import build_json
 from pipeline.store.identities import Identities
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
+from pipeline.takedown.known_builds import names_outside
 
 
 def delete(store: Store, stages: Stages, out: str) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def delete(store: Store, stages: Stages, out: str) -> dict[str, Any]:
     """
     [known] = _known_below(store, out, exactly=True)
     build_id, folder, is_ours = known["build_id"], Folder(known["out"]), False
-    if not build_json.read(folder) and _names_without(store, folder):
+    if not build_json.read(folder) and names_outside(store, folder):
         todo = f"restore {build_json.NAME}, or delete the folder, and run the same command again"
         raise StoreError(folder.url, f"holds files that are not a readable build; nothing was changed; {todo}")
     with store.lock():
@@ -48,16 +49,10 @@ def delete(store: Store, stages: Stages, out: str) -> dict[str, Any]:
         is_ours = place_of(build.store.url) == place_of(store.url)
         if is_ours:
             with build_json.sole_owner(build):
-                for name in sorted(_names_without(store, folder), key=build_json.NAME.__eq__):  # that one last
+                for name in sorted(names_outside(store, folder), key=build_json.NAME.__eq__):  # that one last
                     folder.delete(name)
     store.drop(known["out"])
     return {**known, "deleted": is_ours}
-
-
-def _names_without(store: Store, folder: Folder) -> list[str]:
-    """Names of what lies in a folder, without that in which STORE lies."""
-    above = f"{place_of(store.url)}/"
-    return [name for name in folder.names() if not above.startswith(f"{place_of(folder.at(name))}/")]
 
 
 def move(store: Store, old: str, new: str) -> dict[str, Any]:
@@ -72,13 +67,17 @@ def move(store: Store, old: str, new: str) -> dict[str, Any]:
     entries, moved = _known_below(store, old), _moves(old, new)
     for entry in entries:
         _check_moved(entry, moved(entry["out"]))
+
+    def files_beside(release: Manifest) -> Mapping[str, bytes]:  # they name the places of its shards
+        return card.release_files(dataset.spec_of(release.builds[-1].out), release)
+
     with store.lock():
         for known in store.known_builds():
             folder = Folder(moved(known["out"]))
             with contextlib.suppress(StoreError):  # it cannot be read, which other commands say
                 if build_json.read(folder):
                     build_json.relocate(folder, moved, store.url if known in entries else "")
-        releases = {own.dataset: own.relocate(moved, _files_beside) for own in store.datasets()}
+        releases = {own.dataset: own.relocate(moved, files_beside) for own in store.datasets()}
         store.relocate_crawls(moved)
         store.fetched().change(lambda rows: _relocated(store, rows, moved))
         for entry in entries:
@@ -109,11 +108,6 @@ def _check_moved(known: Mapping[str, Any], now: str) -> None:
         raise StoreError(now, f"does not contain {build_id}, which lay in {out}; nothing was changed")
     if place_of(out) != place_of(now) and build_json.read(Folder(out)).get("build_id") == build_id:
         raise StoreError(out, f"still contains {build_id}; delete this copy, or keep it; nothing was changed")
-
-
-def _files_beside(release: Manifest) -> Mapping[str, bytes]:
-    """The files beside the manifest of a release, which name the places of its shards."""
-    return card.release_files(dataset.spec_of(release.builds[-1].out), release)
 
 
 def _relocated(store: Store, rows: pa.Table, moved: Callable[[str], str]) -> pa.Table | None:

@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 
 from data_specs.shard import nfc
 from pipeline import exports
-from pipeline.files.folder import place_of
 from pipeline.records import sha256_hex
 from pipeline.store import build_json
 from pipeline.store.build import RELEASES, STUDIO, Build
 from pipeline.store.commits import DECISIONS
 from pipeline.store.store import PAIR_FEATURES
 from pipeline.store.takedowns import Takedowns
+from pipeline.takedown.known_builds import names_outside
 from pipeline.takedown.page_pictures import pages_in_state, pages_showing
 from pipeline.takedown.request import fetched_images, text_array
 
@@ -61,6 +61,8 @@ def find_removed_content(build: Build, takedowns: Takedowns, dry_run: bool = Fal
         captures |= {url for url in rows["url"].to_pylist() if sha256_hex(url) in pages or takedowns.host(url)}
     fetch_ids, removed = _images(build, takedowns, ids)
     samples = _samples(build, ids)
+    ours = {*(stage.folder for stage in build.stages.values()), *exports.names(), build_json.NAME, RELEASES, STUDIO}
+    names = names_outside(build.store, build.folder) if samples else []
     return RemovedContent(
         build,
         hashes=ids | pages | {sha256_hex(url) for url in captures} | removed | _scored_texts(build, ids),
@@ -69,16 +71,8 @@ def find_removed_content(build: Build, takedowns: Takedowns, dry_run: bool = Fal
         captures=len(captures) + len(waiting),
         samples=samples,
         exports=[name for name in exports.names() if build.folder.exists(name)] if samples else [],
-        foreign=_foreign(build) if samples else [],
+        foreign=[name for name in names if name[0] not in "._" and name not in ours],
     )
-
-
-def _foreign(build: Build) -> list[str]:
-    """Names in the folder of a build that no stage and no command of ours has given; STORE may lie there too."""
-    ours = {*(stage.folder for stage in build.stages.values()), *exports.names(), build_json.NAME, RELEASES, STUDIO}
-    store = f"{place_of(build.store.url)}/"
-    names = (name for name in build.folder.names() if name[0] not in "._" and name not in ours)
-    return [name for name in names if not store.startswith(f"{place_of(build.folder.at(name))}/")]
 
 
 def _samples(build: Build, ids: set[str]) -> list[dict[str, str]]:

@@ -10,11 +10,10 @@ Limits: looks of an expired build that STORE does not have are measured again by
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,8 @@ from pipeline.store.image_features import known_features, measure_images
 from pipeline.store.partitions import StageDir
 from pipeline.store.store import Store
 from pipeline.store.subjects import exactly
-from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns, domain_hashes
+from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns, domain_hashes, url_hashes
 from pipeline.takedown import indexes
-from pipeline.urls import canonical_url, split_userinfo
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,11 @@ class Request:
             if "://" not in url:
                 hint = "for a domain use --domain, for a file or a key --item"
                 raise SpecError([f"--url {url}: not a URL; {hint}"])
-        return _url_hashes(self.urls) | {name.lower() for name in self.sha256s}
+        return url_hashes(self.urls) | {name.lower() for name in self.sha256s}
 
     def addresses(self) -> set[str]:
         """Hashes of what is gone."""
-        return {name for name in self.gone if "://" not in name} | _url_hashes(n for n in self.gone if "://" in n)
+        return {name for name in self.gone if "://" not in name} | url_hashes(n for n in self.gone if "://" in n)
 
     def hosts(self) -> set[str]:
         """Hashes of domains. Raises SpecError."""
@@ -80,15 +78,6 @@ class Request:
         """Raises SpecError for an invalid request."""
         self.hashes()
         self.hosts()
-
-
-def _url_hashes(urls: Iterable[str]) -> set[str]:
-    """Hashes of URLs, as they are given and as the pipeline spells them."""
-    spelled = set(urls)
-    for url in tuple(spelled):
-        with contextlib.suppress(ValueError):
-            spelled.add(canonical_url(split_userinfo(url)[0]))
-    return {sha256_hex(url) for url in spelled}
 
 
 def resolve(request: Request, store: Store, builds: Sequence[Build], searched: Sequence[Path] = ()) -> Takedowns:

@@ -50,7 +50,7 @@ def compared(material: Material, before: EarlierRelease, inputs: Values) -> Valu
         "builds": [part.build_id for part in before.parts],
         "leaves_out": [part.build_id for part in before.parts if part not in staying],
         "missing": before.missing,
-        "before": dataset.totals(shard for part in before.parts for shard in part.shards),
+        "before": dataset.totals([shard for part in before.parts for shard in part.shards]),
         "own": dataset.totals(own),
         "after": dataset.totals([*(shard for part in staying for shard in part.shards), *own]),
         "drift": drift.sample_drift(new, old),

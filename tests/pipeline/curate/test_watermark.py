@@ -60,7 +60,7 @@ def test_it_is_the_same_however_the_pairs_and_the_hosts_are_cut(
     unmarked: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = unmarked(parts=1, sample=20)
-    monkeypatch.setattr("pipeline.curate.watermark.PAIRS", 8)
+    monkeypatch.setattr("pipeline.curate.watermark.PAIRS_PER_PART", 8)
     three = unmarked(parts=3, sample=20)
     assert len(three.stage("curate.marks").partitions()) == 3 > len(one.stage("curate.marks").partitions())
     marks = [sorted(map(json.dumps, curated.table_of(build, "curate.marks"))) for build in (one, three)]
