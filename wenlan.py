@@ -205,7 +205,7 @@ class Data:
         """
         from pipeline.store.dataset import samples_by_split
 
-        return samples_by_split(shard for _, shard in self._frames.shards)
+        return dict[str, int](samples_by_split(shard for _, shard in self._frames.shards).items())
 
     @property
     def detectors(self) -> tuple[str, ...]:

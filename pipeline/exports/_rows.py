@@ -7,27 +7,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_specs.shard import Split
+from data_specs.shard import SHARD_SCHEMA, Split
 from pipeline.exports import ExportData
 from pipeline.store.samples import Stored
 
 COPIED = ("source", "source_kind", "page_url", "image_url", "sha256", "width", "height", "image_leader", "split")
 """Columns of a shard's table that are taken as they are."""
 
-_TEXTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
-
 _COLUMNS = {
     "text": pa.string(),  # the primary text
-    "texts": _TEXTS,
-    "source": pa.string(),
-    "source_kind": pa.string(),
-    "page_url": pa.string(),
-    "image_url": pa.string(),
-    "sha256": pa.string(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "image_leader": pa.string(),
-    "split": pa.string(),
+    "texts": pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())])),
+    **{name: SHARD_SCHEMA.field(name).type for name in COPIED},
     "boxes": pa.list_(pa.list_(pa.float32())),  # R x [x1, y1, x2, y2], pixels of the image
     "scores": pa.list_(pa.float32()),
     "labels": pa.list_(pa.int32()),

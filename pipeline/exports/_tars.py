@@ -14,6 +14,10 @@ PER_TAR = 10_000
 Members = list[tuple[str, bytes]]
 
 
+def image_and_text(stored: Stored) -> Members:
+    return [(f"{stored.key}.jpg", stored.image), (f"{stored.key}.txt", stored.text.encode())]
+
+
 def write_tars(
     samples: Iterator[Stored], folder: Path, name: str, members: Callable[[Stored], Members]
 ) -> tuple[list[Path], int]:

@@ -23,8 +23,7 @@ import yaml
 
 from data_specs.shard import Split
 from pipeline.exports import ExportData, Format
-from pipeline.exports._tars import Members, write_tars
-from pipeline.store.samples import Stored
+from pipeline.exports._tars import image_and_text, write_tars
 
 DATASET = {
     "sample_type": {"__module__": "megatron.energon", "__class__": "CaptioningSample"},
@@ -35,7 +34,7 @@ DATASET = {
 def write(data: ExportData, out: Path) -> dict[Split, int]:
     counts, tars = {}, {}
     for split in data.splits:
-        tars[split], counts[split] = write_tars(data.of(split), out, f"{split}-{{:05d}}.tar", _members)
+        tars[split], counts[split] = write_tars(data.of(split), out, f"{split}-{{:05d}}.tar", image_and_text)
     samples = {path.name: _index(path) for paths in tars.values() for path in paths}
     names = {split: [path.name for path in paths] for split, paths in tars.items() if paths}
     meta = out / ".nv-meta"
@@ -44,10 +43,6 @@ def write(data: ExportData, out: Path) -> dict[Split, int]:
     (meta / "dataset.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
     (meta / ".info.json").write_text(json.dumps({"shard_counts": samples}), encoding="utf-8")
     return counts
-
-
-def _members(stored: Stored) -> Members:
-    return [(f"{stored.key}.jpg", stored.image), (f"{stored.key}.txt", stored.text.encode())]
 
 
 def _index(path: Path) -> int:

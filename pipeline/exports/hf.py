@@ -18,7 +18,7 @@ from typing import Any
 from data_specs.shard import Split, canonical_json
 from pipeline.exports import ExportData, Format
 from pipeline.exports._card import card
-from pipeline.exports._tars import Members, write_tars
+from pipeline.exports._tars import Members, image_and_text, write_tars
 from pipeline.store.samples import Stored
 
 FEATURES: list[dict[str, Any]] = [
@@ -79,9 +79,7 @@ def _members(stored: Stored) -> Members:
         "scores": stored.scores_R.tolist(),
         "labels": stored.labels_R.tolist(),
     }
-    key = stored.key
-    text = stored.text.encode()
-    return [(f"{key}.jpg", stored.image), (f"{key}.txt", text), (f"{key}.json", canonical_json(values))]
+    return [*image_and_text(stored), (f"{stored.key}.json", canonical_json(values))]
 
 
 FORMAT = Format(write)

@@ -152,7 +152,8 @@ def include(build: Build, manifest: Manifest) -> Manifest:
     """
     releases = build.store.releases(build.spec.name)
     before = releases.newest()
-    if before is not None and (before.generation != build.generation or _entry(build, manifest) in before.builds):
+    own, _ = _released_part(build.shards, manifest, build.snapshot, build.out)
+    if before is not None and (before.generation != build.generation or own in before.builds):
         _finish_release(releases, before)
         return before
     check_reachable(build)
@@ -365,10 +366,6 @@ def _manifest_of(out: str) -> tuple[Folder, Manifest]:
             todo = f"run wenlan-data publish {shlex.quote(out)} to recreate it"
         raise StoreError(shards.at(MANIFEST), f"missing, but a release needs it; {todo}")
     return shards, manifest
-
-
-def _entry(build: Build, manifest: Manifest) -> ReleasedBuild:
-    return _released_part(build.shards, manifest, build.snapshot, build.out)[0]
 
 
 def _released_part(shards: Folder, manifest: Manifest, snapshot: str, out: str) -> _Part:

@@ -191,7 +191,7 @@ def _check_takedowns(build: Build) -> None:
         return
     stage, count = build.stage("shard"), 0
     for record in build.packed():
-        count += len(takedowns.taken_down_keys(stage.table(record, "parquet", list(takedowns.COLUMNS))))
+        count += len(takedowns.taken_down_keys(stage.table(record, "parquet", list(takedowns.COLUMNS)).to_pylist()))
     if count:
         again = "" if build.expired else "wenlan-data build again, or "
         raise StoreError(
@@ -261,9 +261,8 @@ def _is_same_release(a: Manifest, b: Manifest, accepting: bool) -> bool:
 
 def _numbered(build: Build, manifest: Manifest) -> Manifest:
     """The manifest with its revision: 0 for a build's first, otherwise one more than the last, which is its parent."""
-    revisions = [release["revision"] for release in _releases(build)]
-    # of a publish that was killed before it noted it there
-    revisions += [entry["revision"] for entry in build.store.registered() if entry["build_id"] == build.build_id]
+    known = [*_releases(build), *build.store.registered()]  # there a publish that was killed before it noted it here
+    revisions = [entry["revision"] for entry in known if entry["build_id"] == build.build_id]
     newest = build.store.releases(build.spec.name).newest()
     revisions += [own.revision for own in newest.builds if own.build_id == build.build_id] if newest else []
     if not revisions:
@@ -272,22 +271,21 @@ def _numbered(build: Build, manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"revision": last + 1, "parent": f"{build.build_id}/{last}"})
 
 
-def _all_releases(build: Build) -> list[dict[str, Any]]:
-    """All entries of releases.json. Raises StoreError if it is damaged."""
+def _releases(build: Build) -> list[dict[str, Any]]:
+    """Entries of releases.json, oldest first: those of earlier specs in the folder, with other build ids, among them.
+
+    Raises StoreError if it is damaged.
+    """
     releases = build.folder.find_json(RELEASES, [])
     if not isinstance(releases, list) or not all(isinstance(r, dict) and "build_id" in r for r in releases):
         raise StoreError(build.folder.at(RELEASES), "not a list of releases")
     return releases
 
 
-def _releases(build: Build) -> list[dict[str, Any]]:
-    """Releases of this build, oldest first. The folder may also hold those of earlier specs, with other build ids."""
-    return [release for release in _all_releases(build) if release["build_id"] == build.build_id]
-
-
 def _remember(build: Build, manifest: Manifest) -> None:
     """Add a revision to releases.json, unless it is there already."""
-    if any(release["revision"] == manifest.revision for release in _releases(build)):
+    releases, own = _releases(build), (build.build_id, manifest.revision)
+    if any((release["build_id"], release["revision"]) == own for release in releases):
         return
     release = {
         "build_id": manifest.build_id,
@@ -297,4 +295,4 @@ def _remember(build: Build, manifest: Manifest) -> None:
         "manifest_sha256": hashlib.sha256(pretty_manifest(manifest)).hexdigest(),
         "samples": manifest.samples,
     }
-    build.folder.write_json(RELEASES, [*_all_releases(build), release])
+    build.folder.write_json(RELEASES, [*releases, release])

@@ -79,10 +79,6 @@ class _AcrossShards:
         leaders = np.array([int(row["image_leader"][:16], 16) for row in rows], dtype=np.uint64)
         self.leaders.setdefault(split, []).append(np.unique(leaders))
 
-    def taken_down(self, rows: list[dict[str, Any]]) -> list[str]:
-        """Keys of the rows that must not be in any dataset."""
-        return [row["key"] for row in rows if self.takedowns.holds(row)] if self.takedowns else []
-
     def faults(self) -> list[str]:
         """Faults of the shards together, once all of them were added."""
         return [*self._repeated_keys(), *self._leaders_in_two_splits()]
@@ -175,7 +171,9 @@ def _content_faults(
         return faults + index_faults
     across.add(shard.split, rows)
     name = shard.parquet.path
-    faults += first_faults(name, [f"{name}: {key}: taken down, but still present" for key in across.taken_down(rows)])
+    faults += first_faults(
+        name, [f"{name}: {key}: taken down, but still present" for key in across.takedowns.taken_down_keys(rows)]
+    )
     faces: Faces | None = {} if not blurred else None
     for detector, file in shard.regions.items():
         if file.path not in damaged:

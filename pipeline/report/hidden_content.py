@@ -56,8 +56,13 @@ def faces_hider(spec: BuildSpec) -> Hide | None:
 def make_refused(tables: Tables, takedowns: Takedowns) -> None:
     """Make what `may_show` and `showable_rows` ask: `refused`, a table of the first 64 bits of the fetch_ids of images,
     and of the ids of pages, that are never shown."""
+
+    def taken_down(fetch_id: Any, url: Any, page_url: Any) -> pa.Array:
+        rows = pa.table({"fetch_id": fetch_id, "url": url, "page_url": page_url})
+        return takedowns.taken_down_mask(rows).combine_chunks()
+
     if takedowns.hashes:
-        tables.define("taken_down", _taken_down(takedowns), ["VARCHAR"] * 3, "BOOLEAN")
+        tables.define("taken_down", taken_down, ["VARCHAR"] * 3, "BOOLEAN")
     opted_out = DropReason.OPT_OUT.value
     tables.execute(
         f"CREATE TEMP TABLE refused AS SELECT DISTINCT coalesce({head('one')}, 0) AS head FROM ("
@@ -89,14 +94,6 @@ def without_hidden(tables: Tables, takedowns: Takedowns, rows: Iterable[dict[str
         for row, ids in named
         if not (ids & refused or takedowns.names(row) or row.get("sha256", "") in takedowns.hashes)
     ]
-
-
-def _taken_down(takedowns: Takedowns) -> Callable[[Any, Any, Any], pa.Array]:
-    def taken_down_mask(fetch_id: Any, url: Any, page_url: Any) -> pa.Array:
-        rows = pa.table({"fetch_id": fetch_id, "url": url, "page_url": page_url})
-        return takedowns.taken_down_mask(rows).combine_chunks()
-
-    return taken_down_mask
 
 
 def hidden_candidates(tables: Tables, candidate_ids: Iterable[str]) -> set[str]:

@@ -63,15 +63,11 @@ def manifest_of(build: Build) -> Manifest | None:
     return manifest if manifest is not None and manifest.build_id == build.build_id else None
 
 
-def last_state(build: Build) -> BuildState | None:
-    """State in the last report of a build; None before the first report."""
-    report = drift.read(build.out, build.build_id)
-    return None if report is None else BuildState.model_validate(report["state"])
-
-
 def present_state(build: Build, figures: Mapping[str, Any]) -> BuildState:
     """Present state of a build. figures: `totals`, `gates` and `dataset` of its report."""
-    manifest, before = manifest_of(build), last_state(build)
+    manifest, last = manifest_of(build), drift.read(build.out, build.build_id)
+    before = None if last is None else BuildState.model_validate(last["state"])
+    word = approval.latest_word(build)
     failing = tuple(gate["name"] for gate in figures["gates"] if not gate["holds"])
     now = BuildState(
         build_id=build.build_id,
@@ -80,7 +76,7 @@ def present_state(build: Build, figures: Mapping[str, Any]) -> BuildState:
         place=build.out,
         failing=failing,
         approval=build.spec.publish.approve == "manual",
-        word=_word(build),
+        word={} if word is None else dataclasses.asdict(word),
         new=figures["totals"]["kept"],
         held=earlier_samples(figures),
     )
@@ -133,11 +129,6 @@ def _unpublished(now: BuildState, held: int) -> Verdict:
     if not now.new and held:
         return "nothing_new"
     return "waiting" if now.approval and now.word.get("verdict") != "approved" else "ready"
-
-
-def _word(build: Build) -> dict[str, str]:
-    word = approval.latest_word(build)
-    return {} if word is None else dataclasses.asdict(word)
 
 
 def _published(build: Build, now: BuildState, manifest: Manifest, before: BuildState | None) -> BuildState:

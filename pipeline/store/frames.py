@@ -41,7 +41,6 @@ from data_specs.shard import (
     FileDigest,
     ShardFiles,
 )
-from data_specs.storage.object_store import StorageError, storage_errors
 from pipeline.decisions import DECISION_SCHEMA
 from pipeline.errors import StoreError
 from pipeline.files.folder import SMALL, Folder
@@ -136,15 +135,7 @@ class TableFile:
 
     def check(self) -> None:
         """Raise StoreError that names the file if it is missing or its size differs from its record."""
-        fs, path = fsspec.url_to_fs(self.url)
-        try:
-            with storage_errors(self.url):
-                size = Path(path).stat().st_size if self.folder.is_local else int(fs.size(path))
-        except StorageError as e:
-            raise StoreError(self.url, f"cannot be reached: {e.strerror}") from None
-        except OSError:
-            size = -1
-        self._compare(size)
+        self._compare(self.folder.size(self.name))
 
     def _compare(self, size: int) -> None:
         if size != self.bytes:

@@ -235,24 +235,6 @@ class Identities:
         commits = {name.removesuffix(".json") for name in self.names()} if names else set()
         return [name for name in names if name not in commits]
 
-    def signatures(self, known: Published, images: int) -> npt.NDArray[np.uint8]:
-        """Signatures [images, bytes] of a build's images, mapped (from a URL: from a copy that is deleted when unused).
-
-        Raises StoreError as `batches` does.
-        """
-        with self._file(known, SIGNATURES) as path:
-            if not images:
-                return np.zeros((0, 0), np.uint8)
-            return np.memmap(path, np.uint8, "r").reshape(images, -1)
-
-    def details(self, known: Published) -> Details:
-        """Details of a build's images by rank, mapped as `signatures` are.
-
-        Raises StoreError as `batches` does.
-        """
-        with self._file(known, DETAILS) as path:
-            return Details.read(path)
-
     @contextlib.contextmanager
     def _opened(self, known: Published, part: str) -> Iterator[BinaryIO]:
         ref = known.files[part]
@@ -377,8 +359,8 @@ class Identities:
             flagged = pa.concat_tables([PLACEHOLDER_SCHEMA.empty_table(), *self.batches(known, "placeholders.parquet")])
             with self._file(known, "texts.parquet") as path:
                 shutil.copyfile(path, paths["texts.parquet"])
-            looks = self.signatures(known, images.num_rows), self.details(known)
-            write_without(paths, images, looks, flagged, removed)
+            with self._file(known, SIGNATURES) as signatures, self._file(known, DETAILS) as details:
+                write_without(paths, images, signatures, details, flagged, removed)
             if SEMANTIC in known.files:
                 paths[SEMANTIC] = Path(scratch) / SEMANTIC
                 self._copy_features(known, images["candidate_id"].filter(pa.array(removed)), paths[SEMANTIC])
@@ -479,20 +461,20 @@ def _digest(of_parts: Mapping[str, str]) -> str:
 def write_without(
     paths: Mapping[str, Path],
     images: pa.Table,
-    looks: tuple[npt.NDArray[np.uint8], Details],
+    signatures_file: Path,
+    details_file: Path,
     placeholders: pa.Table,
     removed: npt.NDArray[np.bool_],
 ) -> None:
-    """Write images.parquet, signatures.bin, details.bin and placeholders.parquet without the `removed` images.
-
-    looks: signatures and details.
-    """
-    signatures, details = looks
+    """Write images.parquet, signatures.bin, details.bin and placeholders.parquet without the `removed` images, one at
+    least. The other arguments: what these files hold, or where they lie, now."""
+    signatures = np.memmap(signatures_file, np.uint8, "r").reshape(images.num_rows, -1)
+    details = Details.read(details_file)
     remaining = np.flatnonzero(~removed)
     write_parquet(paths["images.parquet"], images.take(pa.array(remaining)))
     with paths[SIGNATURES].open("wb") as f:
         for start in range(0, len(remaining), 10_000):
-            f.write(signatures[remaining[start : start + 10_000]].tobytes() if len(signatures) else b"")
+            f.write(signatures[remaining[start : start + 10_000]].tobytes())
     with paths[DETAILS].open("wb") as f:
         for start in range(0, len(remaining), 10_000):
             details.take(remaining[start : start + 10_000]).shifted(start).write(f)

@@ -428,16 +428,13 @@ class StageDir:
         self.folder.delete_files(names)
         return names
 
-    def retire(
-        self, partitions: Set[str], reusable: Callable[[Record], Set[str]], keep: Set[str] = frozenset()
-    ) -> None:
+    def retire(self, partitions: Set[str], reusable: Callable[[Record], Set[str]]) -> None:
         """Make room for `partitions` in a folder whose files have fixed names, which two fingerprints share.
 
         Removes, in this order, so that what remains never looks finished if this is killed: the note that a
         fingerprint is finished; other fingerprints' records; records of ours outside `partitions`; files that no
         remaining record names. reusable(record) returns the suffixes of another fingerprint's files that this one may
-        take over; its record stays until its partition is committed here. keep: names at the top of the folder that
-        stay though no record names them.
+        take over; its record stays until its partition is committed here.
         """
         self.unfinish()
         done = set(self.partitions())
@@ -454,7 +451,7 @@ class StageDir:
             if not other.partitions():
                 self.folder.delete(other.records_name)
         of_passes = {name for name in self.folder.names() if name.startswith("_") and name[1:] not in APART}
-        self._delete_unnamed("", named, keep | of_passes)
+        self._delete_unnamed("", named, of_passes)
 
     def _delete_unnamed(self, place: str, named: Set[str], keep: Set[str]) -> None:
         """Delete what lies in a place (a prefix "", or ending in a slash), but for `named` and what leads there."""

@@ -187,7 +187,3 @@ def _with_places(release: Manifest, moved: Callable[[str], str]) -> Manifest:
 
 def file_name(number: int) -> str:
     return f"{number:06d}.json"
-
-
-def datasets(root: Folder) -> list[Releases]:
-    return [Releases(root / name) for name in root.names() if (root / name).exists(LATEST)]

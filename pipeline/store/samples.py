@@ -9,6 +9,7 @@ Limits: of an object store a shard's tar is copied to the local disk while it is
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -136,38 +137,33 @@ Read = Callable[[str, int, int], bytes]
 """Reads (key, offset, size) of a tar. Raises StoreError where the tar ends before."""
 
 
-class _reader:
-    """Reads of an open local tar."""
+def _bounded(name: str, end: int, read: Callable[[int, int], bytes]) -> Read:
+    """A Read of a tar of so many bytes; it looks at the bounds before memory is taken. read: (offset, size)."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self._path, self._name = path, name
+    def bounded(key: str, offset: int, size: int) -> bytes:
+        if not 0 <= offset <= offset + size <= end:
+            raise StoreError(name, f"truncated before the sample {key}")
+        return read(offset, size)
 
-    def __enter__(self) -> Read:
-        try:
-            self._file = self._path.open("rb", buffering=0)
-        except OSError as e:
-            raise StoreError(self._name, f"cannot be read ({e.strerror or e})") from None
-        self._size = os.fstat(self._file.fileno()).st_size
-        return self._read
+    return bounded
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
-    def _read(self, key: str, offset: int, size: int) -> bytes:
-        if not 0 <= offset <= offset + size <= self._size:  # asked before memory is taken for it
-            raise StoreError(self._name, f"truncated before the sample {key}")
-        return os.pread(self._file.fileno(), size, offset)
+@contextlib.contextmanager
+def _reader(path: Path, name: str) -> Iterator[Read]:
+    """Reads of a local tar. name: for messages."""
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as e:
+        raise StoreError(name, f"cannot be read ({e.strerror or e})") from None
+    with file:
+        end = os.fstat(file.fileno()).st_size
+        yield _bounded(name, end, lambda offset, size: os.pread(file.fileno(), size, offset))
 
 
 def _ranges(folder: Folder, shard: ShardFiles) -> Read:
     """Reads of a tar wherever it is, range by range."""
-
-    def read(key: str, offset: int, size: int) -> bytes:
-        if not 0 <= offset <= offset + size <= shard.tar.bytes:
-            raise StoreError(folder.at(shard.tar.path), f"truncated before the sample {key}")
-        return folder.read_range(shard.tar.path, offset, size)
-
-    return read
+    path = shard.tar.path
+    return _bounded(folder.at(path), shard.tar.bytes, lambda offset, size: folder.read_range(path, offset, size))
 
 
 def _rows_with_regions(

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from data_specs.release import LATEST
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, noted_in, place_in, place_of, root_of
 from pipeline.store.cache import Cache
-from pipeline.store.releases import Releases, datasets
+from pipeline.store.releases import Releases
 from pipeline.store.takedowns import Takedowns, merged
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class Store:
         return Releases(self.folder / f"datasets/{dataset}")
 
     def datasets(self) -> list[Releases]:
-        return datasets(self.folder / "datasets")
+        found = map(self.releases, (self.folder / "datasets").names())
+        return [releases for releases in found if releases.folder.exists(LATEST)]
 
     def takedowns(self) -> Takedowns:
         """All takedowns: content that no build may hold."""

@@ -129,9 +129,9 @@ class Takedowns:
     COLUMNS: ClassVar = ("key", "image_url", "page_url", "sha256")
     """Columns of a shard's table that `taken_down_keys` needs."""
 
-    def taken_down_keys(self, rows: pa.Table) -> list[str]:
-        """Keys of the samples that are taken down, of a table with COLUMNS."""
-        return [row["key"] for row in rows.to_pylist() if self.holds(row)] if self.hashes else []
+    def taken_down_keys(self, rows: Iterable[dict[str, Any]]) -> list[str]:
+        """Keys of the samples (rows with COLUMNS) that are taken down."""
+        return [row["key"] for row in rows if self.holds(row)] if self.hashes else []
 
     def holds(self, row: dict[str, Any]) -> bool:
         """True if a sample (a row with COLUMNS) is taken down."""

@@ -20,7 +20,6 @@ held something of what is removed or not. WARC files and tables that a spec name
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -32,7 +31,6 @@ import pyarrow.dataset
 from data_specs.shard import canonical_json, nfc
 from pipeline.files.folder import place_of
 from pipeline.files.tars import TarWriter
-from pipeline.matching.image_comparison import NO_DETAILS, Details
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS, ROWS_DIGEST, Record, rows_digest
 from pipeline.store.identities import DETAILS, SIGNATURES, write_without
@@ -172,13 +170,10 @@ def _identities(rewrite: Rewrite) -> None:
     mask = np.array(rewrite.removal.mask(images).to_pylist(), np.bool_)
     if not mask.any():
         return
-    parts = [part for part in ("images.parquet", SIGNATURES, "placeholders.parquet", DETAILS) if part in record.files]
-    with contextlib.ExitStack() as files:
-        signatures = np.memmap(files.enter_context(stage.file(record, SIGNATURES)), np.uint8, "r")
-        details = Details.read(files.enter_context(stage.file(record, DETAILS))) if DETAILS in parts else NO_DETAILS
-        looks = signatures.reshape(images.num_rows, -1), details
+    parts = ("images.parquet", SIGNATURES, "placeholders.parquet", DETAILS)
+    with stage.file(record, SIGNATURES) as signatures, stage.file(record, DETAILS) as details:
         placeholders = stage.table(record, "placeholders.parquet")
-        write_without({part: rewrite.path(part) for part in parts}, images, looks, placeholders, mask)
+        write_without({part: rewrite.path(part) for part in parts}, images, signatures, details, placeholders, mask)
     for part in parts:
         rewrite.replace(part)
 

@@ -58,29 +58,33 @@ _FAULTS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class UnpackedPiece:
-    """A stretch of bytes. member: where it lies within the file, "" for the file itself. url, content_type: of the
-    body of a WARC record. blocks: its bytes, to be read before the next piece is asked for. called: its name in an
-    archive, or that of a table or column; "" for one that has none."""
+    """A stretch of bytes: a file, a file within it, or values of a table. packs: whether to unpack it further.
+
+    member: where it lies within the file, "" for the file itself. called: its name in an archive, or that of a table or
+    column; "" for one that has none. url, content_type: of the body of a WARC record.
+    """
 
     member: str
-    blocks: Iterator[bytes]
-    called: str = ""
-    url: str = ""
-    content_type: str = ""
-
-
-@dataclass(frozen=True)
-class _InnerFile:
-    """A file within a file, to be unpacked further, or values of a table (`packs` is False)."""
-
-    name: str
     file: IO[bytes]
     packs: bool = True
     called: str = ""
     url: str = ""
     content_type: str = ""
+    has_pictures: bool = False
+    """Whether a `data:` URI of a picture is among the blocks that were read."""
+
+    @property
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes from the beginning, to be read before the next piece is asked for."""
+        self.file.seek(0)
+        before = b""
+        while block := self.file.read(BLOCK):
+            before += block
+            self.has_pictures = self.has_pictures or b"data:image/" in before
+            before = before[-16:]
+            yield block
 
 
 class Unpacked:
@@ -93,39 +97,27 @@ class Unpacked:
     def pieces(self) -> Iterator[UnpackedPiece]:
         """All pieces, the file itself first. Raises OSError for a file that cannot be read."""
         with self._path.open("rb") as file:
-            yield from self._pieces(_InnerFile("", file), self._path, 0)
+            yield from self._pieces(UnpackedPiece("", file), self._path, 0)
 
-    def _pieces(self, own: _InnerFile, path: Path | None, depth: int) -> Iterator[UnpackedPiece]:
-        has_pictures = [False]
+    def _pieces(self, own: UnpackedPiece, path: Path | None, depth: int) -> Iterator[UnpackedPiece]:
         own.file.seek(0)
         head = own.file.read(1024)
-        yield UnpackedPiece(own.name, _blocks(own.file, has_pictures), own.called, own.url, own.content_type)
+        yield own
         inside = _opener(head) if own.packs else None
-        for opener in (inside, _data_uris if has_pictures[0] and inside is None else None):
+        for opener in (inside, _data_uris if own.has_pictures and inside is None else None):
             if opener is None or depth == DEPTH:
                 continue
             try:
                 own.file.seek(0)
                 for inner in opener(own.file, path):
                     with inner.file:
-                        named = replace(inner, name=f"{own.name}!{inner.name}")
-                        yield from self._pieces(named, None, depth + 1)
+                        inner.member = f"{own.member}!{inner.member}"
+                        yield from self._pieces(inner, None, depth + 1)
             except _FAULTS as e:
-                self.faults.append(f"{own.name or 'the file'} cannot be unpacked ({type(e).__name__}: {e})")
+                self.faults.append(f"{own.member or 'the file'} cannot be unpacked ({type(e).__name__}: {e})")
 
 
-def _blocks(file: IO[bytes], has_pictures: list[bool]) -> Iterator[bytes]:
-    """A file from its beginning; notes whether it has a `data:` URI of a picture."""
-    file.seek(0)
-    before = b""
-    while block := file.read(BLOCK):
-        before += block
-        has_pictures[0] = has_pictures[0] or b"data:image/" in before
-        before = before[-16:]
-        yield block
-
-
-Opener = Callable[[IO[bytes], Path | None], Iterator[_InnerFile]]
+Opener = Callable[[IO[bytes], Path | None], Iterator[UnpackedPiece]]
 
 
 def _opener(head: bytes) -> Opener | None:
@@ -155,26 +147,26 @@ def _copied(source: IO[bytes]) -> IO[bytes]:
         return target
 
 
-def _tar(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+def _tar(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
     """Members, those behind a damaged part too. Raises ValueError about that in the end."""
     holes = list[Hole]()
     for member in members_of(file):
         if isinstance(member, Hole):
             holes.append(member)
         elif member.info.isreg():
-            yield _InnerFile(member.name, _copied(member.opened()), called=member.name)
+            yield UnpackedPiece(member.name, _copied(member.opened()), called=member.name)
     if holes:
         raise ValueError(f"{holes[0]}{f', and {len(holes) - 1:,} other parts' if holes[1:] else ''}")
 
 
-def _zip(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+def _zip(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
-                yield _InnerFile(name, _copied(member), called=name)
+                yield UnpackedPiece(name, _copied(member), called=name)
 
 
-def _gzip(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+def _gzip(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
     """Each member by itself: of our WARC files that is one record."""
     packed, start, position = b"", 0, 0
     while True:
@@ -194,19 +186,19 @@ def _gzip(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
                 packed = machine.unused_data if machine.eof else machine.unconsumed_tail
                 position += before - len(packed)
                 packed = packed or (b"" if machine.eof else file.read(BLOCK))
-        yield _InnerFile(f"@{start}", target)
+        yield UnpackedPiece(f"@{start}", target)
         start = position
 
 
 def _compressed(codec: str) -> Opener:
-    def opened(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+    def opened(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
         with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec) as stream:
-            yield _InnerFile(codec, _copied(stream))
+            yield UnpackedPiece(codec, _copied(stream))
 
     return opened
 
 
-def _warc(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+def _warc(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
     """Bodies of the records, HTTP headers left away: these are in the piece around them."""
     while line := file.readline(BLOCK):
         if not line.startswith(b"WARC/"):
@@ -220,11 +212,11 @@ def _warc(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
             block.seek(0)
             if block.read(5) != b"HTTP/":
                 block.seek(0)
-                yield _InnerFile(url, _copied(block), url=url)
+                yield UnpackedPiece(url, _copied(block), url=url)
                 continue
             block.readline(BLOCK)
             http = _headers(block)
-            yield _InnerFile(url, _decoded(block, http), url=url, content_type=http.get("content-type", ""))
+            yield UnpackedPiece(url, _decoded(block, http), url=url, content_type=http.get("content-type", ""))
 
 
 def _headers(file: IO[bytes]) -> dict[str, str]:
@@ -262,17 +254,17 @@ def _dechunked(body: IO[bytes]) -> IO[bytes]:
         return _copied(body)
 
 
-def _parquet(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+def _parquet(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
     with pq.ParquetFile(file) as table:
         yield from _values(table.iter_batches(ROWS))
 
 
-def _arrow(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+def _arrow(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
     with pa.ipc.open_file(file) as table:
         yield from _values(table.get_batch(number) for number in range(table.num_record_batches))
 
 
-def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[_InnerFile]:
+def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[UnpackedPiece]:
     """Columns of text and bytes, ROWS values at a time, and each value by itself that may be a file."""
     row = 0
     for batch in batches:
@@ -280,10 +272,10 @@ def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[_InnerFile]:
             some = batch.slice(start, ROWS)
             rows = f"rows {row}-{row + some.num_rows - 1}"
             for name, values in _leaves(some):
-                yield _InnerFile(f"{name} {rows}", io.BytesIO(_join_values(values)), packs=False, called=name)
+                yield UnpackedPiece(f"{name} {rows}", io.BytesIO(_join_values(values)), packs=False, called=name)
                 if not pa.types.is_large_string(values.type):
                     large = values.filter(pc.greater(pc.binary_length(values), 100))
-                    yield from (_InnerFile(f"{name} {rows}", io.BytesIO(value.as_py())) for value in large)
+                    yield from (UnpackedPiece(f"{name} {rows}", io.BytesIO(value.as_py())) for value in large)
             row += some.num_rows
 
 
@@ -316,7 +308,7 @@ def _join_values(values: Any) -> bytes:
     )
 
 
-def _sqlite(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+def _sqlite(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
     with (
         _on_disk(file, path) as place,
         contextlib.closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True)) as db,
@@ -328,13 +320,13 @@ def _sqlite(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
             cursor, row = db.execute(f'SELECT * FROM "{quoted}"'), 0
             while some := cursor.fetchmany(ROWS):
                 values = b"\n".join(value for one in some for value in one if isinstance(value, bytes))
-                yield _InnerFile(
+                yield UnpackedPiece(
                     f"{name} rows {row}-{row + len(some) - 1}", io.BytesIO(values), packs=False, called=name
                 )
                 row += len(some)
 
 
-def _duckdb(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+def _duckdb(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
     import duckdb
 
     with _on_disk(file, path) as place:
@@ -343,7 +335,7 @@ def _duckdb(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
                 for schema, name in db.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall():
                     rows = db.sql(f'SELECT * FROM "{schema}"."{name}"').to_arrow_reader(ROWS)
                     for inner in _values(rows):
-                        yield replace(inner, name=f"{name}.{inner.name}", called=f"{name}.{inner.called}")
+                        yield replace(inner, member=f"{name}.{inner.member}", called=f"{name}.{inner.called}")
         except duckdb.Error as e:
             raise ValueError(str(e).splitlines()[0]) from None
 
@@ -360,19 +352,19 @@ def _on_disk(file: IO[bytes], path: Path | None) -> Iterator[Path]:
         yield Path(copy.name)
 
 
-def _data_uris(file: IO[bytes], path: Path | None) -> Iterator[_InnerFile]:
+def _data_uris(file: IO[bytes], path: Path | None) -> Iterator[UnpackedPiece]:
     number, text = 0, b""
     while block := file.read(BLOCK):
         text += block
         done = 0
         for found in _DATA_URI.finditer(text):
             if found.end() < len(text):  # else the next block may go on with it
-                yield _InnerFile(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
+                yield UnpackedPiece(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
                 number, done = number + 1, found.end()
         begins = text.rfind(b"data:image/", done)
         text = text[begins if begins >= 0 else max(done, len(text) - 16) :]
     for found in _DATA_URI.finditer(text):
-        yield _InnerFile(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
+        yield UnpackedPiece(f"data URI {number}", io.BytesIO(base64.b64decode(found[1] + b"==")))
 
 
 _BY_MAGIC: dict[bytes, Opener] = {

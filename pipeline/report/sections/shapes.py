@@ -14,7 +14,6 @@ from pipeline.report import limits, words
 from pipeline.report.dataset import DOMAINS
 from pipeline.report.measures import SAMPLED, WORDS, histograms, regions_of
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.build import Build
 from pipeline.store.sql import Tables, host
 
 
@@ -43,7 +42,10 @@ def figures(material: Material, inputs: Values) -> Values:
         "vocabulary": dict(words.ranked(in_texts, words.VOCABULARY)),
         "word_samples": len(lengths),
         "limits": limits.charts(material.build.spec, tables, drawn),
-        "cached_regions": cached_regions(material.build, len(detectors)),
+        "cached_regions": {
+            "cached": material.build.counted("detect", "cached"),
+            "asked": material.build.counted("detect", "images") * len(detectors),
+        },
         "before": before,
     }
 
@@ -74,11 +76,6 @@ def regions(tables: Tables, detector: str) -> Values:
         "count(*) FILTER (len(scores) = 0) AS without FROM regions WHERE detector = ?",
         [detector],
     )
-
-
-def cached_regions(build: Build, detectors: int) -> dict[str, int]:
-    """Images whose regions came from STORE's cache, and all that needed some; both summed over the detectors."""
-    return {"cached": build.counted("detect", "cached"), "asked": build.counted("detect", "images") * detectors}
 
 
 def shares_before(histograms: list[Values], baseline: Values | None) -> dict[str, list[float]]:

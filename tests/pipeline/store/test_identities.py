@@ -173,13 +173,13 @@ def test_a_takedown_leaves_the_details_of_the_others_at_their_ranks(tmp_path: Pa
     build = led(filtered.make(tmp_path, shown))
     name, identities = publish(build), Identities(build.store)
     (images,) = identities.batches(identities.read(name), "images.parquet")
-    before, details = images["sha256"].to_pylist(), identities.details(identities.read(name))
+    before, details = images["sha256"].to_pylist(), Details.read(identities.raw_at(identities.read(name), DETAILS))
     assert details.of.tolist() == [1, 2, 4, 5, 7, 8]
     expected = {before[at]: row.tobytes() for at, row in zip(details.of.tolist(), details.stored, strict=True)}
     gone = {before[0], before[4]}
     (new,) = identities.forget(lambda rows: np.array([s in gone for s in rows["sha256"].to_pylist()])).values()
     (images,) = identities.batches(identities.read(new), "images.parquet")
-    after, details = images["sha256"].to_pylist(), identities.details(identities.read(new))
+    after, details = images["sha256"].to_pylist(), Details.read(identities.raw_at(identities.read(new), DETAILS))
     assert details.of.tolist() == [0, 1, 3, 5, 6]
     for at, row in zip(details.of.tolist(), details.stored, strict=True):
         assert row.tobytes() == expected[after[at]]
@@ -283,9 +283,10 @@ def test_a_takedown_holds_the_details_of_some_images_at_a_time(tmp_path: Path) -
     images = pa.table({"candidate_id": pa.array([at.to_bytes(32, "big") for at in range(size)], pa.binary(32))})
     removed = np.arange(size) == 7
     paths = {part: tmp_path / part for part in ("images.parquet", SIGNATURES, "placeholders.parquet", DETAILS)}
-    looks = np.zeros((size, 4), np.uint8), Details.read(tmp_path / "all")
+    (tmp_path / "signatures").write_bytes(bytes(4 * size))
     tracemalloc.start()
-    write_without(paths, images, looks, PLACEHOLDER_SCHEMA.empty_table(), removed)
+    placeholders = PLACEHOLDER_SCHEMA.empty_table()
+    write_without(paths, images, tmp_path / "signatures", tmp_path / "all", placeholders, removed)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert Details.read(paths[DETAILS]).of.tolist() == list(range(size - 1))

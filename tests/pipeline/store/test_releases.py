@@ -9,7 +9,8 @@ import pytest
 from data_specs.shard import SCHEMA_VERSION, Manifest, ReleasedBuild
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.store.releases import Releases, datasets
+from pipeline.store.releases import Releases
+from pipeline.store.store import Store
 
 
 def manifest(number: int, builds: int = 1, generation: int = 1) -> Manifest:
@@ -43,11 +44,11 @@ def manifest(number: int, builds: int = 1, generation: int = 1) -> Manifest:
 
 @pytest.fixture
 def releases(tmp_path: Path) -> Releases:
-    return Releases(Folder(str(tmp_path / "d")))
+    return Releases(Folder(str(tmp_path / "datasets/d")))
 
 
 def test_a_prepared_release_is_seen_when_its_commit_is_written(releases: Releases, tmp_path: Path) -> None:
-    assert (releases.newest(), releases.numbers(), datasets(Folder(str(tmp_path)))) == (None, [], [])
+    assert (releases.newest(), releases.numbers(), Store(str(tmp_path)).datasets()) == (None, [], [])
     name = releases.prepare(manifest(1), lambda _: {"README.md": b"card"})
     releases.await_commit(name, str(tmp_path / "commit"), b"data")
     assert (releases.newest(), releases.numbers()) == (None, [])
@@ -58,8 +59,8 @@ def test_a_prepared_release_is_seen_when_its_commit_is_written(releases: Release
     releases.finish_pending()
     (tmp_path / "commit").unlink()
     assert releases.read() == manifest(1), "it is named plainly"
-    assert (tmp_path / "d/000001/README.md").read_bytes() == b"card"
-    assert [own.dataset for own in datasets(Folder(str(tmp_path)))] == ["d"]
+    assert (tmp_path / "datasets/d/000001/README.md").read_bytes() == b"card"
+    assert [own.dataset for own in Store(str(tmp_path)).datasets()] == ["d"]
 
 
 def test_a_store_leads_wherever_its_own_builds_lie(releases: Releases) -> None:
