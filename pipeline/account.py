@@ -31,31 +31,39 @@ MOST_NAMED = 4
 
 
 class Named(enum.StrEnum):
-    """Units that are neither candidates nor decisions, by what they are. A source may use other names too."""
+    """Units that are neither candidates nor decisions, by what they are, in English and Chinese. A source may use other
+    names too."""
 
-    HIDDEN = "hidden files"
-    BESIDE = "texts of pictures"
-    ALONE = "texts without a picture"
-    DOCUMENT = "documents"
-    TABLE = "tables"
-    HEADER = "header lines"
-    BLANK = "blank lines"
-    LINK = "folders and links"
-    MEMBER = "other members of samples"
-    METADATA = "metadata of tars"
-    OTHER_RECORD = "requests and metadata"
-    CONVERSION = "conversions of other records"
-    OFF_WEB = "records of no web address"
-    PICTURE = "pictures in WARC files"
-    REVISIT = "repeated records"
-    REPEATED = "repeated pictures"
-    WITHOUT_PICTURE = "pages without pictures"
-    FALLBACK = "copies for readers without scripts"
-    UNSHOWN = "images that are never shown"
-    OUTSIDE = "images outside the article"
-    BACKGROUND = "backgrounds of elements"
-    EMBEDDED = "pictures of other elements than img"
-    OTHER_PAGE = "pages not chosen"
+    zh: str
+
+    def __new__(cls, name: str, zh: str) -> Named:
+        own = str.__new__(cls, name)
+        own._value_, own.zh = name, zh
+        return own
+
+    HIDDEN = "hidden files", "隐藏文件"
+    BESIDE = "texts of pictures", "图片的文本"
+    ALONE = "texts without a picture", "没有图片的文本"
+    DOCUMENT = "documents", "文档"
+    TABLE = "tables", "表格"
+    HEADER = "header lines", "表头行"
+    BLANK = "blank lines", "空行"
+    LINK = "folders and links", "目录与链接"
+    MEMBER = "other members of samples", "样本的其他成员"
+    METADATA = "metadata of tars", "元数据"
+    OTHER_RECORD = "requests and metadata", "请求与元数据"
+    CONVERSION = "conversions of other records", "其他记录的转换"
+    OFF_WEB = "records of no web address", "非网页地址的记录"
+    PICTURE = "pictures in WARC files", "WARC 中的图片"
+    REVISIT = "repeated records", "重复记录"
+    REPEATED = "repeated pictures", "重复图片"
+    WITHOUT_PICTURE = "pages without pictures", "没有图片的页面"
+    FALLBACK = "copies for readers without scripts", "noscript 中的副本"
+    UNSHOWN = "images that are never shown", "从不显示的图像"
+    OUTSIDE = "images outside the article", "正文之外的图像"
+    BACKGROUND = "backgrounds of elements", "元素的背景图"
+    EMBEDDED = "pictures of other elements than img", "img 以外元素的图像"
+    OTHER_PAGE = "pages not chosen", "未选取的页面"
 
 
 @dataclass

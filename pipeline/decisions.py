@@ -14,98 +14,111 @@ from pipeline.urls import without_userinfo
 
 
 class DropReason(enum.StrEnum):
-    """Why a capture or candidate was dropped. One word each; the evidence is in the Decision."""
+    """Why a capture or candidate was dropped: a name, and words in both languages. The evidence is in the Decision."""
+
+    en: str
+    zh: str
+
+    def __new__(cls, name: str, en: str = "", zh: str = "") -> DropReason:  # DropReason("known") finds one
+        own = str.__new__(cls, name)
+        own._value_, own.en, own.zh = name, en, zh
+        return own
 
     # crawl
-    ROBOTS_DISALLOWED = "robots_disallowed"
-    ROBOTS_UNREACHABLE = "robots_unreachable"
-    OPT_OUT = "opt_out"  # noai, noimageai, noindex, noml ... in a header or a meta tag; text and data mining reserved
-    EGRESS_REFUSED = "egress_refused"  # scheme or address that may not be reached
-    HTTP_STATUS = "http_status"
-    TIMEOUT = "timeout"
-    DNS = "dns"  # its host has no address
-    CONNECTION = "connection"
-    TOO_MANY_REDIRECTS = "too_many_redirects"
-    TOO_LARGE = "too_large"
-    BAD_RESPONSE = "bad_response"  # no HTTP, a header that is malformed or too long, a body that cannot be decoded
-    NOT_HTML = "not_html"
-    OVER_BUDGET = "over_budget"
-    TRAP = "trap"  # a page that differs from earlier ones in its numbers only
-    BROKEN_FILE = "broken_file"  # a file of a source of which nothing can be read, or nothing more
-    UNREADABLE = "unreadable"  # a parser failed on it, or took too long; at any stage that reads what others wrote
+    ROBOTS_DISALLOWED = "robots_disallowed", "robots.txt forbids it", "robots 禁止"
+    ROBOTS_UNREACHABLE = "robots_unreachable", "robots.txt unreachable", "robots 无法读取"
+    # noai, noimageai, noindex, noml ... in a header or a meta tag; text and data mining reserved
+    OPT_OUT = "opt_out", "opted out", "声明退出"
+    EGRESS_REFUSED = "egress_refused", "address refused", "地址被拒"  # scheme or address that may not be reached
+    HTTP_STATUS = "http_status", "HTTP error", "HTTP 错误"
+    TIMEOUT = "timeout", "timeout", "超时"
+    DNS = "dns", "unknown host", "域名无法解析"  # its host has no address
+    CONNECTION = "connection", "no connection", "连接失败"
+    TOO_MANY_REDIRECTS = "too_many_redirects", "too many redirects", "重定向过多"
+    TOO_LARGE = "too_large", "file too large", "过大"
+    # no HTTP, a header that is malformed or too long, a body that cannot be decoded
+    BAD_RESPONSE = "bad_response", "malformed response", "响应损坏"
+    NOT_HTML = "not_html", "not a web page", "不是网页"
+    OVER_BUDGET = "over_budget", "over the limits of the crawl", "超出预算"
+    TRAP = "trap", "endless pages", "无尽页面"  # a page that differs from earlier ones in its numbers only
+    BROKEN_FILE = "broken_file", "broken file", "文件损坏"  # of which nothing, or nothing more, can be read
+    # a parser failed on it, or took too long; at any stage that reads what others wrote
+    UNREADABLE = "unreadable", "parser failed", "无法解析"
     # extract
-    BAD_CHARSET = "bad_charset"
-    BAD_URL = "bad_url"
-    BAD_ROW = "bad_row"  # a row of a table that cannot be read
-    DATA_URI = "data_uri"
-    SPACER = "spacer"  # icon, spacer, tracking pixel
-    NO_TEXT = "no_text"
-    REPEATED_ON_PAGE = "repeated_on_page"
-    FALLBACK_TEXT = "fallback_text"  # better texts were removed than `admit.max_text_rank` allows
-    LIST_COVER = "list_cover"  # stands in a list of articles; the article has it too
-    CAP_PER_PAGE = "cap_per_page"  # of images
-    CAP_PER_HOST = "cap_per_host"  # of images on the pages of a host
+    BAD_CHARSET = "bad_charset", "unknown encoding", "编码无法识别"
+    BAD_URL = "bad_url", "invalid address", "地址无效"
+    BAD_ROW = "bad_row", "unreadable row", "行无法读取"
+    DATA_URI = "data_uri", "inline image", "内嵌图像"
+    SPACER = "spacer", "icon or spacer", "图标或占位图"  # or a tracking pixel
+    NO_TEXT = "no_text", "no text", "没有文本"
+    REPEATED_ON_PAGE = "repeated_on_page", "repeated on its page", "页面内重复"
+    # better texts were removed than `admit.max_text_rank` allows
+    FALLBACK_TEXT = "fallback_text", "fallback text", "替补文本"
+    LIST_COVER = "list_cover", "cover in a list", "列表封面"  # stands in a list of articles; the article has it too
+    CAP_PER_PAGE = "cap_per_page", "over the cap per page", "超出每页图片上限"  # of images
+    CAP_PER_HOST = "cap_per_host", "over the cap per site", "超出每个网站图片上限"  # of images on the pages of a host
     # admit
-    FORGOTTEN = "forgotten"
-    SAME_CANDIDATE = "same_candidate"
-    CAP_PER_IMAGE_URL = "cap_per_image_url"
-    CAP_PER_IMAGE_HOST = "cap_per_image_host"
-    TEXT_TOO_SHORT = "text_too_short"
-    TEXT_TOO_LONG = "text_too_long"
-    LOW_HAN_SHARE = "low_han_share"
-    NOT_CHINESE = "not_chinese"
-    BOILERPLATE = "boilerplate"
-    REPETITION = "repetition"
-    ADVERTISEMENT = "advertisement"
-    LISTED_WORD = "listed_word"  # a word of a lexicon that the spec names
-    PERSONAL_DATA = "personal_data"
-    NO_NOUN = "no_noun"  # fewer nouns than asked for
-    FEW_CONTENT_WORDS = "few_content_words"
-    STOP_WORDS = "stop_words"  # mostly stop words
-    TEXT_ENTROPY = "text_entropy"  # its words say little
-    UNKNOWN_CHARACTERS = "unknown_characters"
-    PERPLEXITY = "perplexity"  # too likely, or too unlikely, to a language model
+    FORGOTTEN = "forgotten", "taken down", "已下架"
+    SAME_CANDIDATE = "same_candidate", "same candidate again", "同一候选"
+    CAP_PER_IMAGE_URL = "cap_per_image_url", "over the cap per image URL", "同图址上限"
+    CAP_PER_IMAGE_HOST = "cap_per_image_host", "over the share of an image host", "超出图片主机占比上限"
+    TEXT_TOO_SHORT = "text_too_short", "text too short", "文本过短"
+    TEXT_TOO_LONG = "text_too_long", "text too long", "文本过长"
+    LOW_HAN_SHARE = "low_han_share", "few Chinese characters", "汉字过少"
+    NOT_CHINESE = "not_chinese", "not Chinese", "非中文"
+    BOILERPLATE = "boilerplate", "boilerplate", "套话"
+    REPETITION = "repetition", "repetition", "重复字句"
+    ADVERTISEMENT = "advertisement", "advertisement", "广告"
+    LISTED_WORD = "listed_word", "listed word", "词表命中"  # a word of a lexicon that the spec names
+    PERSONAL_DATA = "personal_data", "personal data", "个人信息"
+    NO_NOUN = "no_noun", "no noun", "没有名词"  # fewer nouns than asked for
+    FEW_CONTENT_WORDS = "few_content_words", "few content words", "实词过少"
+    STOP_WORDS = "stop_words", "mostly stop words", "停用词过多"
+    TEXT_ENTROPY = "text_entropy", "low word entropy", "词语信息量低"  # its words say little
+    UNKNOWN_CHARACTERS = "unknown_characters", "unknown characters", "生僻字符过多"
+    PERPLEXITY = "perplexity", "unusual language", "困惑度异常"  # too likely, or too unlikely, to a language model
     # fetch and measure
-    EMPTY_BODY = "empty_body"
-    NOT_AN_IMAGE = "not_an_image"
-    UNREADABLE_FORMAT = "unreadable_format"  # a picture in a format whose reader is not installed
-    TOO_MANY_PIXELS = "too_many_pixels"
-    CORRUPT_IMAGE = "corrupt_image"
-    NOT_STORED = "not_stored"  # STORE lacks its bytes, and this build sends no request
+    EMPTY_BODY = "empty_body", "empty file", "空内容"
+    NOT_AN_IMAGE = "not_an_image", "not an image", "不是图像"
+    UNREADABLE_FORMAT = "unreadable_format", "format not installed", "格式未安装"
+    TOO_MANY_PIXELS = "too_many_pixels", "too many pixels", "像素过多"
+    CORRUPT_IMAGE = "corrupt_image", "damaged image", "图像损坏"
+    NOT_STORED = "not_stored", "not stored", "未存储"  # STORE lacks its bytes, and this build sends no request
     # filter
-    IMAGE_TOO_SMALL = "image_too_small"
-    IMAGE_TOO_LARGE = "image_too_large"
-    IMAGE_ASPECT = "image_aspect"
-    IMAGE_BLANK = "image_blank"
-    IMAGE_BLURRED = "image_blurred"
-    IMAGE_ENTROPY = "image_entropy"  # of few grey levels
-    IMAGE_ANIMATED = "image_animated"
+    IMAGE_TOO_SMALL = "image_too_small", "image too small", "图像过小"
+    IMAGE_TOO_LARGE = "image_too_large", "image too large", "图像过大"
+    IMAGE_ASPECT = "image_aspect", "aspect ratio", "长宽比异常"
+    IMAGE_BLANK = "image_blank", "blank image", "空白图像"
+    IMAGE_BLURRED = "image_blurred", "blurred image", "图像模糊"
+    IMAGE_ENTROPY = "image_entropy", "few grey levels", "灰阶过少"
+    IMAGE_ANIMATED = "image_animated", "animation", "动图"
     # dedup
-    KNOWN = "known"  # an earlier build decided on its image: no drop, a fate of its own
-    SAME_IMAGE = "same_image"  # same bytes as an earlier kept one
-    NEAR_IMAGE = "near_image"
-    PLACEHOLDER = "placeholder"  # one picture under many different texts
-    CAP_PER_TEXT = "cap_per_text"
-    CAP_PER_DOMAIN = "cap_per_domain"
-    OTHER_SPLIT = "other_split"  # each of its texts stands in another split than its image
+    KNOWN = "known", "already known to the dataset", "数据集已知"  # decided by an earlier build: no drop, its own fate
+    SAME_IMAGE = "same_image", "same image", "相同图像"  # same bytes as an earlier kept one
+    NEAR_IMAGE = "near_image", "near-copy of an image", "近似图像"
+    PLACEHOLDER = "placeholder", "placeholder image", "占位图"  # one picture under many different texts
+    CAP_PER_TEXT = "cap_per_text", "over the cap per text", "同文本上限"
+    CAP_PER_DOMAIN = "cap_per_domain", "over the cap per domain", "同域名上限"
+    OTHER_SPLIT = "other_split", "texts of another split", "文本属于其他划分"  # than its image
     # curate: screen
-    NSFW = "nsfw"
-    TEXT_HEAVY = "text_heavy"
-    QR_CODE = "qr_code"
-    FACES = "faces"  # more than allowed
-    COLOURFULNESS = "colourfulness"  # too little, or too much
-    LOW_DETAIL = "low_detail"  # enlarged, or out of focus: less detail than its size promises
+    NSFW = "nsfw", "not safe for work", "不宜展示"
+    TEXT_HEAVY = "text_heavy", "mostly text", "文字过多"
+    QR_CODE = "qr_code", "QR code", "二维码"
+    FACES = "faces", "faces", "人脸"  # more than allowed
+    COLOURFULNESS = "colourfulness", "colourfulness", "色彩丰富度"  # too little, or too much
+    LOW_DETAIL = "low_detail", "less detail than its size suggests", "细节不足"  # enlarged, or out of focus
     # curate: watermark
-    WATERMARK = "watermark"  # it carries the mark that many pictures of its host have
+    WATERMARK = "watermark", "watermark of its host", "站点水印"  # a mark that many of its pictures have
     # curate: pair_score
-    PAIR_SCORE_LOW = "pair_score_low"  # picture and text fit too badly
-    PAIR_SCORE_HIGH = "pair_score_high"  # too well: often a picture of its own caption
-    BELOW_TOP_SHARE = "below_top_share"  # others of its source fit better
+    PAIR_SCORE_LOW = "pair_score_low", "text does not match", "图文不符"
+    PAIR_SCORE_HIGH = "pair_score_high", "text matches too well", "图文过于吻合"  # often a picture of its own caption
+    BELOW_TOP_SHARE = "below_top_share", "other pairs match better", "不在高分之列"  # of its source
     # curate: semantic_dedup
-    SEMANTIC_DUPLICATE = "semantic_duplicate"  # its image shows what that of an earlier kept pair shows
+    SEMANTIC_DUPLICATE = "semantic_duplicate", "semantic duplicate", "语义重复"  # shows what an earlier kept one shows
     # curate: balance
-    OVER_REPRESENTED = "over_represented"  # all its concepts are frequent, and its id is not among the share kept
-    NO_CONCEPT = "no_concept"
+    # all its concepts are frequent, and its id is not among the share kept
+    OVER_REPRESENTED = "over_represented", "over-represented", "概念过多"
+    NO_CONCEPT = "no_concept", "no concept word", "无概念词"
 
 
 LOSSES = ("lost_parts", "lost_bytes", "lost_rows", "lost_files")
