@@ -2,7 +2,7 @@
 
 Plain webdataset, wids, Ray Data, Hugging Face datasets and `training` must each return every image, with the text that
 belongs to it: of a build, of a release of three builds, and of a copy of that release. Readers with global state (Ray's
-processes, the hub's settings) run in a process of their own, one for all three.
+processes, the hub's settings) run in a process of their own, whose imports of torch and more are done once.
 """
 
 from __future__ import annotations
@@ -63,12 +63,11 @@ REGIONS = {"detectors": [{"name": "proposals"}]}
 @pytest.fixture(scope="module", params=["build", "release", "copy"])
 def place(request: pytest.FixtureRequest, folder: Path, synthetic: Any, run_stage: Callable[..., Any]) -> Place:
     """The same pictures as one build, as a release of three builds, and as a copy of that; its index is the truth."""
-    root = folder / request.param
-    root.mkdir()
+    root = folder / ("build" if request.param == "build" else "release")
     if request.param == "build":
         data = lists = _published(synthetic.make(root, regions=REGIONS)[0], run_stage)
     else:
-        for i in range(3):
+        for i in range(0 if root.exists() else 3):  # a copy comes after the release, whose folders it moves away
             part = {"out": f"build{i}", "snapshot": f"2024-01-0{i + 1}", "part": (i, 3)}
             _published(synthetic.make(root, **part, regions=REGIONS)[0], run_stage)
         data, lists = root / "store/datasets/synthetic/latest.json", root / "store/datasets/synthetic/000003"
@@ -166,28 +165,21 @@ def reader(folder: Path) -> Iterator[Reader]:
         process.close()
 
 
-WEBDATASET = """
-import io, json, webdataset
+READERS = """
+import io, json, datasets, webdataset, wids
 from PIL import Image
 
-def answer(*urls):
+def answer(reader, *words):
+    return globals()[reader](*words)
+
+def plain_webdataset(*urls):
     found = []
     for s in webdataset.WebDataset(list(urls), shardshuffle=False, empty_check=False):
         assert json.loads(s["json"])["texts"][0]["text"] == s["txt"].decode()
         found.append([s["__key__"], s["txt"].decode(), *Image.open(io.BytesIO(s["jpg"])).convert("RGB").size])
     return found
-"""
 
-
-@pytest.mark.slow
-def test_plain_webdataset_reads_every_sample(place: Place, reader: Reader) -> None:
-    assert _as_truth(reader(WEBDATASET)(*_every(place))) == place.truth
-
-
-WIDS = """
-import wids
-
-def answer(lists, cache):
+def shard_lists(lists, cache):
     found = []
     for split in ("train", "dev", "val"):
         dataset = wids.ShardListDataset(f"{lists}/{split}.json", localname=wids.wids.DefaultLocalname(cache))
@@ -195,12 +187,25 @@ def answer(lists, cache):
             sample = dataset[i]
             found.append([sample["__key__"], sample[".txt"], *sample[".jpg"].size])
     return found
+
+def hugging_face(files, cache):
+    found = []
+    for split in ("train", "dev", "val"):
+        own = {split: json.loads(files)[split]}  # lists of tars, or the patterns of the card
+        rows = datasets.load_dataset("webdataset", data_files=own, split=split, cache_dir=cache)
+        found += [[r["__key__"], r["txt"], *r["jpg"].size] for r in rows]
+    return found
 """
 
 
 @pytest.mark.slow
+def test_plain_webdataset_reads_every_sample(place: Place, reader: Reader) -> None:
+    assert _as_truth(reader(READERS)("plain_webdataset", *_every(place))) == place.truth
+
+
+@pytest.mark.slow
 def test_wids_reads_the_shard_lists_that_publish_wrote(place: Place, reader: Reader, tmp_path: Path) -> None:
-    assert _as_truth(reader(WIDS)(place.lists, tmp_path / "cache")) == place.truth
+    assert _as_truth(reader(READERS)("shard_lists", place.lists, tmp_path / "cache")) == place.truth
 
 
 RAY_DATA = """
@@ -221,25 +226,12 @@ def test_ray_data_reads_every_sample(place: Place, reader: Reader) -> None:
     assert _as_truth(reader(RAY_DATA)(*_every(place))) == place.truth
 
 
-HUGGING_FACE = """
-import json, datasets
-
-def answer(files, cache):
-    found = []
-    for split in ("train", "dev", "val"):
-        own = {split: json.loads(files)[split]}  # lists of tars, or the patterns of the card
-        rows = datasets.load_dataset("webdataset", data_files=own, split=split, cache_dir=cache)
-        found += [[r["__key__"], r["txt"], *r["jpg"].size] for r in rows]
-    return found
-"""
-
-
 @pytest.mark.slow
 def test_hugging_face_datasets_reads_every_sample(place: Place, reader: Reader, tmp_path: Path) -> None:
     files: dict[str, Any] = dict(place.urls)
     if place.card:
         files = {split: f"{place.lists}/{pattern}" for split, pattern in place.card.items()}
-    assert _as_truth(reader(HUGGING_FACE)(json.dumps(files), tmp_path / "cache")) == place.truth
+    assert _as_truth(reader(READERS)("hugging_face", json.dumps(files), tmp_path / "cache")) == place.truth
 
 
 def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Path) -> None:

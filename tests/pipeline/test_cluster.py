@@ -499,26 +499,3 @@ def _is_alone(driver: int) -> None:
     assert not {"monitor.py", "dashboard.py"} & programs  # a second of CPU each, and of no use on one machine
     assert addresses
     assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-
-
-_TRAINING = """
-import sys
-from training.run import ray_job
-with ray_job.cluster(1):
-    import ray
-    ray.get(ray.remote(lambda: 1).remote())
-    print([*{"aiohttp", "ray.dashboard.optional_deps"} & set(sys.modules)], flush=True)
-    sys.stdin.readline()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_an_embedded_ray_listens_to_this_machine_alone() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    pipe, words = subprocess.PIPE, [sys.executable, "-c", _TRAINING]
-    with subprocess.Popen(words, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as driver:
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "[]\n"
-        _is_alone(driver.pid)
-        driver.communicate("\n")

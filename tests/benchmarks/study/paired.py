@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -78,14 +79,20 @@ def crossed(gains_SYF: Array, counts_YF: Array, draws: int = 4000) -> tuple[floa
     gains_SYF: sums over the family's names; counts_YF: names that each style has of a family. Styles weigh alike. The
     draws are the same each time.
     """
-    rng = np.random.default_rng(0)
-    seeds, styles, families = gains_SYF.shape
-    weights_DF = rng.multinomial(families, np.full(families, 1 / families), draws).astype(np.float64)
+    weights_DS, weights_DY, weights_DF = _weights(*gains_SYF.shape, draws)
     gains_DSY = np.einsum("df,syf->dsy", weights_DF, gains_SYF, optimize=True)
     means_DSY = gains_DSY / np.maximum(weights_DF @ counts_YF.T, 1)[:, None]
-    weights_DS, weights_DY = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in (seeds, styles))
     low, high = np.quantile(np.einsum("dsy,ds,dy->d", means_DSY, weights_DS, weights_DY), [0.025, 0.975])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=4)  # a page asks for many figures of one study, and drawing names costs more than all else
+def _weights(seeds: int, styles: int, families: int, draws: int) -> tuple[Array, Array, Array]:
+    """How often each draw takes a seed and a style, as shares, and a family."""
+    rng = np.random.default_rng(0)
+    weights_DF = rng.multinomial(families, np.full(families, 1 / families), draws).astype(np.float64)
+    weights_DS, weights_DY = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in (seeds, styles))
+    return weights_DS, weights_DY, weights_DF
 
 
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Interval | None:

@@ -23,6 +23,7 @@ import pytest
 
 from training.errors import ConfigError
 from training.resolve import resolve
+from training.run import ray_job
 from training.run.launch import Leave
 
 if importlib.util.find_spec("ray") is None:  # to import ray.train takes a second
@@ -76,6 +77,19 @@ def test_finite_values_of_logged_steps_are_exported() -> None:
         "waiting_for_data": 0.1,
     }
     assert exported_metrics(1, {"dev.mean_recall": 0.5}) == {}
+
+
+def test_without_a_cluster_the_ray_of_training_is_one_of_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `start_ray` starts with these options listens to this machine alone: tests/pipeline/test_cluster.py."""
+    import ray
+
+    started: list[dict[str, Any]] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_job, "start_ray", lambda _, **options: started.append(options))
+    with ray_job.cluster(99):
+        assert started == [{"num_cpus": 99, "include_dashboard": False}]
 
 
 # --- on a cluster
