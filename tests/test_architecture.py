@@ -71,6 +71,7 @@ def test_the_halves_import_each_other_in_one_place_and_the_leaf_imports_neither(
     assert offenders("data_specs", ("pipeline", "training")) == []
 
 
+@pytest.mark.slow
 def test_the_facade_is_the_one_place_that_knows_both_halves_and_nothing_imports_it():
     """And importing it imports neither: it costs milliseconds and needs no package but the base ones."""
     for package in (*PACKAGES, "dags"):
@@ -84,6 +85,7 @@ def test_dags_import_no_package_of_ours_and_no_ray():
     assert offenders("dags", (*PACKAGES, "ray", "torch")) == []
 
 
+@pytest.mark.slow
 def test_ray_is_imported_where_it_is_needed_only():
     """However it is spelled: `sys.modules.get("ray")` and `import_module("ray")` are imports too."""
     for package, but in RAY.items():
@@ -194,6 +196,7 @@ def test_no_stage_imports_a_stage():
         assert path.name == "__init__.py" or not named, f"{path.name}: {named}"
 
 
+@pytest.mark.slow
 def test_modules_import_in_no_circle():
     paths = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for package in PACKAGES for p in modules(package)}
     graph = {

@@ -46,6 +46,7 @@ def test_finder_skips_what_does_not_run_or_does_not_fit(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "python3.11"))
 
 
+@pytest.mark.slow
 def test_finder_prefers_python3_and_obeys_python(tmp_path: Path) -> None:
     _fake_python(tmp_path, "python3", (3, 13))
     _fake_python(tmp_path, "python3.11", (3, 11))

@@ -114,6 +114,7 @@ wenlan.{1}
         assert done.stderr.splitlines()[-1].endswith(f"install what is missing with: {install(extra)}")
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_parquet_files(here: Path) -> None:
     data = wenlan.open("builds/1")
     rows = [pq.read_table(path).to_pandas() for path in sorted(Path("builds/1/shards").glob("train-*.parquet"))]
@@ -398,6 +399,7 @@ def test_a_detector_that_looks_at_no_picture_makes_no_boxes(place: Path) -> None
         wenlan.load(place / "runs/1", detector="given")
 
 
+@pytest.mark.slow
 def test_pictures_without_boxes_get_those_of_a_detector(place: Path) -> None:
     """The shipped one, run here beside it."""
     from data_specs.pictures.boxes import cleaned

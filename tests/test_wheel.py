@@ -20,6 +20,8 @@ from PIL import Image
 
 from tests.places import ROOT
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("data_specs", "pipeline", "training")
 NO_PART = ("__pycache__", ".pyc", "README.md")
 """What lies in the packages' folders and is of use to developers only."""
@@ -48,7 +50,6 @@ def _sources() -> set[str]:
     return {"wenlan.py"} | {file for file in files if not any(part in file for part in NO_PART)}
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -88,7 +89,6 @@ def _run(installed: Path, folder: Path, name: str, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_the_commands_of_the_wheel_run_without_the_working_tree(installed: Path, tmp_path: Path) -> None:
     where = _run(installed, tmp_path, "python", "-c", "import pipeline, training, data_specs as d; print(d.__file__)")
     assert str(installed.parent) in where, "what runs is what was installed"
@@ -99,7 +99,6 @@ def test_the_commands_of_the_wheel_run_without_the_working_tree(installed: Path,
     assert schema == (ROOT / "data_specs/schemas/build.schema.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_a_plan_of_a_small_spec_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (320, 240)).save(tmp_path / "photos/1.jpg")

@@ -10,6 +10,8 @@ import pytest
 from training.method.key_queue import KeyQueue, SampleIds
 from training.run.footprint import footprint
 
+pytestmark = pytest.mark.slow
+
 EXACT = {
     "training/towers/region_pooling.py bmm",  # bf16 would move the samples of a box
     "training/method/losses.py mm",  # similarities, which are divided by the temperature
@@ -22,7 +24,6 @@ EXACT = {
 """Files and products that stay in float32 under bf16."""
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", ["starter", "brivl_b5_base"])
 def test_a_step_stays_on_its_device_and_in_its_types_and_is_read_from_once(recipe: str) -> None:
@@ -42,7 +43,6 @@ def test_a_step_stays_on_its_device_and_in_its_types_and_is_read_from_once(recip
     assert of_types.peak > lasting
 
 
-@pytest.mark.slow
 def test_what_a_gpu_would_refuse_or_wait_for_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.benchmarks.rehearsal import config_of, ranks, rehearse
 

@@ -24,6 +24,8 @@ from pipeline.cli import _parser as data_parser
 from tests.places import ROOT
 from training.cli import _parser as train_parser
 
+pytestmark = pytest.mark.slow
+
 PYTHON = ROOT / ".venv-dags" / "bin" / "python"
 FILES = sorted((ROOT / "dags").glob("*.py"))
 GRAPHS = Path(__file__).with_name("graphs.json")
@@ -92,7 +94,6 @@ def test_dag_files_import_the_standard_library_airflow_and_each_other_only() -> 
 
 
 @needs_airflow
-@pytest.mark.slow
 def test_every_dag_imports_where_nothing_of_ours_is_and_has_its_graph(said: list[Any]) -> None:
     found = said[0]
     assert found["errors"] == {}
@@ -113,7 +114,6 @@ VARIABLES = ("POLL_S", "LONGEST_DAYS", "KEEP_BUILDS", "KEEP_RELEASES", "KEEP_REG
 
 
 @needs_airflow
-@pytest.mark.slow
 def test_a_variable_that_is_set_and_empty_is_as_good_as_none(said: list[Any]) -> None:
     """As templates of deployments leave what nobody has filled in: with one of them no DAG could be imported."""
     found = said[3]
@@ -226,7 +226,6 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 @needs_airflow
-@pytest.mark.slow
 def test_what_the_dags_run(said: list[Any], tmp_path: Path) -> None:
     planned(said[1], tmp_path)
 
@@ -335,7 +334,6 @@ print(json.dumps({"runs": runs, "tasks": tasks, "events": events}))
 
 
 @needs_airflow
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_airflow_dags_test_of_each(tmp_path: Path, fake: Any) -> None:
     fake.outcome = fake.good_day
@@ -373,7 +371,6 @@ print(json.dumps([planned(), planned(scorer_recipe=""), planned(spec="/specs/bes
 
 
 @needs_airflow
-@pytest.mark.slow
 def test_the_loop_builds_trains_exports_scores_and_trains_again(said: list[Any]) -> None:
     whole, same, one, nowhere = said[2]
     assert list(whole.values()) == [

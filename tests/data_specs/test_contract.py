@@ -29,6 +29,8 @@ from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from tests.processes import Asked
 
+pytestmark = pytest.mark.slow
+
 TRUTH = dict[str, tuple[str, int, int]]
 """key -> (primary text, width, height)."""
 
@@ -198,12 +200,10 @@ def hugging_face(files, cache):
 """
 
 
-@pytest.mark.slow
 def test_plain_webdataset_reads_every_sample(place: Place, reader: Reader) -> None:
     assert _as_truth(reader(READERS)("plain_webdataset", *_every(place))) == place.truth
 
 
-@pytest.mark.slow
 def test_wids_reads_the_shard_lists_that_publish_wrote(place: Place, reader: Reader, tmp_path: Path) -> None:
     assert _as_truth(reader(READERS)("shard_lists", place.lists, tmp_path / "cache")) == place.truth
 
@@ -226,7 +226,6 @@ def test_ray_data_reads_every_sample(place: Place, reader: Reader) -> None:
     assert _as_truth(reader(RAY_DATA)(*_every(place))) == place.truth
 
 
-@pytest.mark.slow
 def test_hugging_face_datasets_reads_every_sample(place: Place, reader: Reader, tmp_path: Path) -> None:
     files: dict[str, Any] = dict(place.urls)
     if place.card:
@@ -251,7 +250,6 @@ def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Pa
     assert samples == place.truth
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", ["release"], indirect=True)
 def test_a_checkpoint_names_the_release_that_it_was_trained_on(place: Place, tmp_path: Path) -> None:
     from tests.training.conftest import retrieval_of

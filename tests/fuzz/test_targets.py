@@ -21,6 +21,8 @@ from tests.fuzz.corpus import FINDS, PENDING, seeds
 from tests.fuzz.examples import Example, examples
 from tests.fuzz.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 LOG = logging.getLogger(__name__)
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
 SECONDS = 60 * MINUTES / len(TARGETS) or float(os.environ.get("FUZZ_SECONDS", "0.5"))
@@ -29,7 +31,6 @@ SECONDS = 60 * MINUTES / len(TARGETS) or float(os.environ.get("FUZZ_SECONDS", "0
 CASES = 10_000_000
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("target", "name"), [(target, name) for target, finds in FINDS.items() for name in finds])
 def test_what_was_found_is_found_no_more(target: str, name: str, fault: Callable[[str, bytes], str]) -> None:
     if f"{target}/{name}" in PENDING:
@@ -37,19 +38,16 @@ def test_what_was_found_is_found_no_more(target: str, name: str, fault: Callable
     assert fault(target, FINDS[target][name]()) == ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_sound_examples_have_no_fault(target: str, fault: Callable[[str, bytes], str]) -> None:
     assert [fault(target, seed) for seed in seeds()[target]] == [""] * len(seeds()[target])
 
 
-@pytest.mark.slow
 def test_every_target_has_examples_and_what_is_pending_is_there() -> None:
     assert TARGETS.keys() == seeds().keys() == FINDS.keys()
     assert PENDING.keys() <= {*TARGETS, *(f"{target}/{name}" for target, finds in FINDS.items() for name in finds)}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(0)
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of the example at which the time was over
 @pytest.mark.parametrize("target", TARGETS)

@@ -215,6 +215,7 @@ MARKUP = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=4 * EXAMPLES, deadline=None)
 @given(st.lists(st.sampled_from(MARKUP), max_size=20).map("".join), st.integers(1, 3))
 @example("<img data-src=a.jpg src=x.gif alt=山><noscript><img src=a.jpg></noscript><svg><img>", 2)
@@ -279,6 +280,7 @@ RECORDS: dict[str, Callable[[str], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(kinds=st.lists(st.sampled_from([*RECORDS]), min_size=1, max_size=12))
 def test_every_record_of_an_archive_is_of_a_candidate_a_decision_or_has_a_name(
@@ -306,6 +308,7 @@ def made(options: dict[str, Any]) -> TableSource:
     return configure("sources", options.pop("kind"), options, TableSource)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [files, captions, table, json_lines, parquet, posts, members])
 def test_what_a_source_met_is_a_candidate_a_decision_or_has_a_name(make: Callable[[st.DrawFn, Path], Made]) -> None:
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -331,6 +334,7 @@ def test_what_a_source_met_is_a_candidate_a_decision_or_has_a_name(make: Callabl
     holds()
 
 
+@pytest.mark.slow
 def test_lines_that_a_quote_swallows_are_unaccounted_and_have_a_place(tmp_path: Path) -> None:
     swallowed = "".join("雪" * 1_000_000 + "\n" for _ in range(5))
     put(tmp_path, {"t.csv": f'url,zh\nhttp://i/1,云\nx,"\n{swallowed}http://i/3,海\n'})

@@ -18,6 +18,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
+@pytest.mark.slow
 def test_programs_get_one_object_whatever_happens(tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.yaml").write_text("name: a\nsources: [\n")
     for words, code, error in (

@@ -80,6 +80,7 @@ def test_a_head_is_lost_when_nobody_has_listened_for_a_while_and_not_when_it_com
     assert str(head.error()).endswith("run the same command again: committed work is kept")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_gone_holds_no_publish_up(caplog: pytest.LogCaptureFixture) -> None:
     """Its metrics are not counted, and that is said."""
     published = False

@@ -13,6 +13,8 @@ import pytest
 from pipeline.confined import Confined, OverLimit
 from pipeline.errors import StageError
 
+pytestmark = pytest.mark.slow
+
 WORK = """
 import os, signal, time
 
@@ -55,14 +57,12 @@ def confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Confin
         yield it
 
 
-@pytest.mark.slow
 def test_values_come_back_from_one_other_process(confined):
     what, more, first = confined("value", "文\ud83d", b"\0" * 1_000_000)
     assert (what, more) == ("value", ("文\ud83d", b"\0" * 1_000_000))
     assert confined("print")[2] == confined("again")[2] == first != os.getpid()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "why"),
     [
@@ -80,13 +80,11 @@ def test_what_is_over_the_limits_ends_and_the_next_call_goes_on(confined, what, 
     assert confined("after")[2] != before
 
 
-@pytest.mark.slow
 def test_the_limit_is_the_processors_time_and_each_call_has_its_own(confined):
     pids = {confined("sleep", 0.3)[2] for _ in range(3)}
     assert len(pids) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "kind", "words"),
     [("raise", KeyError, "of the page"), ("odd", RuntimeError, "Odd: 1 and 2"), ("disk", OSError, "No space left")],
@@ -98,7 +96,6 @@ def test_what_is_raised_there_is_raised_here_with_its_traceback(confined, what, 
     assert confined("after")[0] == "after"
 
 
-@pytest.mark.slow
 def test_files_in_the_working_folder_are_none_of_its_modules(confined, tmp_path, monkeypatch):
     (tmp_path / "of somebody").mkdir()
     (tmp_path / "of somebody" / "struct.py").write_text("raise SystemExit", encoding="utf-8")
@@ -112,7 +109,6 @@ def test_a_child_that_cannot_start_is_a_fault_of_ours(confined, monkeypatch):
         confined("x")
 
 
-@pytest.mark.slow
 def test_the_child_ends_with_its_user(confined):
     pid = confined("x")[2]
     confined.close()

@@ -199,6 +199,7 @@ def test_what_working_passes_wrote_goes_with_a_publish_and_is_made_again_where_i
     assert len(one) < next(first.stage("dedup").records()).counts["kept"]
 
 
+@pytest.mark.slow
 def test_a_partition_goes_through_fetch_measure_and_filter_before_the_next_one(tmp_path, monkeypatch):
     plan = spec(tmp_path)
     with (tmp_path / "t.csv").open("a", encoding="utf-8") as table:

@@ -543,6 +543,7 @@ def test_a_picture_on_which_a_stage_fails_is_one_decision(fetched_build, got, mo
     assert not faults(build, read_funnels(build)[0])
 
 
+@pytest.mark.slow
 def test_a_picture_that_a_detector_cannot_take_is_kept_without_regions(fetched_build, got, monkeypatch):
     data = {f"{i}.jpg": picture(i) for i in range(5)}
     odd_pixels = decode(data["3.jpg"]).pixels
@@ -568,6 +569,7 @@ def test_a_picture_that_a_detector_cannot_take_is_kept_without_regions(fetched_b
     assert "1 of 5 images (by a detector) of all sources are unreadable (20.0%)" in gate.faults[0]
 
 
+@pytest.mark.slow
 def test_a_picture_that_a_model_of_screen_cannot_score_is_dropped(fetched_build, got, monkeypatch):
     data = {f"{i}.jpg": picture(i) for i in range(5)}
     odd_pixels = decode(data["3.jpg"]).pixels

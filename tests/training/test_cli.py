@@ -139,6 +139,7 @@ def test_a_cut_tar_ends_with_exit_1_and_its_name(
     assert stderr.splitlines() == [line for line in stderr.splitlines() if "train-000000.tar: 5000 bytes" in line]
 
 
+@pytest.mark.slow
 def test_an_image_that_is_none_is_named(
     trained: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +268,7 @@ def test_fine_tuning_begins_from_a_checkpoint_and_keeps_its_towers(
     assert (saved["recipe"], saved["image"]["width"], saved["image"]["frozen"]) == ("finetune_captions", 32, True)
 
 
+@pytest.mark.slow
 def test_a_captioner_is_trained_by_keys_of_its_own(
     trained: tuple[Path, Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

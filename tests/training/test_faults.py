@@ -280,6 +280,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
         yield asked
 
 
+@pytest.mark.slow
 def test_fault_10_a_checkpoint_needs_no_backbone_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint whose recipe names weights that are gone, or are on the hub, is used without looking for them."""
     config = resolve("tiny", ["image.weights=hub", *BERT, "text.vocab_size=7000", "text.weights=somebody/some-bert"])

@@ -169,6 +169,7 @@ def test_bf16_keeps_the_loss_close_and_queue_and_average_in_float32(make_batch: 
     assert output.loss.item() == pytest.approx(exact, rel=0.05)
 
 
+@pytest.mark.slow
 def test_embeddings_of_box_and_place_are_off_by_default_and_begin_at_nothing(make_batch: MakeBatch) -> None:
     """With them switched on a fresh model gives the features of one without, and they are trained."""
     on = ("image.box_embedding=true", "image.position_embedding=true", "text.position_embedding=true")

@@ -11,6 +11,8 @@ import pytest
 from tests.benchmarks.study import curation, loop
 from tests.benchmarks.study.curation import ARMS, Outcome, Round
 
+pytestmark = pytest.mark.slow
+
 
 def made(seed: int, mean: dict[str, float], auc: float = 0.93) -> Outcome:
     recall = {
@@ -24,7 +26,6 @@ def made(seed: int, mean: dict[str, float], auc: float = 0.93) -> Outcome:
 GOOD = {"all": 0.10, "loop": 0.14, "oracle": 0.16, "random": 0.09}
 
 
-@pytest.mark.slow
 def test_bars_are_judged_by_intervals_and_by_the_way_to_the_oracle() -> None:
     found = loop.judged([made(s, {k: v + 0.001 * s for k, v in GOOD.items()}) for s in range(5)])
     assert [found["way"][end] for end in ("low", "mean", "high")] == pytest.approx([2 / 3] * 3)
@@ -37,7 +38,6 @@ def test_bars_are_judged_by_intervals_and_by_the_way_to_the_oracle() -> None:
     assert loop.judged([made(s, {**GOOD, "loop": 0.12}) for s in range(3)])["bars"]["half_way"] is False
 
 
-@pytest.mark.slow
 def test_the_command_does_what_is_not_done_and_says_what_the_figures_say(
     make_study: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,8 @@ from tests.benchmarks.study.trial import Point, Trial
 from tests.browser import CHROMIUM, visit
 from training.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 GALLERIES = ("style", "names", "train", "dev", "dev_names", "style_small")
 
 
@@ -53,7 +55,6 @@ def text_of(path: Path) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("queue", "clip", "words", "badge"),
     [
@@ -71,7 +72,6 @@ def test_the_page_states_what_the_figures_imply(
     assert row.strip().startswith(badge)
 
 
-@pytest.mark.slow
 def test_the_page_shows_a_figure_for_every_run(page_of: Any) -> None:
     text = text_of(page_of([0.3111, 0.3222, 0.3333], [0.1444, 0.1553]))
     every = text.partition("Every run")[2]
@@ -88,7 +88,6 @@ def test_the_page_shows_a_figure_for_every_run(page_of: Any) -> None:
     assert "goes on with the others" in text
 
 
-@pytest.mark.slow
 def test_a_study_without_runs_shows_the_records_of_the_repository(tmp_path: Path) -> None:
     text = text_of(write_page(Study(PLANS["hour"], tmp_path)))
     records = load(COMMITTED)
@@ -102,7 +101,6 @@ def test_a_study_without_runs_shows_the_records_of_the_repository(tmp_path: Path
         write_page(Study(PLANS["full"], tmp_path))
 
 
-@pytest.mark.slow
 def test_a_short_study_has_no_verdict(make_study: Any) -> None:
     study = make_study("moco", "clip", "siglip", seeds=(0, 1), samples=320)
     for arm, value in zip(study.plan.arms[:2], (0.3, 0.1), strict=True):
@@ -116,7 +114,6 @@ def test_a_short_study_has_no_verdict(make_study: Any) -> None:
     assert re.search("No runs yet of: +SigLIP", text)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_finds_no_fault_no_request_and_nothing_wider_than_a_phone(

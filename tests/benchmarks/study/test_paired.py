@@ -41,6 +41,7 @@ LOOP = [0.0111, 0.0305, 0.0191, 0.0333, 0.0364], [0.0203, 0.0354, 0.0419, 0.0540
 """What the loop, and the right pairs alone, brought over all pairs, on five seeds."""
 
 
+@pytest.mark.slow
 def test_a_share_has_the_interval_of_the_paired_bootstrap():
     from scipy.stats import bootstrap
 

@@ -63,6 +63,7 @@ def test_runs_are_added_to_records_and_a_run_done_again_replaces_its_own(
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_runs_on_pairs_are_added_and_those_of_another_dataset_are_refused(tmp_path: Path) -> None:
     path, known = tmp_path / "records.json", load(COMMITTED)
     save(known, path)

@@ -17,6 +17,8 @@ from tests.benchmarks.study.regions import Job
 from tests.benchmarks.study.scenes import Source
 from training.data.index import open_dataset
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.drill(4)
 def test_a_run_is_written_once_and_is_the_same_again(source: Source, weights: Path, tmp_path: Path) -> None:
@@ -34,7 +36,6 @@ def test_a_run_is_written_once_and_is_the_same_again(source: Source, weights: Pa
     assert replace(jobs[0], arm=replace(jobs[0].arm, momentum=0.5)).record() is None
 
 
-@pytest.mark.slow
 def test_an_arm_without_key_towers_goes_on_to_equal_compute(source: Source, weights: Path, tmp_path: Path) -> None:
     job = Job(source, "whole", 0, 64, tmp_path, weights, replace(CLIP, batch=2))
     regions.do(job)
@@ -44,7 +45,6 @@ def test_an_arm_without_key_towers_goes_on_to_equal_compute(source: Source, weig
     assert 1.2 < run.samples[4] / 64 < 1.6
 
 
-@pytest.mark.slow
 def test_other_weights_and_another_dataset_have_features_of_their_own(
     source: Source, weights: Path, tmp_path: Path
 ) -> None:
@@ -63,7 +63,6 @@ def test_other_weights_and_another_dataset_have_features_of_their_own(
     assert len(list(source.manifest.parent.glob("val.grid-1.*.pt"))) == 3
 
 
-@pytest.mark.slow
 def test_true_boxes_are_pooled_like_those_of_a_detector(source: Source, weights: Path, tmp_path: Path) -> None:
     dataset = open_dataset([str(source.manifest)], "val", detector="grid-1")
     rows = [dataset.row(number) for number in range(len(dataset))]

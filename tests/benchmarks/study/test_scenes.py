@@ -36,6 +36,7 @@ def test_the_same_seed_draws_the_same_scenes(stamps: list[tuple[Path, str]], tmp
         assert (folders[0] / scene.file).read_bytes() == (folders[1] / scene.file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_scene_shows_the_stamp_that_its_caption_names(stamps: list[tuple[Path, str]], tmp_path: Path) -> None:
     for scene in scenes.draw(stamps, tmp_path, 20):
         number = int(scene.caption.removeprefix("颜色"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from tests.benchmarks.study.arms import ARMS, Setting, chosen, config_of
@@ -13,6 +14,7 @@ from tests.benchmarks.study.trial import smaller
 ARM = chosen(["single-tower"], ARMS)[0]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_each_pair_alone(corpus: Corpus) -> None:
     tower = SingleTower(config_of(ARM, Setting(), 0, len(corpus.tokenizer.vocabulary)))
     gallery = smaller(corpus.galleries[0], 5)

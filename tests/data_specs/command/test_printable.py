@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ def _obeyed(char: str) -> bool:
     )
 
 
+@pytest.mark.slow
 @given(ANY)
 def test_nothing_is_left_that_a_terminal_obeys(text: str) -> None:
     assert not [char for char in printable(text) if _obeyed(char) and char not in "\n\t"]

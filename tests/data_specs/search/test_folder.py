@@ -55,6 +55,7 @@ def test_an_index_of_another_version_is_one_line(tmp_path: Path, version: int, l
             use(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_index_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
     folder = make(tmp_path / "i", named(3), random_units(3, 8))
     text = (folder / INDEX).read_text()

@@ -94,6 +94,7 @@ def brute_force(
     return shown
 
 
+@pytest.mark.slow
 def test_chance_knows_the_size_of_the_collection(tmp_path: Path) -> None:
     """Noise is near nothing in 20,000 rows, though its best score is above 0.999; a match is, among 500 and 20,000."""
     vectors, noise = random_units(20_500, 64), random_units(2_000, 64, seed=1)

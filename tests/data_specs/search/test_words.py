@@ -65,6 +65,7 @@ def test_words_are_found_in_any_script_and_width(tmp_path: Path, asked: str, row
     assert set(found(search(tmp_path, CAPTIONS), asked, len(CAPTIONS))) == rows
 
 
+@pytest.mark.slow
 def test_words_are_those_of_jieba() -> None:
     sentences = [
         "清晨的山谷里飘着薄雾，远处有几座白墙黛瓦的老房子",

@@ -64,6 +64,7 @@ def _data(number: int) -> bytes:
     return f"{number}".encode()
 
 
+@pytest.mark.slow
 def test_a_file_is_replaced_as_long_as_it_is_as_it_was_read(remote: Remote) -> None:
     url = f"{remote.url}/replaced"
     assert object_store.read(url) is None
@@ -244,6 +245,7 @@ def test_what_a_store_refuses_is_one_line_in_the_end(remote: Remote, case: str) 
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_an_error_of_a_store_leaves_a_worker() -> None:
     error = copy.copy(StorageError("s3://bucket/x", "is busy", 16))  # as pickle makes it anew
     assert (error.filename, error.strerror, error.errno) == ("s3://bucket/x", "is busy", 16)

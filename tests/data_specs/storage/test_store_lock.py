@@ -21,6 +21,7 @@ from tests.processes import wait_until
 from tests.s3_server import Remote
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -77,7 +78,6 @@ def elsewhere(url: str, beat: int = 0) -> bytes:
     return store_lock._content("another-machine:0.0:7:8#9", beat)
 
 
-@pytest.mark.slow
 def test_processes_take_turns_whatever_the_store_does(url: str, remote: Remote) -> None:
     remote.proxy.fail("lost", share=0.05, hits=lambda operation, path: path.endswith("_lock"))
     processes = [start(url, "8") for _ in range(3)]
@@ -86,7 +86,6 @@ def test_processes_take_turns_whatever_the_store_does(url: str, remote: Remote) 
     assert remote.proxy.failed()
 
 
-@pytest.mark.slow
 def test_a_holder_that_is_killed_blocks_nobody_on_its_machine(url: str) -> None:
     process = start(url, "1", "kill")
     assert process.stdout is not None
@@ -104,7 +103,6 @@ def test_a_holder_that_is_killed_blocks_nobody_on_its_machine(url: str) -> None:
     assert is_held(f"{url}/_lock") is False
 
 
-@pytest.mark.slow
 def test_one_that_was_killed_elsewhere_is_waited_for_as_long_as_its_lease(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +113,6 @@ def test_one_that_was_killed_elsewhere_is_waited_for_as_long_as_its_lease(
         assert store_lock.LEASE_S <= clock.passed < store_lock.LEASE_S + 3
 
 
-@pytest.mark.slow
 def test_one_that_lives_elsewhere_is_waited_for_and_then_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     held, beats = object_store.create(f"{url}/_lock", elsewhere(url)), 0
 
@@ -174,7 +171,6 @@ def test_a_holder_that_lost_its_lock_changes_nothing_more(url: str, monkeypatch:
     folder.write("mine", b"2")  # without a lock there is none to lose
 
 
-@pytest.mark.slow
 def test_without_conditional_writes_nothing_is_held(tmp_path: object) -> None:
     with locked("memory://nowhere/_lock", 0.0), locked("memory://nowhere/_lock", 0.0):
         check_locks()

@@ -44,6 +44,7 @@ def test_every_form_of_a_character_is_the_same_as_opencc_has_it(conversion: str)
     assert normals([a for a, _ in single]) == normals([b for _, b in single])
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30))
 def test_normal_form_is_a_fixed_point(text: str) -> None:
     assert normal(normal(text)) == normal(text)

@@ -99,6 +99,7 @@ def test_an_index_that_may_not_be_written_is_one_line(read_only, capsys):
     assert line.startswith(f"wenlan-data: {read_only}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["[]", "{}", '{"spec": {}}', '"x"', "nonsense"])
 def test_a_build_json_that_is_none_is_one_line(record, capsys, tmp_path):
     (tmp_path / "build.json").write_text(record)

@@ -26,6 +26,7 @@ def test_a_folder_of_pictures_keeps_all_that_is_there(photos, capsys):
     assert built(Path("photos.yaml")) == 6
 
 
+@pytest.mark.slow
 def test_shares_leave_something_to_measure_by_where_the_pictures_are_few_or_not_counted(here, capsys):
     for name, count in (("t.csv", 420), ("big.csv", LOOKED_AT)):
         lines = (f"https://a.example/{n}.jpg,{WORDS[0]}{n}" for n in range(count))
@@ -36,6 +37,7 @@ def test_shares_leave_something_to_measure_by_where_the_pictures_are_few_or_not_
         assert load("s.yaml").shards.val_share == share, given
 
 
+@pytest.mark.slow
 def test_a_table_of_pictures_of_one_host_is_a_collection(here, capsys):
     for hosts, pages, kind in ((1, 0, "library"), (2, 0, "image_search"), (1, 1, "image_search")):
         lines = [f"https://h{n % hosts}.example/{n}.jpg,{WORDS[0]}" + f",https://p.example/{n}" * pages for n in (0, 1)]

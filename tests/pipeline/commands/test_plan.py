@@ -69,6 +69,7 @@ def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
     assert "run a small one to estimate" in shown
 
 
+@pytest.mark.slow
 def test_the_slowest_host_is_not_the_busiest_one_where_that_allows_more(plan, tmp_path):
     urls = [*("http://img.fast.test/a.jpg",) * 300, *("http://slow.test/a.jpg",) * 200]
     (tmp_path / "t.csv").write_text(
@@ -132,6 +133,7 @@ def test_images_that_cannot_be_had_are_shown_and_no_fault_of_the_spec(plan, serv
     assert "warning: all URLs tried have failed (1)" in shown
 
 
+@pytest.mark.slow
 def test_a_finished_crawl_is_not_asked_for_again(plan, serve, make_build, tmp_path):
     web = serve({"/": PAGE})
     spec = {"egress": {"allow": [web.host], "delay_s": 0}, "publish": {"min_samples": 0}}

@@ -12,12 +12,13 @@ from data_specs.shard import SPLITS, read_manifest
 from pipeline import cli
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("record", ["[]", '{"version": "a"}', "{}"])
 def test_a_store_json_that_is_none_is_one_line(record, capsys, tmp_path):
     (tmp_path / "store.json").write_text(record)
@@ -32,7 +33,6 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> di
     return value
 
 
-@pytest.mark.slow
 def test_a_release_is_listed_and_shown_as_its_manifest_is(
     synthetic_build: Build, shards_of: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,7 +49,6 @@ def test_a_release_is_listed_and_shown_as_its_manifest_is(
         assert sorted(capsys.readouterr().out.split()) == tars, "one per line, to be given to a reader"
 
 
-@pytest.mark.slow
 def test_what_a_store_does_not_have_is_named_with_what_it_has(
     synthetic_build: Build, shards_of: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ def test_the_schema_file_is_current():
     assert schema.PATH.read_text(encoding="utf-8") == schema.text(), "run: python -m pipeline.commands.schema"
 
 
+@pytest.mark.slow
 def test_the_command_prints_it(capsys):
     assert cli.main(["schema"]) == 0
     assert capsys.readouterr().out == schema.text()
@@ -43,12 +44,14 @@ def validator() -> jsonschema.Validator:
     return made(json.loads(schema.PATH.read_bytes()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
 def test_ready_specs_are_valid_by_the_models_and_by_the_schema(path):
     plugins.check(load(path), path.name)
     validator().validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

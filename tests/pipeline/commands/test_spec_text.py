@@ -18,6 +18,7 @@ def uncommented(text: str) -> str:
     return re.sub(r"(?m)^( *)# ( *[a-z_0-9]+:(?: |$))", r"\1\2", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [["photos"], ["https://news.example.org/"], ["photos", "https://news.example.org/"]])
 def test_every_commented_option_is_what_holds_anyway(inputs, photos, capsys):
     """Taking the marks away from all of them changes nothing; and all options of the models are there."""

@@ -80,6 +80,7 @@ def test_a_takedown_that_matches_nothing_fails_once_and_is_kept_for_future_build
     assert len(list(store.rglob("forgotten/*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_build_is_not_published_into_a_store_that_is_gone(
     synthetic_build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

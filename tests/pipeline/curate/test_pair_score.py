@@ -24,6 +24,8 @@ from pipeline.takedown.rewrite_partitions import remove
 from tests import curated, towered
 from tests.towered import coloured
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("measure", "filter", "dedup", "curate")
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.45, 0.4, 0.3, 0.25, 0.15, 0.1]
 """Of red in the pictures, whose texts all say red."""
@@ -58,7 +60,6 @@ def kept(build: Build) -> dict[str, float]:
     return {row["candidate_id"]: round(row["pair_score"], 4) for row in curated.kept(build)}
 
 
-@pytest.mark.slow
 def test_a_band_keeps_what_is_within_both_ends(scored: Callable[..., Build]) -> None:
     build = scored(min_score=0.3, max_score=0.9)
     before, after = scores(build), kept(build)
@@ -75,14 +76,12 @@ def test_a_band_keeps_what_is_within_both_ends(scored: Callable[..., Build]) -> 
     }
 
 
-@pytest.mark.slow
 def test_the_end_of_a_band_is_within_it(scored: Callable[..., Build]) -> None:
     ends = sorted(scores(scored()).values())
     build = scored(min_score=ends[2], max_score=ends[-3])
     assert sorted(kept(build).values()) == ends[2:-2]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("parts", "share", "count"), [(1, 0.3, 3), (3, 0.3, 3), (2, 0.01, 1)])
 def test_a_share_keeps_the_best_however_the_build_is_cut(
     scored: Callable[..., Build], parts: int, share: float, count: int
@@ -94,7 +93,6 @@ def test_a_share_keeps_the_best_however_the_build_is_cut(
     assert [row["reason"] for row in curated.dropped(build)] == ["below_top_share"] * (10 - count)
 
 
-@pytest.mark.slow
 def test_a_share_is_one_of_what_the_band_keeps(scored: Callable[..., Build]) -> None:
     ends = sorted(scores(scored()).values())
     build = scored(max_score=ends[-3], top_share=0.5)
@@ -103,7 +101,6 @@ def test_a_share_is_one_of_what_the_band_keeps(scored: Callable[..., Build]) -> 
     assert f"pair score {ends[3]:.4f}; the best 0.5 of table have at least {ends[4]:.4f}" in evidence
 
 
-@pytest.mark.slow
 def test_of_equal_scores_the_smaller_ids_are_kept(
     scored: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
 ) -> None:

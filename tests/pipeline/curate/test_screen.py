@@ -23,6 +23,8 @@ from tests import curated
 from tests.drawn import encoded
 from tests.stages import run_stage
 
+pytestmark = pytest.mark.slow
+
 
 def picture(seed: int, redness: int = 0, size: tuple[int, int] = (320, 240)) -> bytes:
     """A picture that only this seed has; with a redness, its red channel is all that value."""
@@ -69,7 +71,6 @@ def screened(fetched_build: Callable[..., Build], got: Any, looks: Looks) -> Cal
     return make
 
 
-@pytest.mark.slow
 def test_what_a_model_refuses_goes_with_its_reason_and_the_funnel_adds_up(screened: Callable[..., Build]) -> None:
     build = screened()
     dropped = curated.dropped(build)
@@ -87,14 +88,12 @@ def test_what_a_model_refuses_goes_with_its_reason_and_the_funnel_adds_up(screen
     assert [line for line in faults(build, candidates) if line.startswith(("dedup", "curate", "shard"))] == []
 
 
-@pytest.mark.slow
 def test_without_such_a_filter_there_is_no_stage_and_dedup_is_what_goes_on(screened: Callable[..., Build]) -> None:
     build = screened([])
     assert "curate" not in build.passes
     assert len(curated.table_of(build, "shard")) == 10
 
 
-@pytest.mark.slow
 def test_no_picture_is_looked_at_twice_whatever_the_threshold(screened: Callable[..., Build], looks: Looks) -> None:
     screened()
     assert len(looks.shown) == 10
@@ -115,7 +114,6 @@ def test_the_token_follows_threshold_and_weights(
     assert screen.token(build) != before
 
 
-@pytest.mark.slow
 def test_a_picture_not_safe_for_work_is_in_no_report(screened: Callable[..., Build]) -> None:
     from pipeline.report import pictures as report_pictures
     from pipeline.report import sample_sheet
@@ -158,7 +156,6 @@ def test_scores_survive_a_model_that_dies(
     assert len(looks.shown) == 6
 
 
-@pytest.mark.slow
 def test_a_partition_asks_once_what_its_scores_are_called(
     screened: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +183,6 @@ def test_scores_are_cached_as_they_are_judged(fetched_build: Callable[..., Build
     assert len(curated.dropped(build)) == 1
 
 
-@pytest.mark.slow
 def test_faces_are_sought_in_a_picture_as_large_as_the_option_says(
     fetched_build: Callable[..., Build], got: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_week_without_pairs_loads_nothing_of_what_was_kept(
     assert (counts["pairs"], counts["leaders"], counts["dropped"], counts["holders"]) == (0, 0, 0, 1)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_near_nothing_that_is_kept(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     build = alike.made(fetched_build, got, tmp_path, many(7, 30, (220, 400)))
     record = build.stage("curate.nearest").record("all")
@@ -124,6 +125,7 @@ def test_a_new_generation_keeps_what_the_last_one_kept(fetched_build: Any, got: 
     assert alike.kept(anew) == {"a"}
 
 
+@pytest.mark.slow
 def test_an_earlier_build_without_features_leads_nobody_and_that_is_logged(
     fetched_build: Any, got: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -175,6 +177,7 @@ def test_which_of_those_that_are_alike_is_kept_is_the_specs_choice(
     assert alike.kept(build) == {stays}
 
 
+@pytest.mark.slow
 def test_an_image_that_the_tower_cannot_read_is_kept_and_leads_nobody(
     fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

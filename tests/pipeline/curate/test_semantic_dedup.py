@@ -13,6 +13,8 @@ from pipeline.report.funnel import faults, read_funnels
 from tests import alike, curated
 from tests.stages import run_stage
 
+pytestmark = pytest.mark.slow
+
 RED, GREEN = (0.8, 0.1, 0.1), (0.1, 0.8, 0.1)
 SHOWN = [
     ("red-large", RED, 400, "红色的图一"),
@@ -31,7 +33,6 @@ def build(fetched_build: Any, got: Any, tmp_path: Path) -> Any:
     return make
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("parts", [3])
 def test_one_of_what_shows_the_same_is_kept_and_the_others_name_it(build: Any, parts: int) -> None:
     made = build(parts=parts)
@@ -50,7 +51,6 @@ def test_one_of_what_shows_the_same_is_kept_and_the_others_name_it(build: Any, p
     assert 0 < near["millionths"] < 20_000
 
 
-@pytest.mark.slow
 def test_the_funnel_adds_up_and_shards_hold_what_was_kept(build: Any) -> None:
     made = build()
     run_stage(made, "detect", "shard")
@@ -64,7 +64,6 @@ def test_the_funnel_adds_up_and_shards_hold_what_was_kept(build: Any) -> None:
     assert all(row["pair_score"] is not None for row in packed)
 
 
-@pytest.mark.slow
 def test_explain_tells_of_the_leader(build: Any) -> None:
     made = build()
     run_stage(made, "detect", "shard")
@@ -72,7 +71,6 @@ def test_explain_tells_of_the_leader(build: Any) -> None:
     assert row["leader"]["url"].endswith("red-large")
 
 
-@pytest.mark.slow
 def test_a_larger_distance_runs_no_tower_and_merges_more(build: Any) -> None:
     first = build(name="one")
     second = build(name="two", options={"distance": 0.4})

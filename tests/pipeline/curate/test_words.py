@@ -14,6 +14,7 @@ def chance(text: str, kind: str = "surrounding", *more: str) -> float:
     return float(_words.chances([[{"kind": kind, "text": text}, *({"kind": "title", "text": t} for t in more)]])[0])
 
 
+@pytest.mark.slow
 def test_texts_that_name_things_have_a_higher_chance_than_remarks_and_the_words_of_pages() -> None:
     named = chance("一只翠鸟站在水边的树枝上", "caption")
     assert named > chance("一只翠鸟站在水边的树枝上") > chance("我也不知道该怎么说才好了")

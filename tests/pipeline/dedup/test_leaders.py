@@ -19,6 +19,8 @@ from tests.deduped import after, publish, run, texts
 from tests.drawn import picture
 from tests.stages import run_stage
 
+pytestmark = pytest.mark.slow
+
 PASSES = ("dedup.signatures", "dedup.copies", "dedup.edges", "dedup.leaders", "dedup")
 
 
@@ -143,7 +145,6 @@ def splits(draw: st.DrawFn) -> tuple[list[list[tuple[int, bool, list[str], int]]
     return builds, rules, draw(st.integers(1, 3))
 
 
-@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(splits())
 def test_any_increments_give_what_one_build_would_have_given(
@@ -192,7 +193,6 @@ def test_a_week_without_pairs_compares_nothing(tmp_path: Path, filtered: Any) ->
     assert not list((tmp_path / "store").glob("dealt/*")), "nothing is made of what was kept"
 
 
-@pytest.mark.slow
 def test_a_crowd_of_copies_is_bounded_and_its_first_leads(tmp_path: Path, filtered: Any) -> None:
     """1,500 copies of one picture in runs of 400: the largest is kept, and each is compared with few."""
     shown = [filtered.Shown(f"p{i}", 7, (f"第{i}句话说的是别的",), 4_000 - i * 7 % 1_500) for i in range(1_500)]
@@ -224,7 +224,6 @@ def test_of_a_crowd_whose_first_is_under_a_cap_the_next_one_leads(tmp_path: Path
     assert {dropped[f"p{i}"]["duplicate_of"] for i in range(3, 40)} == {kept["p2"]["candidate_id"]}
 
 
-@pytest.mark.slow
 def test_partitions_that_are_lost_are_made_again_alone_with_the_same_bytes(tmp_path: Path, filtered: Any) -> None:
     shown = [filtered.Shown(f"p{i}", i % 17, (f"说明{i % 7}",), 300 - i, "same" if i % 2 else "") for i in range(60)]
     build = filtered.make(tmp_path, shown, parts=4)
@@ -250,7 +249,6 @@ def _digests(build: Any, name: str) -> dict[tuple[str, str], str]:
     return {(record.partition, suffix): ref.sha256 for record in records for suffix, ref in record.files.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stages", [PASSES, PASSES[:3], PASSES[:1]])
 def test_a_takedown_deletes_what_can_be_made_again(tmp_path: Path, filtered: Any, stages: tuple[str, ...]) -> None:
     shown = [filtered.Shown(f"p{i}", i % 9, (f"说明{i % 4}",), 300 - i) for i in range(20)]

@@ -19,6 +19,8 @@ from pipeline.store.build import Build, Earlier
 from pipeline.store.identities import Identities
 from tests.stages import run_stage
 
+pytestmark = pytest.mark.slow
+
 SHARES = {"dev_share": 0.25, "val_share": 0.25}
 APART = {**SHARES, "apart": "texts"}
 SPLITS = ("train", "dev", "val")
@@ -141,7 +143,6 @@ def test_the_splits_of_earlier_builds_decide_first(tmp_path: Path, filtered: Any
     assert not straddling({**before, **kept})
 
 
-@pytest.mark.slow
 def test_a_dataset_that_had_not_the_option_goes_on_with_it(tmp_path: Path, filtered: Any) -> None:
     """Its clusters are where the first pair with the text is."""
     each = one_of_each(filtered)
@@ -169,7 +170,6 @@ def publish_after(build: Build) -> Kept:
     return kept
 
 
-@pytest.mark.slow
 def test_a_new_generation_keeps_splits_and_drops_what_straddles(tmp_path: Path, filtered: Any) -> None:
     each = one_of_each(filtered)
     train, val = each["train"], replace(each["val"], texts=each["train"].texts)

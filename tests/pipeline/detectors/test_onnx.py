@@ -49,6 +49,7 @@ def named_model(path: Path, size: tuple[int | str, int | str], rank: int = 4, di
     return path
 
 
+@pytest.mark.slow
 def test_a_picture_on_which_the_model_fails_has_no_regions_and_ends_no_build(
     fetched_build: Any, got: Any, run_stage: Any, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_picture_with_nothing_on_it_is_no_fault(find: Any, size: tuple[int, in
     assert (boxes[:, 2:] <= np.array(size)).all()
 
 
+@pytest.mark.slow
 def test_boxes_do_not_depend_on_their_neighbours_in_a_batch() -> None:
     detector = Proposals()
     state = detector.load()

@@ -22,8 +22,9 @@ from pipeline.records import Candidate
 from pipeline.sources import TableSource
 from pipeline.store.dataset import Dataset
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_rows_images_and_boxes_are_those_of_the_dataset(shards_of: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     counts = export(Dataset.open(shards_of), "brivl-jsonl", out)
@@ -63,7 +64,6 @@ def test_texts_have_the_names_of_the_release_and_its_cuts() -> None:
     ]
 
 
-@pytest.mark.slow
 @given(st.lists(st.tuples(*[st.floats(0, 50, width=32)] * 4), max_size=5))
 def test_boxes_are_whole_pixels_inside_the_picture(raw: list[tuple[float, ...]]) -> None:
     boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in raw]

@@ -18,8 +18,9 @@ from pipeline.store.dataset import Dataset
 from pipeline.store.frames import Frames
 from pipeline.store.samples import Samples
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_a_table_of_csv_reads_back(shards_of: Path, tmp_path: Path) -> None:
     export(Dataset.open(shards_of), "csv", tmp_path / "out")
     frames = Frames.of_dataset(Dataset.open(shards_of))
@@ -36,7 +37,6 @@ def test_a_table_of_csv_reads_back(shards_of: Path, tmp_path: Path) -> None:
     assert not stored
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("title", ['=HYPERLINK("http://a.cn","x")', "@SUM(1)", "-1+2", "+1", "＝1", "\t=1"])
 def test_a_title_is_no_formula_for_a_spreadsheet(shards_of: Path, title: str) -> None:
     [stored] = Samples.of(Frames.of_dataset(Dataset.open(shards_of))).first(1)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.files.digests import DIGEST, bytes_of, column_of, digests_of, hexed, rows_of, unhex
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @given(st.lists(st.binary(min_size=32, max_size=32), max_size=9), st.integers(0, 9), st.integers(0, 9))
 def test_digests_are_the_same_in_every_form(raw: list[bytes], start: int, cut: int) -> None:
     digests = unhex(value.hex() for value in raw)
@@ -25,7 +26,6 @@ def test_digests_are_the_same_in_every_form(raw: list[bytes], start: int, cut: i
     assert column_of(digests[::2]).to_pylist() == raw[::2]
 
 
-@pytest.mark.slow
 @given(st.lists(st.binary(max_size=5), max_size=9), st.integers(0, 9), st.integers(0, 9))
 def test_bytes_of_a_slice_are_those_of_its_rows(rows: list[bytes], start: int, count: int) -> None:
     data, starts = bytes_of(pa.array(rows, pa.binary()).slice(start, count))

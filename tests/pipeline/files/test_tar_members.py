@@ -53,6 +53,7 @@ def test_a_tar_without_the_zeros_at_its_end_is_whole() -> None:
     assert (len(read(whole)[0]), read(whole)[1]) == (6, [])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 199), st.sampled_from(["cut", "extra", "over", "zeros"])), max_size=4),
@@ -88,6 +89,7 @@ def test_a_hole_has_the_size_of_what_is_lost() -> None:
     assert str(lost[0]) == "128,000 bytes from byte 2,560 on cannot be read (zeros where members were)"
 
 
+@pytest.mark.slow
 def test_zeros_without_end_are_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.tar").open("w+b") as f:
         f.write(tar_of(3))

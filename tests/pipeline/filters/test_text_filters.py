@@ -66,6 +66,7 @@ BY_DEFAULT = {
 """Texts by the reason why each is dropped; "" keeps them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "text", "expected"),
     [(kind, text, drop) for kind, texts in BY_DEFAULT.items() for drop, own in texts.items() for text in own],

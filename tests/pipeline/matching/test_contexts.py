@@ -107,6 +107,7 @@ def _column(own: Any) -> Any:
     return pa.chunked_array([column_of(own)], CONTEXT)
 
 
+@pytest.mark.slow
 def test_equal_pixels_have_one_digest_and_another_word_has_another() -> None:
     def digest(pixels: Any, form: str, **options: Any) -> int:
         out = io.BytesIO()

@@ -81,6 +81,7 @@ def test_only_pictures_without_texture_have_details() -> None:
     assert fine_of(own).tones.all()
 
 
+@pytest.mark.slow
 def test_windows_that_grids_do_not_tell_apart_are_two_pictures_by_their_maps() -> None:
     phash, signature, own = measured(ONE, OTHER, ONE.resize((250, 200), Image.Resampling.LANCZOS))
     like = alike(4, THRESHOLD, phash, signature, own)

@@ -344,6 +344,7 @@ def test_pictures_that_contexts_tell_apart_cost_no_comparison_but_a_few_of_what_
     assert not len(join.edges()[0])
 
 
+@pytest.mark.slow
 def test_mirrored_and_turned_copies_are_alike_where_they_are_looked_for() -> None:
     """Of photographs and of screens, in every form, beside a larger copy in a frame; as comparing all finds them."""
     own = [Image.fromarray(blobs(1)), Image.fromarray(blobs(2)), dialog(*WORDS[:4]), dialog(*WORDS[3:], curve=90)]

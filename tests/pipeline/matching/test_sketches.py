@@ -76,6 +76,7 @@ def pairs_of_texts(count: int, changed: int) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 def test_minhash_estimates_as_datasketch_and_rensa_do() -> None:
     """The share of agreeing digests is the Jaccard similarity, within the error of that many permutations."""
     import rensa
@@ -103,6 +104,7 @@ def test_minhash_estimates_as_datasketch_and_rensa_do() -> None:
     assert abs((estimates["ours"] - exact).mean()) < 0.01
 
 
+@pytest.mark.slow
 def test_bands_are_missed_as_seldom_as_theory_has_it() -> None:
     random.seed(9)
     texts = pairs_of_texts(4_000, 5)

@@ -99,6 +99,7 @@ def test_references_are_undone_once() -> None:
     assert unescaped("&amp;lt; &lt;&gt;&quot;&nbsp;") == '&lt; <>"\xa0'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", ["<div>", "<!--", "<script>", "<template>", "<svg>", "<xmp>", "<script><!--<script>"])
 def test_no_page_takes_longer_than_it_is_large(piece: str) -> None:
     """In quadratic time these two million characters would not be done before the test's time is over."""

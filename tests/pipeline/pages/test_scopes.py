@@ -107,6 +107,7 @@ def test_any_markup_has_a_scope_for_each_picture(parts: list[str]) -> None:
     assert len(parse("".join(parts)).images) == parts.count("<img src=x.jpg>")
 
 
+@pytest.mark.slow
 def test_many_pictures_among_many_elements_cost_in_proportion() -> None:
     def page(count: int) -> str:
         return "<article><img src=a.jpg><h2>标题</h2></article><ul><li>文字</li></ul>" * count

@@ -96,6 +96,7 @@ def test_a_named_element_is_furniture_unless_it_holds_the_article(html):
     assert {image.url: image.furniture for image in parse(html).images} == expected
 
 
+@pytest.mark.slow
 def test_elements_within_one_another_are_not_looked_at_again_and_again():
     """A hundred looks at 5,000 elements up to the article would take 20 times as many steps as the walk itself."""
 

@@ -87,6 +87,7 @@ def test_larger_pictures_are_stored_smaller_with_their_sides_and_boxes(small: Bu
     assert np.abs(looks).max() < 3, "it is the same picture"
 
 
+@pytest.mark.slow
 def test_the_manifest_says_how_and_verify_holds_it_to_that(small: Build, tmp_path: Path) -> None:
     place = Path(small.out) / "shards"
     manifest = read_manifest(place)
@@ -104,6 +105,7 @@ def test_the_manifest_says_how_and_verify_holds_it_to_that(small: Build, tmp_pat
     assert parse_manifest(json.dumps(raw), "an older one").images is None
 
 
+@pytest.mark.slow
 def test_training_reads_pictures_sides_and_boxes_that_fit(small: Build, tmp_path: Path) -> None:
     from training.data.index import open_dataset
 

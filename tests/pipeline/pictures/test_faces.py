@@ -89,6 +89,7 @@ def test_a_network_of_yunets_form_finds_them_in_pixels_of_the_picture(tmp_path: 
 Box = st.tuples(*[st.floats(0, 390)] * 2, *[st.floats(2, 300)] * 2)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.lists(Box, min_size=1, max_size=4))
 def test_a_mosaic_covers_each_box_in_whole_blocks_and_survives_a_jpeg(places: list[Any]) -> None:

@@ -74,6 +74,7 @@ def test_a_suffix_of_pictures_is_believed_and_one_of_texts_too(name: str) -> Non
     assert not is_picture("a.CAPTION", unread)
 
 
+@pytest.mark.slow
 def test_an_icon_whose_picture_is_larger_than_it_says_is_refused_before_it_takes_memory() -> None:
     bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     icon = encoded(RAMP, "ICO", sizes=[(60, 40)])

@@ -68,6 +68,7 @@ def test_a_frame_and_bars_are_no_mark_and_a_logo_inside_of_a_frame_is() -> None:
     assert mark.at.min() // mark.sides[0] > 24 * SIDES[1] / SIZE[1] + 2
 
 
+@pytest.mark.slow
 def test_what_is_the_same_in_much_of_the_picture_is_a_template() -> None:
     screen = textures(1, seed=9, cell=8)[0]
     shots = []

@@ -62,6 +62,7 @@ def test_a_text_anywhere_is_forgiven_to_a_picture_with_texture_and_to_no_drawing
         assert (within(one, other, 0.01, blocks=blocks)[0]) == forgiven
 
 
+@pytest.mark.slow
 def test_a_seal_anywhere_is_forgiven_to_a_picture_with_texture_and_to_no_drawing() -> None:
     rng = np.random.default_rng(7)
     textured = rng.integers(110, 146, SIZE, dtype=np.uint8)

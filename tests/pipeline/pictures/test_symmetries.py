@@ -23,6 +23,7 @@ def turned(image: Image.Image, form: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", range(FORMS))
 def test_grids_and_maps_in_a_form_are_those_of_the_picture_turned(form: int) -> None:
     forms = np.arange(FORMS)
@@ -37,6 +38,7 @@ def test_grids_and_maps_in_a_form_are_those_of_the_picture_turned(form: int) -> 
     assert (apart < 2).tolist() == (forms == form).tolist()
 
 
+@pytest.mark.slow
 def test_hashes_of_a_form_are_those_of_the_turned_cells_as_they_are() -> None:
     rng = np.random.default_rng(1)
     grids = rng.integers(0, 256, (5, GRIDS, SIZE), dtype=np.uint8)

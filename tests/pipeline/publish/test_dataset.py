@@ -33,6 +33,8 @@ from pipeline.takedown.forget import Request, forget
 from tests.drawn import blobs
 from tests.stages import run_noted
 
+pytestmark = pytest.mark.slow
+
 Week = Callable[..., Build]
 
 
@@ -73,7 +75,6 @@ def releases_of(build: Build) -> Releases:
     return build.store.releases(build.spec.name)
 
 
-@pytest.mark.slow
 def test_each_build_adds_what_is_new_and_the_release_has_all(week: Week, capsys: pytest.CaptureFixture[str]) -> None:
     held: dict[str, str] = {}
     for number, (snapshot, pictures) in enumerate((("2026-11-01", 12), ("2026-11-08", 14), ("2026-11-15", 17)), 1):
@@ -109,7 +110,6 @@ def test_a_week_without_news_publishes_nothing_and_waits_for_nobody(week: Week) 
         release.publish(week("2026-11-15", 13, **manual))
 
 
-@pytest.mark.slow
 def test_a_build_of_the_same_day_takes_the_place_of_the_one_before(week: Week) -> None:
     release.publish(week("2026-11-01", 12))
     other = week("2026-11-01", 12, filters=[{"name": "text_length", "min_chars": 11}])
@@ -119,7 +119,6 @@ def test_a_build_of_the_same_day_takes_the_place_of_the_one_before(week: Week) -
     assert newest.samples == manifest.samples
 
 
-@pytest.mark.slow
 def test_a_takedown_is_the_next_release_and_a_rollback_brings_nothing_back(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -138,7 +137,6 @@ def test_a_takedown_is_the_next_release_and_a_rollback_brings_nothing_back(week:
     assert forget(second.store, [first, second], request)["releases"] == {"photos": 4}, "nothing left to take down"
 
 
-@pytest.mark.slow
 def test_a_release_is_verified_against_the_takedowns_of_the_store_it_lies_in(week: Week) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -161,7 +159,6 @@ def test_after_a_rollback_what_was_left_out_is_new_again(week: Week) -> None:
     assert len(keys(newest, releases_of(third).folder.url)) == 14
 
 
-@pytest.mark.slow
 def test_a_dataset_is_withdrawn_while_its_shards_change(week: Week, tmp_path: Path) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -203,7 +200,6 @@ def test_a_build_of_a_release_is_known_by_the_place_of_its_folder(
     assert [own.build_id for own in taking.builds] == ["other"], "it lies where the first one lay"
 
 
-@pytest.mark.slow
 def test_a_copy_needs_nothing_else(week: Week, tmp_path: Path) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -223,7 +219,6 @@ def test_a_copy_needs_nothing_else(week: Week, tmp_path: Path) -> None:
     assert {"README.md", "croissant.json", "manifest.json"} <= {path.name for path in moved.iterdir()}
 
 
-@pytest.mark.slow
 def test_a_copy_of_what_was_taken_down_since_is_refused(week: Week, tmp_path: Path) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -268,7 +263,6 @@ def test_a_build_that_is_not_whole_is_named_before_a_release_lists_it(
     assert verify(releases_of(first).folder.url) == []
 
 
-@pytest.mark.slow
 @pytest.mark.drill(2)
 def test_a_build_that_a_rollback_left_out_is_not_published_again_beside_what_came_after(week: Week) -> None:
     first = week("2026-11-01", 12)
@@ -285,7 +279,6 @@ def test_a_build_that_a_rollback_left_out_is_not_published_again_beside_what_cam
     assert again.fingerprints["dedup.leaders"] != second.fingerprints["dedup.leaders"], "the command goes on from there"
 
 
-@pytest.mark.slow
 @pytest.mark.drill(2)
 def test_a_build_begun_before_a_rollback_is_begun_again(week: Week) -> None:
     first = week("2026-11-01", 12)
@@ -310,7 +303,6 @@ def test_a_publish_that_was_killed_before_store_knew_of_it_is_registered_by_the_
     assert [entry["build_id"] for entry in build.store.registered()] == [build.build_id]
 
 
-@pytest.mark.slow
 @pytest.mark.drill(2)
 def test_a_publish_after_a_killed_takedown_lists_the_shards_as_they_are(
     week: Week, monkeypatch: pytest.MonkeyPatch
@@ -331,7 +323,6 @@ def test_a_publish_after_a_killed_takedown_lists_the_shards_as_they_are(
     assert verify(releases_of(second).folder.url, store=first.store.url) == []
 
 
-@pytest.mark.slow
 @pytest.mark.drill(2)
 def test_a_build_of_which_nothing_is_left_is_published_again(week: Week) -> None:
     first = week("2026-11-01", 12)
@@ -353,7 +344,6 @@ def test_a_rollback_takes_no_build_of_another_dataset(week: Week) -> None:
         dataset.rollback(first.store, "photos", 1)
 
 
-@pytest.mark.slow
 @pytest.mark.drill(2)
 def test_a_takedown_that_waits_for_a_publish_renews_the_release_that_came_meanwhile(
     week: Week, monkeypatch: pytest.MonkeyPatch
@@ -378,14 +368,12 @@ def test_a_takedown_that_waits_for_a_publish_renews_the_release_that_came_meanwh
     assert releases_of(first).read() == renewed
 
 
-@pytest.mark.slow
 def test_a_build_in_which_another_command_is_at_work_is_not_published(week: Week) -> None:
     build = week("2026-11-01", 12)
     with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is running here"):
         release.publish(build)
 
 
-@pytest.mark.slow
 def test_what_was_replaced_is_not_held(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -395,7 +383,6 @@ def test_what_was_replaced_is_not_held(week: Week) -> None:
     assert second.earlier_samples == 0
 
 
-@pytest.mark.slow
 @pytest.mark.drill(2)
 def test_a_build_that_is_published_while_a_takedown_looks_for_its_content_loses_it_too(
     week: Week, monkeypatch: pytest.MonkeyPatch
@@ -415,7 +402,6 @@ def test_a_build_that_is_published_while_a_takedown_looks_for_its_content_loses_
     assert verify(releases_of(second).folder.url, store=first.store.url) == []
 
 
-@pytest.mark.slow
 def test_a_copy_writes_nothing_out_of_its_folder(week: Week, tmp_path: Path) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -430,7 +416,6 @@ def test_a_copy_writes_nothing_out_of_its_folder(week: Week, tmp_path: Path) -> 
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
 
 
-@pytest.mark.slow
 def test_a_release_says_how_its_own_builds_store_images_after_a_rollback_too(week: Week) -> None:
     first, anew = week("2026-11-01", 6), week("2026-11-01", 6, shards={"reencode": "all"})
     stored = []
@@ -442,7 +427,6 @@ def test_a_release_says_how_its_own_builds_store_images_after_a_rollback_too(wee
     assert [images.reencode for images in stored if images is not None] == ["never", "all", "never"]
 
 
-@pytest.mark.slow
 @pytest.mark.drill(3)
 def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -> None:
     blurring = {"shards": {"faces": "blur"}, "regions": {"detectors": [{"name": "faces"}]}}
@@ -461,7 +445,6 @@ def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -
     assert releases_of(later).read().images is not None
 
 
-@pytest.mark.slow
 def test_a_copy_that_fails_leaves_nothing_and_can_be_made_again(
     week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,7 +467,6 @@ def test_a_copy_that_fails_leaves_nothing_and_can_be_made_again(
     assert verify(target) == []
 
 
-@pytest.mark.slow
 def test_a_takedown_during_a_copy_ends_it(week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a shard that is copied already nothing would be seen in the files."""
     build = week("2026-11-01", 12)

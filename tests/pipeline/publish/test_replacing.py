@@ -18,6 +18,8 @@ from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., list[str]]
 
 
@@ -51,7 +53,6 @@ def everything(build: Build) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for place in places for p in place.rglob("*") if p.is_file() and p.name != "_lock"}
 
 
-@pytest.mark.slow
 def test_an_empty_folder_and_the_build_itself_are_not_in_the_way(published: Build, tmp_path: Path) -> None:
     assert replacing.in_the_way(replace(published, out=str(tmp_path / "new"))) == []
     assert replacing.in_the_way(published) == []
@@ -134,7 +135,6 @@ def test_what_is_replaced_is_taken_back_in_store_and_the_manifest_goes_last(
     assert replacing.in_the_way(of(published, seed=7)) == [], "a build that is not published"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["latest.json", "000001.json"])
 def test_a_damaged_release_of_another_dataset_stops_no_replacement(published: Build, damaged: str) -> None:
     datasets = Path(published.store.url) / "datasets"
@@ -153,7 +153,6 @@ def test_a_damaged_release_of_another_dataset_stops_no_replacement(published: Bu
     assert published.store.registered() == []
 
 
-@pytest.mark.slow
 def test_the_next_release_leaves_out_what_is_replaced(published: Build, tmp_path: Path, run_stage: Run) -> None:
     later = replace(of(published, snapshot="2024-01-08"), out=str(tmp_path / "later"))
     shutil.copytree(published.out, later.out)
@@ -176,7 +175,6 @@ def test_the_next_release_leaves_out_what_is_replaced(published: Build, tmp_path
     assert releases.latest().withdrawn == ""
 
 
-@pytest.mark.slow
 @pytest.mark.drill(3)
 def test_a_folder_that_is_replaced_takes_nothing_from_a_later_one_of_the_same_build(weeks: Any, tmp_path: Path) -> None:
     builds = []

@@ -17,6 +17,8 @@ from pipeline.store.build import Build
 from tests.kept import Kept
 from tests.weeks import Weeks
 
+pytestmark = pytest.mark.slow
+
 
 def report_of(build: Build) -> dict[str, Any]:
     report = drift.read(build.out)
@@ -49,7 +51,6 @@ def second(weeks: Weeks, _once: tuple[Kept, Weeks, list[Build]]) -> tuple[Build,
     return replace(first), replace(second)
 
 
-@pytest.mark.slow
 def test_the_dataset_before_and_after_is_what_the_releases_hold(weeks: Any, second: tuple[Build, Build]) -> None:
     first, build = second
     assert report_of(first)["dataset"] is None
@@ -126,7 +127,6 @@ def test_a_build_takes_the_place_of_one_of_its_snapshot(weeks: Any, second: tupl
     assert before.remaining_samples(other) == other.earlier_samples == 12
 
 
-@pytest.mark.slow
 def test_the_figures_of_builds_add_up(second: tuple[Build, Build]) -> None:
     reports = [report_of(build) for build in second]
     whole = dataset.total_of(reports, "weekly@2")

@@ -106,6 +106,7 @@ def test_politeness_follows_from_the_spec_and_candidates_of_pages_from_the_refer
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_plan_says_the_estimate_or_that_a_first_build_will_tell(
     published: Callable[..., Build], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +148,7 @@ def test_plan_says_the_estimate_or_that_a_first_build_will_tell(
     assert answer == "  about 76 pairs of 190 candidates of 38 pages", "as many as the last crawl found"
 
 
+@pytest.mark.slow
 def test_plan_warns_of_a_split_that_is_too_small_to_measure_by(
     published: Callable[..., Build], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

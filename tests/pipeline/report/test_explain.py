@@ -12,10 +12,11 @@ from pipeline.records import sha256_hex
 from pipeline.report.explain import MAX_TRACED, explain
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Build, str], None]
 
 
-@pytest.mark.slow
 def test_explain_finds_by_id_key_image_and_page(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     items = synthetic.items()
@@ -34,7 +35,6 @@ def test_explain_finds_by_id_key_image_and_page(synthetic_build: Build, syntheti
         explain(synthetic_build, "abc")
 
 
-@pytest.mark.slow
 def test_what_each_stage_saw_ends_where_the_candidate_was_dropped(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
@@ -60,7 +60,6 @@ def test_what_each_stage_saw_ends_where_the_candidate_was_dropped(
     assert any("boxes" in str(value) for value in saw["detect"].values())
 
 
-@pytest.mark.slow
 def test_a_duplicate_names_the_picture_that_was_kept(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     copy = next(item for item in synthetic.items() if item.reason == "near_image")

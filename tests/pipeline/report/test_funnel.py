@@ -13,10 +13,11 @@ from pipeline.report.funnel import examples, faults, read_funnels, top_reasons
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Build, str], None]
 
 
-@pytest.mark.slow
 def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     candidates, captures = read_funnels(synthetic_build)
@@ -35,7 +36,6 @@ def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, s
     assert faults(synthetic_build, candidates, captures) == []
 
 
-@pytest.mark.slow
 def test_examples_are_taken_in_turn_from_the_reasons(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     lines = examples(synthetic_build, 30)
@@ -49,7 +49,6 @@ def test_examples_are_taken_in_turn_from_the_reasons(synthetic_build: Build, run
     assert len(examples(synthetic_build, 9, subject="capture")) == 2
 
 
-@pytest.mark.slow
 def test_the_most_frequent_reasons_are_those_of_the_funnel_with_an_example_that_has_it(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:

@@ -125,6 +125,7 @@ def test_no_byte_of_a_face_is_stored_and_pictures_without_faces_are_as_they_were
     assert manifest.images.faces_blurred == detector.detector_id == manifest.detectors[1]
 
 
+@pytest.mark.slow
 def test_regions_of_faces_are_scaled_with_what_is_stored_and_none_is_left_out(built: Build) -> None:
     [path] = (Path(built.out) / "shards/regions").glob("faces-*/train-000000.parquet")
     stored = {row["key"]: row for _, row in _stored(built).values()}
@@ -135,6 +136,7 @@ def test_regions_of_faces_are_scaled_with_what_is_stored_and_none_is_left_out(bu
         assert max(own[0::2], default=0) <= stored[key]["width"]
 
 
+@pytest.mark.slow
 def test_verify_tells_a_face_that_was_put_back(built: Build, tmp_path: Path) -> None:
     for name, what, expected in (
         ("clear", lambda old, new: new, "has faces that are not blurred"),
@@ -207,6 +209,7 @@ def test_the_studio_shows_none_neither_of_samples_nor_of_what_was_fetched(built:
             assert _faces(decode(pictures.thumb({"pos": pos}, 960).jpeg).pixels) == 0
 
 
+@pytest.mark.slow
 def test_the_report_shows_none(built: Build) -> None:
     html = (Path(built.out) / "report/index.html").read_text(encoding="utf-8")
     shown = [base64.b64decode(data) for data in re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", html)]

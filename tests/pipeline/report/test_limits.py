@@ -125,6 +125,7 @@ def test_what_another_limit_lets_in_is_what_the_filters_let_in_with_it(
     }
 
 
+@pytest.mark.slow
 def test_every_picture_and_every_text_is_in_one_bar(build: Build, charts: dict[str, dict[str, Any]]) -> None:
     for name, chart in charts.items():
         stage = "admit" if MEASURES[name].of == "text" else "filter"
@@ -136,6 +137,7 @@ def test_every_picture_and_every_text_is_in_one_bar(build: Build, charts: dict[s
         assert sum(b["own"] for b in chart["bins"]) <= named, name
 
 
+@pytest.mark.slow
 def test_beside_a_limit_on_texts_stand_those_just_dropped_and_just_kept(
     build: Build, charts: dict[str, dict[str, Any]]
 ) -> None:

@@ -66,6 +66,7 @@ def test_texts_are_measured_as_the_filters_measure_them(tables: Tables, texts: l
         assert values(tables, sql, texts) == pytest.approx([expected(text) for text in texts])
 
 
+@pytest.mark.slow
 def test_words_are_those_that_the_filters_of_words_ask_for(tables: Tables) -> None:
     texts = ["番茄炒蛋的做法", "的了", "iPhone 手机", ""] * 700
     measures = [m for m in MEASURES.values() if m.of_words]

@@ -31,6 +31,8 @@ from tests.drawn import blobs, encoded
 from tests.stages import run_noted, run_stage
 from tests.weeks import Weeks
 
+pytestmark = pytest.mark.slow
+
 Values = dict[str, Any]
 DECIDING = ("extract", "admit", "fetch", "measure", "filter", "dedup")
 """Stages that drop something in these builds."""
@@ -280,7 +282,6 @@ ORACLES: dict[str, tuple[Callable[[Values], Any], Callable[[Tables], Any]]] = {
 """What the report says, and what pandas says, by name."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
 def test_the_report_counts_as_pandas_does(told: tuple[Tables, Values], name: str) -> None:
     tables, report = told

@@ -16,6 +16,8 @@ from pipeline.report import page
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Build, str], None]
 
 
@@ -67,7 +69,6 @@ def test_a_spec_that_was_changed_back_has_its_own_report_and_not_that_of_the_oth
     assert json.loads((Path(build.out) / "report/report.json").read_bytes()) == written, "it is there, and stays"
 
 
-@pytest.mark.slow
 def test_the_page_loads_nothing_and_is_well_formed(written: tuple[str, dict[str, Any]]) -> None:
     html, _ = written
     page = _Page(html)
@@ -87,7 +88,6 @@ def test_the_page_loads_nothing_and_is_well_formed(written: tuple[str, dict[str,
     assert len(ids) == len(set(ids))
 
 
-@pytest.mark.slow
 def test_an_empty_build_still_has_a_report(tmp_path: Path, synthetic: Any, run_stage: Run, monkeypatch: Any) -> None:
     monkeypatch.setattr(synthetic, "items", lambda: ())
     build, _ = synthetic.make(tmp_path)
@@ -102,7 +102,6 @@ def test_an_empty_build_still_has_a_report(tmp_path: Path, synthetic: Any, run_s
 EVIL = "<script>alert(1)</script>\"onerror='alert(2)' {{ 7 * 7 }} \u202egpj.exe\x1b]0;x\x07 -->]]></style>"
 
 
-@pytest.mark.slow
 def test_what_pages_say_neither_runs_nor_turns_the_page(synthetic_build: Build) -> None:
     """Every text, URL and piece of evidence of the report is hostile at once."""
     made = page.make_report(synthetic_build)
@@ -141,7 +140,6 @@ def test_templates_are_compiled_once_for_stages_of_the_same_names() -> None:
     assert page.environment(other).from_string(says).render() == "下载 admit"
 
 
-@pytest.mark.slow
 def test_a_report_reads_the_records_of_each_stage_once(
     synthetic_build: Build, run_stage: Run, monkeypatch: Any
 ) -> None:

@@ -48,6 +48,7 @@ def rows_of(build: Build) -> list[dict[str, Any]]:
     return [row for table in Frames.of(build).tables("decisions") for row in table.to_pylist()]
 
 
+@pytest.mark.slow
 def test_pictures_of_files_that_were_dropped_are_shown(build: Build) -> None:
     rows = rows_of(build)
     with Tables.of(build) as tables:
@@ -59,6 +60,7 @@ def test_pictures_of_files_that_were_dropped_are_shown(build: Build) -> None:
     assert all(row["picture"].startswith("data:image/jpeg;base64,") for row in rows)
 
 
+@pytest.mark.slow
 def test_what_was_taken_down_is_not_shown_by_its_bytes_nor_by_its_looks(build: Build, tmp_path: Path) -> None:
     rows = rows_of(build)
     shown = list(source_pictures(build, rows, NO_TAKEDOWNS))

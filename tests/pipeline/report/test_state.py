@@ -21,6 +21,8 @@ from pipeline.report.state import BuildState
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 
 def state_of(build: Build) -> dict[str, Any]:
     """`state` of report.json."""
@@ -35,7 +37,6 @@ def shown(build: Build) -> str:
     return html.partition("<!--state-->")[2].partition("<!--/state-->")[0]
 
 
-@pytest.mark.slow
 def test_a_build_is_ready_and_then_published_as_a_release(weeks: Any) -> None:
     build = weeks.build("2026-01-01", range(12))
     assert (state_of(build)["verdict"], state_of(build)["release"]) == ("ready", 0)
@@ -53,7 +54,6 @@ def test_a_build_is_ready_and_then_published_as_a_release(weeks: Any) -> None:
         assert record.files[suffix].sha256 == sha256_of(Path(build.out) / "report" / name)
 
 
-@pytest.mark.slow
 def test_a_refusal_names_gates_and_figures_and_an_acceptance_its_reason_as_text(weeks: Any) -> None:
     build = weeks.build("2026-01-01", range(12), publish={"min_samples": 50})
     assert (state_of(build)["verdict"], state_of(build)["failing"]) == ("refused", ["min_samples"])
@@ -71,7 +71,6 @@ def test_a_refusal_names_gates_and_figures_and_an_acceptance_its_reason_as_text(
     assert "Accepted" in shown(build)
 
 
-@pytest.mark.slow
 def test_manual_approval_waits_since_the_report_said_so(weeks: Any) -> None:
     build = weeks.build("2026-01-01", range(12), publish={"approve": "manual"})
     state = state_of(build)
@@ -119,7 +118,6 @@ def test_telling_that_is_killed_anywhere_is_done_by_the_next_publish(
     assert "Published" in shown(build)
 
 
-@pytest.mark.slow
 def test_a_build_without_a_report_is_published_without_one(synthetic_build: Build, run_stage: Any) -> None:
     run_stage(synthetic_build, "shard")
     page.update_state(synthetic_build)
@@ -135,7 +133,6 @@ def test_a_command_names_a_folder_with_a_space_as_a_shell_takes_it(weeks: Any, v
     assert shlex.split(unescape(line))[:3] == ["wenlan-data", "publish", "/data/my builds/第一"]
 
 
-@pytest.mark.slow
 def test_a_report_that_cannot_be_written_holds_up_no_publish(
     weeks: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

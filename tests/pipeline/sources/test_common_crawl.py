@@ -186,6 +186,7 @@ def ranged() -> Iterator[Callable[[Path], Any]]:
         server.server_close()
 
 
+@pytest.mark.slow
 def test_over_http_one_request_reads_one_record_and_nothing_else(crawl, ranged):
     url, asked = ranged(crawl)
     files = [str(path.relative_to(crawl)) for path in sorted(crawl.glob(INDEX))]
@@ -359,6 +360,7 @@ def test_row_groups_that_can_hold_no_page_are_not_read(tmp_path):
     assert (records.met, records.named) == (2, {Named.OTHER_PAGE: 2}), "their rows are counted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_per_part", [7, 10_000])
 def test_a_damaged_row_group_costs_its_own_rows_and_a_broken_file_nothing_else(crawl, rows_per_part, make_build):
     """What the other row groups and files name is read, and the account adds up to all rows of the footers."""

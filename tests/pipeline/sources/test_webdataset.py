@@ -58,6 +58,7 @@ def test_tars_that_webdataset_wrote_are_read(tmp_path):
     assert [source.read_image(c.image_url) for c in (one, two)] == [b"\xff\xd8one", b"two"]
 
 
+@pytest.mark.slow
 def test_pictures_of_many_tars_are_read_in_any_order_and_each_tar_is_indexed_once(tmp_path, monkeypatch):
     for number in range(100):  # a partition of fetch has pictures of all tars of a source, in the order of a hash
         tar(tmp_path / f"{number:03d}.tar", {f"{name}.jpg": f"{number} {name}" for name in "abc"})

@@ -98,6 +98,7 @@ def test_what_the_archive_lacks_is_asked_for_where_that_is_allowed(archives, ser
     assert web.asked == ["/robots.txt", "/2.jpg"]
 
 
+@pytest.mark.slow
 def test_of_several_captures_the_nearest_to_the_page_counts_in_any_order_of_files(archives):
     captures = [
         jpeg(f"{SITE}/1.jpg", PICTURES[day], date=f"2026-01-0{day}T00:00:00Z") + page(f"{SITE}/none", date="2026")
@@ -191,6 +192,7 @@ def test_a_picture_without_a_type_is_known_by_its_bytes_and_an_answer_that_is_no
     assert sorted(d["reason"] for d in decisions(build, part)) == ["http_status", "not_html"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_picture_above_the_limit_is_too_large_and_costs_no_more(archives, packed, monkeypatch):
     body = b"\xff\xd8\xff" + (b"\0" * 3_000_000 if packed else random.Random(0).randbytes(2_000_000))
@@ -218,6 +220,7 @@ def test_a_file_that_breaks_off_in_a_picture_keeps_what_is_whole(archives):
     assert counts(build)["pictures"] == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_gzipped_has_places_too_and_one_gzipped_as_a_whole_says_that_it_has_none(archives, caplog):
     records = [page(f"{SITE}/p", "/1.jpg"), jpeg(f"{SITE}/1.jpg", PICTURES[1]), jpeg(f"{SITE}/2.jpg", PICTURES[2])]
     plain = b"".join(map(gzip.decompress, records))
@@ -275,6 +278,7 @@ def test_a_wacz_gives_what_its_warc_files_give(archives, tmp_path):
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_what_was_taken_down_is_not_read_by_a_redirect_either(archives):
     first = archives(a=page(f"{SITE}/q", "/9.jpg"))
     first.store.check()
@@ -286,6 +290,7 @@ def test_what_was_taken_down_is_not_read_by_a_redirect_either(archives):
     assert outcomes(build) == {f"{SITE}/1.jpg": "forgotten", f"{SITE}/2.jpg": PICTURES[2]}
 
 
+@pytest.mark.slow
 def test_a_takedown_reaches_pictures_of_an_archive(archives):
     build = archives(
         a=page(f"{SITE}/p", "/1.jpg") + page(f"{SITE}/q", "/2.jpg"),

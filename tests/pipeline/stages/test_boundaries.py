@@ -17,6 +17,8 @@ from pipeline.publish import release, verify
 from pipeline.stages import STAGES, _boundaries, shard
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Build, str], None]
 
 
@@ -37,7 +39,6 @@ def plainly(sizes: list[int], most: int, limit: int) -> list[list[int]]:
     return shards
 
 
-@pytest.mark.slow
 @given(
     st.lists(st.lists(st.integers(1, 50), max_size=12), max_size=6), st.integers(1, 9), st.sampled_from([0, 1, 40, 90])
 )
@@ -53,7 +54,6 @@ def test_cuts_are_those_of_the_plain_rule(synthetic: Any, parts: list[list[int]]
     assert rows == plainly([size for part in parts for size in part], most, limit)
 
 
-@pytest.mark.slow
 def test_shards_end_at_their_bytes_and_hold_what_they_held(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     limit = 12_000
     whole, items = synthetic.make(tmp_path / "whole")
@@ -75,7 +75,6 @@ def test_shards_end_at_their_bytes_and_hold_what_they_held(tmp_path: Path, synth
     assert len(names["train"]) > 3
 
 
-@pytest.mark.slow
 def test_shards_are_the_same_in_whatever_order_they_are_packed(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     tars = []
     for name in ("a", "b"):

@@ -369,6 +369,7 @@ def test_a_calendar_is_left_when_its_pages_differ_in_numbers_only(serve, make_bu
     assert counts["seen"] < 4 * crawler.MAX_ALIKE
 
 
+@pytest.mark.slow
 def test_a_calendar_that_shows_a_sites_pictures_costs_it_none_of_them(serve, make_build):
     """Twenty of its pages are kept; to `extract` each picture would else stand on so many pages that it is a logo."""
     words = [chr(0x4E00 + 97 * number) * 3 for number in range(22)]

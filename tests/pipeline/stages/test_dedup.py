@@ -20,6 +20,7 @@ from tests.places import CORPUS, needs_corpus
 PHOTOS = CORPUS / "howtocook-site" / "images"
 
 
+@pytest.mark.slow
 def test_copies_give_way_to_the_larger_image_and_leave_it_their_texts(fetched_build: Any, got: Any) -> None:
     big, small = picture(1, (320, 240)), picture(1, (160, 120))
     images = [
@@ -45,6 +46,7 @@ def test_copies_give_way_to_the_larger_image_and_leave_it_their_texts(fetched_bu
     assert sum(counts[split] for split in SPLITS) == 2
 
 
+@pytest.mark.slow
 def test_the_copy_with_words_of_its_own_leads_and_texts_of_copies_are_sorted_in(fetched_build: Any, got: Any) -> None:
     """The picture of a post, larger in the blog's list; and one that only another page describes."""
     images = [
@@ -60,6 +62,7 @@ def test_the_copy_with_words_of_its_own_leads_and_texts_of_copies_are_sorted_in(
     assert decided["list"]["duplicate_of"] == kept["post"]["candidate_id"]
 
 
+@pytest.mark.slow
 def test_a_mirrored_copy_is_one_where_the_spec_says_so(fetched_build: Any, got: Any) -> None:
     photo = Image.fromarray(blobs(4))
     images = [
@@ -75,6 +78,7 @@ def test_a_mirrored_copy_is_one_where_the_spec_says_so(fetched_build: Any, got: 
     assert [row["reason"] for row in decided.values()] == ["near_image"]
 
 
+@pytest.mark.slow
 def test_near_copies_in_a_format_of_screens_are_two_on_one_host(fetched_build: Any, got: Any) -> None:
     photo, brighter = Image.fromarray(blobs(4)), Image.fromarray((blobs(4) * 0.9 + 20).astype("uint8"))
     for kind, other, kept in (("JPEG", "site", 1), ("PNG", "site", 2), ("PNG", "elsewhere", 1)):

@@ -16,6 +16,8 @@ from tests import drawn
 from tests.places import CORPUS, needs_corpus
 from tests.stages import run_stage
 
+pytestmark = pytest.mark.slow
+
 MODEL = CORPUS / "models" / "yolox_nano.onnx"
 
 
@@ -72,7 +74,6 @@ def test_a_detector_of_the_wrong_shape_is_named(fetched_build: Any, got: Any, mo
         run(fetched_build([got("a", picture(0, (100, 90)))], filters=[]))
 
 
-@pytest.mark.slow
 @needs_corpus("models", "yolox_nano.onnx")
 def test_a_yolox_build_fills_the_cache(fetched_build: Any, got: Any) -> None:
     data = (CORPUS / "howtocook-site/images/7a10d81a0c750a44.jpg").read_bytes()
@@ -87,7 +88,6 @@ def test_a_yolox_build_fills_the_cache(fetched_build: Any, got: Any) -> None:
     assert counts["cached"] == 2
 
 
-@pytest.mark.slow
 @needs_corpus("models", "yolox_nano.onnx")
 def test_the_same_boxes_from_any_batch_and_partition(
     fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -335,6 +335,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_a_broken_file_of_several_is_a_decision_with_its_weight_and_a_single_one_is_an_error(tmp_path, kind):
     source, suffix, content = FILES[kind]
@@ -375,6 +376,7 @@ def test_a_broken_file_of_several_is_a_decision_with_its_weight_and_a_single_one
         _ = [extract.run_partition(single, partition) for partition in extract.partitions(single)]
 
 
+@pytest.mark.slow
 def test_a_table_without_the_columns_of_the_spec_is_broken_unless_no_file_has_them(tmp_path):
     """One odd file of a folder ends no build. Where all are odd the spec is at fault, and that is one line."""
     rows = "http://a.test/1.jpg,雪\n" * 3
@@ -422,6 +424,7 @@ def test_a_table_without_the_columns_of_the_spec_is_broken_unless_no_file_has_th
     assert warning.startswith("a build cannot read 8 of 9 files: a.csv (no column 'url'; columns: <html>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 @pytest.mark.parametrize("kind", ["jsonl", "posts", "csv"])
 def test_a_line_that_holds_many_rows_weighs_as_many(tmp_path, kind, pack):
@@ -505,6 +508,7 @@ def test_a_broken_wacz_of_several_is_a_decision_and_a_single_one_is_an_error(tmp
         extract.partitions(build_of(tmp_path, {**options, "path": "c.wacz"}))
 
 
+@pytest.mark.slow
 def test_a_packed_table_that_breaks_off_keeps_its_rows_and_says_how_much_is_lost(tmp_path):
     dice = random.Random(4)
     texts = ["".join(chr(dice.randrange(0x4E00, 0x9FA5)) for _ in range(200)) for _ in range(2_000)]

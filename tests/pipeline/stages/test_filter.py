@@ -76,6 +76,7 @@ def test_a_strip_with_words_of_its_own_may_be_longer(fetched_build: Any, got: An
         assert "at most 3" in decided["titled"]["evidence"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["library", "image_search"])
 def test_small_and_long_pictures_of_a_collection_stay_unless_the_spec_states_a_limit(
     source: str, fetched_build: Any, got: Any

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +85,7 @@ def test_templates_are_the_same_however_the_pages_are_cut(tmp_path):
         assert cut.cut(page, kind, "某某网【葱烧海参】") == ("某某网【葱烧海参】", None)
 
 
+@pytest.mark.slow
 def test_templates_of_several_groups_are_those_of_one(tmp_path, monkeypatch):
     """The sample is halved on the way, so that of later groups not all names are read."""
     monkeypatch.setattr(_templates, "TEXTS", 300)

@@ -74,6 +74,7 @@ def test_the_command_shows_it_and_fails_with_its_reason(waiting: Build, capsys: 
     assert "was approved by Wang" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_word_outlives_the_same_build_and_no_other_shards(waiting: Build) -> None:
     approval.say(waiting, "refused", "Li", "logos")
     build_json.note(waiting)

@@ -79,6 +79,7 @@ def test_the_last_commit_wins_whatever_the_clock_says(tmp_path: Path, monkeypatc
         assert values(made.get(["a"])) == {"a": value}, "by an index that was made again too"
 
 
+@pytest.mark.slow
 def test_index_files_stay_few_and_the_commits_all_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "FAN_IN", 4)
     made = in_folder(tmp_path)

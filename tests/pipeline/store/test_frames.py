@@ -104,6 +104,7 @@ def test_before_the_shards_there_are_no_samples(synthetic_build: Build) -> None:
     assert len(frames.frame("candidates", ["candidate_id"])) > 0
 
 
+@pytest.mark.slow
 def test_records_and_manifest_name_the_same_files(shards_of: Path, synthetic_build: Build) -> None:
     by_records, by_manifest = Frames.of(synthetic_build), Frames.of_dataset(Dataset.open(shards_of))
     assert by_records.detectors == by_manifest.detectors

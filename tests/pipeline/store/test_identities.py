@@ -30,6 +30,8 @@ from pipeline.store.identities import (
 from pipeline.store.store import Store
 from tests.stages import run_stage
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("dedup.signatures", "dedup.copies", "dedup.edges", "dedup.leaders")
 
 
@@ -62,7 +64,6 @@ def make(tmp_path: Path, filtered: Any) -> Any:
     return build
 
 
-@pytest.mark.slow
 def test_a_build_reads_what_others_published_by_snapshot_and_never_its_own(make: Any) -> None:
     later, earlier = make("2026-02", 1), make("2026-01", 2)
     names = [publish(later)]
@@ -90,7 +91,6 @@ def test_a_build_reads_what_others_published_by_snapshot_and_never_its_own(make:
     assert of_another(("news",)) == ()
 
 
-@pytest.mark.slow
 def test_publishing_again_replaces_what_was_there(make: Any, filtered: Any, tmp_path: Path) -> None:
     first = make("2026-01", 1)
     before = publish(first)
@@ -104,7 +104,6 @@ def test_publishing_again_replaces_what_was_there(make: Any, filtered: Any, tmp_
     assert shas(first.store, after) == {shown[0].sha256}
 
 
-@pytest.mark.slow
 def test_a_build_that_is_published_may_be_published_again_whatever_came_after(make: Any) -> None:
     first = make("2026-01", 1)
     publish(first)
@@ -113,7 +112,6 @@ def test_a_build_that_is_published_may_be_published_again_whatever_came_after(ma
     assert len(Identities(first.store).names()) == 2
 
 
-@pytest.mark.slow
 def test_a_kill_before_the_record_leaves_nothing_that_is_read(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     build = make("2026-01", 1)
 
@@ -130,7 +128,6 @@ def test_a_kill_before_the_record_leaves_nothing_that_is_read(make: Any, monkeyp
     assert len(identities.names()) == 1
 
 
-@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_copied(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     build = make("2026-01", 1)
 
@@ -146,7 +143,6 @@ def test_a_full_disk_leaves_nothing_half_copied(make: Any, monkeypatch: pytest.M
     publish(build)
 
 
-@pytest.mark.slow
 def test_what_a_build_reads_cannot_change_under_it(make: Any, filtered: Any, tmp_path: Path) -> None:
     first = make("2026-01", 1)
     publish(first)
@@ -158,7 +154,6 @@ def test_what_a_build_reads_cannot_change_under_it(make: Any, filtered: Any, tmp
         led(reader)
 
 
-@pytest.mark.slow
 def test_a_file_that_is_not_whole_is_named(make: Any, filtered: Any, tmp_path: Path) -> None:
     name = publish(make("2026-01", 1))
     path = tmp_path / f"store/identity/{name.removesuffix('.json')}.images.parquet"
@@ -167,7 +162,6 @@ def test_a_file_that_is_not_whole_is_named(make: Any, filtered: Any, tmp_path: P
         make("2026-02", 1)
 
 
-@pytest.mark.slow
 def test_a_takedown_leaves_the_details_of_the_others_at_their_ranks(tmp_path: Path, filtered: Any) -> None:
     shown = [filtered.Shown(f"p{i}", i, (f"第{i}张图片",), 300 - i, fine=i % 3 and i) for i in range(9)]
     build = led(filtered.make(tmp_path, shown))
@@ -185,7 +179,6 @@ def test_a_takedown_leaves_the_details_of_the_others_at_their_ranks(tmp_path: Pa
         assert row.tobytes() == expected[after[at]]
 
 
-@pytest.mark.slow
 def test_a_store_behind_a_url_works_like_a_disk(make: Any, tmp_path: Path) -> None:
     url = f"memory://{tmp_path.name}/store"
     first = make("2026-01", 1, 2, store=url)
@@ -219,7 +212,6 @@ def in_store(build: Build) -> set[str]:
     return {path.name for path in (Path(build.store.url) / "identity").iterdir()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", ["json", PARTS[0], PARTS[-1]])
 def test_a_takedown_that_was_killed_leaves_no_file_once_it_was_done_again(
     make: Any, monkeypatch: pytest.MonkeyPatch, part: str
@@ -247,7 +239,6 @@ def test_a_takedown_that_was_killed_leaves_no_file_once_it_was_done_again(
     assert in_store(build) == {name, *(ref.name for ref in identities.read(name).files.values())}
 
 
-@pytest.mark.slow
 def test_a_build_that_is_published_again_after_a_kill_has_one_commit(
     make: Any, filtered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +265,6 @@ def test_a_build_that_is_published_again_after_a_kill_has_one_commit(
     assert len(orders) == 2, "digests of these builds show both orders"
 
 
-@pytest.mark.slow
 def test_a_takedown_holds_the_details_of_some_images_at_a_time(tmp_path: Path) -> None:
     size = 25_000
     rows = np.memmap(tmp_path / "all", np.uint8, "w+", shape=(size, ROW))
@@ -304,7 +294,6 @@ def test_a_file_behind_a_url_that_is_not_whole_is_named(make: Any, tmp_path: Pat
         identities.raw(known, SIGNATURES, 0, 2, ref.bytes // 2)
 
 
-@pytest.mark.slow
 def test_a_takedown_reads_ids_of_all_and_rows_of_what_it_changes(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [publish(make("2026-01", 1, 2)), publish(make("2026-02", 3))]
     build = make("2026-03", 9)

@@ -48,6 +48,7 @@ def test_a_takedown_names_pictures_pages_or_domains(built: Build) -> None:
         takedown("", [built], [ROW], "picture", False)
 
 
+@pytest.mark.slow
 def test_an_item_of_a_dataset_cannot_be_an_option_of_a_command(built: Build) -> None:
     build = built
     row = {"subject": "candidate", "id": "a" * 64, "page_url": "--store=/etc", "url": "https://x.example/$(reboot)"}

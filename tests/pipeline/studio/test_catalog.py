@@ -50,6 +50,7 @@ def test_every_decision_is_reached_once_and_as_it_was_written(catalog: Catalog, 
     assert [row["kept"] for row in rows][:30] == [True] * 30, "what was kept comes first"
 
 
+@pytest.mark.slow
 def test_counts_of_facets_are_those_of_the_decisions(catalog: Catalog, truth: pd.DataFrame) -> None:
     counts = catalog.counts(Filters())
     assert counts.total == counts.matching == len(truth)
@@ -80,6 +81,7 @@ def test_the_first_counts_read_no_decision_and_those_of_older_records_are_the_sa
         catalog.close()
 
 
+@pytest.mark.slow
 def test_pages_of_a_listing_do_not_overlap(catalog: Catalog, truth: pd.DataFrame) -> None:
     dropped = Filters({"fate": ("dropped",)}, sort="random")
     pages = [catalog.positions(dropped, at, 7) for at in range(0, 40, 7)]
@@ -114,6 +116,7 @@ def test_more_searches_than_are_kept_still_answer(catalog: Catalog) -> None:
     assert catalog.positions(Filters(words="海边"), 0, 100) == first
 
 
+@pytest.mark.slow
 def test_a_group_of_duplicates_is_its_leader_and_all_copies(catalog: Catalog, truth: pd.DataFrame) -> None:
     leader = truth[truth.duplicate_of != ""].duplicate_of.iloc[0]
     rows = catalog.rows(catalog.positions(Filters(leader=leader), 0, 100))
@@ -124,6 +127,7 @@ def test_a_group_of_duplicates_is_its_leader_and_all_copies(catalog: Catalog, tr
     assert catalog.rows([place[leader]])[0]["kept"]
 
 
+@pytest.mark.slow
 def test_what_is_named_is_found(catalog: Catalog, truth: pd.DataFrame) -> None:
     one = truth[truth.kept].iloc[3]
     assert [row["id"] for row in catalog.rows(catalog.find([one.url], [], "", 9))] == [one.id]
@@ -134,6 +138,7 @@ def test_what_is_named_is_found(catalog: Catalog, truth: pd.DataFrame) -> None:
     assert catalog.find([], [], "", 9) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_answered_of_a_place_that_is_no_row(catalog: Catalog) -> None:
     assert catalog.rows([1 << 40, 5_000_000]) == []
 

@@ -14,10 +14,11 @@ from pipeline.studio import images
 from pipeline.studio.facets import Filters
 from pipeline.studio.images import NoPicture
 
+pytestmark = pytest.mark.slow
+
 Connect = Callable[..., Any]
 
 
-@pytest.mark.slow
 def test_a_thumbnail_is_a_jpeg_of_the_size_that_was_asked_for(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     g = client.get("/api/about").json()["g"]
@@ -33,7 +34,6 @@ def test_a_thumbnail_is_a_jpeg_of_the_size_that_was_asked_for(built: Build, clie
     assert answer.json()["why"] == {"en": "it cannot be decoded", "zh": "无法解码"}
 
 
-@pytest.mark.slow
 def test_pictures_that_are_gone_are_told_and_the_rest_is_shown(
     own: Callable[..., Build], client_of: Callable[..., Any]
 ) -> None:
@@ -66,7 +66,6 @@ def test_what_is_shown_is_the_picture_that_was_decided_on(built: Build, studio_o
     assert shown > 30
 
 
-@pytest.mark.slow
 def test_what_was_taken_down_meanwhile_is_not_shown(own: Callable[..., Build], studio_of: Connect) -> None:
     """STORE knows of a takedown that has not reached this build yet."""
     build = own()
@@ -94,7 +93,6 @@ def test_thumbnails_are_kept_within_a_budget(built: Build, studio_of: Connect, m
     assert pictures.thumb(rows[0], 160) == first
 
 
-@pytest.mark.slow
 def test_a_bomb_is_not_decoded(own: Callable[..., Build], studio_of: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MOST_PIXELS", 5_000)
     studio = studio_of(own().out)

@@ -46,6 +46,7 @@ def test_what_each_stage_saw_is_told_with_all_texts(built: Build, client_of: Con
     assert measured["new"]["width"] == 20
 
 
+@pytest.mark.slow
 def test_why_is_this_not_in(built: Build, client_of: Connect, synthetic: Any) -> None:
     client = client_of(built.out)
 

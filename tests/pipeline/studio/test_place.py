@@ -18,6 +18,8 @@ from pipeline.studio.facets import Filters
 from pipeline.studio.place import describe, notices, open_place
 from pipeline.takedown import garbage
 
+pytestmark = pytest.mark.slow
+
 StudioOf = Callable[..., Any]
 
 
@@ -25,7 +27,6 @@ def kinds(place: Any) -> list[str]:
     return [notice["kind"] for notice in notices(place)]
 
 
-@pytest.mark.slow
 def test_a_finished_build_has_nothing_to_say(built: Build) -> None:
     place = open_place(built.out, STAGES)
     assert (place.kind, kinds(place), place.baseline) == ("build", [], None)
@@ -34,7 +35,6 @@ def test_a_finished_build_has_nothing_to_say(built: Build) -> None:
     assert said["name"] == "synthetic"
 
 
-@pytest.mark.slow
 def test_a_running_build_says_so_and_shows_what_was_decided(own: Callable[..., Build], studio_of: StudioOf) -> None:
     build = own()
     build.stage("report").unfinish()
@@ -50,7 +50,6 @@ def test_a_running_build_says_so_and_shows_what_was_decided(own: Callable[..., B
     assert "unfinished" in kinds(stopped)
 
 
-@pytest.mark.slow
 def test_a_build_that_stopped_after_a_stage_says_which_comes_next(weeks: Any, studio_of: StudioOf) -> None:
     from tests.stages import run_noted
 
@@ -63,7 +62,6 @@ def test_a_build_that_stopped_after_a_stage_says_which_comes_next(weeks: Any, st
     assert studio.facets(Filters())["total"] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.drill(2)
 def test_an_old_build_says_what_gc_deleted(weeks: Any, studio_of: StudioOf) -> None:
     first = weeks.build("2026-01-01", range(12))
@@ -82,7 +80,6 @@ def test_an_old_build_says_what_gc_deleted(weeks: Any, studio_of: StudioOf) -> N
     assert item["picture"]["width"] == 260, "what was kept has its picture in the shards"
 
 
-@pytest.mark.slow
 @pytest.mark.drill(3)
 def test_a_release_shows_the_builds_at_hand_and_the_samples_of_the_others(weeks: Any, studio_of: StudioOf) -> None:
     import shutil
@@ -128,7 +125,6 @@ def test_a_known_picture_has_its_leader_beside_it_from_the_build_that_holds_it(w
         assert studio.opened.pictures.earlier_thumb(row, row["duplicate_of"], 320).width == 260
 
 
-@pytest.mark.slow
 def test_a_folder_of_builds_is_one_place(weeks: Any, studio_of: StudioOf, tmp_path: Path) -> None:
     builds = [weeks.build(day, pictures) for day, pictures in (("2026-01-01", range(5)), ("2026-01-08", range(4)))]
     studio = studio_of(str(weeks.folder), folder=True)

@@ -22,6 +22,8 @@ from pipeline.studio.facets import Filters
 from pipeline.studio.similar import ID_OF_INDEX, Similar, id_of_index, index_beside
 from tests.exported import Exported
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Build]
 
 
@@ -29,7 +31,6 @@ def _keys(build: Build) -> list[str]:
     return sorted(Frames.of(build).frame("samples").key)
 
 
-@pytest.mark.slow
 def test_neighbours_are_the_nearest_without_the_sample_itself(indexed: Make) -> None:
     build = indexed()
     similar, keys = Similar(Path(build.out) / "index"), _keys(build)
@@ -43,7 +44,6 @@ def test_neighbours_are_the_nearest_without_the_sample_itself(indexed: Make) -> 
         similar.text("小猫")
 
 
-@pytest.mark.slow
 def test_what_leaves_the_index_is_found_no_more_by_an_open_studio(indexed: Make) -> None:
     build = indexed()
     similar, keys = Similar(Path(build.out) / "index"), _keys(build)
@@ -52,7 +52,6 @@ def test_what_leaves_the_index_is_found_no_more_by_an_open_studio(indexed: Make)
     assert keys[11] not in {hit["id"] for hit in similar.neighbours(keys[10], 30)}
 
 
-@pytest.mark.slow
 def test_an_index_is_looked_for_beside_the_build(indexed: Make, tmp_path: Path) -> None:
     build = indexed()
     assert index_beside(build.out, "") == Path(build.out) / "index"
@@ -60,7 +59,6 @@ def test_an_index_is_looked_for_beside_the_build(indexed: Make, tmp_path: Path) 
     assert index_beside(str(tmp_path), f"{build.out}/index") == Path(build.out) / "index"
 
 
-@pytest.mark.slow
 def test_more_like_this_shows_rows_of_the_build(indexed: Make, client_of: Callable[..., Any]) -> None:
     build = indexed()
     client, keys = client_of(build.out), _keys(build)
@@ -75,7 +73,6 @@ def test_more_like_this_shows_rows_of_the_build(indexed: Make, client_of: Callab
     assert client.get("/api/similar", params={"pos": dropped["pos"], "g": about["g"]}).status_code == 400
 
 
-@pytest.mark.slow
 def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any]) -> None:
     build = indexed()
     studio = studio_of("", index=f"{build.out}/index")
@@ -92,7 +89,6 @@ def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any])
     assert len(studio.neighbours(studio.similar.neighbours(first["key"]))) == 29
 
 
-@pytest.mark.slow
 @pytest.mark.drill(15)
 def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
     own: Make, client_of: Callable[..., Any], exported: Exported
@@ -121,7 +117,6 @@ def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
     assert client.get("/api/similar", params={"text": " "}).status_code == 400
 
 
-@pytest.mark.slow
 def test_an_index_alone_is_opened_anew_after_a_takedown(
     indexed: Make, studio_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ WORDS = [
 texts = st.lists(st.sampled_from(WORDS), max_size=12).map("".join) | st.text(max_size=30)
 
 
+@pytest.mark.slow
 @given(texts)
 def test_words_are_those_that_jieba_cuts_without_guessing(text):
     jieba = pytest.importorskip("jieba")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,6 +65,7 @@ def test_the_order_of_texts_does_not_matter_and_a_cut_only_takes_away(texts, dic
         assert (template is None) == (remaining == text) or not text
 
 
+@pytest.mark.slow
 def test_many_texts_are_learnt_in_no_more_than_the_time_to_sort_them():
     dice = random.Random(1)
     texts = {"".join(dice.choices("红烧肉鱼鸡豆腐茄子", k=40)) for _ in range(4_000)} | {"红" * n for n in range(2_000)}

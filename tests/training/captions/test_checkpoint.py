@@ -66,6 +66,7 @@ def test_captions_of_which_no_character_is_left_are_refused() -> None:
         Captioner.begin(replace(CONFIG, min_count=3), 6, "a" * 64, "b" * 32, ["红船", "红 船"])
 
 
+@pytest.mark.slow
 def test_the_newest_and_the_best_are_kept(
     written: tuple[Path, Captioner, torch.optim.AdamW], towers: Path, tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_newest_and_the_best_are_kept(
     assert names == ["best", "step-00000007", "step-00000009"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "line"),
     [

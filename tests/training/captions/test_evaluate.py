@@ -20,7 +20,7 @@ from training.captions.train import fit_captioner
 from training.errors import ConfigError, InputError
 from training.use.embed import embed_files
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CONFIG = CaptionerConfig(
     width=32, layers=1, heads=2, ffn=64, dropout=0.1, max_characters=12, lr=4e-3, batch_size=8, epochs=30, patience=0
@@ -49,7 +49,6 @@ def test_it_names_the_colours_that_it_has_learnt(captioner: Path, pictures: Path
     assert all(one["log_probability"] < 0 for one in written)
 
 
-@pytest.mark.slow
 def test_figures_are_those_of_its_captions_and_of_the_nearest_training_captions(
     captioner: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -74,7 +73,6 @@ def test_figures_are_those_of_its_captions_and_of_the_nearest_training_captions(
     assert result["unseen"] is None
 
 
-@pytest.mark.slow
 def test_images_whose_references_are_no_training_captions_are_told_apart(
     captioner: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -101,7 +99,6 @@ def test_the_protocol_names_what_the_figures_depend_on(captioner: Path, pictures
     assert "METEOR -" in summary(result)[1]
 
 
-@pytest.mark.slow
 def test_the_command_line_prints_figures_and_captions(
     captioner: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def test_bleu_is_that_of_torchmetrics(tokens: Tokens) -> None:
         assert found[n - 1] == pytest.approx(float(bleu_score(given, wanted, n_gram=n)), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["jieba", "characters"])
 def test_rouge_l_is_made_of_the_longest_common_subsequences_of_torchmetrics(tokens: Tokens) -> None:
     """COCO's takes the best precision and the best recall of the references, and weighs recall by 1.2 squared."""
@@ -95,6 +96,7 @@ def cider_d(given: list[list[str]], wanted: list[list[list[str]]]) -> list[float
     return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["jieba", "characters"])
 def test_cider_is_that_of_its_formula(tokens: Tokens) -> None:
     expected, found = cider_d(*words(tokens)), figures(CAPTIONS, REFERENCES, tokens)

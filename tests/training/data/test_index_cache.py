@@ -83,6 +83,7 @@ def _outside(manifest: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"train-000000.tar"', '"../train-000000.tar"'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
@@ -157,6 +158,7 @@ def _texts(value: Any) -> Any:
     return [{"kind": "alt", "text": "图", "text_leader": SHA} | value]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "value", "problem"),
     [

@@ -55,6 +55,7 @@ def test_the_order_is_the_same_at_every_world_size_and_number_of_workers(
     assert Counter(expected[:21]).most_common(1)[0][1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_process_group_is_left_to_the_process_that_reads(
     number: signal.Signals, make_shards: MakeShards

@@ -20,6 +20,7 @@ def _row(key: str, *kinds: str) -> SampleRow:
     return SampleRow("x.tar", key, "", "news", 0, 0, texts, "", 0, 0, None)
 
 
+@pytest.mark.slow
 def test_texts_are_taken_by_the_probabilities_of_the_source_kind() -> None:
     kinds = {"news": {"alt": 1.0, "surrounding": 3.0, "title": 5.0}, "wechat": {"alt": 1.0}}
     config = replace(CONFIG, text_kinds=kinds)

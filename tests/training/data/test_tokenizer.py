@@ -139,6 +139,7 @@ def _one() -> Any:
     return torch.zeros(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cased", "cased with vocab.txt", "with a gap", "uncased"])
 def test_a_bert_is_read_as_it_was_trained(kind: str, tmp_path: Path) -> None:
     """A cased one is not made lower case, and ids that are not in a row stay."""

@@ -95,6 +95,7 @@ def test_a_wrong_image_tower_is_one_line(override: str, line: str) -> None:
     assert str(caught.value) == line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [(), BERT], ids=["char_text", "bert_text"])
 def test_bf16_is_near_fp32_and_features_stay_float32(encoder: tuple[str, ...]) -> None:
     torch.manual_seed(0)

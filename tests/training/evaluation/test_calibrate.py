@@ -75,6 +75,7 @@ def test_a_score_is_the_share_of_unrelated_training_pairs_below(
     assert scores.std() > 0.01
 
 
+@pytest.mark.slow
 def test_two_at_once_write_into_a_checkpoint_one_after_the_other(
     plain: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +147,7 @@ def test_eval_says_what_matching_pairs_score(calibrated: Path, plain: Path, mani
     assert [result[name] for name in ("i2t", "t2i")] == [without[name] for name in ("i2t", "t2i")]
 
 
+@pytest.mark.slow
 def test_what_is_made_of_it_carries_it(calibrated: Path, tmp_path: Path) -> None:
     background = open_checkpoint(calibrated).background()
     assert background is not None
@@ -172,6 +174,7 @@ def test_a_checkpoint_without_one_is_as_good_and_says_how_to_add_it(plain: Path)
         encoder.similarity([image], ["红"], calibrated=True)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_stays_whole_and_one_byte_changed_is_seen(
     calibrated: Path, manifest: Path, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_the_export_has_the_answers_that_their_script_makes(
         assert ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "numbered"), [("12", True), ("11", False), ("1x", False), (["1", "9" * 5000], False)]
 )
@@ -154,6 +155,7 @@ def test_ids_are_those_of_the_benchmark_only_if_all_are_numbers_of_their_own(
     assert (tmp_path / "test_keys.tsv").exists() == (not numbered)
 
 
+@pytest.mark.slow
 def test_a_benchmark_without_numbers_gets_them_and_a_list_of_them(
     checkpoint_with_moved_keys: Path, make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -208,6 +208,7 @@ def test_a_benchmark_has_the_features_that_embed_gives(checkpoint: Path, tmp_pat
         assert result[direction]["median_rank"] == float(np.median(ranks.numpy()))
 
 
+@pytest.mark.slow
 def test_a_result_names_the_boxes_that_it_was_measured_with(tmp_path: Path) -> None:
     """A benchmark has none of the detector that a checkpoint was trained with."""
     checkpoint = moved_checkpoint(tmp_path / "run", detector="frcnn-1")

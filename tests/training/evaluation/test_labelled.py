@@ -103,6 +103,7 @@ def test_tars_that_are_none(members: list[tuple[str, bytes]], names: str, messag
         list(open_labelled(source, "test", "").items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compress", [lzma.compress, gzip.compress])
 def test_a_compressed_tar_that_is_damaged_is_named(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
     noise = bytes(random.Random(0).choices(b"0123456789", k=200_000))

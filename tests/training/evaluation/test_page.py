@@ -105,6 +105,7 @@ def test_what_the_tasks_say_in_words_is_translated() -> None:
         assert re.search("[一-鿿]", chinese(text)), text
 
 
+@pytest.mark.slow
 def test_the_page_shows_figures_and_pictures_and_loads_nothing() -> None:
     html = render(results())
     assert "<b>豆腐</b>" not in html, "names are escaped"
@@ -142,6 +143,7 @@ def test_a_result_takes_the_place_of_the_same_one(tmp_path: Path) -> None:
     assert (tmp_path / "one.json").exists()
 
 
+@pytest.mark.slow
 def test_data_whose_path_is_not_utf_8_are_on_the_page(tmp_path: Path) -> None:
     result = head("zero-shot", **classified())
     result["protocol"] = {**result["protocol"], "data": "classes:" + os.fsdecode("菜".encode("gbk"))}

@@ -274,6 +274,7 @@ def test_clip_is_torchs_cross_entropy_over_the_batch(make_model: MakeModel, make
     assert not any(name.startswith(("image_key", "text_key", "image_queue")) for name in model.state_dict())
 
 
+@pytest.mark.slow
 def test_moco_and_in_batch_keys_are_torchs_cross_entropy(make_model: MakeModel, make_batch: MakeBatch) -> None:
     for overrides, own in (((), False), (("moco.in_batch_keys=true",), True)):
         model, batch = make_model("moco.temperature=0.2", *overrides, *FROZEN_CNN), make_batch(4, 0)
@@ -321,6 +322,7 @@ def test_albef_is_torchs_cross_entropy_with_soft_targets(make_model: MakeModel, 
     assert output.loss.item() == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_what_shares_image_or_text_is_masked_or_positive_or_negative(
     make_model: MakeModel, make_batch: MakeBatch
 ) -> None:

@@ -64,6 +64,7 @@ def test_everything_comes_back(saved: Saved) -> None:
             assert torch.equal(value, its_optimizer.state[theirs][moment])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 25])
 def test_queues_come_back_in_another_size_with_their_newest_keys(
     saved: Saved, size: int, caplog: pytest.LogCaptureFixture
@@ -104,6 +105,7 @@ def test_a_learned_temperature_comes_back_and_towers_alone_begin_with_a_fresh_on
     assert [m.logits.log_scale.item() for m in models] == pytest.approx([1.5, 1.5, math.log(1 / 0.07)])
 
 
+@pytest.mark.slow
 def test_towers_alone_start_a_new_model_whose_key_towers_are_copies(saved: Saved) -> None:
     folder, model, _, _ = saved
     other, _ = build(1)

@@ -71,6 +71,7 @@ def test_another_cut_has_the_same_features(
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_trained_from_now_on_begins_as_it_was_frozen(saved: tuple[Path, BriVL], make_batch: MakeBatch) -> None:
     """Of stages that the checkpoint had frozen the key tower has the query tower's weights: there were no others."""
     folder, _ = saved
@@ -83,6 +84,7 @@ def test_what_is_trained_from_now_on_begins_as_it_was_frozen(saved: tuple[Path, 
     assert "backbone.layer.1.output.dense.weight" not in same
 
 
+@pytest.mark.slow
 def test_the_key_tower_of_a_tower_that_is_frozen_is_the_query_tower(
     saved: tuple[Path, BriVL], make_batch: MakeBatch
 ) -> None:

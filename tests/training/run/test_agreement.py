@@ -23,7 +23,7 @@ from training.resolve import resolve
 from training.run import train
 from training.run.agreement import digest
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 MakeShards = Callable[..., Path]
 Outcomes = dict[str, list[str]]
@@ -67,7 +67,6 @@ def said(outcomes: Runs, world: int, scene: str) -> list[str]:
     return first
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("world", [2, FOUR])
 def test_ranks_go_on_from_one_checkpoint_to_the_files_of_a_run_without_a_stop(outcomes: Runs, world: int) -> None:
@@ -77,14 +76,12 @@ def test_ranks_go_on_from_one_checkpoint_to_the_files_of_a_run_without_a_stop(ou
     assert compared == "equal files"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_a_checkpoint_that_is_due_by_the_clock_of_one_rank_is_due_for_all(outcomes: Runs) -> None:
     outcome, checkpoints = said(outcomes, 2, "old")
     assert (outcome, checkpoints) == ("0 -> 6", " ".join(f"step-0000000{step}" for step in range(1, 7)))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize(
     ("world", "scene", "step", "part"),
@@ -107,7 +104,6 @@ def test_ranks_that_have_come_apart_stop_and_save_nothing(
     assert checkpoints in ([], [""])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_what_is_chosen_is_the_newest_once_the_lock_is_held(outcomes: Runs) -> None:
     assert said(outcomes, 2, "lock") == ["6 -> 6"]
@@ -116,7 +112,6 @@ def test_what_is_chosen_is_the_newest_once_the_lock_is_held(outcomes: Runs) -> N
     assert line.endswith("/2/taken: another run is writing to it; choose another --out")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("world", [2, FOUR])
 def test_a_rank_on_another_disk_stops_all_or_fetches_the_same_from_the_mirror(outcomes: Runs, world: int) -> None:
@@ -132,7 +127,6 @@ def test_a_rank_on_another_disk_stops_all_or_fetches_the_same_from_the_mirror(ou
     assert mirrored == "4 -> 6"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_what_one_rank_cannot_read_ends_all_and_what_none_can_is_said_once(
     outcomes: Runs,
@@ -145,14 +139,12 @@ def test_what_one_rank_cannot_read_ends_all_and_what_none_can_is_said_once(
     assert of_all.startswith("ConfigError: text.vocab_size: 100 is below")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_weights_that_no_loss_uses_are_named(outcomes: Runs) -> None:
     line = outcomes[2][0]["unused"][0]
     assert "no loss uses text.trunk.spare.weight, text.trunk.spare.bias; remove or freeze them" in line
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_of_two_ranks_one_says_why_the_command_is_refused(outcomes: Runs) -> None:
     (code, said_by_first), (code_of_other, said_by_other) = (of_rank["refused"] for of_rank in outcomes[2])
@@ -163,7 +155,6 @@ def test_of_two_ranks_one_says_why_the_command_is_refused(outcomes: Runs) -> Non
     assert "wenlan-train: " not in said_by_other
 
 
-@pytest.mark.slow
 @given(st.data())
 def test_any_other_bit_is_another_digest(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]))
@@ -203,7 +194,6 @@ with ending_with_parent():
 """
 
 
-@pytest.mark.slow
 def test_a_rank_ends_with_the_process_that_started_it() -> None:
     command = [sys.executable, "-c", _PARENT, _CHILD]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:

@@ -11,7 +11,7 @@ from training.records import Batch
 from training.resolve import resolve
 from training.run.flops import Meter, forward_flops, peak_flops
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def brivl(recipe: str, *overrides: str) -> Config:
@@ -42,7 +42,6 @@ def test_an_encoder_layer_is_counted_as_by_hand() -> None:
     assert two - one == 2 * tokens * (products + attention)
 
 
-@pytest.mark.slow
 def test_a_step_is_prefix_once_key_trunk_once_and_three_times_the_query_trunk() -> None:
     config = resolve("tiny", ["image.dropout=0"])
     step = Meter(config, torch.device("cpu")).step_flops(1, 5, 16)
@@ -55,7 +54,6 @@ def test_a_step_is_prefix_once_key_trunk_once_and_three_times_the_query_trunk() 
     assert clip < step - 0.9 * text["tower"]
 
 
-@pytest.mark.slow
 def test_a_frozen_tower_has_no_backward() -> None:
     whole, frozen = (
         Meter(resolve("tiny", [f"text.frozen={how}"]), torch.device("cpu")).step_flops(1, 5, 16)
@@ -65,7 +63,6 @@ def test_a_frozen_tower_has_no_backward() -> None:
     assert whole - frozen == pytest.approx(2 * text["tower"], rel=0.1), "gradients of weights and of inputs"
 
 
-@pytest.mark.slow
 def test_key_towers_compute_the_patches_that_the_query_tower_leaves_out() -> None:
     words = ('image.backbone_options={"num_hidden_layers": 2, "patch_size": 16}', "text.backbone_layers=1")
     (moco, less), (clip, less_clip) = (

@@ -55,6 +55,7 @@ def test_a_batch_that_some_number_of_workers_cannot_share_is_refused_before_any_
         fit_on_ray(resolve("tiny"), ["x"], tmp_path, (1, 4))
 
 
+@pytest.mark.slow
 def test_an_announcement_that_a_node_will_go_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray.train
 

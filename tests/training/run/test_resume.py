@@ -18,7 +18,7 @@ from training.resolve import resolve
 from training.run.train import fit
 from training.weights.load import load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 MakeShards = Callable[..., Path]
 StoppedAfter = Callable[[int], AbstractContextManager[None]]
@@ -28,7 +28,6 @@ def config(steps: int, samples: int, *more: str) -> Config:
     return resolve("tiny", [f"run.epochs={steps * 8 / samples}", *more])
 
 
-@pytest.mark.slow
 def test_a_resumed_run_must_be_the_same_run(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(9,)))]
     fit(config(1, 9), data, tmp_path / "run")
@@ -38,7 +37,6 @@ def test_a_resumed_run_must_be_the_same_run(make_shards: MakeShards, tmp_path: P
         fit(config(1, 9), [str(make_shards(train=(8,), name="other"))], tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_a_plain_tar_that_was_replaced_is_other_data_until_it_is_put_back(
     make_shards: MakeShards, tmp_path: Path
 ) -> None:
@@ -81,7 +79,6 @@ def test_a_resumed_run_may_have_another_queue_and_says_so(
     assert last["text_queue_oldest"] == (3 if size == 20 else 8)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_with_another_batch_from_the_same_position_and_says_so(
     make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,7 +153,6 @@ def test_a_new_run_takes_the_queues_of_init_along(make_shards: MakeShards, tmp_p
     assert load(tmp_path / "second", "cpu").config.moco.init_queues, "a run that began so is used as any other"
 
 
-@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_names_the_one_before_it(
     make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,7 +19,7 @@ from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 from training.run.train import fit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 MakeShards = Callable[..., Path]
 
@@ -28,7 +28,6 @@ def config(steps: int, samples: int, *more: str) -> Config:
     return resolve("tiny", [f"run.epochs={steps * 8 / samples}", *more])
 
 
-@pytest.mark.slow
 def test_a_step_that_is_not_finite_moves_nothing(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +57,6 @@ def test_a_step_that_is_not_finite_moves_nothing(
     assert math.isfinite(result.loss or math.nan)
 
 
-@pytest.mark.slow
 def test_a_step_without_enough_memory_says_what_saves_some(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +68,6 @@ def test_a_step_without_enough_memory_says_what_saves_some(
         fit(config(1, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_what_is_not_finite_does_not_stay_in_the_batch_norms(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

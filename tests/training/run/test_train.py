@@ -28,7 +28,7 @@ from training.outputs.journal import Journal, read_metrics
 from training.resolve import resolve
 from training.run.train import fit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 MakeShards = Callable[..., Path]
 StoppedAfter = Callable[[int], AbstractContextManager[None]]
@@ -95,7 +95,6 @@ cli.main(sys.argv[2:])
 """The command, killed behind its eighth step: a kill from outside may come when a short run has ended."""
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kill_9_and_the_same_command_again_give_the_same_final_loss(
     make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -115,7 +114,6 @@ def test_kill_9_and_the_same_command_again_give_the_same_final_loss(
     assert [line["step"] for line in read_metrics(tmp_path / "killed")] == list(range(1, steps + 1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", ["moco", *(pytest.param(name, marks=pytest.mark.drill(4)) for name in ("clip", "siglip", "albef"))]
 )
@@ -140,7 +138,6 @@ def test_every_objective_trains_and_micro_steps_do_not_change_it(
     assert ("image_queue_fill" in last) == (objective in ("moco", "albef"))
 
 
-@pytest.mark.slow
 def test_init_takes_the_towers_and_begins_at_step_0(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,)))]
     fit(config(4, 16), data, tmp_path / "first")
@@ -150,7 +147,6 @@ def test_init_takes_the_towers_and_begins_at_step_0(make_shards: MakeShards, tmp
     assert losses(tmp_path / "second")[0] != pytest.approx(losses(tmp_path / "third")[0], abs=1e-3)
 
 
-@pytest.mark.slow
 def test_a_run_whose_every_gradient_is_not_finite_stops(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +187,6 @@ def test_recalls_on_a_dev_split_that_a_build_does_not_have_are_refused(make_shar
     assert fit(config(1, 9, "run.eval_every=1"), [plain], tmp_path / "plain").dev is None, "plain tars have none ever"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_end_saves_and_the_same_command_goes_on(
@@ -217,7 +212,6 @@ def test_a_signal_to_end_saves_and_the_same_command_goes_on(
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "steps"), [("5min", [4, 8, 10]), ("0.00001min", [*range(1, 11)]), ("3", [3, 6, 9, 10]), ("0", [10])]
 )
@@ -238,7 +232,6 @@ def test_checkpoints_come_by_minutes_and_epochs_or_by_steps(
     assert losses(tmp_path / "run") == pytest.approx(whole, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_recalls_may_be_asked_for_by_epochs(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,), dev=(12,)))]
     fit(config(7, 16, "run.eval_epochs=1.5"), data, tmp_path / "run")
@@ -268,7 +261,6 @@ def test_a_caption_set_is_fine_tuned_on_from_a_checkpoint_with_a_dev_part_of_its
     assert (again.resumed_from, again.steps) == (result.steps, result.steps)
 
 
-@pytest.mark.slow
 def test_a_run_stops_when_recall_no_longer_rises_and_keeps_its_best(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,), dev=(12,)))]
     asked = config(40, 16, "optim.lr=0", "run.eval_every=2", "run.patience=3", "run.keep_last=1")

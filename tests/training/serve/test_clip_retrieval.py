@@ -73,12 +73,14 @@ def test_its_own_client_searches_by_text_picture_and_vector(
     assert texts.query(text=TEXTS[8])[0]["similarity"] == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_its_client_is_told_that_no_url_is_fetched(server: Server, client_module: Any) -> None:
     client = client_module.ClipClient(url=f"{server.url}/knn-service", indice_name="pictures")
     told: Any = client.query(image="http://127.0.0.1:1/a.jpg")
     assert told["error"]["code"] == "url_refused"
 
 
+@pytest.mark.slow
 def test_metadata_by_numbers_of_rows(server: Server) -> None:
     asked = {"ids": [3, 99, 0], "indice_name": "pictures"}
     rows = server.post("/metadata", json=asked).json()

@@ -55,6 +55,7 @@ def test_openais_client_gets_the_same_features_in_both_encodings(server: Server,
     assert client.models.retrieve("tiny").id == "tiny"
 
 
+@pytest.mark.slow
 def test_openais_client_raises_its_own_errors(server: Server) -> None:
     import openai
 

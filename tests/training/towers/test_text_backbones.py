@@ -54,6 +54,7 @@ def text_batch(*tokens: list[int]) -> Batch:
     return batch_of(images, torch.zeros(count, 1, 4), [1] * count, list(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "options", "frozen"),
     [

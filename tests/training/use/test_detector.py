@@ -64,6 +64,7 @@ def test_a_missing_extra_is_one_line_with_what_to_install(monkeypatch: pytest.Mo
     assert choose_detector("proposals-1", "", None)[0] is None
 
 
+@pytest.mark.slow
 def test_forked_processes_load_their_own_and_fill_the_cache_when_they_end(tmp_path: Path) -> None:
     """So that no box is made twice by a second command."""
     detector, _ = choose_detector("", "proposals", tmp_path / "regions")

@@ -75,6 +75,7 @@ def test_bf16_is_near_and_an_index_has_one_precision(
     assert "--precision: a benchmark is embedded in the run's precision" in stderr
 
 
+@pytest.mark.slow
 def test_rows_and_files_give_the_same_features(
     checkpoint: Path, pictures: list[Path], tmp_path: Path, run: Run
 ) -> None:
@@ -103,6 +104,7 @@ def test_rows_and_files_give_the_same_features(
     np.testing.assert_allclose(np.repeat(found["text_features"].numpy(), 3, 0), of_texts, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
     checkpoint: Path, pictures: list[Path], tmp_path: Path, run: Run
 ) -> None:

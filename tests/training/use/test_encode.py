@@ -35,6 +35,7 @@ def pictures(tmp_path: Path) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_features_are_those_of_embed_to_the_bit(
     checkpoint: Path, encoder: Encoder, pictures: list[Path], tmp_path: Path
 ) -> None:

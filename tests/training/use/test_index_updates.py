@@ -21,6 +21,8 @@ from data_specs.shard import REGION_SCHEMA
 from tests.training.use.test_indexing import MakeShards, Run, bytes_of, pictures, rows_of
 from training.use.indexing import EmbedJob, Inputs, PartResult, PartTask, embed_index, make_parts
 
+pytestmark = pytest.mark.slow
+
 
 def moved_boxes(table: Path, last: Sequence[float]) -> None:
     """Give the last picture of a regions file other boxes."""
@@ -30,7 +32,6 @@ def moved_boxes(table: Path, last: Sequence[float]) -> None:
     pq.write_table(rows.set_column(at, rows.schema.field("boxes"), pa.array(boxes, pa.list_(pa.float32()))), table)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["data", "images", "jsonl"])
 def test_a_picture_whose_boxes_are_others_now_is_embedded_again_and_no_other(
     make_shards: MakeShards, tmp_path: Path, run: Run, moved: Callable[..., Path], way: str
@@ -91,7 +92,6 @@ def test_the_same_command_again_changes_nothing(checkpoint: Path, tmp_path: Path
     assert bytes_of(tmp_path / "i") == before
 
 
-@pytest.mark.slow
 def test_pictures_that_come_go_or_change_are_what_is_done_again(checkpoint: Path, tmp_path: Path, run: Run) -> None:
     folder = pictures(tmp_path / "p", range(10))
     run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 4)
@@ -112,7 +112,6 @@ def test_pictures_that_come_go_or_change_are_what_is_done_again(checkpoint: Path
     assert removed is None
 
 
-@pytest.mark.slow
 def test_a_folder_is_the_same_however_it_is_spelt(
     checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +147,6 @@ def test_a_picture_behind_a_link_that_leads_elsewhere_now_has_the_id_of_no_other
     assert sorted(rows_of(tmp_path / "i")) == [str(earlier), str(now)]
 
 
-@pytest.mark.slow
 def test_a_dataset_that_grew_costs_its_new_shards_and_one_that_shrank_loses_its_rows(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run
 ) -> None:
@@ -169,7 +167,6 @@ def test_a_dataset_that_grew_costs_its_new_shards_and_one_that_shrank_loses_its_
     assert rows_of(tmp_path / "i").keys() == rows_of(tmp_path / "anew").keys()
 
 
-@pytest.mark.slow
 def test_what_left_the_input_and_is_back_is_embedded_again(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run
 ) -> None:

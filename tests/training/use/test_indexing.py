@@ -227,6 +227,7 @@ def test_pictures_without_boxes_get_them_from_the_checkpoints_detector_once(
     assert all(differ)
 
 
+@pytest.mark.slow
 def test_a_detector_that_cannot_be_run_is_the_grid_and_said(
     tmp_path: Path, run: Run, moved: Callable[..., Path]
 ) -> None:
@@ -239,6 +240,7 @@ def test_a_detector_that_cannot_be_run_is_the_grid_and_said(
     assert (code, "nonesuch" in answer["error"]) == (2, True)
 
 
+@pytest.mark.slow
 def test_regions_of_the_dataset_come_before_any_detector(
     make_shards: MakeShards, tmp_path: Path, run: Run, moved: Callable[..., Path]
 ) -> None:
@@ -255,6 +257,7 @@ def test_regions_of_the_dataset_come_before_any_detector(
 # --- again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["checkpoint", "dataset", "pictures"])
 def test_another_checkpoint_or_other_data_on_the_same_index_is_refused_in_one_line(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run, moved: Callable[..., Path], what: str
@@ -293,6 +296,7 @@ def test_a_damaged_index_is_one_line_that_names_the_file(
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
 def test_a_damaged_part_that_waits_is_one_line_that_names_the_file(
     checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -461,6 +465,7 @@ def test_options_that_do_not_go_together_are_bad_usage(words: list[str], line: s
     assert (code, line in answer["error"]) == (2, True), answer
 
 
+@pytest.mark.slow
 def test_an_index_is_searchable_while_it_grows(checkpoint: Path, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "p", range(3))
     inputs = Inputs(images=(str(folder),))

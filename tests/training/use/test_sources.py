@@ -130,6 +130,7 @@ def test_a_text_that_is_not_utf8_is_a_problem_with_its_line(tmp_path: Path) -> N
         TextSource(tmp_path / "e.txt")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\n\t\r", exclude_categories=["Cs"]), max_size=6), min_size=1))
 def test_every_line_is_one_row_whichever_rows_are_asked_for(

@@ -36,6 +36,8 @@ from training.use.indexing import Inputs, embed_parquet
 from training.weights.load import load
 from training.weights.released import import_brivl, recognise, slots_of
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -122,7 +124,6 @@ def embedded(checkpoint: Path, arrays: Arrays) -> Arrays:
     return {"image_features": image.float().numpy(), "text_features": text.float().numpy()}
 
 
-@pytest.mark.slow
 def test_imported_weights_give_the_released_features(
     theirs: Any, state: State, tmp_path: Path, vocabulary: str
 ) -> None:
@@ -136,7 +137,6 @@ def test_imported_weights_give_the_released_features(
     assert found["image_features"].dtype == np.float32
 
 
-@pytest.mark.slow
 def test_without_compat_the_same_weights_give_other_features(
     theirs: Any, state: State, tmp_path: Path, vocabulary: str
 ) -> None:
@@ -159,7 +159,6 @@ def test_without_compat_the_same_weights_give_other_features(
     assert (difference[~padded] < 1e-5).all()
 
 
-@pytest.mark.slow
 def test_released_rows_are_read_as_the_release_reads_them(
     theirs: Any, state: State, tmp_path: Path, vocabulary: str
 ) -> None:
@@ -191,7 +190,6 @@ def test_released_rows_are_read_as_the_release_reads_them(
     np.testing.assert_allclose(np.array(table["text_features"].to_pylist()), text, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefix", "options"),
     [("", {}), ("module.", {}), ("", {"_use_new_zipfile_serialization": False})],
@@ -216,7 +214,6 @@ def test_import_and_export_give_back_every_bit(
         assert found.numpy().tobytes() == tensor.contiguous().numpy().tobytes(), name
 
 
-@pytest.mark.slow
 def test_a_file_of_query_towers_only_says_so_and_stays_one(
     state: State, tmp_path: Path, vocabulary: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,7 +267,6 @@ def test_fit_obeys_the_compat_of_what_it_begins_from(
     assert cli.main(fit) == 0  # the same command goes on, here at its end
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["brivl_b5_base", pytest.param("brivl_b7_large", marks=pytest.mark.drill(5))])
 def test_the_recipe_is_recognised_by_the_shapes(recipe: str, released_model: ModuleType) -> None:
     with torch.device("meta"):
@@ -282,7 +278,6 @@ def test_the_recipe_is_recognised_by_the_shapes(recipe: str, released_model: Mod
     }
 
 
-@pytest.mark.slow
 def test_b5_base_has_the_keys_and_shapes_of_the_released_checkpoint() -> None:
     """The digest is of the list `key, shape, type` of the released file's query towers, sorted."""
     slots = slots_of(resolve("brivl_b5_base"))
@@ -363,7 +358,6 @@ def _folder(state: State, path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -413,7 +407,6 @@ def test_what_does_not_fit_is_listed_by_name(
     ]
 
 
-@pytest.mark.slow
 def test_a_foreign_state_dict_is_not_listed_key_by_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = saved({f"layer{i}.weight": torch.zeros(2) for i in range(300)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"not a BriVL-1.0 checkpoint: none of its 300 keys is known"):
@@ -432,7 +425,6 @@ def test_long_lists_are_cut_with_a_count(
     assert caplog.records[-1].getMessage() == f"{file}: missing: and {missing - 50} more"
 
 
-@pytest.mark.slow
 def test_nothing_but_an_earlier_checkpoint_is_overwritten(state: State, tmp_path: Path, vocabulary: str) -> None:
     file, out = saved(state, tmp_path / "a.pth"), tmp_path / "ck"
     for _ in range(2):
@@ -446,7 +438,6 @@ def test_nothing_but_an_earlier_checkpoint_is_overwritten(state: State, tmp_path
     assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.slow
 def test_a_model_trained_here_goes_into_the_released_format(
     tmp_path: Path, released_model: ModuleType, vocabulary: str, caplog: pytest.LogCaptureFixture
 ) -> None:

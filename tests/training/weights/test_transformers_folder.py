@@ -31,6 +31,8 @@ from training.use.encode import open_encoder
 from training.use.export import export
 from training.weights.transformers_folder import export_transformers
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["红色的船", "山水相连， 白云 飞", "A small  cat　on the hill", "猫"]
 
 Found = dict[str, Any]
@@ -94,7 +96,6 @@ def test_a_folder_without_a_name_is_one_line(
         export_transformers(checkpoint_with_moved_keys, Path(out))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["chinese_clip", "siglip", "clip", "siglip2"])
 def test_clips_towers_are_transformers_own(family: str, files: list[Path], tmp_path: Path) -> None:
     """From a folder, fine-tuned or not, and to a folder again: no code beside the weights."""
@@ -178,7 +179,6 @@ def test_mteb_measures_a_folder_with_the_recalls_of_eval(tmp_path: Path) -> None
     assert 0 < ours["t2i"]["r10"] < 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [
@@ -220,7 +220,6 @@ def trained(their: Path, run: Path, objective: str, **logits: float) -> Path:
     return save(run, model, optimizer, config, tokenizer, state, 1)
 
 
-@pytest.mark.slow
 def test_the_temperature_and_bias_that_were_learned_come_along(tmp_path: Path) -> None:
     their = tmp_path / "their"
     two_tower_tests().make_folder("siglip", their)
@@ -233,7 +232,6 @@ def test_the_temperature_and_bias_that_were_learned_come_along(tmp_path: Path) -
     assert float(load_file(tmp_path / "b" / "model.safetensors")["logit_scale"]) == pytest.approx(-np.log(0.07))
 
 
-@pytest.mark.slow
 def test_siglips_bias_comes_along_from_a_folder(tmp_path: Path) -> None:
     two_tower_tests().make_folder("siglip", tmp_path / "their")
     theirs = load_file(tmp_path / "their" / "model.safetensors")

@@ -24,6 +24,8 @@ from training.resolve import resolve
 from training.use.encode import open_encoder
 from training.weights.two_towers import fill_towers, import_transformers, is_two_towers, overrides_of
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ("clip", "chinese_clip", "siglip", "siglip2")
 SIZE, PATCH = 64, 16
 TEXTS = ["红色的船", "山水相连，白云飞", "a small cat on the hill", "猫"]
@@ -146,7 +148,6 @@ def pictures(tmp_path: Path) -> tuple[list[Path], Tensor]:
     return paths, (pixels - mean) / std
 
 
-@pytest.mark.slow
 def test_an_imported_folder_has_the_features_of_transformers(
     folder: tuple[str, Path, Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +169,6 @@ def test_an_imported_folder_has_the_features_of_transformers(
     assert config.data.max_tokens == 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_regions_add_nothing_at_the_first_step_and_learn(folder: tuple[str, Path, Any, Any], frozen: int) -> None:
     """And with leading layers frozen, which query and key tower share, the features are the same."""
@@ -198,7 +198,6 @@ def test_regions_add_nothing_at_the_first_step_and_learn(folder: tuple[str, Path
     assert not torch.allclose(moved, ours.encode_image(other), atol=1e-5), "boxes count by now"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_a_step_leaves_out_half_of_the_patches_and_keys_and_features_none(
     folder: tuple[str, Path, Any, Any], frozen: int
@@ -297,7 +296,6 @@ class Code:
         return exec, ("raise SystemExit('its code was run')",)
 
 
-@pytest.mark.slow
 def test_whatever_is_wrong_with_a_foreign_folder_is_one_line(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

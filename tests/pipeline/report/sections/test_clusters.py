@@ -70,5 +70,6 @@ def test_features_are_those_of_the_samples_and_the_report_has_them(
     assert 0.9 < score["low"] <= score["median"] <= score["high"] <= 1
 
 
+@pytest.mark.slow
 def test_a_build_without_scores_has_none(synthetic_build: Build, material: Any) -> None:
     assert data_profile.cluster_balance(synthetic_build, material(synthetic_build).tables) is None

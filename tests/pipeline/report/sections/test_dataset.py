@@ -28,6 +28,7 @@ def test_before_and_after_stand_under_each_other(grown: Weeks, part: Callable[[s
     assert f"Compared with release</span> {report['dataset']['release']}" in html
 
 
+@pytest.mark.slow
 def test_what_was_known_counts_as_seen(grown: Weeks) -> None:
     _, (_, report) = grown
     assert report["dataset"]["words"]["vanished"] == [], "all of the twelve came again"

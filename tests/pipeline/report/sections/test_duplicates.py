@@ -13,6 +13,8 @@ from pipeline.stages import STAGES
 from pipeline.store import sql
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 VIEWS = {
     "candidates": """
         SELECT id AS candidate_id, 'f' || id AS fetch_id, 's' AS source, 'http://p.test/' AS page_url,
@@ -29,7 +31,6 @@ VIEWS = {
 }
 
 
-@pytest.mark.slow
 def test_merges_of_different_words_are_counted_and_what_is_in_doubt_is_shown(
     synthetic_build: Build, material: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,7 +52,6 @@ def test_merges_of_different_words_are_counted_and_what_is_in_doubt_is_shown(
     assert "商务舱&lt;b&gt;" in html
 
 
-@pytest.mark.slow
 def test_merges_have_the_pictures_of_both(synthetic_build: Build, material: Any, run_stage: Any) -> None:
     run_stage(synthetic_build, "shard")
     said = duplicates.merges(material(synthetic_build))

@@ -17,6 +17,8 @@ from pipeline.store.build import Build
 from tests import curated, towered
 from tests.towered import coloured
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("extract", "measure", "filter", "dedup", "curate")
 
 
@@ -48,7 +50,6 @@ def groups(said: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     return {(group["name"], group["limit"]): group["rows"] for group in said["groups"]}
 
 
-@pytest.mark.slow
 def test_it_shows_the_best_the_worst_and_those_at_each_limit(build: Callable[..., Build], material: Any) -> None:
     made = build("detect", "shard", min_score=0.3, top_share=0.5)
     before, after = rows_of(made, "score"), rows_of(made, "choose")
@@ -84,7 +85,6 @@ def test_it_shows_the_best_the_worst_and_those_at_each_limit(build: Callable[...
     assert all(row["text"].startswith("红色的图") for row in pictured)
 
 
-@pytest.mark.slow
 def test_the_page_says_it_in_both_languages_and_report_json_has_no_picture(
     build: Callable[..., Build], part: Callable[[str, str], str]
 ) -> None:
@@ -99,7 +99,6 @@ def test_the_page_says_it_in_both_languages_and_report_json_has_no_picture(
     assert '<a href="#pair_scores">' in html
 
 
-@pytest.mark.slow
 def test_what_was_taken_down_or_opted_out_is_not_shown(
     build: Callable[..., Build], material: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +126,6 @@ def test_bins_are_round_and_few_whatever_the_scores() -> None:
     assert _quartiles(Counter({0: 1, 1_000: 2, 5_000: 1})) == [0, 0.1, 0.1]
 
 
-@pytest.mark.slow
 def test_scores_by_words_are_a_column_that_filter_and_report_read(
     fetched_build: Callable[..., Build], got: Any, run_stage: Any, material: Any
 ) -> None:

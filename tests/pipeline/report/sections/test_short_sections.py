@@ -44,6 +44,7 @@ def test_the_page_begins_with_what_became_of_the_build(grown: Weeks) -> None:
     assert '<b>3</b> <span data-zh="个新样本，">new samples,</span> 15' in grown[1][0]
 
 
+@pytest.mark.slow
 def test_samples_of_earlier_builds_that_were_left_out_are_counted(grown: Weeks) -> None:
     _, (html, report) = grown
     assert "were removed at the same time" not in html

@@ -93,6 +93,7 @@ def test_a_dataset_whose_texts_all_differ_is_asked_for_labels(run: Run, make_sha
         run("image-to-image", manifest)
 
 
+@pytest.mark.slow
 def test_retrieval_brings_examples_of_both_directions(run: Run, make_shards: Callable[..., Path], folder: Path) -> None:
     manifest = make_shards(train=(12,), val=(9,))
     plain, result = run("retrieval", manifest), run("retrieval", manifest, pictures=True)

@@ -43,6 +43,7 @@ def test_classes_with_as_many_votes_are_told_apart_by_their_cosine() -> None:
     assert scores[0, 0] > scores[0, 1] > scores[0, 2] == 0
 
 
+@pytest.mark.slow
 def test_the_probe_is_at_the_optimum_of_the_logistic_loss() -> None:
     """By torch: the gradient of C * cross entropy + |w|^2 / 2 vanishes at what the solver found."""
     import torch
@@ -63,6 +64,7 @@ def test_the_probe_is_at_the_optimum_of_the_logistic_loss() -> None:
         assert float(weights.grad.abs().max()) < 2e-2 * c
 
 
+@pytest.mark.slow
 def test_the_best_c_is_that_of_dev_and_then_dev_is_trained_on_too() -> None:
     train, dev, asked = clouds(0, 15), clouds(1, 15), clouds(2, 50)
     best, scores = fit(train, dev, asked.features_ND, 4)
@@ -110,6 +112,7 @@ def test_both_ways_over_folders_with_splits(run: Run, folder: Path) -> None:
     assert run("probe", f"classes:{folder}", k=5)["top1"] == result["top1"]
 
 
+@pytest.mark.slow
 def test_without_splits_a_fifth_is_evaluated_and_copies_do_not_straddle(run: Run, folder: Path, tmp_path: Path) -> None:
     for file in (folder / "train").rglob("*.jpg"):
         for copy in ("a", "b"):

@@ -73,6 +73,7 @@ def test_figures_equal_brute_force_over_features_of_embed(
     assert "top-1" in "\n".join(summary(result))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:WebDataset",  # clip_benchmark leaves out an argument
     "ignore::pytest.PytestUnraisableExceptionWarning",  # webdataset leaves a tar open
