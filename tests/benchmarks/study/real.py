@@ -6,12 +6,12 @@
 
 The image tower sees the whole picture alone. Held-out pairs share neither picture nor text with those trained on: the
 pictures and the names of val are both unseen. Runs are those of the second question (regions.py). Each arm's
-temperature and length are chosen on dev, by the mean of R@1, R@5 and R@10; the figures are val's. The runs are added
-to the repository's records (records.py).
+temperature, rate and length are chosen on dev, one after another, by the mean of R@1, R@5 and R@10; the figures are
+val's. Intervals are over names, the pairs' texts, as well as seeds. The runs are added to the repository's records
+(records.py), which keep hits at the lengths that are compared.
 
-Limits: a few epochs, which is short for a queue; `--samples` trains for longer. Frozen features; one rate for all arms;
-a pair's primary text alone, 24 tokens of it. Intervals are over the seeds, not over other pairs. Packages of other
-versions give other figures.
+Limits: a few epochs, which is short for a queue; `--samples` trains for longer. Frozen features; a pair's primary text
+alone, 24 tokens of it. Packages of other versions give other figures.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.benchmarks.study import packages, regions
-from tests.benchmarks.study.arms import BASE, CLIP, TEMPERATURES
+from tests.benchmarks.study.arms import BASE, CLIP, RATES, TEMPERATURES
 from tests.benchmarks.study.records import COMMITTED, add, load
-from tests.benchmarks.study.regions import POINTS, Job, Run, half_of
+from tests.benchmarks.study.regions import POINTS, Half, Job, Run, half_of
 from tests.benchmarks.study.runs import TUNING_SEED, WEIGHTS, Workers
 from tests.benchmarks.study.scenes import Source
-from tests.benchmarks.study.sections import sections
+from tests.benchmarks.study.sections import best_length, sections
 from training.errors import InputError, TrainingError
 
 LOG = logging.getLogger("wenlan.study")
@@ -58,13 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for split in ("train", "dev", "val"):
             LOG.info("%s: %d pairs", split, len(half_of(SOURCE, split, "whole", options.weights)))
         plain = Job(SOURCE, "whole", TUNING_SEED, TUNING, options.out, options.weights)
-        tried = [[replace(plain, arm=arm, temperature=t) for t in TEMPERATURES] for arm in ARMS]
-        _do([job for jobs in tried for job in jobs], options.jobs)
-        best = [max(jobs, key=lambda job: _done(job).dev[len(POINTS) - 1]) for jobs in tried]
+        best = [replace(plain, arm=arm) for arm in ARMS]
+        best = _chosen([[replace(job, temperature=t) for t in TEMPERATURES] for job in best], options.jobs)
+        best = _chosen([[replace(job, rate=rate) for rate in RATES] for job in best], options.jobs)
         jobs = [replace(job, seed=seed, samples=options.samples) for seed in SEEDS for job in best]
         _do(jobs, options.jobs)
-        runs = tuple(_done(job) for arm in ARMS for job in jobs if job.arm == arm)
-        own = replace(load(COMMITTED), tried=(), trials=(), datasets={SOURCE.name: _facts(SOURCE)}, pairs=runs)
+        runs = [[_done(job) for job in jobs if job.arm == arm] for arm in ARMS]
+        pairs = tuple(run for own in runs for run in _with_hits(own, max(runs[0][0].samples)))
+        facts = {**_facts(SOURCE), "names": _names(half_of(SOURCE, "val", "whole", options.weights))}
+        own = replace(load(COMMITTED), tried=(), trials=(), datasets={SOURCE.name: facts}, pairs=pairs)
         add(own, COMMITTED)
         (section,) = sections(own.pairs, own.datasets)
         (part,) = section["parts"]
@@ -74,6 +78,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     sys.stderr.write("".join(f"{line}\n" for line in said))
     return 0
+
+
+def _chosen(options: Sequence[Sequence[Job]], processes: int) -> list[Job]:
+    """Of each arm's options the one that is best on dev at the end of equal samples."""
+    _do([job for jobs in options for job in jobs], processes)
+    return [max(jobs, key=lambda job: _done(job).dev[len(POINTS) - 1]) for jobs in options]
+
+
+def _with_hits(runs: Sequence[Run], most: int) -> list[Run]:
+    """An arm's runs, with hits only at the lengths that are compared, of which one is within `most` samples."""
+    kept = {best_length(runs), best_length(runs, most)}
+    return [replace(run, hits=tuple(h if i in kept else () for i, h in enumerate(run.hits))) for run in runs]
+
+
+def _names(val: Half) -> list[int]:
+    """The number of each pair's text: equal and like texts have one."""
+    numbers: list[int] = np.unique(val.rest.text_ids_B.numpy(), return_inverse=True)[1].tolist()
+    return numbers
 
 
 def _do(jobs: Sequence[Job], processes: int) -> None:

@@ -99,7 +99,7 @@ def _made_of(records: Records) -> tuple[object, ...]:
 
 
 def _length_of(run: Run) -> object:
-    return run.temperature, run.samples
+    return run.temperature, run.rate, run.samples
 
 
 def _joined(

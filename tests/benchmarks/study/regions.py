@@ -37,7 +37,7 @@ from tests.benchmarks.study.arms import Arm, Setting, config_of
 from tests.benchmarks.study.corpus import Input, cell_boxes
 from tests.benchmarks.study.features import SIDE, Backbone, weights_id
 from tests.benchmarks.study.scenes import Source
-from tests.benchmarks.study.trial import TwoTowers, compute_ratio, one_thread
+from tests.benchmarks.study.trial import TwoTowers, compute_ratio, one_thread, packed
 from training.config import Config
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
@@ -91,18 +91,23 @@ class Half:
 @dataclass(frozen=True, slots=True)
 class Run:
     """The record of one run: R@1 and R@10 of val, R@1 of train, and the mean of R@1, R@5 and R@10 of dev, both ways
-    together, at each point."""
+    together, at each point.
+
+    `hits`: at each point whether each val pair's picture and text find each other at 1 and at 10 (`packed`); records
+    keep them where intervals are over names too (real.py)."""
 
     source: str
     arm: str
     sight: Sight
     temperature: float
+    rate: float
     seed: int
     samples: tuple[int, ...]
     val: tuple[float, ...]
     val10: tuple[float, ...]
     dev: tuple[float, ...]
     train: tuple[float, ...]
+    hits: tuple[tuple[str, ...], ...]
     chance: float
     pairs: tuple[int, int, int]
     seconds: float
@@ -110,8 +115,11 @@ class Run:
 
 def run_of(values: Mapping[str, Any]) -> Run:
     """The inverse of `asdict`. Raises TypeError on another object."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Run(**fields)
+    return Run(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -127,12 +135,13 @@ class Job:
     weights: Path
     arm: Arm = field(default=QUEUE)
     temperature: float = 0.07
+    rate: float = 5e-4
 
     @property
     def file(self) -> Path:
         """Its record."""
-        name = f"{self.source.name}.{self.arm.name}.{self.sight}.t{self.temperature:g}.seed{self.seed}.json"
-        return self.folder / name
+        setting = f"t{self.temperature:g}.r{self.rate:g}.seed{self.seed}"
+        return self.folder / f"{self.source.name}.{self.arm.name}.{self.sight}.{setting}.json"
 
     def key(self) -> list[object]:
         """Dependencies of the record."""
@@ -179,7 +188,7 @@ def _config(job: Job, train: Half) -> tuple[Arm, Config]:
     # A queue of a third of a small dataset at most: a longer one would hold little but the batch's own neighbours.
     arm = replace(job.arm, queue=min(job.arm.queue, len(train) // 3))
     vocabulary = int(train.rest.token_ids_BL.max()) + 1
-    config = config_of(arm, Setting(temperature=job.temperature), job.seed, vocabulary)
+    config = config_of(arm, Setting(temperature=job.temperature, rate=job.rate), job.seed, vocabulary)
     boxes = 0 if job.sight == "whole" else BOXES
     data = replace(config.data, max_boxes=boxes, max_tokens=MAX_TOKENS)
     return arm, replace(config, data=data, text=replace(config.text, max_positions=MAX_TOKENS))
@@ -219,41 +228,53 @@ def _train(job: Job, *splits: Half) -> Run:
     shares = {*POINTS, *(() if arm.has_keys else (compute_ratio(arm, config.text.vocab_size),))}
     ends = [max(1, round(job.samples * share / arm.batch)) for share in sorted(shares)]
     some = Half(train.regions_NRC[: len(val)], train.rest.rows(0, len(val)))
-    number, figures_of = 0, []
+    number, reached = 0, []
     for end in ends:
         while number < end:
             position = number * arm.batch
             towers.step(stream.batch(position, arm.batch), number, position)
             number += 1
-        figures_of.append([_measure(towers, half, job.sight) for half in (val, dev, some)])
+        reached.append([_measure(towers, half, job.sight) for half in (val, dev, some)])
     return Run(
         job.source.name,
         job.arm.name,
         job.sight,
         job.temperature,
+        job.rate,
         job.seed,
         tuple(end * arm.batch for end in ends),
-        val=tuple(v[1] for v, _, _ in figures_of),
-        val10=tuple(v[10] for v, _, _ in figures_of),
-        dev=tuple(fmean((d[1], d[5], d[10])) for _, d, _ in figures_of),
-        train=tuple(t[1] for _, _, t in figures_of),
-        chance=figures_of[-1][0][0],
+        val=tuple(v.recall[1] for v, _, _ in reached),
+        val10=tuple(v.recall[10] for v, _, _ in reached),
+        dev=tuple(fmean((d.recall[1], d.recall[5], d.recall[10])) for _, d, _ in reached),
+        train=tuple(t.recall[1] for _, _, t in reached),
+        hits=tuple(v.hits for v, _, _ in reached),
+        chance=reached[-1][0].chance,
         pairs=(len(train), len(dev), len(val)),
         seconds=round(time.process_time() - began, 3),
     )
 
 
-def _measure(towers: TwoTowers, half: Half, sight: Sight) -> dict[int, float]:
-    """Recall at 1, 5 and 10, and at 0 the chance of R@1, each the mean of both directions."""
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """Recall at 1, 5 and 10 and the chance of R@1, each the mean of both directions, and the hits at 1 and at 10."""
+
+    recall: dict[int, float]
+    chance: float
+    hits: tuple[str, str]
+
+
+def _measure(towers: TwoTowers, half: Half, sight: Sight) -> _Reached:
     parts = [half.batch(range(start, min(start + 512, len(half))), sight) for start in range(0, len(half), 512)]
     images, texts = (
         np.concatenate([encode(part).numpy() for part in parts])
         for encode in (towers.model.encode_image, towers.model.encode_text)
     )
     clusters = Clusters(np.arange(len(half)), half.rest.text_ids_B.numpy())
-    found = figures(rank(images, texts, clusters))
+    ranks = rank(images, texts, clusters)
+    found, ranks_2N = figures(ranks), np.stack([ranks.image_N, ranks.text_M])  # each has its own pair as a hit
     both = (found.image_to_text, found.text_to_image)
-    return {0: fmean(d.chance[1] for d in both), **{k: fmean(d.recall[k] for d in both) for k in (1, 5, 10)}}
+    recall = {k: fmean(d.recall[k] for d in both) for k in (1, 5, 10)}
+    return _Reached(recall, fmean(d.chance[1] for d in both), (packed(ranks_2N <= 1), packed(ranks_2N <= 10)))
 
 
 @lru_cache(maxsize=16)

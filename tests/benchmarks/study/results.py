@@ -91,15 +91,12 @@ class Figures:
         Without the seeds of which they were not kept."""
         if gallery not in families:
             return {}
-        total = 1 + max(number for numbers in families[gallery] for number in numbers)
         length, found = self.chosen(budget, samples), {}
         for trial in self.trials:
             styles = _at(trial, length).hits.get(gallery, [])
             if len(styles) != len(families[gallery]):
                 continue
-            pairs = zip(styles, families[gallery], strict=True)
-            sums = [np.bincount(f, unpacked(text, len(f)).mean(0), minlength=total) for text, f in pairs]
-            found[trial.seed] = np.stack(sums).astype(np.float64)
+            found[trial.seed] = sums(styles, families[gallery])
         return found
 
     @property
@@ -111,6 +108,13 @@ class Figures:
     def search_seconds(self) -> float:
         """Mean processor seconds per query over a small gallery."""
         return fmean(trial.search["seconds"] for trial in self.trials)
+
+
+def sums(hits: Sequence[str], families: Sequence[Sequence[int]]) -> Array:
+    """Packed hits of each style, the mean of both ways, summed over the names of a family [Y, F]."""
+    total = 1 + max(number for numbers in families for number in numbers)
+    pairs = zip(hits, families, strict=True)
+    return np.stack([np.bincount(f, unpacked(text, len(f)).mean(0), minlength=total) for text, f in pairs])
 
 
 def _at(trial: Trial, samples: int) -> Point:
@@ -244,13 +248,13 @@ def judge(claim: Claim, figures: Mapping[str, Figures], families: Families | Non
     seeds = ours.keys() & theirs.keys()
     if families and len(seeds) > 1:
         hits = [side.hits(claim.gallery, families, claim.budget, samples) for side in sides]
-        gain = _wider(gain, hits, families.get(claim.gallery, ()))
+        gain = wider(gain, hits, families.get(claim.gallery, ()))
     means = (fmean(values[seed] for seed in seeds) for values in (ours, theirs))
     return Verdict(claim, STATES[gain.outcome], gain, *means)
 
 
-def _wider(gain: Interval, hits: Sequence[Mapping[int, Array]], numbers: Sequence[Sequence[int]]) -> Interval:
-    """The interval, at each end as far as that over seeds, styles and families reaches where hits are kept."""
+def wider(gain: Interval, hits: Sequence[Mapping[int, Array]], numbers: Sequence[Sequence[int]]) -> Interval:
+    """The interval, at each end as far as that over seeds, styles and families reaches where hits [Y, F] are kept."""
     ours, theirs = hits
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:

@@ -3,7 +3,9 @@
     real pairs     queue, key towers without it and in-batch CLIP on pairs out of packages (real.py)
     regions        the image tower with the whole picture, a grid, a detector's and the true boxes (regions.py)
 
-Limits: intervals are over the seeds, not over other pairs.
+Intervals of real pairs are over names as well as seeds (results.py).
+
+Limits: intervals of regions are over the seeds, not over other pairs.
 """
 
 from __future__ import annotations
@@ -14,34 +16,47 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from tests.benchmarks.study.paired import Interval, difference, interval
+from tests.benchmarks.study.paired import Array, Interval, difference, interval
 from tests.benchmarks.study.regions import Run
-from tests.benchmarks.study.results import STATES, Words
+from tests.benchmarks.study.results import STATES, Words, sums, wider
 from tests.benchmarks.study.scenes import KINDS
 
 Datasets = Mapping[str, Mapping[str, Any]]
-"""By name: `content_digest`, and what else the page says of a dataset."""
+"""By name: `content_digest`, and what else the page says of a dataset. `names`: the number of each val pair's name;
+empty where runs were recorded without hits, at one rate for all arms."""
+
+Names = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Side:
-    """One line of a table: R@1 and R@10 of val, and R@1 of train, by seed, at the length that is best on dev."""
+    """One line of a table: R@1 and R@10 of val, and R@1 of train, by seed, at the length that is best on dev.
+
+    `hits`: the hits behind r1 and r10 by seed, summed by name [1, F], where the records have them."""
 
     name: Words
     r1: Mapping[int, float]
     r10: Mapping[int, float]
     train: Mapping[int, float]
+    hits: Mapping[str, Mapping[int, Array]]
 
 
-def side(name: Words, runs: Sequence[Run], most: float = math.inf) -> Side:
-    """Figures of the runs that differ in their seed alone, within `most` samples."""
+def best_length(runs: Sequence[Run], most: float = math.inf) -> int:
+    """Which point is best on dev of runs that differ in their seed alone, within `most` samples."""
     lengths = [i for i, samples in enumerate(runs[0].samples) if samples <= most]
-    best = max(lengths, key=lambda i: fmean(run.dev[i] for run in runs))
+    return max(lengths, key=lambda i: fmean(run.dev[i] for run in runs))
+
+
+def side(name: Words, runs: Sequence[Run], names: Names = (), most: float = math.inf) -> Side:
+    """Figures of the runs that differ in their seed alone, within `most` samples."""
+    best = best_length(runs, most)
+    kept = [run for run in runs if run.hits[best]] if names else []
     return Side(
         name,
         {run.seed: run.val[best] for run in runs},
         {run.seed: run.val10[best] for run in runs},
         {run.seed: run.train[best] for run in runs},
+        {by: {run.seed: sums([run.hits[best][i]], [names]) for run in kept} for i, by in enumerate(("r1", "r10"))},
     )
 
 
@@ -68,19 +83,30 @@ class Part:
     says: tuple[Words, ...]
 
 
-def part(title: Words, note: Words, sides: Mapping[str, Side], base: str, questions: Sequence[tuple[str, str]]) -> Part:
+def part(
+    title: Words,
+    note: Words,
+    sides: Mapping[str, Side],
+    base: str,
+    questions: Sequence[tuple[str, str]],
+    names: Names = (),
+) -> Part:
     """The table, each line against that of `base`, and the questions that have runs, answered from the intervals."""
+
+    def gain_of(one: str, other: str, by: Literal["r1", "r10"]) -> Interval | None:
+        ours, theirs = sides[one], sides[other]
+        gain = difference(getattr(ours, by), getattr(theirs, by))
+        return gain and wider(gain, (ours.hits[by], theirs.hits[by]), [names])
+
     says = []
     by: Literal["r1", "r10"]
     for by in ("r1", "r10"):
         for one, other in questions:
-            if {one, other} <= sides.keys():
-                gain = difference(getattr(sides[one], by), getattr(sides[other], by))
-                if gain is not None:
-                    english, chinese = verdict(sides[one].name, sides[other].name, gain)
-                    says.append((f"R@{by[1:]}: {english}", f"R@{by[1:]}：{chinese}"))
+            if {one, other} <= sides.keys() and (gain := gain_of(one, other, by)):
+                english, chinese = verdict(sides[one].name, sides[other].name, gain)
+                says.append((f"R@{by[1:]}: {english}", f"R@{by[1:]}：{chinese}"))
     others = sides.keys() - {base} if base in sides else ()
-    rows = [_row(own, difference(own.r1, sides[base].r1) if name in others else None) for name, own in sides.items()]
+    rows = [_row(own, gain_of(name, base, "r1") if name in others else None) for name, own in sides.items()]
     return Part(title, note, tuple(rows), tuple(says))
 
 
@@ -116,15 +142,22 @@ _VERBS: dict[str, Words] = {
 }
 
 
-def _note(what: Words, run: Run, more: Words = ("", "")) -> Words:
+_SEEDS = ("; intervals over the seeds alone", "；区间只对种子而言")
+_NAMES = (
+    "; ± over the seeds, differences over names too, the wider at each end",
+    "；± 对种子而言，差值的区间也对名称而言，每一端取较宽的",
+)
+
+
+def _note(what: Words, run: Run, more: Words = ("", ""), over: Words = _SEEDS) -> Words:
     train, dev, val = (f"{count:,}" for count in run.pairs)
     samples, chance = max(run.samples), f"{100 * run.chance:.2f}%"
     epochs = f"{samples / run.pairs[0]:.1f}"
     return (
         f"{what[0]}; {train} pairs to train, {dev} dev, {val} val; {samples:,} samples at batch 16 are {epochs} "
-        f"epochs; chance {chance}{more[0]}; intervals over the seeds alone",
+        f"epochs; chance {chance}{more[0]}{over[0]}",
         f"{what[1]}；训练 {train} 对，dev {dev}，val {val}；批大小 16，{samples:,} 个样本即 {epochs} 轮；"
-        f"随机 {chance}{more[1]}；区间只对种子而言",
+        f"随机 {chance}{more[1]}{over[1]}",
     )
 
 
@@ -162,25 +195,37 @@ _REAL: dict[str, Words] = {
     ),
 }
 
+_ARMS: dict[str, Words] = {
+    "clip": ("in-batch CLIP", "批内 CLIP"),
+    "moco-k0": ("key towers without a queue", "没有队列的动量塔"),
+    "moco": ("towers with the queue", "带队列的双塔"),
+}
+
 _CLAIMS = (("moco", "clip"), ("moco", "clip-compute"), ("moco-k0", "clip"), ("moco", "moco-k0"))
 
 
 def _real(runs: Sequence[Run], facts: Mapping[str, Any]) -> Part:
-    of = {arm: [run for run in runs if run.arm == arm] for arm in ("moco", "moco-k0", "clip")}
-    first, total = of["moco"][0], sum(facts["splits"].values())
+    of = {arm: [run for run in runs if run.arm == arm] for arm in _ARMS}
+    first, total, names = of["moco"][0], sum(facts["splits"].values()), facts["names"]
     most = max(first.samples)
     sides = {
-        "clip": side(("in-batch CLIP, equal samples", "批内 CLIP，样本数相等"), of["clip"], most),
-        "clip-compute": side(("in-batch CLIP, equal compute", "批内 CLIP，计算量相等"), of["clip"]),
-        "moco-k0": side(("key towers without a queue", "没有队列的动量塔"), of["moco-k0"], most),
-        "moco": side(("towers with the queue", "带队列的双塔"), of["moco"]),
+        "clip": side(("in-batch CLIP, equal samples", "批内 CLIP，样本数相等"), of["clip"], names, most),
+        "clip-compute": side(("in-batch CLIP, equal compute", "批内 CLIP，计算量相等"), of["clip"], names),
+        "moco-k0": side(_ARMS["moco-k0"], of["moco-k0"], names, most),
+        "moco": side(_ARMS["moco"], of["moco"], names),
     }
+    chosen = [(_ARMS[arm], f"{own[0].temperature:g}, {1e4 * own[0].rate:g}e-4") for arm, own in of.items()]
+    more = (
+        "; temperature and rate chosen on dev: " + "; ".join(f"{name[0]} {own}" for name, own in chosen),
+        "；在 dev 上选定的温度和学习率：" + "；".join(f"{name[1]} {own}" for name, own in chosen),
+    )
     sources = len(facts["sources"])
     what = (
         f"{total:,} pairs of {sources} sources in packages of Debian and npm",
         (f"取自 Debian 和 npm 软件包的 {sources} 个来源的 {total:,} 对"),
     )
-    return part(("Real pairs out of packages", "取自软件包的真实图文对"), _note(what, first), sides, "clip", _CLAIMS)
+    note = _note(what, first, more, _NAMES) if names else _note(what, first)
+    return part(("Real pairs out of packages", "取自软件包的真实图文对"), note, sides, "clip", _CLAIMS, names)
 
 
 # --- regions

@@ -87,6 +87,9 @@ def test_the_repositorys_records_are_small_and_hold_all_runs_of_an_hour() -> Non
     assert COMMITTED.stat().st_size < 250_000
     runs = Counter(trial.arm for trial in records.trials)
     assert runs == {arm.name: len(plan.seeds_of(arm)) for arm in plan.arms}
+    pairs = records.datasets["packages"]
+    assert sum(pairs["splits"].values()) > 10_000
+    assert pairs["in_two_splits"] == {"image": 0, "text": 0}
     figures = records.figures()
     for claim in CLAIMS:  # without its hits a claim would be judged by the seeds alone
         for arm in {claim.better, claim.other} & figures.keys():

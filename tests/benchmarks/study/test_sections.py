@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from tests.benchmarks.study.regions import Run, Sight
 from tests.benchmarks.study.sections import sections
+from tests.benchmarks.study.trial import packed
 
 
 def _run(source: str, arm: str, sight: Sight, seed: int, *reached: float) -> Run:
     samples = (32_000, 45_000)[: len(reached)]
-    return Run(source, arm, sight, 0.07, seed, samples, reached, reached, reached, reached, 0.001, (80, 10, 10), 1.0)
+    hits = ((),) * len(reached)
+    figures = (reached, reached, reached, reached, hits)
+    return Run(source, arm, sight, 0.07, 5e-4, seed, samples, *figures, 0.001, (80, 10, 10), 1.0)
 
 
 def test_equal_samples_and_equal_compute_are_told_apart() -> None:
-    facts = {"splits": {"train": 8_000, "dev": 1_000, "val": 1_000}, "sources": {"apps": 10_000}}
+    facts = {"splits": {"train": 8_000, "dev": 1_000, "val": 1_000}, "sources": {"apps": 10_000}, "names": []}
     arms = (("moco", 0.0, [0.05]), ("moco-k0", 0.02, [0.05]), ("clip", 0.0, [0.03, 0.09]))
     runs = [
         _run("packages", arm, "whole", seed, *(value + 0.001 * seed + slope * (seed - 1) for value in reached))
@@ -29,6 +35,24 @@ def test_equal_samples_and_equal_compute_are_told_apart() -> None:
     assert says[2].startswith("R@1: Key towers without a queue are not shown to beat in-batch CLIP, equal samples ")
     assert [row.r1[:3] for row in part.rows] == ["3.1", "9.1", "5.1", "5.1"]
     assert "10,000 pairs of 1 sources" in part.note[0]
+
+
+def test_a_gain_of_all_seeds_on_one_name_alone_is_not_shown_on_real_pairs() -> None:
+    facts = {"splits": {"val": 4}, "sources": {"apps": 4}, "names": [0, 0, 1, 2]}
+    found = {"moco": [1, 1, 1, 0], "clip": [0, 0, 1, 0], "moco-k0": [0, 0, 1, 0]}
+    packs = {arm: packed(np.array([hits, hits], bool)) for arm, hits in found.items()}
+    runs = [
+        replace(run, hits=((packs[arm], packs[arm]),))
+        for seed in (0, 1, 2)
+        for arm, hits in found.items()
+        for run in [_run("packages", arm, "whole", seed, sum(hits) / 4 + seed / 1000)]
+    ]
+    for names, verdict in (([], "beat"), ([0, 0, 1, 2], "are not shown to beat")):
+        (section,) = sections(runs, {"packages": {**facts, "names": names}})
+        (part,) = section["parts"]
+        assert part.says[0][0].startswith(f"R@1: Towers with the queue {verdict} in-batch CLIP, equal samples (+50.0 [")
+        assert [row.state for row in part.rows][-1] == ("not shown" if names else "holds")
+    assert "temperature and rate chosen on dev: in-batch CLIP" in part.note[0]
 
 
 @pytest.mark.parametrize(
