@@ -128,6 +128,7 @@ def test_tables_are_those_of_the_parquet_files(here: Path) -> None:
     assert by_expression.key.tolist() == [train.key[0]]
 
 
+@pytest.mark.slow
 def test_candidates_measures_and_decisions_belong_together(here: Path) -> None:
     data = wenlan.open("builds/2")
     decisions, candidates, measures = data.decisions(), data.candidates(), data.measures(columns=["sha256", "format"])

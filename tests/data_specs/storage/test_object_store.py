@@ -91,6 +91,7 @@ def test_a_conditional_write_whose_answer_is_lost_has_happened(remote: Remote, k
     assert object_store.replace(url, b"not any more", version) == ""
 
 
+@pytest.mark.slow
 def test_names_are_those_of_one_folder_and_no_other_is_listed(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     fs = fsspec.filesystem("s3")
     for name in ("a/1", "a/2", "a/b/3", "a.txt"):
@@ -165,6 +166,7 @@ def test_a_folder_goes_page_by_page_and_a_file_that_may_not_go_is_named(
         object_store.delete(url)
 
 
+@pytest.mark.slow
 def test_what_a_store_cannot_do_is_found_out_and_said_once(remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
     assert object_store.is_conditional(f"{remote.url}/a/_lock")
     assert fsspec.filesystem("s3").find(f"{remote.url}/a") == []

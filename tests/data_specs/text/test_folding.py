@@ -32,6 +32,7 @@ def test_width_case_and_punctuation_do_not_count(a: str, b: str) -> None:
     assert normal(a) == normal(b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conversion", ["s2t", "s2tw", "s2hk", "t2s", "tw2s", "hk2s"])
 def test_every_form_of_a_character_is_the_same_as_opencc_has_it(conversion: str) -> None:
     import opencc

@@ -85,6 +85,7 @@ def test_a_word_outlives_the_same_build_and_no_other_shards(waiting: Build) -> N
     assert len(approval.history(other)) == 1
 
 
+@pytest.mark.slow
 def test_the_report_says_it(waiting: Build) -> None:
     approval.say(waiting, "refused", "Li", "<b>logos</b>")
     page.update_state(waiting)

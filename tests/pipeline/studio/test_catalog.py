@@ -18,6 +18,8 @@ from pipeline.studio.catalog import Catalog
 from pipeline.studio.facets import Filters
 from pipeline.studio.preparation import Preparation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["at once", "prepared"])
 def catalog(built: Build, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Catalog]:
@@ -36,7 +38,6 @@ def truth(built: Build) -> pd.DataFrame:
     return Frames.of(built).frame("decisions")
 
 
-@pytest.mark.slow
 def test_every_decision_is_reached_once_and_as_it_was_written(catalog: Catalog, truth: pd.DataFrame) -> None:
     places: list[int] = []
     while more := catalog.positions(Filters(), len(places), 17):
@@ -50,7 +51,6 @@ def test_every_decision_is_reached_once_and_as_it_was_written(catalog: Catalog, 
     assert [row["kept"] for row in rows][:30] == [True] * 30, "what was kept comes first"
 
 
-@pytest.mark.slow
 def test_counts_of_facets_are_those_of_the_decisions(catalog: Catalog, truth: pd.DataFrame) -> None:
     counts = catalog.counts(Filters())
     assert counts.total == counts.matching == len(truth)
@@ -81,7 +81,6 @@ def test_the_first_counts_read_no_decision_and_those_of_older_records_are_the_sa
         catalog.close()
 
 
-@pytest.mark.slow
 def test_pages_of_a_listing_do_not_overlap(catalog: Catalog, truth: pd.DataFrame) -> None:
     dropped = Filters({"fate": ("dropped",)}, sort="random")
     pages = [catalog.positions(dropped, at, 7) for at in range(0, 40, 7)]
@@ -91,7 +90,6 @@ def test_pages_of_a_listing_do_not_overlap(catalog: Catalog, truth: pd.DataFrame
     assert places != sorted(places)
 
 
-@pytest.mark.slow
 def test_words_are_searched_in_all_texts_and_addresses_in_both_scripts(catalog: Catalog, truth: pd.DataFrame) -> None:
     def found(words: str) -> set[str]:
         return {row["id"] for row in catalog.rows(catalog.positions(Filters(words=words), 0, 100))}
@@ -108,7 +106,6 @@ def test_words_are_searched_in_all_texts_and_addresses_in_both_scripts(catalog: 
     assert catalog.counts(Filters(words="海边的日落")).matching == len(found("海边的日落"))
 
 
-@pytest.mark.slow
 def test_more_searches_than_are_kept_still_answer(catalog: Catalog) -> None:
     first = catalog.positions(Filters(words="海边"), 0, 100)
     for number in range(12):
@@ -116,7 +113,6 @@ def test_more_searches_than_are_kept_still_answer(catalog: Catalog) -> None:
     assert catalog.positions(Filters(words="海边"), 0, 100) == first
 
 
-@pytest.mark.slow
 def test_a_group_of_duplicates_is_its_leader_and_all_copies(catalog: Catalog, truth: pd.DataFrame) -> None:
     leader = truth[truth.duplicate_of != ""].duplicate_of.iloc[0]
     rows = catalog.rows(catalog.positions(Filters(leader=leader), 0, 100))
@@ -127,7 +123,6 @@ def test_a_group_of_duplicates_is_its_leader_and_all_copies(catalog: Catalog, tr
     assert catalog.rows([place[leader]])[0]["kept"]
 
 
-@pytest.mark.slow
 def test_what_is_named_is_found(catalog: Catalog, truth: pd.DataFrame) -> None:
     one = truth[truth.kept].iloc[3]
     assert [row["id"] for row in catalog.rows(catalog.find([one.url], [], "", 9))] == [one.id]
@@ -138,7 +133,6 @@ def test_what_is_named_is_found(catalog: Catalog, truth: pd.DataFrame) -> None:
     assert catalog.find([], [], "", 9) == []
 
 
-@pytest.mark.slow
 def test_nothing_is_answered_of_a_place_that_is_no_row(catalog: Catalog) -> None:
     assert catalog.rows([1 << 40, 5_000_000]) == []
 
@@ -151,7 +145,6 @@ def test_a_build_that_decided_nothing_is_empty_and_not_broken(built: Build, tmp_
     catalog.close()
 
 
-@pytest.mark.slow
 def test_the_digest_follows_the_files(built: Build, tmp_path: Path, own: Callable[..., Any]) -> None:
     first, second = (Catalog(Frames.open(built.out, STAGES), tmp_path) for _ in range(2))
     other = Catalog(Frames.open(own().out, STAGES), tmp_path)

@@ -80,6 +80,7 @@ def test_examples(text, words, nouns, content, stop):
     assert (own.words, own.nouns, own.content, own.stop) == (words, nouns, content, stop)
 
 
+@pytest.mark.slow
 def test_entropy_and_perplexity_are_those_of_the_dictionarys_frequencies():
     jieba = pytest.importorskip("jieba")
     jieba.initialize()

@@ -433,6 +433,7 @@ def test_nothing_that_can_be_read_is_one_line_and_no_index(checkpoint: Path, tmp
         read_index(tmp_path / "i")
 
 
+@pytest.mark.slow
 def test_a_tar_that_is_cut_ends_the_work_and_names_it(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path
 ) -> None:
