@@ -139,16 +139,8 @@ def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     before = manifest_in(build.shards)
     if before is not None and _is_same_release(before, manifest, accepting=False):
         return before  # the takedown was in no shard
-    return _write(build, manifest, candidates, captures, Identities(build.store).replace, _commit_without_release)
-
-
-Commit = Callable[[bytes], None]
-"""Writes the bytes of a manifest to its place."""
-
-
-def _commit_without_release(build: Build, manifest: Manifest, commit: Commit) -> None:
-    """Makes a build visible, without a release."""
-    commit(pretty_manifest(manifest))
+    identify = Identities(build.store).replace
+    return _write(build, manifest, candidates, captures, identify, lambda _, now, commit: commit(pretty_manifest(now)))
 
 
 def _write(
@@ -157,11 +149,11 @@ def _write(
     candidates: Funnel,
     captures: Funnel,
     identify: Callable[[Build], None],
-    make_visible: Callable[[Build, Manifest, Commit], object],
+    make_visible: Callable[[Build, Manifest, Callable[[bytes], None]], object],
 ) -> Manifest:
     """Write the files beside the shards, the manifest last; `identify` commits the build's identities.
 
-    make_visible: called with the build, its manifest, and what writes that.
+    make_visible: called with the build, its manifest, and what writes the bytes of that to its place.
 
     Raises StoreError if a shard holds something that was taken down since the build began.
     """

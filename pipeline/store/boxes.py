@@ -13,6 +13,7 @@ boxes, and is named in the log.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -68,8 +69,6 @@ class BoxMaker:
     def __init__(self, detector: Detector, regions: str = "", max_pixels: int = MAX_PIXELS) -> None:
         self._detector, self._max_pixels = detector, max_pixels
         self._cache = Cache(Folder(regions) / detector.detector_id, "sha256") if regions else None
-        self._state: Any = None
-        self._loaded = False
         self._new: dict[str, Boxes] = {}
         self.detector_id = detector.detector_id
         self.made = 0
@@ -104,6 +103,10 @@ class BoxMaker:
             self._cache.put(rows_of(self._new))
         self._new = {}
 
+    @functools.cached_property
+    def _state(self) -> Any:
+        return self._detector.load()
+
     def _header(self, content: bytes) -> Header | str:
         try:
             about = header(content)
@@ -130,8 +133,6 @@ class BoxMaker:
                 log.warning("image %s gets no boxes: %s", digest, e)
         if not pictures:
             return {}
-        if not self._loaded:
-            self._state, self._loaded = self._detector.load(), True
         made = self._detect_boxes(pictures)
         self.made += len(made)
         self._new |= made

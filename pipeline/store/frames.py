@@ -336,13 +336,6 @@ class Frames:
         for part in self.parts(table, split):
             yield from part.batches(columns, filters, rows)
 
-    def tables(
-        self, table: str, columns: Sequence[str] | None = None, filters: Filters = None, split: str = ""
-    ) -> Iterator[pa.Table]:
-        """A table file by file: one file (a partition of a stage, or a shard) is in memory at a time."""
-        for part in self.parts(table, split):
-            yield part.table(columns, filters)
-
     def arrow_dataset(self, table: str, split: str = "") -> pyarrow.dataset.Dataset:
         """A table as one pyarrow dataset, which DuckDB, Polars and pyarrow query without reading it into memory.
 
