@@ -21,40 +21,31 @@ from pipeline.exports._card import card
 from pipeline.exports._tars import Members, image_and_text, write_tars
 from pipeline.store.samples import Stored
 
+_FIELDS: dict[str, Any] = {
+    "boxes": {"list": {"list": "float32"}},
+    "candidate_id": {"dtype": "string"},
+    "height": {"dtype": "int32"},
+    "image_url": {"dtype": "string"},
+    "labels": {"list": "int32"},
+    "page_url": {"dtype": "string"},
+    "schema": {"dtype": "int32"},
+    "scores": {"list": "float32"},
+    "sha256": {"dtype": "string"},
+    "source": {"dtype": "string"},
+    "source_kind": {"dtype": "string"},
+    "texts": {"list": [{"name": name, "dtype": "string"} for name in ("kind", "original", "text")]},
+    "width": {"dtype": "int32"},
+}
+"""Type of each field of KEY.json."""
+
 FEATURES: list[dict[str, Any]] = [
     {"name": "jpg", "dtype": "image"},
     {"name": "txt", "dtype": "string"},
-    {
-        "name": "json",
-        "struct": [
-            {"name": "boxes", "list": {"list": "float32"}},
-            {"name": "candidate_id", "dtype": "string"},
-            {"name": "height", "dtype": "int32"},
-            {"name": "image_url", "dtype": "string"},
-            {"name": "labels", "list": "int32"},
-            {"name": "page_url", "dtype": "string"},
-            {"name": "schema", "dtype": "int32"},
-            {"name": "scores", "list": "float32"},
-            {"name": "sha256", "dtype": "string"},
-            {"name": "source", "dtype": "string"},
-            {"name": "source_kind", "dtype": "string"},
-            {
-                "name": "texts",
-                "list": [
-                    {"name": "kind", "dtype": "string"},
-                    {"name": "original", "dtype": "string"},
-                    {"name": "text", "dtype": "string"},
-                ],
-            },
-            {"name": "width", "dtype": "int32"},
-        ],
-    },
+    {"name": "json", "struct": [{"name": name, **kind} for name, kind in _FIELDS.items()]},
     {"name": "__key__", "dtype": "string"},
     {"name": "__url__", "dtype": "string"},
 ]
 """Columns as `datasets` writes them into a card: without them it would guess each type from the first samples."""
-
-_FIELDS = [column["name"] for column in FEATURES[2]["struct"]]
 
 COLUMNS = """`jpg` is the image, `txt` its primary text, `json` has all texts with their kind, source, page
 and image URL, sha256 of the bytes as fetched, and the boxes."""

@@ -155,3 +155,9 @@ def merge(parts: Iterable[Values]) -> Values:
         assert not values.keys() & part.keys(), f"more than one section has {values.keys() & part.keys()}"
         values |= part
     return values
+
+
+def judges_limit(judge: str, option: str, value: float, at: list[float], dropped: int) -> Values:
+    """The limit of a judge as the macro `histogram` draws it, in bins from the left; no other limit is tried."""
+    own = {"filter": judge, "option": option, "value": value, "at": at}
+    return {**own, "dropped": dropped, "alone": dropped, "would": []}

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.filters import PairFilter, pair_filters
 from pipeline.filters.pair_score import PairScore
-from pipeline.report.section import Material, Section, Values
+from pipeline.report.section import Material, Section, Values, judges_limit
 from pipeline.store import pair_scores
 from pipeline.store.pair_scores import UNITS, Cuts
 from pipeline.store.sql import quoted
@@ -146,15 +146,13 @@ def _histogram(
     ]
     step = (edges[1] - edges[0]) if len(edges) > 1 else 100
     limits = [
-        {
-            "filter": f.plugin_name(),
-            "option": name,
-            "value": value,
-            "at": [round((units - edges[0]) / step, 3)] if edges[0] <= units <= edges[-1] + step else [],
-            "dropped": dropped,
-            "alone": dropped,
-            "would": [],
-        }
+        judges_limit(
+            f.plugin_name(),
+            name,
+            value,
+            [round((units - edges[0]) / step, 3)] if edges[0] <= units <= edges[-1] + step else [],
+            dropped,
+        )
         for f, of_filter in zip(filters, cuts, strict=True)
         for name, value, units, dropped in _limits(f, of_filter, source, before, after)
     ]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from pipeline.matching.semantic import MILLION
 from pipeline.report import earlier_samples
-from pipeline.report.section import Material, Section, Values
+from pipeline.report.section import Material, Section, Values, judges_limit
 from pipeline.store.sql import Tables
 
 SHOWN = 12
@@ -67,16 +67,8 @@ def _histogram(dropped: Mapping[int, int], beyond: Mapping[int, int], step: floa
         {"label": f"{at * step / MILLION:.3g}", "count": beyond.get(at, 0), "own": dropped.get(at, 0), "other": 0}
         for at in range(BINS)
     ]
-    count = sum(dropped.values())
-    limit = {
-        "filter": "semantic_dedup",
-        "option": "distance",
-        "value": distance,
-        "at": [round(distance * MILLION / step, 3)],
-        "dropped": count,
-        "alone": count,
-        "would": [],
-    }
+    at = round(distance * MILLION / step, 3)
+    limit = judges_limit("semantic_dedup", "distance", distance, [at], sum(dropped.values()))
     title = {"title": "Cosine distance from the nearest kept picture", "title_zh": "与最近保留图像的余弦距离"}
     own = {"name": "semantic_distance", **title}
     return {**own, "total": sum(beyond.values()), "bins": bins, "limits": [limit]}
