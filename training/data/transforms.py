@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,7 +34,7 @@ import numpy.typing as npt
 from data_specs.pictures.jpeg import MAX_SCANS, has_too_many_scans
 from data_specs.pictures.rgb import from_deep, is_deep, on_white
 from training.config import DataConfig
-from training.errors import ConfigError, first_line
+from training.errors import ConfigError, RunError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,10 @@ FORMATS = ("PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 
 _AT_ONCE = 16
 """Pictures that a GPU decodes in one call: in full size, before they are resized, all lie in its memory."""
+
+_NO_MEMORY = re.compile(r"out of memory|: 5$")
+"""What torchvision says without GPU memory. It turns torch's OutOfMemoryError into a RuntimeError, as it does with
+damage; nvJPEG, which does not allocate through torch, says NVJPEG_STATUS_ALLOCATOR_FAILURE, 5."""
 
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 """Markers of a JPEG that no length follows."""
@@ -197,7 +202,8 @@ def decode_on_device(
 ) -> dict[int, tuple[Tensor, int, int]]:
     """`decode_square` of full size of the JPEGs among the files, by number, decoded and left on a GPU (nvJPEG).
 
-    What it does not take is missing: damage, four components, too many pixels. Raises torch.OutOfMemoryError.
+    What it does not take is missing: damage, four components, too many pixels. Raises RunError where not even one
+    picture fits into the memory of the GPU: the CPU's pixels differ, so none is left to it for that reason.
     """
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -214,13 +220,14 @@ def decode_on_device(
         turn = turns.pop()
         try:
             images = decode_jpeg([encoded[number] for number in turn], mode=ImageReadMode.RGB, device=device)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # one of them is damaged, or of four components
-            turns += [[number] for number in turn] if len(turn) > 1 else []
-            continue
-        for number, image in zip(turn, images, strict=True):
-            done[number] = resize_square(image, size), image.shape[2], image.shape[1]
+            for number, image in zip(turn, images, strict=True):
+                done[number] = resize_square(image, size), image.shape[2], image.shape[1]
+        except RuntimeError as e:  # too little memory, or one of them is damaged, or of four components
+            if len(turn) > 1:
+                turns += [turn[: len(turn) // 2], turn[len(turn) // 2 :]]
+            elif _NO_MEMORY.search(first_line(e)):
+                problem = f"the memory of {device} is full; set data.decoder=cpu, or run.recompute=blocks"
+                raise RunError("data.decoder", problem) from None
     return done
 
 

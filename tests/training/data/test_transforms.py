@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torchvision.io
 from PIL import Image
 
 from tests.drawn import claiming
@@ -24,7 +25,7 @@ from training.data.transforms import (
     resize_square,
     sides,
 )
-from training.errors import ConfigError
+from training.errors import ConfigError, RunError
 
 
 def test_boxes_are_clipped_and_empty_ones_left_out() -> None:
@@ -69,13 +70,27 @@ def test_a_device_decodes_many_jpegs_at_once_and_leaves_the_rest_to_the_cpu() ->
         assert (image.int() - resize_square(decode(sound[number]), 64).int()).abs().max() <= 1
 
 
-def test_a_device_without_memory_is_not_taken_for_a_damaged_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize("said", ["CUDA out of memory. Tried 2 GiB\nIts trace", "Failed to decode batch: 5"])
+def test_pictures_that_fill_a_device_are_decoded_in_fewer_at_once_or_end_the_run(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A RuntimeError in the words of torchvision, as for a damaged picture, which is left to the CPU."""
+    fits, asked, real = 3, list[int](), torchvision.io.decode_jpeg
 
-    monkeypatch.setattr("torchvision.io.decode_jpeg", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        decode_on_device({0: jpeg(30, 20)}, 64, torch.device("cpu"))
+    def decode_few(data: list[torch.Tensor], **options: object) -> object:
+        asked.append(len(data))
+        if len(data) > fits:
+            raise RuntimeError(f"Error while decoding JPEG images: {said}")
+        return real(data, **options)
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", decode_few)
+    files = {number: jpeg(30, 20 + number) for number in range(16)}
+    found = decode_on_device(files, 64, torch.device("cpu"))
+    assert {number: height for number, (_, _, height) in found.items()} == {n: 20 + n for n in range(16)}
+    assert sorted(asked) == [2] * 8 + [4] * 4 + [8] * 2 + [16]
+    fits = 0
+    with pytest.raises(RunError, match=r"^data.decoder: the memory of cpu is full; set data.decoder=cpu, or [^\n]*$"):
+        decode_on_device(files, 64, torch.device("cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may decode here")
