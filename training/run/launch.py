@@ -6,8 +6,9 @@ save, beside those that the next start of the same command begins.
 The same loop runs under plain `python`, under `torchrun -m training` (the group is made here from torchrun's
 environment) and under Ray Train (which has made the group before the loop begins).
 
-Limits: one device a process; NCCL for tensors on CUDA, Gloo for all others. A launcher that is gone before its rank has
-imported torch is not missed: that rank waits for a process group that never forms.
+Limits: one device a process; NCCL for tensors on CUDA, Gloo for all others. Ray makes its group with the same backends
+and timeout, but names no device to it: NCCL takes the one that `process_group` sets. A launcher that is gone before its
+rank has imported torch is not missed: that rank waits for a process group that never forms.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _LOOKS_S = 0.5
 """Seconds between two looks for the process that started this one."""
 
 
-_TIMEOUT = timedelta(minutes=30)
+TIMEOUT = timedelta(minutes=30)
 """Longest wait for another rank: one that reads cold remote data, or copies its last checkpoint to a slow mirror."""
 
 
@@ -85,7 +86,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
         return
     gpu = device.type == "cuda"
-    dist.init_process_group(backends(gpu), timeout=_TIMEOUT, device_id=device if gpu else None)
+    dist.init_process_group(backends(gpu), timeout=TIMEOUT, device_id=device if gpu else None)
     try:
         yield
     finally:

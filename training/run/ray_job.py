@@ -33,7 +33,7 @@ from data_specs.errors import WenlanError
 from data_specs.search.folder import IndexInfo
 from training.config import Config, from_dict, to_dict
 from training.errors import ConfigError, FirstRankError, RunError
-from training.run.launch import Leave, backends, ending_with_parent
+from training.run.launch import TIMEOUT, Leave, backends, ending_with_parent
 from training.run.ray_errors import NOTE, read_error, root_error, write_error
 from training.use.indexing import EmbedJob, PartResult, PartTask, Run, make_parts
 from training.use.sources import Source
@@ -78,7 +78,7 @@ def fit_on_ray(
     """
     try:
         from ray.train import FailureConfig, RunConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
     except ImportError:
         raise ConfigError("--workers", f"needs Ray Train: {install('ray')}") from None
     _check_shares(config, workers)
@@ -91,7 +91,7 @@ def fit_on_ray(
         trainer = TorchTrainer(
             _work,
             train_loop_config=_task(config, data, out, init, cache),
-            torch_config=TorchConfig(backend=backends(scaling.use_gpu)),
+            torch_config=torch_config(scaling.use_gpu),
             scaling_config=scaling,
             run_config=RunConfig(
                 storage_path=config.run.mirror or str(out / "ray"),
@@ -169,6 +169,13 @@ def _scaling(config: Config, workers: tuple[int, int]) -> Any:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ROOM_S))
     elastic: dict[str, Any] = {"num_workers": workers, "elastic_resize_monitor_interval_s": _RESIZE_S}
     return ScalingConfig(use_gpu=use_gpu, **elastic)
+
+
+def torch_config(gpu: bool) -> Any:
+    """The process group that Ray makes: that of `training.run.launch.process_group`."""
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(backend=backends(gpu), timeout_s=int(TIMEOUT.total_seconds()))
 
 
 def _final_errors(out: Path) -> list[Any]:

@@ -16,15 +16,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from training.errors import ConfigError
 from training.resolve import resolve
 from training.run import ray_job
-from training.run.launch import Leave
+from training.run.launch import TIMEOUT, Leave, process_group
 
 if importlib.util.find_spec("ray") is None:  # to import ray.train takes a second
     pytest.skip("needs the extra ray", allow_module_level=True)
@@ -32,7 +35,7 @@ if importlib.util.find_spec("ray") is None:  # to import ray.train takes a secon
 from data_specs.search.folder import read_index
 from tests.places import ROOT
 from tests.processes import QUIET, Forks, descendants, free_ports, wait_until
-from training.run.ray_job import METRICS, Preemption, exported_metrics, fit_on_ray, parse_workers
+from training.run.ray_job import METRICS, Preemption, exported_metrics, fit_on_ray, parse_workers, torch_config
 from training.use.indexing import Inputs, embed_index
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,6 +56,24 @@ def test_what_is_neither_is_bad_usage(text: str) -> None:
 def test_a_batch_that_some_number_of_workers_cannot_share_is_refused_before_any_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run.batch_size: 8 cannot be divided among 3 of 1:4 workers"):
         fit_on_ray(resolve("tiny"), ["x"], tmp_path, (1, 4))
+
+
+@pytest.mark.slow
+def test_ray_s_process_group_is_torchrun_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the arguments with which Ray's own setup, and ours, ask torch for a group: here is no NCCL."""
+    from ray.train.torch.config import _setup_torch_process_group
+
+    asked = list[tuple[str, timedelta]]()
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, *, timeout, **_: asked.append((backend, timeout)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    for name, value in {"WORLD_SIZE": "2", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for kind in ("cpu", "cuda:0"):
+        with process_group(torch.device(kind)):
+            of_ray = torch_config(kind != "cpu")
+            _setup_torch_process_group(of_ray.backend, 1, 2, "env://", of_ray.timeout_s)
+    assert asked == [("gloo", TIMEOUT)] * 2 + [("cpu:gloo,cuda:nccl", TIMEOUT)] * 2
 
 
 @pytest.mark.slow
