@@ -2,7 +2,9 @@
 
 Weights come from a local file (a state_dict in .pth or .safetensors) or, with `weights: hub`, by torchvision's own
 download, which is checked against the digest in its name. Pictures are processed one by one: torchvision pads a batch
-to its largest picture, and a picture's boxes must not depend on its neighbours.
+to its largest picture, and a picture's boxes must not depend on its neighbours. Even in a batch of one size boxes moved
+by up to 0.0005 pixels (3 of 4 pictures of 640 x 480, `side` 320, random weights), and on one thread of a CPU each took
+4.9 s in place of 4.7 s; on a GPU it was not measured.
 
 Needs: the extra training, and weights: a file, or torchvision's download (167 MB).
 
