@@ -8,7 +8,7 @@
     bf16_speedup         ours under bf16 against ours in fp32; no bar: it depends on the processor
 
 Two sides at a time step in turn, each in a process of its own, so that other load hits both. `--quick`: one timed step
-a side. `--gpu`: samples a second and MFU by batch for b5_base and b7_large on this machine's GPU.
+a side. `--gpu`: samples a second and MFU by batch for both main recipes on this machine's GPU.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import Figure, at_least, at_most, report
+from harness import LARGE, MAIN, Figure, at_least, at_most, report
 
-RECIPE, PAIRS = "brivl_b5_base", 4
-GPU_BATCHES = {"brivl_b5_base": (16, 32, 64, 128, 256), "brivl_b7_large": (8, 16, 32, 64)}
+PAIRS = 4
+GPU_BATCHES = {MAIN: (16, 32, 64, 128, 256), LARGE: (8, 16, 32, 64)}
 
 
 class Side:
@@ -34,7 +34,7 @@ class Side:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        command = [sys.executable, str(Path(__file__).with_name("step_sides.py")), name, RECIPE, str(PAIRS)]
+        command = [sys.executable, str(Path(__file__).with_name("step_sides.py")), name, MAIN, str(PAIRS)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def step(self) -> float:

@@ -1,8 +1,9 @@
 """What holds on this machine's GPUs, in at most 30 minutes: `make gpu-check` writes one JSON file and one page.
 
-Each check says what was asked and what was seen, and ends as passed, failed (with the reason) or "no such device". Each
-is a process of its own with a limit, so that a crash, a full memory or a missing package costs one line and not the
-run. Without a GPU the checks that need none run, in a few minutes, and the others say what they lack.
+Each check says what was asked and what was seen, and ends as passed, failed (with the reason) or "not run", with what
+it lacks. Each is a process of its own with a limit, so that a crash, a full memory or a missing package costs one line
+and not the run. Without a GPU the checks that need none run, in a few minutes. The last lines count the checks by how
+they ended and say what to do next.
 
 Limits: checks run on the first card, two ranks on the first two, with random weights and pixels.
 
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,12 +28,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-HERE, MAIN, LARGE = Path(__file__).parent, "brivl_b5_base", "brivl_b7_large"
+HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # benchmarks are programs that import one another by name
+
+from harness import LARGE, MAIN  # noqa: E402
+
 NEGATIVES = (1024, 4096, 16384, 65536)
 H100 = 0.4 * 989  # TFLOP a second in bf16
 
-STATES = {"passed": "通过", "failed": "未通过", "no such device": "没有该设备"}
+STATES = {"passed": "通过", "failed": "未通过", "not run": "未运行"}
 HEADS = ("check", "检查"), ("asked", "要求"), ("result", "结果"), ("seen", "所见"), ("time", "用时")
 
 
@@ -118,35 +123,40 @@ def two_gloo_ranks() -> dict[str, Any]:
     return {"runs": len(off), "largest difference": f"{max(off.values()):.1e}"}
 
 
-def _nccl_rank(rank: int, store: str) -> None:
+def _rank(rank: int, port: int, kind: str) -> None:
+    """One of two ranks, as torchrun starts them: a process group by the function that `fit` uses, and three steps."""
     import torch
-    import torch.distributed as dist
     from step_sides import OurStep, config_of
 
+    from training.device import prepare_device
     from training.method import distributed
     from training.run.gradient_exchange import GradientExchange
+    from training.run.launch import process_group
     from training.run.step import backward
 
-    device = torch.device("cuda", rank)
-    torch.cuda.set_device(device)
-    dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=2, device_id=device)
-    step = OurStep(config_of("tiny"), 8, str(device))
-    exchange, share = GradientExchange(step.model), step.batch.rows(4 * rank, 4 * rank + 4)
-    for number in range(3):
-        step.model.after_step(backward(step.model, [share], 4, step.autocast, exchange), number)
-        step.optimizer.step()
-        exchange.clear(step.optimizer)
-    ours, theirs = distributed.gather(torch.stack([p.double().sum() for p in step.model.parameters()])[None])
-    assert torch.equal(ours, theirs), "the ranks' weights differ after three steps"
-    dist.destroy_process_group()
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
+    device = prepare_device(kind)
+    with process_group(device):
+        step = OurStep(config_of("tiny"), 8, str(device))
+        exchange, share = GradientExchange(step.model), step.batch.rows(4 * rank, 4 * rank + 4)
+        for number in range(3):
+            step.model.after_step(backward(step.model, [share], 4, step.autocast, exchange), number)
+            step.optimizer.step()
+            exchange.clear(step.optimizer)
+        ours, theirs = distributed.gather(torch.stack([p.double().sum() for p in step.model.parameters()])[None])
+        assert torch.equal(ours, theirs), "the ranks' weights differ after three steps"
+        assert distributed.gather_objects(rank) == [0, 1], "objects do not reach the other rank"
 
 
-def two_nccl_ranks() -> dict[str, Any]:
+def two_ranks(kind: str = "cuda") -> dict[str, Any]:
     import torch.multiprocessing
 
-    with tempfile.TemporaryDirectory(prefix="wenlan-check-") as folder:
-        torch.multiprocessing.spawn(_nccl_rank, (f"{folder}/store",), nprocs=2)
-    return {"steps": 3, "weights": "equal on both ranks"}
+    from tests.processes import free_ports
+    from training.run.launch import backends
+
+    torch.multiprocessing.spawn(_rank, (*free_ports(1), kind), nprocs=2)
+    return {"backends": backends(kind == "cuda"), "steps": 3, "weights": "equal on both ranks"}
 
 
 def negatives_rehearsed() -> dict[str, Any]:
@@ -231,12 +241,43 @@ def jpegs_on_gpu() -> dict[str, Any]:
     return seen | {"mean difference": f"{off:.2f} of 255"}
 
 
-def onnx_providers() -> dict[str, Any]:
-    import onnxruntime
+def onnx_session(gpu: bool = True) -> dict[str, Any]:
+    """A session as the pipeline starts it; its features of two pictures are those of the CPU."""
+    import numpy as np
 
-    there = ", ".join(onnxruntime.get_available_providers())
-    assert "CUDA" in there, f"{there}; install onnxruntime-gpu in place of onnxruntime"
-    return {"providers": there}
+    from data_specs.search.onnx_file import start_session
+    from tests.towered import SIDE, image_tower
+
+    graph = image_tower().SerializeToString()
+    pictures = np.random.default_rng(0).random((2, 3, SIDE, SIDE), np.float32)
+    session = start_session(graph, gpu=gpu)
+    ours, theirs = (one.run(None, {"image": pictures})[0] for one in (session, start_session(graph)))
+    assert np.abs(ours - theirs).max() < 1e-3, f"features differ by {np.abs(ours - theirs).max():.1e}"
+    return {"providers": ", ".join(session.get_providers())}
+
+
+def scoring(gpus: float = 1, pairs: int = 2_000, *, small: bool = False) -> dict[str, Any]:
+    """The pass `curate.score` in one process, which decodes and holds both sessions: towers of Chinese-CLIP's shape."""
+    from scored_pairs import score_rate
+
+    return {"pairs": f"{score_rate(gpus, pairs, small):.0f}/s"}
+
+
+def data_wait(device: str = "cuda", recipe: str = MAIN, samples: int = 4_096, most: float = 0.1) -> dict[str, Any]:
+    """`fit --dry-run` on shards of JPEGs of 256 px: the share of a step for which it waits for the loader."""
+    from bench_loader import make_shards
+    from step_sides import config_of
+
+    from training.run.dry_run import dry_run
+
+    config = config_of(recipe, "run.precision=bf16", "run.batch_size=64", f"run.device={device}")
+    with tempfile.TemporaryDirectory(prefix="wenlan-check-") as folder:
+        make_shards(Path(folder), samples)
+        found = dry_run(config, [f"{folder}/manifest.json"], cache=Path(folder, "cache"))
+    waits, workers = found["waiting_for_data"], config.data.num_workers
+    advice = "set a larger data.num_workers, or data.decoder=device"
+    assert waits <= most, f"{waits:.0%} of a step waits for data, with {workers} workers; {advice}"
+    return {"waiting for data": f"{waits:.0%}", "samples": f"{found['samples_per_second']:.0f}/s", "workers": workers}
 
 
 CHECKS = {
@@ -247,13 +288,15 @@ CHECKS = {
     "model actors": Check("a model's process always has work", lambda: bench("bench_model_actors"), 4),
     "loader": Check("samples a second beside webdataset's", lambda: bench("bench_loader")),
     "step on the GPU": Check("loss as the CPU's: fp32 within 1e-3, bf16 2%", step_on_gpu, cards=1),
-    "samples/s and MFU": Check("brivl2_b7_large at 40% of the peak; field: 11 to 21%", samples_and_mfu, 10, cards=1),
+    "samples/s and MFU": Check(f"{LARGE} at 40% of the peak; field: 11 to 21%", samples_and_mfu, 10, cards=1),
     "negatives, measured": Check("memory and seconds of a step: queue, in-batch", negatives_measured, 6, cards=1),
     "torch.compile": Check("a compiled step runs; its seconds beside a plain one's", compiled, 6, cards=1),
+    "data wait": Check("at most a tenth of a step waits for the loader", data_wait, cards=1),
     "embedding": Check("pictures and texts a second", embedding, cards=1),
+    "scoring": Check("pairs a second through the pipeline's towers", scoring, cards=1),
     "nvJPEG": Check("pictures a second; pixels as the CPU's", jpegs_on_gpu, cards=1),
-    "ONNX providers": Check("CUDA where there is a card", onnx_providers, cards=1),
-    "two NCCL ranks": Check("equal weights after three steps", two_nccl_ranks, cards=2),
+    "ONNX session": Check("the pipeline's sessions start on CUDA; features as the CPU's", onnx_session, cards=1),
+    "two NCCL ranks": Check("equal weights after three steps, objects over gloo", two_ranks, cards=2),
 }
 
 
@@ -263,7 +306,7 @@ def outcome(check: Check) -> dict[str, Any]:
 
     if torch.cuda.device_count() < check.cards:
         reason = f"{check.cards} GPU(s) needed, torch {torch.__version__} sees {torch.cuda.device_count()}"
-        return {"state": "no such device", "reason": reason}
+        return {"state": "not run", "reason": reason}
     try:
         return {"state": "passed", "seen": check.run()}
     except BaseException as e:
@@ -296,13 +339,29 @@ def devices() -> list[str]:
     return there
 
 
+def closing(checks: list[dict[str, Any]]) -> list[str]:
+    """How the checks ended, and what to do next."""
+    import torch
+
+    ended = {state: [one["check"] for one in checks if one["state"] == state] for state in STATES}
+    lines = [", ".join(f"{len(names)} {state}" for state, names in ended.items())]
+    again = "python -m tests.benchmarks.gpu_check"
+    if ended["failed"]:
+        lines.append(f"next: mend what failed, then {again} {shlex.join(ended['failed'])}")
+    if ended["not run"]:
+        need = min(CHECKS[name].cards for name in ended["not run"])
+        build = "" if torch.version.cuda else f", and torch's build for CUDA in place of {torch.__version__}"
+        lines.append(f"next: on a machine with {need} GPU(s) or more{build}: {again} {shlex.join(ended['not run'])}")
+    return lines
+
+
 PAGE = """{% macro t(words) %}<span data-zh="{{ words[1] }}">{{ words[0] }}</span>{% endmacro %}
 <!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>wenlan · GPU check</title>
 <style>{% include "eval.css" %} td { vertical-align: top }</style></head>
 <body><header><div class="wrap"><div class="titles"><p class="eyebrow">wenlan</p>
 <h1>{{ t(("GPU check", "GPU 检查")) }}</h1>
-{% for device in devices %}<p class="muted small">{{ device }}</p>{% endfor %}</div><div class="switches">
+{% for line in devices + closing %}<p class="muted small">{{ line }}</p>{% endfor %}</div><div class="switches">
 <button type="button" id="language" aria-label="中文 / English">中文</button>
 <button type="button" id="theme">{{ t(("Dark / light", "深色 / 浅色")) }}</button></div></div></header>
 <main id="main" class="wrap"><table><thead><tr>
@@ -334,14 +393,15 @@ def main() -> int:
     if asked.one:
         print(json.dumps(outcome(CHECKS[asked.one])))
         return 0
-    end, report = time.monotonic() + 60 * 30, {"devices": devices(), "checks": list[dict[str, Any]]()}
+    end, report = time.monotonic() + 60 * 30, {"devices": devices(), "checks": list[dict[str, Any]](), "closing": []}
     for name in asked.checks or CHECKS:
         found = checked(name, end - time.monotonic())
         report["checks"].append(found)
+        report["closing"] = closing(report["checks"])
         write(asked.out, report)
         seen = found.get("reason") or "; ".join(f"{n}: {v}" for n, v in found["seen"].items())
         print(f"{name:22} {found['state']:14} {found['seconds']:6.1f} s  {seen}", flush=True)
-    print(f"written: {asked.out}/gpu-check.json, {asked.out}/gpu-check.html")
+    print(*report["closing"], f"written: {asked.out}/gpu-check.json, {asked.out}/gpu-check.html", sep="\n")
     return int(any(found["state"] == "failed" for found in report["checks"]))
 
 

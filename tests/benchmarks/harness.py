@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+MAIN, LARGE = "brivl_b5_base", "brivl2_b7_large"
+"""The main recipes: rehearsed in CI, and those whose figures GPU benchmarks report."""
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -88,15 +88,11 @@ def tower_ratio(small: bool) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         section = _exported(folder / "towers", small)
-        texts = [f"{text}第{number}" for number, text in enumerate(captions(count, seed=5))]
-        images = [
-            fetched.Got(f"http://a.test/{n}.jpg", encoded(Image.fromarray(blobs(n, (512, 384)))), (text,))
-            for n, text in enumerate(texts)
-        ]
+        images = _pairs(count)
         builds = [_until_dedup(folder / str(number), images, section) for number in range(5)]  # one of them to warm up
         image, text = (model.load() for model in _towers.models_of(builds[0].spec))
         pixels = image.prepare([decode(own.data, reduce_to=448).pixels for own in images])
-        ids = _ids(text, texts)
+        ids = _ids(text, [str(own.texts[0]) for own in images])
         left = iter(builds)
 
         def ours() -> None:
@@ -113,6 +109,28 @@ def tower_ratio(small: bool) -> float:
         mine, theirs = _interleaved(ours, towers, 3)
         print(f"stage {count / mine:.2f} pairs/s, towers alone {count / theirs:.2f} pairs/s", file=sys.stderr)
     return theirs / mine
+
+
+def score_rate(gpus: float, count: int, small: bool) -> float:
+    """Pairs a second through the stage, with no feature in the cache; a second time, when sessions are open."""
+    with tempfile.TemporaryDirectory() as scratch:
+        section = _exported(Path(scratch) / "towers", small) | {"num_gpus": gpus}
+        images = _pairs(count)
+        for turn in range(2):
+            build = _until_dedup(Path(scratch) / str(turn), images, section)
+            start = time.perf_counter()
+            run_stage(build, "curate.score")
+            seconds = time.perf_counter() - start
+        scored = sum(record.counts["scored"] for record in build.stage("curate.score").records())
+    assert scored, "no pair was scored"
+    return scored / seconds
+
+
+def _pairs(count: int) -> list[fetched.Got]:
+    """Different pictures of 512 x 384, each with a text of its own."""
+    texts = [f"{text}第{number}" for number, text in enumerate(captions(count, seed=5))]
+    pictures = (encoded(Image.fromarray(blobs(number, (512, 384)))) for number in range(count))
+    return [fetched.Got(f"http://a.test/{n}.jpg", *own) for n, own in enumerate(zip(pictures, zip(texts), strict=True))]
 
 
 def _interleaved(ours: Callable[[], None], peer: Callable[[], None], rounds: int) -> tuple[float, float]:
@@ -135,14 +153,14 @@ def _ids(text: Any, texts: list[str]) -> npt.NDArray[np.int64]:
     return ids
 
 
-def _until_dedup(folder: Path, images: list[fetched.Got], section: dict[str, str]) -> Build:
+def _until_dedup(folder: Path, images: list[fetched.Got], section: dict[str, Any]) -> Build:
     """A build with a STORE of its own, whose pairs wait for their scores."""
     build = fetched.make(folder, images, pair_score=section)
     run_stage(build, "measure", "filter", "dedup")
     return build
 
 
-def _exported(folder: Path, small: bool) -> dict[str, str]:
+def _exported(folder: Path, small: bool) -> dict[str, Any]:
     """Two towers of Chinese-CLIP's shape with random weights, as its own exporter writes them."""
     import torch
     from transformers import ChineseCLIPConfig, ChineseCLIPModel

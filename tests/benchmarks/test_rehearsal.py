@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.benchmarks.harness import LARGE, MAIN
 from training.method.key_queue import KeyQueue, SampleIds
 from training.run.footprint import footprint
 
@@ -25,7 +26,7 @@ EXACT = {
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("recipe", ["starter", "brivl_b5_base"])
+@pytest.mark.parametrize("recipe", [MAIN, LARGE])
 def test_a_step_stays_on_its_device_and_in_its_types_and_is_read_from_once(recipe: str) -> None:
     from tests.benchmarks.rehearsal import config_of, ranks, rehearse, without_memory
 
