@@ -23,6 +23,9 @@ MAX_LINE = 40
 MIN_BESIDE = 4
 """Han characters of a text beside an image that can stand before the title, words without content aside."""
 
+MIN_FRAME = 6
+"""Han characters of words without content around an alt from which on they are taken off it."""
+
 HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 POINTS_DOWN = re.compile(r"[这這](?:就|也)?(?:是|[张張幅])|下[图圖]|[如见見][图圖]|如下|(?:下面|以下)的?是|[：:]$")
 """Sentences about the picture below them."""
@@ -45,6 +48,7 @@ DEFINES = re.compile(
 """The beginning of a paragraph that says what a named thing is: 铜雀台位于邯郸市."""
 SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
 _PHRASE_END = re.compile(r"[，,、：:]|\s(?=\S)")
+_GAP, _PART = (re.compile(rf"[{kind}\s:：「」『』“”\"《》【】]+") for kind in ("", "^"))
 _WORD = re.compile("[A-Za-z]+")
 _LETTER = re.compile(r"[^\W\d_]")
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
@@ -68,16 +72,35 @@ _BYLINE = re.compile(
 """The beginning of a line that says who wrote a page, or took a picture, and when or where; not what is on it."""
 _DATED = re.compile(r"20\d\d[-/.年]\d{1,2}[-/.月]\d{1,2}日?\s*\d{1,2}:\d\d(?::\d\d)?$")
 """The end of one: 原创 张三 2021-08-01 08:00."""
-_SECTION_NUMBER = re.compile(
-    r"(?:(?:\d+(?:\.\d+)+(?:[.、]\s*|\s+)|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課]\s+)(?=[^\d\s])|"
+_COUNT = r"(?:\d{1,3}|[零一二三四五六七八九十百]{1,5})"
+_MARK = r"(?:\s*[:：、.．—–-]+\s*|\s+)"
+_SECTION_NUMBER = re.compile(  # 4.2.3., A.1, §4 | 第 9 章, 附录 A. | （一）, a), ① | 1., 一、
+    r"(?=[\dA-Za-z§第附（(①-⒛❶-➓㈠-㈩零一二三四五六七八九十百])(?:"  # most texts are passed over at once
+    rf"(?:(?:§\s*)?(?:\d+|[A-H](?=\.\d\d?\b))(?:\.\d+)+(?:[.、]\s*|\s+)|§\s*\d+[.、]?\s*|"
+    rf"第\s*{_COUNT}\s*(?:[章节節讲講课課篇回步]|部分){_MARK}|附[录錄]\s*(?:[A-Z]|{_COUNT})(?:\.\d+)*{_MARK}|"
+    rf"[（(]?(?:{_COUNT}|[A-Za-z])[）)]\s*|[①-⒛❶-➓㈠-㈩]\s*)(?=[^\d\s])|"
     r"(?:\d{1,3}\s*[.、．-]|[一二三四五六七八九十]{1,3}、)\s*(?=[^\d\s]\S{3}))"
 )
+_REST = re.compile(r"[。！？…]+\s*|[，、；：）」』】〉》”’][^。！？]*[。！？]?\s*")
+"""What a text that begins in the middle of a sentence has of it."""
 
 
 def without_number(heading: str) -> str:
-    """A heading without the number of its section: 4.2.3., 第 9 章."""
+    """A heading without the number of its section: 4.2.3., A.1, 第 9 章, （一）, ①."""
     number = _SECTION_NUMBER.match(heading)
     return heading[number.end() :] if number else heading
+
+
+def without_frame(text: str) -> str:
+    """X of 這是一張有關標題為 X 的圖片: a text without the words without content before and behind its other parts.
+    Whole where those have fewer than MIN_FRAME Han characters.
+    """
+    if not _GAP.search(text):
+        return text
+    parts = list(_PART.finditer(text)) if HAN.search(text) else []
+    says = [at for at, part in enumerate(parts) if not HAN.search(part[0]) or says_something(part[0], 1)]
+    start, end = (parts[says[0]].start(), parts[says[-1]].end()) if says else (0, len(text))
+    return text[start:end] if len(HAN.findall(text[:start] + text[end:])) >= MIN_FRAME else text
 
 
 def says_something(text: str, minimum: int = MIN_BESIDE) -> bool:
@@ -122,19 +145,29 @@ def _empty_words() -> frozenset[str]:
 def ending_of(text: str) -> str:
     """The end of a text, MAX_SURROUNDING characters at most, from a sentence or phrase on; without its number."""
     if len(text) <= MAX_SURROUNDING:
-        return without_number(text.strip())
+        return _from_sentence(text)
     end = text[-MAX_SURROUNDING:]
     marks = (mark.search(end) for mark in (SENTENCE_END, _PHRASE_END))
     return next((end[mark.end() :] for mark in marks if mark and _LETTER.search(end, mark.end())), end).strip()
 
 
 def beginning_of(text: str) -> str:
-    """The beginning of a text, MAX_SURROUNDING characters at most, to the end of a sentence if there is one."""
+    """The beginning of a text, MAX_SURROUNDING characters at most, to the end of a sentence if there is one; without
+    its number."""
+    text = _from_sentence(text)
     if len(text) <= MAX_SURROUNDING:
-        return text.strip()
+        return text
     beginning = text[:MAX_SURROUNDING]
     ends = [mark.end() for mark in SENTENCE_END.finditer(beginning)]
     return beginning[: ends[-1] if ends else None].strip()
+
+
+def _from_sentence(text: str) -> str:
+    """A text from where its first sentence begins, without the number of its section."""
+    text = text.strip()
+    if rest := _REST.match(text):
+        text = text[rest.end() :]
+    return without_number(text)
 
 
 def sentences_of(text: str) -> Iterator[str]:

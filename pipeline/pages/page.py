@@ -51,6 +51,7 @@ from pipeline.pages.head import MAX_TAGS, Meta, elements_of, headline_of
 from pipeline.pages.lines import (
     CAPTION_MARKS,
     HAN,
+    MAX_LINE,
     MAX_SURROUNDING,
     MIN_BESIDE,
     POINTS_DOWN,
@@ -65,6 +66,7 @@ from pipeline.pages.lines import (
     is_story,
     says_something,
     sentences_of,
+    without_frame,
     without_number,
 )
 from pipeline.pages.scopes import Scope, scopes_of
@@ -247,6 +249,8 @@ class _Lookup:
         for row in rows:
             same = row and self.places[row - 1].block == self.places[row].block
             self._image_first.append(self._image_first[-1] if same else not HAN.search(self._own_texts[row][0]))
+            if same and self._image_first[row] and (behind := self._text_behind(row)):
+                self._own_texts[row] = "", behind
         self._text_of: dict[int, range] = {}
         if self._several:
             has_text = [any(map(HAN.search, near)) for near in self._own_texts]
@@ -306,10 +310,10 @@ class _Lookup:
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
 
     def _unwrapped(self, alt: str) -> str:
-        """An alt that is the page's headline within words without content (題為 X 的圖片) is the headline."""
+        """An alt without words without content around it (這是一張有關標題為 X 的圖片); fewer around a headline."""
         before, headline, behind = alt.partition(self.headline) if self.headline else (alt, "", "")
         wraps = headline and HAN.search(before + behind) and not _number_at_end(alt)
-        return headline if wraps and not self._says_something(before + behind, 1) else alt
+        return headline if wraps and not self._says_something(before + behind, 1) else without_frame(alt)
 
     def _is_specific(self, text: str) -> bool:
         """True for a text near an image that may be about it, among many images."""
@@ -336,7 +340,7 @@ class _Lookup:
             if blocks:
                 return [self.blocks[i].text() for i in blocks[:MAX_CAPTIONS]], -1
         if self._image_first[row] and self._scopes[row].heading < 0:
-            after = self._own_texts[row][1]
+            after = beginning_of(self._own_texts[row][1])
             if HAN.search(after) and (is_line(after) or is_caption_line(after)):
                 return [CAPTION_MARKS.sub("", after)], place.block
         blocks_of_text = self._text_of.get(row, range(0))
@@ -434,6 +438,14 @@ class _Lookup:
             place.offset, min(until, place.offset + MAX_NEAR)
         )
 
+    def _text_behind(self, row: int) -> str:
+        """The text behind a block of images with their texts behind them, the last of which has it; "" if there is
+        none, or if such a text stands before the first one too."""
+        (before, after), block, scope = self._own_texts[row], self.places[row].block, self._scopes[row]
+        if HAN.search(after) or POINTS_DOWN.search(before[-80:]) or block + 1 in self._with_image:
+            return ""
+        return self._nearest(block, 1, scope, -1) if self._nearest(block, -1, scope, -1) in ("", self.headline) else ""
+
     def _leading_to(self, row: int) -> str:
         """The text that leads to an image: before it in its block, or the block before. Images that stand together have
         it in common, and what is not Chinese, such as a command and its output, is passed over. "" if another text of
@@ -490,7 +502,8 @@ class _Lookup:
         return sentence if POINTS_UP.search(sentence) and self._says_something(sentence) else ""
 
     def _surrounding(self, row: int, used: int) -> list[str]:
-        """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
+        """The nearest text before the image (its own paragraph as far as the image, else a block before) and after; not
+        words without content (运行结果如下图)."""
         start, scope, (before, after) = self.places[row].block, self._scopes[row], self._own_texts[row]
         if _LETTER.search(before) and not SENTENCE_END.match(before[-1]):  # the image stands within a sentence
             mark = SENTENCE_END.search(after)
@@ -502,6 +515,7 @@ class _Lookup:
         elif not HAN.search(after):
             after = self._nearest(start, 1, scope, used)
         near = [ending_of(before), beginning_of(after)]
+        near = [text for text in near if len(text) > MAX_LINE or (text and self._says_something(text, 1))]
         return near[::-1] if scope.listed else near
 
     def _nearest(self, start: int, step: int, scope: Scope, used: int, minimum: int = 1) -> str:

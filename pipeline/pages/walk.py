@@ -5,7 +5,8 @@ those of Chinese sites and of common generators: WordPress, MediaWiki, DocBook, 
 
 The walk uses no recursion and bounds the text around an image, so that a hostile page costs no more than its size.
 
-Limits: class names must say what they mean; a site that calls its captions `p3` is not understood.
+Limits: class names must say what they mean; a site that calls its captions `p3` is not understood. MathML is not
+text: beside it stands the same formula for browsers without it, as a picture or as spans (MediaWiki, KaTeX).
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ _CAPTION = re.compile(
 _BOLD = frozenset(("b", "strong"))
 _CENTRED = re.compile(r'^center\b|align\W{1,4}center|class="[^"]*center')
 _ARTICLES = frozenset(("article", "main", "h1"))
+_CAPTIONS = frozenset(("figcaption", "caption"))
 _TITLE_IN_FIGURE = re.compile(r"\s(?:title|description|desc|legend|note)\s")
 
 
@@ -181,12 +183,12 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
     """The kind of an element, cached: a site's pages consist of few combinations, and patterns are slow."""
     style = f" {style.lower()} "
     figure = tag == "figure" or _FIGURE.search(style) is not None
-    by_style = tag == "figcaption" or (not figure and ("caption" in style or _CAPTION.search(style) is not None))
-    article, caption, counted = tag in ("article", "main"), by_style or tag == "caption", tag in _COUNTED
+    caption = tag in _CAPTIONS or (not figure and ("caption" in style or _CAPTION.search(style) is not None))
+    article, counted = tag in ("article", "main"), tag in _COUNTED
     furniture = tag in _FURNITURE_TAGS or role in _ROLES
     suspect = tag not in _NEVER_FURNITURE and ("crumb" in style or _FURNITURE.search(style) is not None)
     titles = _TITLE_IN_FIGURE.search(style) is not None
-    block, heading, silent = tag in _BLOCKS or by_style, tag in _HEADINGS, tag in SILENT
+    block, heading, silent = tag in _BLOCKS or caption, tag in _HEADINGS, tag in SILENT
     if tag in _VOID or tag[:1] in ("!", "?"):  # it holds nothing that its class could be about
         effect = _SOURCE if tag == "source" else _BREAK if block else _NOTHING
     elif tag in _ARTICLES:
@@ -316,7 +318,7 @@ class Walk:
                 entered.append(at << _BITS | _BLOCKED)
                 ends = 1
             elif effect == _IMAGE:
-                if captions and empty:
+                if captions and empty and not self._is_in_shown_figure():
                     captions = self._without_captions(to_undo)
                 if filled and not captions and self._opens_card(at):
                     block, filled, empty = self._new_block(), False, True
@@ -496,14 +498,19 @@ class Walk:
             if kind.counted:
                 self._inside[kind.counted] += by
 
+    def _is_in_shown_figure(self) -> bool:
+        """True if the innermost figure has shown an image: another one that opens its caption is an icon."""
+        return bool(self._figures and self.places) and self._figures[-1] in self.places[-1].figures
+
     def _without_captions(self, others: list[_OpenElement]) -> int:
         """Takes the open elements for what holds images, whatever their class says; returns how many captions remain:
-        none. `caption-position-bottom` is a class of a whole gallery.
+        those by their tag. `caption-position-bottom` is a class of a whole gallery.
         """
         for opened in others:
-            self._caption -= opened.kind.caption
-            self._titles -= opened.kind.titles
-            opened.kind = opened.kind._replace(caption=False, titles=False)
+            if opened.kind.tag not in _CAPTIONS:
+                self._caption -= opened.kind.caption
+                self._titles -= opened.kind.titles
+                opened.kind = opened.kind._replace(caption=False, titles=False)
         self._captions = self._caption + self._titles
         return self._captions
 

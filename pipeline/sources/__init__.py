@@ -93,7 +93,7 @@ class PageSource(Source):
         1_000_000, gt=0, description="maximum number of candidates per host within one WARC file"
     )
     page_texts: Literal["drop", "keep"] = Field(
-        "drop", description="pictures among more than three of a page with no text but the page's title and abstract"
+        "drop", description="pictures with no text but their page's title and abstract, beyond two of a page"
     )
 
     def warcs(self) -> list[str]:

@@ -6,12 +6,13 @@ Judged over the candidates of one partition of `extract`, a WARC file.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 from data_specs.shard import Text
 from pipeline.decisions import Decision, DropReason, drop, drop_capture
+from pipeline.pages.lines import says_something
 from pipeline.records import OWN_WORDS, Candidate, RemovedText
 
 REPEATED_ON_PAGES = 5
@@ -26,6 +27,11 @@ SHOWN_ON_PAGES = 20
 
 LIST_IMAGES, LIST_SHARE = 6, 0.8
 """A page with so many images, of which so many stand on a page with at most half as many, is a list of those pages."""
+
+
+def is_about_image(texts: Iterable[Text]) -> bool:
+    """True if one of an image's texts is about the image itself: not only the title of its page, say."""
+    return any(t.kind in OWN_WORDS or (t.kind == "surrounding" and says_something(t.text, 1)) for t in texts)
 
 
 def without_traps(candidates: list[Candidate], wordings: Mapping[str, str]) -> tuple[list[Candidate], list[Decision]]:

@@ -28,6 +28,7 @@ from pipeline.pages import bounds, first_look
 from pipeline.pages.page import MAX_SHARING, Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import Candidate, Capture, Shown, sha256_hex
+from pipeline.stages._furniture import is_about_image
 from pipeline.texts.charset import decode
 from pipeline.urls import canonical_url, split_userinfo
 from pipeline.web import policy
@@ -62,6 +63,9 @@ _SPACER_NAME, _STRONG_NAME = (  # of a name with the slash before it: what begin
 _WEAK_STEM = re.compile(
     rf"/[-_.@x\d]*(?:(?:{_WEAK}|left|right|up|down|prev|next|mini|small|big|large)[-_.@x\d]*)+(?:\.\w*)?$", re.I
 )
+MAX_TITLED = 2
+"""Images of a page that can have its title as their only text."""
+
 SMALL_SIDE = 100
 """An image with a weak word in its name whose own element says that it is smaller, in CSS pixels, is an icon."""
 
@@ -259,9 +263,11 @@ def _image_entries(
             repeated = replace(candidate, image_url=url_or_fault)
             leader = sha256_hex(source, capture.url, url_or_fault)  # its candidate_id
             yield drop(repeated, "extract", DropReason.REPEATED_ON_PAGE, "texts went to the first", duplicate_of=leader)
+    bare_first = sorted(drafts, key=lambda url: is_about_image(drafts[url].texts.values()))
+    alone = set(bare_first[:MAX_TITLED] if len(drafts) <= MAX_SHARING else ())
     for url, draft in drafts.items():
         texts, about = tuple(draft.texts.values()), (source, source_kind, capture.url, capture.url)
-        shown: Shown = "listed" if draft.listed else "among" if len(drafts) > MAX_SHARING else "alone"
+        shown: Shown = "listed" if draft.listed else "alone" if url in alone else "among"
         candidate = Candidate(*about, url, texts, draft.row, userinfo=draft.userinfo, shown=shown)
         entry = candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT)
         if draft.is_element:

@@ -40,10 +40,8 @@ from data_specs.shard import Text
 from pipeline import pulse
 from pipeline.decisions import Decision, DropReason, drop
 from pipeline.filters import Drop, TextFilter, as_shown, text_filters
-from pipeline.pages.lines import says_something
 from pipeline.records import (
     FIRST_SNAPSHOT,
-    OWN_WORDS,
     WITH_REMOVED_SCHEMA,
     Candidate,
     RemovedText,
@@ -51,7 +49,7 @@ from pipeline.records import (
     candidates_of,
 )
 from pipeline.stages import _sort, _templates
-from pipeline.stages._furniture import SHOWN_ON_PAGES
+from pipeline.stages._furniture import SHOWN_ON_PAGES, is_about_image
 from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
@@ -428,10 +426,8 @@ def _decide(
 
 
 def _only_page_texts(candidate: Candidate, texts: Iterable[Text]) -> bool:
-    """True if no text is about the image itself, which is one of several of its page: only the page's title, say."""
-    if candidate.shown == "alone":
-        return False
-    return not any(t.kind in OWN_WORDS or (t.kind == "surrounding" and says_something(t.text, 1)) for t in texts)
+    """True if no text is about the image itself, which is one of several of its page."""
+    return candidate.shown != "alone" and not is_about_image(texts)
 
 
 def _cap_per_image_url(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.pages import lines
-from pipeline.pages.lines import ending_of, is_byline, is_caption_line
+from pipeline.pages.lines import beginning_of, ending_of, is_byline, is_caption_line, without_frame, without_number
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,57 @@ def test_the_end_of_a_text_is_its_end(text: str) -> None:
     end = ending_of(text)
     assert text.strip().endswith(end)
     assert len(end) <= lines.MAX_SURROUNDING
-    assert end or not text.strip()
+    assert end or not text.strip() or text.strip()[0] in "。！？，"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "4.2.3. ",
+        "A.1 ",
+        "附录 A. ",
+        "附錄B：",
+        "（一）",
+        "(2) ",
+        "3）",
+        "①",
+        "⑴ ",
+        "㈠",
+        "§4.2 ",
+        "§ 4 ",
+        "第 9 章 ",
+        "第三节：",
+        "第二部分、",
+    ],
+)
+def test_a_heading_loses_the_number_of_its_section(number: str) -> None:
+    assert without_number(f"{number}角楼的屋顶") == "角楼的屋顶"
+
+
+@pytest.mark.parametrize(
+    "text", ["X.509 证书", "H.264 编码", "第三方库", "第一行代码", "（图）角楼", "3D 打印", "2020 年"]
+)
+def test_what_begins_like_the_number_of_a_section_stays(text: str) -> None:
+    assert without_number(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [("。而窗口会打开。", "而窗口会打开。"), ("，而窗口会打开。然后关上。", "然后关上。"), ("）的窗口", "")],
+)
+def test_a_text_that_begins_in_the_middle_of_a_sentence_begins_with_the_next_one(text: str, rest: str) -> None:
+    assert (beginning_of(text), ending_of(text)) == (rest, rest)
+
+
+def test_an_alt_is_what_words_without_content_stand_around() -> None:
+    for alt in (
+        "這是一張有關標題為 雪後的 故宮 的圖片",
+        "这是一张关于《雪後的 故宮》的图片",
+        "这是一张图片：雪後的 故宮",
+    ):
+        assert without_frame(alt) == "雪後的 故宮"
+    for alt in ("故宮 的圖片", "運行結果如下圖：", "我们的学校 正门", "result of a run"):
+        assert without_frame(alt) == alt, "few words, nothing but such words, or none"
 
 
 @given(st.text(st.sampled_from("雪夜。！？；.!?; \n\u3000a"), max_size=30))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.pages.page import image_url, parse
 from pipeline.pages.site_rules import SiteRule
-from tests.parsed import texts, work
+from tests.parsed import first_of, texts, work
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,29 @@ def test_a_text_begins_with_a_sentence_also_where_it_is_cut_or_the_picture_stand
     before, after = texts(html)["surrounding"]
     assert before.startswith("很长的句子没有意义。")
     assert after.endswith("后面的句子也很长。")
-    html = "<h1>标题</h1><p>我们看到<img src=a.jpg>所示的结果。下一句话说别的。</p>"
-    assert texts(html)["surrounding"] == ["我们看到", "下一句话说别的。"]
+    html = "<h1>标题</h1><p>角楼的屋顶<img src=a.jpg>所示的结果。下一句话说别的。</p>"
+    assert texts(html)["surrounding"] == ["角楼的屋顶", "下一句话说别的。"]
+    html = "<h1>标题</h1><p>角楼的屋顶<div><img src=a.jpg></div>。而窗口很小。</p>"
+    assert texts(html)["surrounding"] == ["角楼的屋顶", "而窗口很小。"]
+
+
+@pytest.mark.parametrize("words", ["运行结果如下图：", "结果如下：", "效果图"])
+def test_words_without_content_beside_an_image_are_no_text_of_it(words: str) -> None:
+    photo = "<p>雪后的角楼。</p><img src={}.jpg>"
+    for html in (photo.format(1), "".join(map(photo.format, range(5)))):
+        page = parse(f"<h1>故宫</h1>{html}<p>{words}</p>")
+        assert not any(words in text.text for image in page.images for text in image.texts)
+
+
+def test_the_last_of_images_with_their_texts_behind_them_has_the_text_behind_it() -> None:
+    row = "<div><img src=1.jpg>积雪盖住角楼屋顶。<img src=2.jpg></div><div>雨水顺着城墙流下。</div>"
+    assert first_of(f"<h1>故宫</h1>{row}") == [
+        ("surrounding", "积雪盖住角楼屋顶。"),
+        ("surrounding", "雨水顺着城墙流下。"),
+    ]
+    for html in (f"<p>广场上午后没有游客。</p>{row}", row.replace("屋顶。", "屋顶：")):
+        _, (_, of_last) = first_of(f"<h1>故宫</h1>{html}")
+        assert of_last.startswith("积雪盖住角楼屋顶"), "texts stand before their images there"
 
 
 def test_a_loading_image_in_srcset_is_not_the_picture() -> None:

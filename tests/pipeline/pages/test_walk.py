@@ -21,17 +21,17 @@ def test_an_image_in_noscript_is_a_fallback():
 
 
 def test_surrounding_is_the_own_paragraph_first_and_never_furniture():
-    html = """<nav>首页 新闻</nav><article><h1>标题</h1><p>更早。</p><p>之前<img src=a.jpg>之后</p>
+    html = """<nav>首页 新闻</nav><article><h1>标题</h1><p>更早。</p><p>雪山<img src=a.jpg>湖泊</p>
     <div class="share">分享到微信</div><p>更晚</p></article><footer><p>版权</p></footer>"""
-    assert texts(html)["surrounding"] == ["之前", "之后"]
-    html = html.replace("之前", "").replace("之后", "").replace("<p>更晚</p>", "")
+    assert texts(html)["surrounding"] == ["雪山", "湖泊"]
+    html = html.replace("雪山", "").replace("湖泊", "").replace("<p>更晚</p>", "")
     assert texts(html)["surrounding"] == ["更早。"]
 
 
 def test_a_class_that_names_the_sidebar_of_the_whole_page_does_not_make_it_one():
-    html = "<h1>标题</h1><p>正文</p><img src=a.jpg><div class=sidebar><p>热门</p></div>"
+    html = "<h1>标题</h1><p>雪山</p><img src=a.jpg><div class=sidebar><p>热门</p></div>"
     html = f"<div class='page has-sidebar'>{html}</div>"
-    assert texts(html) == {"title": ["标题"], "surrounding": ["正文"]}
+    assert texts(html) == {"title": ["标题"], "surrounding": ["雪山"]}
 
 
 def test_what_holds_pictures_is_not_a_caption_for_its_class_and_a_captions_heading_begins_no_section() -> None:
@@ -44,6 +44,29 @@ def test_what_holds_pictures_is_not_a_caption_for_its_class_and_a_captions_headi
     ]
     icon = "<figure><img src=a.jpg></figure><p class=img-caption>湖边的柳树<img src=icon.gif></p>"
     assert texts(icon, 0)["caption"] == ["湖边的柳树"]
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "<figure><img src=a.jpg><figcaption>{}</figcaption></figure>",
+        "<figure><figcaption>{}</figcaption><img src=a.jpg></figure>",
+        "<div class=figure><img src=a.jpg><p class=img-caption>{}</p></div>",
+        "<div class=figure><img src=a.jpg><div class=desc><p>{}</p></div></div>",
+    ],
+)
+def test_an_icon_that_opens_a_caption_changes_nothing(figure: str) -> None:
+    shown = figure.format("<img class=icon src=i.gif>湖边的<img class=icon src=i.gif>柳树")
+    [photo] = [image for image in parse(f"<p>湿地</p>{shown}").images if image.url == "a.jpg"]
+    assert [text.text for text in photo.texts if text.kind == "caption"] == ["湖边的柳树"]
+
+
+def test_a_formula_in_mathml_is_no_text_since_browsers_without_it_are_shown_another_one() -> None:
+    formula = "<math><semantics><mi>N</mi><annotation encoding=application/x-tex>N</annotation></semantics></math>"
+    caption = "<figure><img src=a.jpg><figcaption>误差随{}减小</figcaption></figure>"
+    assert texts(caption.format(formula))["caption"] == ["误差随减小"]
+    katex = f"<span class=katex><span class=katex-mathml>{formula}</span><span aria-hidden=true>N</span></span>"
+    assert texts(caption.format(katex))["caption"] == ["误差随N减小"]
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,22 @@ def test_a_candidate_knows_how_its_page_shows_it() -> None:
     photo = "<p><img src={0}.jpg alt=照片{0}></p><p>说明{0}</p>"
     card = "<article><h2>第{0}篇</h2><img src={0}.jpg></article>"
     assert shown(photo.format(1) + photo.format(2)) == ["alone"] * 2
-    assert shown("".join(map(photo.format, range(3)))) == ["alone"] * 3
+    assert shown("".join(map(photo.format, range(3)))) == ["alone", "alone", "among"]
     assert shown("".join(map(photo.format, range(4)))) == ["among"] * 4
     assert shown("".join(map(card.format, range(3)))) == ["listed"] * 3
     assert shown(card.format(1) + card.format(2) + photo.format(1)) == ["alone", "listed"], "not listed everywhere"
+
+
+def test_at_most_two_images_of_a_page_can_have_its_title_as_their_only_text() -> None:
+    bare, named = "<img src=a{}.jpg>", "<img src=b{}.jpg alt=雪后的角楼{}>"
+    for html in (
+        bare.format(1) + bare.format(2) + bare.format(3),
+        named.format(1, 1) + bare.format(1) + bare.format(2),
+    ):
+        candidates = run(f"<h1>故宫</h1>{html}")[0]
+        titled = [candidate for candidate in candidates if candidate.texts[0].kind == "title"]
+        assert [c.shown for c in titled] == ["alone", "alone", "among"][: len(titled)]
+        assert [c.shown for c in candidates].count("alone") == 2
 
 
 def test_the_page_image_is_a_candidate_unless_the_page_shows_it():
