@@ -309,10 +309,11 @@ class RunConfig:
     epochs: Amount = 1.0
     precision: Precision = "fp32"
     """`bf16`: the towers under autocast; parameters, similarities, softmax, queues and averages stay in float32."""
-    recompute: Literal["nothing", "pointwise", "blocks"] = "nothing"
+    recompute: Literal["auto", "nothing", "pointwise", "blocks"] = "auto"
     """Part of a forward that is computed again in the backward instead of kept: nothing; in the image backbone all but
-    convolutions and matrix products; every block of both towers (gradient checkpointing), which keeps the least. Only
-    where memory is short: Python decides for each operation, which a GPU waits for. `make gpu-rehearsal` shows both."""
+    convolutions and matrix products; every block of both towers (gradient checkpointing), which keeps the least. `auto`
+    takes the first of them that fits the GPU's free memory: Python decides for each operation, which a GPU waits for.
+    The result does not depend on it, and a checkpoint's config.json names what was taken."""
     compile: bool = False
     """torch.compile each tower. The first steps take minutes; pays on a GPU."""
     checkpoint_every: Interval = "5min"

@@ -23,7 +23,6 @@ import argparse
 import pkgutil
 import sys
 import time
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -42,7 +41,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.benchmarks.harness import LARGE, MAIN
 from training import objectives
@@ -53,6 +51,7 @@ from training.outputs.checkpoint import RunState, parts_of
 from training.records import Batch
 from training.resolve import fine_tunes, known_recipes, resolve
 from training.run import gradient_exchange
+from training.run.activations import LiveBytes
 from training.run.agreement import Agreement
 from training.run.flops import Meter
 from training.run.footprint import footprint
@@ -84,15 +83,12 @@ class Rehearsed:
     seconds: float
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(LiveBytes):
     """Watches the operations on one device: bytes of live storages, values that the host reads, types of products."""
 
     def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device = device
-        self.live, self.peak = 0, 0
+        super().__init__(device)
         self.reads, self.exact = Counter[str](), Counter[str]()
-        self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _aten._local_scalar_dense.default:
@@ -100,25 +96,10 @@ class Ledger(TorchDispatchMode):
             if args[0].device.type == self.device:
                 self.reads[_line()] += 1
             return True if kind is torch.bool else 1.0 if kind.is_floating_point else 1
-        out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         if func in _PRODUCTS and out.dtype is torch.float32:
             self.exact[f"{_line()} {func.overloadpacket.__name__}"] += 1
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
-                self._hold(tensor.untyped_storage())
         return out
-
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 def _line() -> str:

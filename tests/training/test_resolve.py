@@ -55,7 +55,7 @@ def test_keys_that_must_fit_each_other_come_in_any_order() -> None:
             'text.backbone_options={"a": [1]}',
             "--set text.backbone_options.a: [1] is not a number, text, true or false",
         ),
-        ("run.recompute=some", "--set run.recompute: 'some' is not one of 'nothing', 'pointwise', 'blocks'"),
+        ("run.recompute=some", "--set run.recompute: 'some' is not one of 'auto', 'nothing', 'pointwise', 'blocks'"),
         ("optim.layer_decay=0", "optim.layer_decay: 0.0 is out of range; it must be between 1e-06 and 1"),
         ("seed.x=1", "--set seed.x: seed is a value and does not have keys"),
         ("seed", "--set seed: write it as key=value, for example moco.queue_size=512"),

@@ -31,6 +31,7 @@ from training.moco import BriVL
 from training.objectives import objective_of
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
+from training.run.activations import with_recompute
 from training.run.footprint import check_fits
 from training.run.optimizer import build_optimizer
 from training.run.resume import check_length, check_same, log_changes
@@ -92,6 +93,7 @@ def set_up(
     rank, world = distributed.rank(), distributed.world_size()
     share = Share(config.run.batch_size, rank, world, config.run.accumulate)
     check_fits(config, device, int(os.environ.get("LOCAL_WORLD_SIZE", world)), world)
+    config = with_recompute(config, device, world)
     tokenizer = _tokenizer(config)
     cache_gb = config.data.cache_gb
     dataset = open_dataset(

@@ -4,6 +4,7 @@
     pointwise   kept are the results of convolutions, matrix products and attention: all that costs. Norms, activations
                 and gates of a block are computed again: two thirds of a CNN's memory for a few percent of its time
     blocks      kept is what enters a block; the block is computed again, one at a time
+    auto        a run chooses one of them (training/run/activations.py); elsewhere nothing
 
 Why not `torch.utils.checkpoint` as it is: a batch norm in a block would see its batch twice and move its running
 statistics twice a step. Here they stand still the second time, so all three compute the same numbers.
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-Recompute = Literal["nothing", "pointwise", "blocks"]
+Recompute = Literal["auto", "nothing", "pointwise", "blocks"]
+CHOICES: tuple[Recompute, ...] = ("nothing", "pointwise", "blocks")
+"""Each keeps less than the one before, and takes longer."""
 
 _aten = torch.ops.aten
 _COSTLY = {
@@ -41,7 +44,7 @@ _COSTLY = {
 
 def run_block(block: nn.Module, x: Tensor, *more: Any, recompute: Recompute) -> Tensor:
     """Run `block(x, *more)`, keeping for the backward only what `recompute` says."""
-    if recompute == "nothing" or not torch.is_grad_enabled() or (recompute == "pointwise" and _compiling()):
+    if recompute in ("auto", "nothing") or not torch.is_grad_enabled() or (recompute == "pointwise" and _compiling()):
         out: Tensor = block(x, *more)
         return out
     contexts = partial(_contexts, block, recompute)
@@ -51,7 +54,7 @@ def run_block(block: nn.Module, x: Tensor, *more: Any, recompute: Recompute) -> 
 
 def run_stage(stage: nn.Module, x: Tensor, *, recompute: Recompute) -> Tensor:
     """The blocks of a stage (the children of an nn.Sequential, or the stage itself), one after the other."""
-    cut = recompute != "nothing" and isinstance(stage, nn.Sequential)
+    cut = recompute in ("pointwise", "blocks") and isinstance(stage, nn.Sequential)
     for block in stage.children() if cut else (stage,):
         x = run_block(block, x, recompute=recompute)
     return x
