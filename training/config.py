@@ -103,7 +103,7 @@ class ImageTowerConfig:
     """Image tower: a CNN's feature map, pooled by box, through transformer encoder layers to one feature."""
 
     encoder: str = "cnn_regions"
-    """File name in training/encoders, or a module of another package."""
+    """File name in training/encoders, or code of another package (training/plug_ins)."""
     backbone: str = "timm/tf_efficientnet_b5.ns_jft_in1k"
     """`timm/NAME` of any model there, or `torchvision/mobilenet_v2`. Of encoder clip_image `transformers/TYPE`, TYPE
     one of clip, chinese_clip, siglip and siglip2."""
@@ -150,7 +150,7 @@ class TextTowerConfig:
     """Text tower: a token encoder, then transformer encoder layers, a masked mean and an MLP to one feature."""
 
     encoder: str = "bert_text"
-    """File name in training/encoders, or a module of another package."""
+    """File name in training/encoders, or code of another package (training/plug_ins)."""
     backbone: str = "bert"
     """Model type of transformers: `bert` (which Chinese RoBERTa-wwm and MacBERT are too), `roberta`, `ernie` ..."""
     backbone_options: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
@@ -186,7 +186,9 @@ class MocoConfig:
     """The objective: the paper's MoCo over two modalities, or another one on the same towers (training/objectives)."""
 
     objective: str = "moco"
-    """File name in training/objectives (moco, clip, siglip, albef), or a module of another package."""
+    """File name in training/objectives (moco, clip, siglip, albef), or code of another package (training/plug_ins)."""
+    objective_options: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of another package's objective, such as {"margin": 0.2}."""
     queue_size: Positive = 9600
     """K: keys kept of each modality. Any number; it need not be a multiple of the batch."""
     momentum: Fraction = 0.99
@@ -254,7 +256,7 @@ class DataConfig:
     """Probability with which a text such as 查看源网页 or IMG_1234.jpg is left out where the sample has another one."""
     tokenizer: str = "gb2312"
     """`gb2312`, `bert_chinese`, a vocabulary as local path or hub name, or a class of an installed package,
-    `acme.words:Words`."""
+    `acme.words:Words`, or an entry point's name."""
 
     def __post_init__(self) -> None:
         hue = self.color_jitter[3]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from data_specs.text.tokenizer import (
     gb2312_vocabulary,
     vocabulary_text,
 )
+from training.config import DataConfig
 from training.errors import ConfigError, InputError, first_line
-from training.plug_ins import import_installed
+from training.plug_ins import declared_as, import_installed
 
 __all__ = [
     "CLS",
@@ -49,10 +51,11 @@ __all__ = [
     "json_tokenizer",
     "load_tokenizer",
     "vocabulary_text",
+    "with_class",
 ]
 
 VOCAB_FILE, JSON_FILE = "vocab.txt", "tokenizer.json"
-BERT_CHINESE = "bert_chinese"
+GB2312, BERT_CHINESE = "gb2312", "bert_chinese"
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HAS_UPPER_CASE = re.compile("(##)?[a-z]*[A-Z][A-Za-z]*")
 """Matches a token with upper case; [CLS] and the like do not match."""
@@ -65,6 +68,13 @@ def is_code(name: str) -> bool:
     return _CODE.fullmatch(name) is not None
 
 
+def with_class(data: DataConfig) -> DataConfig:
+    """The config whose tokenizer is the class that an entry point names, so that a checkpoint names the class."""
+    built_in = data.tokenizer in (GB2312, BERT_CHINESE)
+    named = None if built_in else declared_as(data.tokenizer, "data.tokenizer")
+    return data if named is None else replace(data, tokenizer=named)
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a tokenizer.json, a folder of transformers, a hub
     name, or a class. Of a folder a BERT's `vocab.txt` is read first, unless its tokenizer_config.json keeps upper case.
@@ -72,13 +82,12 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises InputError if it cannot be found, ConfigError for a class.
     """
     if is_code(name):
-        module, _, called = name.partition(":")
-        found = getattr(import_installed(module, "data.tokenizer"), called, None)
+        found = import_installed(name, "data.tokenizer")
         if not isinstance(found, type) or not hasattr(found, "encode"):  # a function is never called
             raise ConfigError("data.tokenizer", f"{name} is not a class with `encode` and `vocabulary`")
         made: Tokenizer = found()
         return made
-    if name == "gb2312":
+    if name == GB2312:
         return CharTokenizer(gb2312_vocabulary())
     path = _BERT_CHINESE_FILE if name == BERT_CHINESE else Path(name)
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".txt"):

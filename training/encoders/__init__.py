@@ -9,7 +9,7 @@ import sys
 
 from training.config import Config
 from training.errors import ConfigError
-from training.plug_ins import module_of
+from training.plug_ins import build_by
 from training.towers.tower import Modality, Tower
 
 
@@ -19,7 +19,7 @@ def build_tower(modality: Modality, config: Config, *, load_weights: bool) -> To
     Raises ConfigError on an encoder that does not exist or is of the other modality, and on weights that do not fit.
     """
     name = config.image.encoder if modality == "image" else config.text.encoder
-    tower: Tower = module_of(sys.modules[__name__], name, f"{modality}.encoder").build(config, load_weights)
+    tower: Tower = build_by(sys.modules[__name__], name, f"{modality}.encoder", config, load_weights)
     if tower.modality != modality:
         raise ConfigError(f"{modality}.encoder", f"{name} is an encoder of {tower.modality}s")
     if config.image.frozen if modality == "image" else config.text.frozen:

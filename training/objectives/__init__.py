@@ -1,6 +1,8 @@
 """Objectives, one file each: file name = `moco.objective` in the config.
 
-`moco.objective="clip"` is training/objectives/clip.py, which defines `build(moco) -> Objective`.
+`moco.objective="clip"` is training/objectives/clip.py, which defines `build(moco) -> Objective`. What all share, and
+what ours need, are fields of MocoConfig, with ranges; keyword arguments of another package's `build` are its options,
+set by `moco.objective_options`.
 
     objective   candidates of a query                     loss                              keys come from
     moco        queue (and the batch: in_batch_keys)      InfoNCE                           key towers
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from training.config import MocoConfig
 from training.method.losses import Candidates, Logits
-from training.plug_ins import module_of
+from training.plug_ins import build_by
 from training.towers.tower import Modality
 
 Loss = Callable[[Logits, Tensor, Tensor, Candidates], tuple[Tensor, Tensor]]
@@ -51,5 +53,6 @@ class Objective:
 
 def objective_of(moco: MocoConfig) -> Objective:
     """The objective that the config names. Raises ConfigError."""
-    objective: Objective = module_of(sys.modules[__name__], moco.objective, "moco.objective").build(moco)
+    name, options = moco.objective, moco.objective_options
+    objective: Objective = build_by(sys.modules[__name__], name, "moco.objective", moco, options=options)
     return objective

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from data_specs.shard import ContractError
 from training.config import Config
 from training.data.index import Dataset, open_dataset
 from training.data.loader import Loader, Share
-from training.data.tokenizer import Tokenizer, load_tokenizer
+from training.data.tokenizer import Tokenizer, load_tokenizer, with_class
 from training.data.transforms import check_decodes
 from training.errors import ConfigError, RunError
 from training.evaluation.caption_sets import pack_caption_sets
@@ -93,7 +93,7 @@ def set_up(
     rank, world = distributed.rank(), distributed.world_size()
     share = Share(config.run.batch_size, rank, world, config.run.accumulate)
     check_fits(config, device, int(os.environ.get("LOCAL_WORLD_SIZE", world)), world)
-    config = with_recompute(config, device, world)
+    config = replace(with_recompute(config, device, world), data=with_class(config.data))
     tokenizer = _tokenizer(config)
     cache_gb = config.data.cache_gb
     dataset = open_dataset(

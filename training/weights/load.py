@@ -188,7 +188,8 @@ def load(path: Path, device: str, towers: Towers = "query", precision: Precision
         checkpoint = open_checkpoint(path, (*TOWERS, KEY_FILE) if towers == "key" else TOWERS)
         # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
         config = checkpoint.config
-        alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
+        moco = replace(config.moco, objective="clip", objective_options={})
+        alone = replace(config, moco=moco, run=replace(config.run, accumulate=1))
         with _without_random_weights():
             model = BriVL(alone, load_weights=False)
         checkpoint.load_towers(model)
