@@ -40,11 +40,11 @@ _PER_CANDIDATE = 44
 """Bytes of a query with one candidate in albef's loss, which holds the most: cosines, logits, targets, masks."""
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the live tensors that operations have made on one device, and the most of them at once."""
 
     def __init__(self, device: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.live, self.peak = 0, 0
         self._known: set[int] = set()
@@ -101,7 +101,8 @@ def activation_bytes(config: Config, recompute: Recompute, world: int = 1) -> in
             boxes_BR4=torch.zeros(rows, data.max_boxes + 1, 4),
             token_ids_BL=torch.zeros(rows, data.max_tokens, dtype=torch.int64),
         )
-        with LiveBytes("meta") as bytes_:
+        bytes_ = LiveBytes("meta")
+        with bytes_:
             with torch.no_grad():
                 prefixes = [tower.prefix(batch) for tower in towers]
             features = [tower.trunk(prefix, batch) for tower, prefix in zip(towers, prefixes, strict=True)]
@@ -109,7 +110,8 @@ def activation_bytes(config: Config, recompute: Recompute, world: int = 1) -> in
                 with torch.no_grad():
                     for tower, prefix in zip(towers, prefixes, strict=True):
                         tower.trunk(prefix, batch)
-            torch.stack([f_BD.sum() for f_BD in features if f_BD.requires_grad]).sum().backward()
+            loss = torch.stack([f_BD.sum() for f_BD in features if f_BD.requires_grad]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
     queries = rows * run.accumulate if objective.in_batch else rows  # micro-batches meet in one loss
     candidates = config.moco.queue_size * objective.has_keys + run.batch_size * objective.in_batch
     weights = 2 * footprint(config).trained if bf16 else 0  # autocast's copies
