@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from training.errors import InputError
 from training.evaluation.features import text_rows
 from training.evaluation.hits import Features
-from training.evaluation.labelled import ClassName, lines_of
+from training.evaluation.labelled import ClassName
 from training.weights.load import BATCH, Loaded
 
 TEMPLATES = (
@@ -38,11 +37,6 @@ TEMPLATES = (
 
 _TEXTS = 64 * BATCH
 """Texts whose features are in memory at once."""
-
-
-def read_templates(file: Path) -> tuple[str, ...]:
-    """Templates of a file, one per line. Raises InputError naming a line without a place for the name."""
-    return check_templates(str(file), lines_of(file))
 
 
 def check_templates(where: str, templates: Sequence[str]) -> tuple[str, ...]:

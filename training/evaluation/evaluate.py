@@ -110,30 +110,20 @@ def embed_benchmark(loaded: Loaded, benchmark: Benchmark, regions: Path | None =
     """Features of a benchmark in the run's precision, with the boxes of `regions` (`file_regions`).
 
     An image that cannot be read is left out, and so is a caption of no other image. Without `regions` the boxes are
-    those that the benchmark brings, or the grid. Raises InputError.
+    those that the benchmark brings, or the grid. Raises InputError for a caption whose image the benchmark does not
+    hold, for an image that `regions` does not know, or where no image can be read.
     """
-    image_ND, row_of, corrupt = _images(loaded, benchmark, None if regions is None else RegionTable.open(regions))
-    captions = tuple(c for c in benchmark.captions if not c.images or not corrupt.issuperset(c.images))
-    text_MD = text_rows(loaded, [caption.text for caption in captions])
-    pairs = [(row_of[i], text) for text, caption in enumerate(captions) for i in caption.images if i in row_of]
-    image_P, text_P = np.array(pairs, np.int64).reshape(-1, 2).T
-    hits = Captions(len(image_ND), len(captions), image_P, text_P)
-    return BenchmarkFeatures(image_ND, text_MD, tuple(row_of), captions, hits, len(corrupt))
-
-
-def _images(
-    loaded: Loaded, benchmark: Benchmark, regions: RegionTable | None
-) -> tuple[Features, dict[str, int], set[str]]:
-    """`picture_features` of a benchmark.
-
-    Raises InputError for a caption whose image the benchmark does not hold, for an image that `regions` does not know,
-    or where no image can be read.
-    """
-    image_ND, row_of, corrupt = picture_features(loaded, benchmark.pictures(), benchmark.name, regions)
+    table = None if regions is None else RegionTable.open(regions)
+    image_ND, row_of, corrupt = picture_features(loaded, benchmark.pictures(), benchmark.name, table)
     wanted = {image for caption in benchmark.captions for image in caption.images}
     lacking = sorted(wanted - row_of.keys() - corrupt)
     if lacking:
         raise InputError(benchmark.name, f"has captions for {len(lacking)} images that are missing: {lacking[0]}")
     if not len(image_ND):
         raise InputError(benchmark.name, f"none of its images can be read ({len(corrupt)} tried)")
-    return image_ND, row_of, corrupt
+    captions = tuple(c for c in benchmark.captions if not c.images or not corrupt.issuperset(c.images))
+    text_MD = text_rows(loaded, [caption.text for caption in captions])
+    pairs = [(row_of[i], text) for text, caption in enumerate(captions) for i in caption.images if i in row_of]
+    image_P, text_P = np.array(pairs, np.int64).reshape(-1, 2).T
+    hits = Captions(len(image_ND), len(captions), image_P, text_P)
+    return BenchmarkFeatures(image_ND, text_MD, tuple(row_of), captions, hits, len(corrupt))

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.shard import SPLITS, ContractError
+from data_specs.shard import SPLITS, ContractError, Split
 from training.data.batch_maker import short_id
+from training.data.index import SampleRow, open_dataset
 from training.data.index_cache import GRID
 from training.errors import InputError
 from training.evaluation.benchmarks import BENCHMARKS, BenchmarkPicture
@@ -22,7 +23,7 @@ from training.evaluation.examples import ANSWERS, choose_examples, example, with
 from training.evaluation.features import picture_features
 from training.evaluation.hits import Features, Ids, Mask, Peers
 from training.evaluation.labelled import KINDS as LABELLED
-from training.evaluation.labelled import ClassName, Labelled, LabelledPicture
+from training.evaluation.labelled import ClassName, EvaluationData, Labelled, LabelledPicture
 from training.evaluation.labelled_boxes import KINDS as BOXED
 from training.evaluation.results import Result, by_seen, first_lines, head, parts, recalls, share, shown_items
 from training.evaluation.retrieval import KS, Ranks, peer_figures
@@ -42,6 +43,10 @@ class EmbeddedImages:
     copy_N: Ids
     items: tuple[LabelledPicture, ...]
     corrupt: int
+
+    @property
+    def leaders(self) -> list[tuple[str, str]]:
+        return [(item.image_leader, item.text_leader) for item in self.items]
 
 
 def embed_labelled(loaded: Loaded, labelled: Labelled) -> EmbeddedImages:
@@ -71,11 +76,6 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> EmbeddedImages:
     items, copies = zip(*(found[name] for name in row_of), strict=True)
     label_N = np.array([item.label for item in items], np.int64)
     return EmbeddedImages(features_ND, label_N, np.array(copies, np.int64), items, len(corrupt))
-
-
-def pictures_of(labelled: Labelled) -> Iterator[BenchmarkPicture]:
-    """The pictures of labelled images, read again."""
-    return (item.picture for item in labelled.items())
 
 
 def seen_in_train(request: Request, leaders: Sequence[tuple[str, str]]) -> Mask | None:
@@ -114,6 +114,18 @@ def class_examples(
         for i in choose_examples(found.rank_N, shown_items(seen_N))
     ]
     return with_pictures(examples, pictures)
+
+
+def labelled_examples(
+    group: str, found: Classified, labelled: Labelled, items: Sequence[LabelledPicture], seen_N: Mask | None
+) -> list[dict[str, Any]]:
+    """`class_examples` of labelled images."""
+
+    def query(i: int) -> dict[str, Any]:
+        return {"picture": items[i].picture.id, "name": labelled.classes[found.label_N[i]].names[0]}
+
+    pictures = (item.picture for item in labelled.items())
+    return class_examples(group, found, labelled.classes, seen_N, query, pictures)
 
 
 def class_answers(found: Classified, item: int, classes: Sequence[ClassName], count: int) -> list[dict[str, Any]]:
@@ -174,7 +186,7 @@ def peer_lines(result: Mapping[str, Any]) -> list[str]:
     return [*first_lines(result), *(f"{name}: {recalls(part, KS)}" for name, part in parts(result))]
 
 
-def examples_of(
+def peer_examples(
     group: str,
     features_ND: Features,
     peers: Peers,
@@ -183,20 +195,57 @@ def examples_of(
     seen_N: Mask | None,
     pictures: Iterable[BenchmarkPicture],
 ) -> list[dict[str, Any]]:
-    """Queries with their nearest candidates; `shown`: text and picture of each item, as an example has them."""
-    examples = []
-    for i in choose_examples(ranks.text_M, shown_items(seen_N)):
-        similar_N = similarities(features_ND, i, features_ND)
-        hits_N = np.zeros(len(features_ND), np.bool_)
-        hits_N[peers.pairs(i, i + 1)[1]] = True
-        candidate_N = peers.copy_N != peers.copy_N[i]
-        answers = answers_of(np.where(candidate_N, similar_N, -np.inf), hits_N)
-        said = [{**shown[j], **answer} for j, answer in answers]
-        examples.append(example(group, ranks.text_M[i], dict(shown[i]), said))
+    """`search_examples` of items that ask for one another; `shown`: of each, as an example has it."""
+    side = features_ND, shown
+    examples = search_examples(
+        group,
+        side,
+        side,
+        ranks.text_M,
+        lambda i: peers.pairs(i, i + 1)[1],
+        seen_N,
+        copies_of=lambda i: peers.copy_N == peers.copy_N[i],
+    )
     return with_pictures(examples, pictures)
 
 
-def similarities(asking_ND: Features, row: int, gallery_MD: Features) -> npt.NDArray[np.float64]:
+Side = tuple[Features, Sequence[Mapping[str, Any]]]
+"""Features of queries or candidates, and what is shown of each."""
+
+
+def search_examples(
+    group: str,
+    asking: Side,
+    gallery: Side,
+    rank_N: Ids,
+    hits_of: Callable[[int], Ids],
+    seen_N: Mask | None,
+    copies_of: Callable[[int], Mask] | None = None,
+) -> list[dict[str, Any]]:
+    """Queries with their nearest candidates. copies_of: mask of a query's copies, which are not candidates."""
+    examples = []
+    for i in choose_examples(rank_N, shown_items(seen_N)):
+        similar_M, hits_M = _similarities(asking[0], i, gallery[0]), np.zeros(len(gallery[0]), np.bool_)
+        hits_M[hits_of(i)] = True
+        if copies_of is not None:
+            similar_M[copies_of(i)] = -np.inf
+        said = [{**gallery[1][j], **answer} for j, answer in answers_of(similar_M, hits_M)]
+        examples.append(example(group, rank_N[i], dict(asking[1][i]), said))
+    return examples
+
+
+def texts_and_pictures(source: EvaluationData, split: Split) -> tuple[dict[str, str], Iterator[BenchmarkPicture]]:
+    """Primary texts of a dataset by the numbers that a Batch carries of its samples, and pictures called by them."""
+    dataset = open_dataset(source.data, split, detector=GRID, cache=source.cache)
+
+    def rows() -> Iterator[tuple[str, SampleRow]]:
+        return ((str(short_id(row.candidate_id)), row) for row in map(dataset.row, range(len(dataset))))
+
+    pictures = (BenchmarkPicture(name, dataset.image(row)) for name, row in rows())
+    return {name: row.texts[0].text for name, row in rows()}, pictures
+
+
+def _similarities(asking_ND: Features, row: int, gallery_MD: Features) -> npt.NDArray[np.float64]:
     """[M]: of one query, in float64, without a copy of the gallery in it."""
     query_D, similar_M = asking_ND[row].astype(np.float64), np.empty(len(gallery_MD))
     for start in range(0, len(gallery_MD), _ROWS):

@@ -9,15 +9,11 @@ An image without a hit is a candidate, but not a query. Intervals resample image
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 
-from training.data.batch_maker import short_id
-from training.data.index import Dataset, open_dataset, split_of_dataset
+from training.data.index import split_of_dataset
 from training.errors import ConfigError, InputError
-from training.evaluation.benchmarks import BenchmarkPicture, is_benchmark
+from training.evaluation.benchmarks import is_benchmark
 from training.evaluation.evaluate import masks_in_train
 from training.evaluation.features import embed
 from training.evaluation.hits import Features, Peers
@@ -27,13 +23,13 @@ from training.evaluation.retrieval import rank
 from training.evaluation.tasks import Request, Task
 from training.evaluation.tasks._shared import (
     embed_labelled,
-    examples_of,
     figures_by_seen,
+    peer_examples,
     peer_lines,
-    pictures_of,
     result_of,
     seen_in_train,
     seen_of,
+    texts_and_pictures,
 )
 from training.weights.load import load
 
@@ -55,7 +51,7 @@ def run(request: Request) -> Result:
     labelled = open_labelled(request.source, request.split, request.detector or loaded.checkpoint.detector)
     embedded = embed_labelled(loaded, labelled)
     peers = Peers(embedded.label_N, embedded.copy_N, np.arange(len(embedded.label_N)))
-    seen_N = seen_in_train(request, [(item.image_leader, item.text_leader) for item in embedded.items])
+    seen_N = seen_in_train(request, embedded.leaders)
     protocol = {
         "data": labelled.name,
         "split": labelled.split,
@@ -70,7 +66,8 @@ def run(request: Request) -> Result:
     result |= figures_by_seen(ranks, peers, seen_N)
     if request.pictures:
         parts = [{"picture": item.picture.id, "name": labelled.classes[item.label].names[0]} for item in embedded.items]
-        result["examples"] = examples_of(NAME, embedded.features_ND, peers, ranks, parts, seen_N, pictures_of(labelled))
+        pictures = (item.picture for item in labelled.items())
+        result["examples"] = peer_examples(NAME, embedded.features_ND, peers, ranks, parts, seen_N, pictures)
     return result
 
 
@@ -99,22 +96,10 @@ def _by_text(request: Request) -> Result:
         )
     result |= figures_by_seen(ranks, peers, seen_N)
     if request.pictures:
-        dataset = open_dataset(source.data, split, detector="grid", cache=source.cache)
-        wanted = [str(number) for number in embeddings.sample_ids_N]
-        texts = {str(short_id(r.candidate_id)): r.texts[0].text for r in _rows(dataset)}
-        parts = [{"picture": name, "text": texts[name]} for name in wanted]
-        result["examples"] = examples_of(NAME, features_ND, peers, ranks, parts, seen_N, dataset_pictures(dataset))
+        texts, pictures = texts_and_pictures(source, split)
+        parts = [{"picture": name, "text": texts[name]} for name in map(str, embeddings.sample_ids_N)]
+        result["examples"] = peer_examples(NAME, features_ND, peers, ranks, parts, seen_N, pictures)
     return result
-
-
-def _rows(dataset: Dataset) -> Iterator[Any]:
-    return (dataset.row(number) for number in range(len(dataset)))
-
-
-def dataset_pictures(dataset: Dataset) -> Iterator[BenchmarkPicture]:
-    """The pictures of a dataset, each called by the number that a Batch carries of its sample."""
-    for row in _rows(dataset):
-        yield BenchmarkPicture(str(short_id(row.candidate_id)), dataset.image(row))
 
 
 TASK = Task(run, peer_lines)

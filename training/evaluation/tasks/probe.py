@@ -30,10 +30,9 @@ from training.evaluation.results import Result, by_seen, parts, share
 from training.evaluation.tasks import Request, Task
 from training.evaluation.tasks._shared import (
     EmbeddedImages,
-    class_examples,
     class_lines,
     embed_labelled,
-    pictures_of,
+    labelled_examples,
     result_of,
     seen_in_train,
 )
@@ -89,7 +88,7 @@ def run(request: Request) -> Result:
         votes(everything.features_ND, everything.label_N, asked.features_ND, len(labelled.classes), k), asked.label_N
     )
     names = [one.names[0] for one in labelled.classes]
-    seen_N = seen_in_train(request, [(item.image_leader, item.text_leader) for item in asked.items])
+    seen_N = seen_in_train(request, asked.leaders)
     protocol = {
         "data": labelled.name,
         "split": labelled.split,
@@ -115,41 +114,30 @@ def run(request: Request) -> Result:
 
     result |= {"c": best.c, "dev_top1": best.dev_top1, "converged": best.converged, **by_seen(seen_N, of_part)}
     if request.pictures:
-
-        def query(i: int) -> dict[str, Any]:
-            return {"picture": asked.items[i].picture.id, "name": names[asked.label_N[i]]}
-
-        shown = class_examples("probe", linear, labelled.classes, seen_N, query, pictures_of(labelled))
-        result["examples"] = shown
+        result["examples"] = labelled_examples("probe", linear, labelled, asked.items, seen_N)
     return result
 
 
 def _parts(embedded: Mapping[str, EmbeddedImages], split: str) -> tuple[EmbeddedImages, _Set, _Set, str]:
     """Parts to evaluate, to train on and to tune on; and how they were made."""
     if split == "all":
-        asked_N, rest = _split_fifth(embedded["all"])
-        asked, train, how = (
-            _select(embedded["all"], asked_N),
-            _select(embedded["all"], rest),
-            "fifths by sha256 of images",
-        )
+        (asked, train), how = _split_fifth(embedded["all"]), "fifths by sha256 of images"
     else:
         asked, train, how = embedded[split], embedded["train"], "splits train and dev"
     if "dev" in embedded:
         dev = embedded["dev"]
     else:
-        dev_N, rest = _split_fifth(train, salt=1)
-        train, dev = _select(train, rest), _select(train, dev_N)
+        dev, train = _split_fifth(train, salt=1)
         how = how if split == "all" else "a fifth of train is dev"
     if not len(asked.label_N) or len(np.unique(train.label_N)) < 2 or not len(dev.label_N):
         raise InputError("probe", f"too few images: {len(train.label_N)} to train on, {len(dev.label_N)} of dev")
     return asked, _Set(train.features_ND, train.label_N), _Set(dev.features_ND, dev.label_N), how
 
 
-def _split_fifth(embedded: EmbeddedImages, salt: int = 0) -> tuple[Mask, Mask]:
-    """Masks of a fifth of the images and of the others, by the digits of their digest; `salt` takes other digits."""
+def _split_fifth(embedded: EmbeddedImages, salt: int = 0) -> tuple[EmbeddedImages, EmbeddedImages]:
+    """A fifth of the images and the others, by the digits of their digest; `salt` takes other digits."""
     digits_N = (embedded.copy_N.astype(np.uint64) >> np.uint64(20 * salt)) % np.uint64(FIFTH)
-    return digits_N == 0, digits_N != 0
+    return _select(embedded, digits_N == 0), _select(embedded, digits_N != 0)
 
 
 def _select(embedded: EmbeddedImages, mask_N: Mask) -> EmbeddedImages:

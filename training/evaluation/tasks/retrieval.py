@@ -6,26 +6,24 @@ a benchmark          images with captions (training/evaluation/benchmarks.py); e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from data_specs.shard import Split
-from training.data.batch_maker import short_id
-from training.data.index import open_dataset, split_of_dataset
+from training.data.index import split_of_dataset
 from training.errors import ConfigError
 from training.evaluation.benchmarks import Benchmark, BenchmarkPicture, is_benchmark, open_benchmark
 from training.evaluation.evaluate import embed_benchmark, masks_in_train, named_benchmark
-from training.evaluation.examples import choose_examples, example, with_pictures
+from training.evaluation.examples import with_pictures
 from training.evaluation.features import embed
 from training.evaluation.hits import Captions, Clusters, Features, Hits, Ids, Mask
-from training.evaluation.results import Result, by_seen, first_lines, head, parts, recalls, share, shown_items
+from training.evaluation.results import Result, by_seen, first_lines, head, parts, recalls, share
 from training.evaluation.retrieval import KS, Ranks, figures, rank
 from training.evaluation.tasks import Request, Task
-from training.evaluation.tasks._shared import answers_of, seen_of, similarities
-from training.evaluation.tasks.image_to_image import dataset_pictures
+from training.evaluation.tasks._shared import search_examples, seen_of, texts_and_pictures
 from training.weights.load import Loaded, load
 
 MOST_SCORED = 20_000
@@ -85,10 +83,8 @@ def _on_dataset(request: Request, loaded: Loaded, split: Split) -> tuple[Measure
     in_train = masks_in_train(data, split, found.image_ids_N, found.text_ids_N, cache)
     names = [str(number) for number in found.sample_ids_N]
     hit = "a hit has the same image leader or text leader"
-    about = _result_head(
-        request, loaded, (" ".join(data), split, hit), hits, request.detector or loaded.checkpoint.detector
-    )
-    about["corrupt"] = loader.corrupt
+    detector = request.detector or loaded.checkpoint.detector
+    about = _result_head(request, loaded, (" ".join(data), split, hit), hits, detector, loader.corrupt)
     about["scores"] = _scores(loaded, request, np.einsum("nd,nd->n", found.image_ND, found.text_ND))
     return Measured(found.image_ND, found.text_ND, hits, ranks, names, names, in_train), about
 
@@ -98,20 +94,21 @@ def _on_benchmark(request: Request, loaded: Loaded, benchmark: Benchmark) -> tup
     hits, some = found.hits, slice(MOST_SCORED)
     ranks = rank(found.image_ND, found.text_MD, hits, loaded.device)
     boxes = benchmark.boxes if request.regions is None else str(request.regions)
-    about = _result_head(request, loaded, (benchmark.name, benchmark.split, benchmark.hit), hits, boxes)
-    about["corrupt"] = found.corrupt
+    about = _result_head(request, loaded, (benchmark.name, benchmark.split, benchmark.hit), hits, boxes, found.corrupt)
     matching = found.image_ND[hits.image_P[some]], found.text_MD[hits.text_P[some]]
     about["scores"] = _scores(loaded, request, np.einsum("pd,pd->p", *matching))
     texts = [caption.text for caption in found.captions]
     return Measured(found.image_ND, found.text_MD, hits, ranks, found.images, texts), about
 
 
-def _result_head(request: Request, loaded: Loaded, named: tuple[str, str, str], hits: Hits, detector: str) -> Result:
+def _result_head(
+    request: Request, loaded: Loaded, named: tuple[str, str, str], hits: Hits, detector: str, corrupt: int
+) -> Result:
     """The head of a result. named: data, split, and what is a hit."""
     data, split, hit = named
     protocol = {"data": data, "split": split, "images": hits.images, "texts": hits.texts, "hit": hit}
     candidates = f"{hits.images:,} images, {hits.texts:,} texts"
-    about = head("retrieval", loaded, protocol, candidates, request.towers, detector=detector, corrupt=0)
+    about = head("retrieval", loaded, protocol, candidates, request.towers, detector=detector, corrupt=corrupt)
     return {"scores": None, **about}
 
 
@@ -188,8 +185,6 @@ def _examples(request: Request, measured: Measured) -> list[dict[str, Any]]:
     """Queries of both directions with their nearest candidates."""
     pairs = measured.hits
     texts, pictures = _texts_and_pictures(request, measured)
-    shown_images = [{"picture": name} for name in measured.image_names]
-    shown_texts = [{"text": text} for text in texts]
 
     def texts_of(image: int) -> Ids:
         return pairs.pairs(image, image + 1)[1]
@@ -200,31 +195,21 @@ def _examples(request: Request, measured: Measured) -> list[dict[str, Any]]:
             return found
         return texts_of(text)  # of pairs of an image and a text, each is a hit of the other's
 
-    directions: tuple[tuple[str, Any, Any, Ids, Callable[[int], Ids], Any, Any], ...] = (
-        ("i2t", measured.image_ND, measured.text_MD, measured.ranks.image_N, texts_of, shown_images, shown_texts),
-        ("t2i", measured.text_MD, measured.image_ND, measured.ranks.text_M, images_of, shown_texts, shown_images),
-    )
-    examples = []
-    for group, asking, gallery, rank_N, hits_of_query, queries, candidates in directions:
-        for i in choose_examples(rank_N, shown_items(seen_of(measured.in_train))):
-            hits = np.zeros(len(gallery), np.bool_)
-            hits[hits_of_query(i)] = True
-            answers = answers_of(similarities(asking, i, gallery), hits)
-            said = [{**candidates[j], **answer} for j, answer in answers]
-            examples.append(example(group, rank_N[i], dict(queries[i]), said))
+    images = measured.image_ND, [{"picture": name} for name in measured.image_names]
+    of_texts = measured.text_MD, [{"text": text} for text in texts]
+    ranks, seen_N = measured.ranks, seen_of(measured.in_train)
+    examples = search_examples("i2t", images, of_texts, ranks.image_N, texts_of, seen_N)
+    examples += search_examples("t2i", of_texts, images, ranks.text_M, images_of, seen_N)
     return with_pictures(examples, pictures)
 
 
-def _texts_and_pictures(request: Request, measured: Measured) -> tuple[list[str], Iterator[BenchmarkPicture]]:
+def _texts_and_pictures(request: Request, measured: Measured) -> tuple[Sequence[str], Iterator[BenchmarkPicture]]:
     """Texts in the order of their features, and pictures by the names of their rows."""
     [first, *_] = request.source.data
     if is_benchmark(first):
-        return list(measured.text_names), open_benchmark(first, request.split).pictures()
-    split = split_of_dataset(request.split)
-    dataset = open_dataset(request.source.data, split, detector="grid", cache=request.source.cache)
-    rows = (dataset.row(number) for number in range(len(dataset)))
-    texts = {str(short_id(row.candidate_id)): row.texts[0].text for row in rows}
-    return [texts[name] for name in measured.text_names], dataset_pictures(dataset)
+        return measured.text_names, open_benchmark(first, request.split).pictures()
+    texts, pictures = texts_and_pictures(request.source, split_of_dataset(request.split))
+    return [texts[name] for name in measured.text_names], pictures
 
 
 TASK = Task(run, summary)

@@ -26,7 +26,7 @@ from training.evaluation.labelled import KINDS
 from training.evaluation.results import Result
 from training.evaluation.retrieval import rank
 from training.evaluation.tasks import Request, Task
-from training.evaluation.tasks._shared import examples_of, figures_by_seen, peer_lines, result_of, seen_of
+from training.evaluation.tasks._shared import figures_by_seen, peer_examples, peer_lines, result_of, seen_of
 from training.weights.load import load
 
 NAME = "text-to-text"
@@ -69,7 +69,7 @@ def run(request: Request) -> Result:
     result |= figures_by_seen(ranks, peers, found.seen_M)
     if request.pictures:
         parts = [{"text": text} for text in found.texts]
-        result["examples"] = examples_of(NAME, text_MD, peers, ranks, parts, found.seen_M, ())
+        result["examples"] = peer_examples(NAME, text_MD, peers, ranks, parts, found.seen_M, ())
     return result
 
 

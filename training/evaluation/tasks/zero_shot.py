@@ -10,19 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.evaluation.class_texts import TEMPLATES, check_templates, class_features, digest, read_templates
+from training.evaluation.class_texts import TEMPLATES, check_templates, class_features, digest
 from training.evaluation.classification import classify, cosines, figures
-from training.evaluation.labelled import classes_digest, open_labelled
+from training.evaluation.labelled import classes_digest, lines_of, open_labelled
 from training.evaluation.results import Result, by_seen
 from training.evaluation.tasks import Request, Task
-from training.evaluation.tasks._shared import (
-    class_examples,
-    class_lines,
-    embed_labelled,
-    pictures_of,
-    result_of,
-    seen_in_train,
-)
+from training.evaluation.tasks._shared import class_lines, embed_labelled, labelled_examples, result_of, seen_in_train
 from training.weights.load import load
 
 HIT = "a hit is the image's class"
@@ -40,7 +33,7 @@ def run(request: Request) -> Result:
     embedded = embed_labelled(loaded, labelled)
     found = classify(cosines(embedded.features_ND, classes_CD), embedded.label_N)
     names = [one.names[0] for one in labelled.classes]
-    seen_N = seen_in_train(request, [(item.image_leader, item.text_leader) for item in embedded.items])
+    seen_N = seen_in_train(request, embedded.leaders)
     protocol = {
         "data": labelled.name,
         "split": labelled.split,
@@ -58,19 +51,14 @@ def run(request: Request) -> Result:
     result = result_of(request, "zero-shot", loaded, protocol, candidates, embedded.corrupt)
     result |= by_seen(seen_N, lambda asks_N: figures(found, names, asks_N))
     if request.pictures:
-
-        def query(i: int) -> dict[str, Any]:
-            return {"picture": embedded.items[i].picture.id, "name": names[found.label_N[i]]}
-
-        shown = class_examples("zero-shot", found, labelled.classes, seen_N, query, pictures_of(labelled))
-        result["examples"] = shown
+        result["examples"] = labelled_examples("zero-shot", found, labelled, embedded.items, seen_N)
     return result
 
 
 def templates_of(request: Request, name: str, of_set: Sequence[str] = ()) -> tuple[str, ...]:
     """The templates of `--templates`, those that the set brings, or ours."""
     if request.templates is not None:
-        return read_templates(request.templates)
+        return check_templates(str(request.templates), lines_of(request.templates))
     return check_templates(name, of_set) if of_set else TEMPLATES
 
 
