@@ -60,25 +60,20 @@ class TextInputs:
     padding: int = 0
 
 
+@dataclass(eq=False)
 class TextQuery:
     """A text tower. Any thread may encode.
 
     towers: which towers it is of; an index of other towers cannot be searched with it. width: D.
     """
 
-    def __init__(
-        self,
-        session: Any,
-        tokenizer: Tokenizer,
-        max_tokens: int,
-        padded: bool,
-        towers: Towers,
-        width: int,
-        inputs: TextInputs = TextInputs(),
-    ) -> None:
-        self.towers, self.width = towers, width
-        self._session, self._tokenizer, self._max_tokens, self._padded = session, tokenizer, max_tokens, padded
-        self._inputs = inputs
+    session: Any
+    tokenizer: Tokenizer
+    max_tokens: int
+    padded: bool
+    towers: Towers
+    width: int
+    inputs: TextInputs = TextInputs()
 
     @staticmethod
     def open(folder: Path, threads: int = 0, gpu: bool = False) -> TextQuery:
@@ -153,30 +148,30 @@ class TextQuery:
 
     def probed(self, subject: str) -> int:
         """D, from a first text. Raises TowerFault that names the file if the tower cannot encode it."""
-        first = [self._tokenizer.encode("一", self._max_tokens)]
+        first = [self.tokenizer.encode("一", self.max_tokens)]
         return width_of(lambda: self._features(first), subject, "a text")
 
     def encode(self, texts: list[str]) -> Vectors:
         """float32 [n, D] unit rows of texts, in their order. Raises ValueError for a row that is not finite."""
-        ids = [self._tokenizer.encode(text, self._max_tokens) for text in texts]
+        ids = [self.tokenizer.encode(text, self.max_tokens) for text in texts]
         features = np.empty((len(texts), self.width), np.float32)
         for rows in self._batches([len(own) for own in ids]):
             features[rows] = self._features([ids[row] for row in rows])
-        return unit_rows(features) if not self._inputs.counts else features
+        return unit_rows(features) if not self.inputs.counts else features
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Numbers of texts that are encoded together."""
-        size = self._inputs.at_once or BATCH
+        size = self.inputs.at_once or BATCH
         by_length: dict[int, list[int]] = {}
         for row, length in enumerate(lengths):
-            by_length.setdefault(self._max_tokens if self._padded else length, []).append(row)
+            by_length.setdefault(self.max_tokens if self.padded else length, []).append(row)
         for _, rows in sorted(by_length.items()):
             yield from (rows[low : low + size] for low in range(0, len(rows), size))
 
     def _features(self, ids: list[list[int]]) -> Vectors:
         """Raw features [n, D] of the token ids of n texts, which have one length unless they are padded."""
-        own, count = self._inputs, len(ids)
-        length = self._max_tokens if self._padded else max(map(len, ids))
+        own, count = self.inputs, len(ids)
+        length = self.max_tokens if self.padded else max(map(len, ids))
         ids_BL = np.full((max(count, own.at_once), length), own.padding, own.kind)
         for row, tokens in enumerate(ids):
             ids_BL[row, : len(tokens)] = tokens
@@ -185,7 +180,7 @@ class TextQuery:
             given[own.counts] = np.array([len(tokens) for tokens in ids], np.int64)
         if own.mask:
             given[own.mask] = (ids_BL != own.padding).astype(own.kind)
-        features: npt.NDArray[Any] = self._session.run(None, given)[0]
+        features: npt.NDArray[Any] = self.session.run(None, given)[0]
         rows: Vectors = np.asarray(features, np.float32)[:count]
         return rows
 

@@ -100,17 +100,13 @@ class WordSearch:
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = self._connect()
+            connection = sqlite3.connect(self._address, uri=True, check_same_thread=False)
+            connection.execute("PRAGMA trusted_schema = OFF")  # an index may come from anywhere
+            connection.execute(f"PRAGMA mmap_size = {1 << 40}")
         try:
             yield connection
         finally:
             self._idle.append(connection)
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._address, uri=True, check_same_thread=False)
-        connection.execute("PRAGMA trusted_schema = OFF")  # an index may come from anywhere
-        connection.execute(f"PRAGMA mmap_size = {1 << 40}")
-        return connection
 
 
 def _close(connections: list[sqlite3.Connection]) -> None:

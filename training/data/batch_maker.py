@@ -113,45 +113,33 @@ class _Sample:
     valid: bool
 
 
+@dataclass(eq=False)
 class BatchMaker:
     """Makes batches from spans of the stream: a map-style dataset for torch's DataLoader; index: a `BatchRequest`."""
 
+    dataset: Dataset
+    order: Order | Mixture
+    config: DataConfig
+    tokenizer: Tokenizer
+    seed: int
+    train: bool
+    as_released: bool
+    decode_on: torch.device | None
     slots: Slots | None = None
     """Shared memory in which batches are handed over; None without a worker process."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        order: Order | Mixture,
-        config: DataConfig,
-        tokenizer: Tokenizer,
-        seed: int,
-        train: bool,
-        as_released: bool,
-        decode_on: torch.device | None,
-    ) -> None:
-        self._dataset = dataset
-        self._order = order
-        self._config = config
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._train = train
-        self._as_released = as_released
-        self._decode_on = decode_on
-        self._length = config.max_tokens if as_released else 0
-
     def __getitem__(self, turn: BatchRequest) -> BatchResult:
         corrupt: list[Corrupt] = []
-        self._dataset.fetch_ahead(*self._order.windows(turn.start))
+        self.dataset.fetch_ahead(*self.order.windows(turn.start))
         try:
-            entries = [self._order.entry(at) for at in range(turn.start, turn.stop)]
+            entries = [self.order.entry(at) for at in range(turn.start, turn.stop)]
             there = self._decode_on_device(number for _, number in entries)
             samples = [self._sample(epoch, number, there.get(number), corrupt) for epoch, number in entries]
         except ContractError as e:
             return BatchResult(None, fatal=str(e))
         except OSError as e:
             return BatchResult(None, fatal=f"{e.filename or 'a shard'}: cannot be read ({e.strerror or e})")
-        batch = _collate(samples, self._length, self._decode_on)
+        batch = _collate(samples, self.config.max_tokens if self.as_released else 0, self.decode_on)
         if self.slots is None:
             return BatchResult(batch, tuple(corrupt))
         tensors = [getattr(batch, field.name) for field in fields(batch)]
@@ -160,7 +148,7 @@ class BatchMaker:
 
     def slot_bytes(self, samples: int) -> int:
         """Most bytes of a slot that a batch of so many samples takes."""
-        config = self._config
+        config = self.config
         # (elements a sample, bytes an element) of images_B3HW, boxes_BR4 with the whole-image box, token_ids_BL; every
         # other field of a Batch is one number per sample, of 8 bytes at most.
         each = [(3 * config.image_size**2, 1), (4 * (config.max_boxes + 1), 4), (config.max_tokens, 8)]
@@ -169,40 +157,40 @@ class BatchMaker:
 
     def _decode_on_device(self, numbers: Iterable[int]) -> dict[int, _Picture]:
         """Pictures of rows that the device decodes; of the others the CPU says what is wrong."""
-        if self._decode_on is None:
+        if self.decode_on is None:
             return {}
         files = {}
         for number in numbers:
             with suppress(UnreadableImage):
-                files[number] = self._dataset.image(self._dataset.row(number))
-        return decode_on_device(files, self._config.image_size, self._decode_on, self._config.max_pixels)
+                files[number] = self.dataset.image(self.dataset.row(number))
+        return decode_on_device(files, self.config.image_size, self.decode_on, self.config.max_pixels)
 
     def _sample(self, epoch: int, number: int, decoded: _Picture | None, corrupt: list[Corrupt]) -> _Sample:
         """Row `number` in an epoch; one that cannot be decoded is added to `corrupt`, and a blank takes its place."""
-        row = self._dataset.row(number)
-        config = self._config
-        text = choose_text(row, config, self._seed, epoch) if self._train else row.texts[0]
+        row = self.dataset.row(number)
+        config = self.config
+        text = choose_text(row, config, self.seed, epoch) if self.train else row.texts[0]
         try:
             image, width, height = decoded or decode_square(
-                self._dataset.image(row), config.image_size, full=self._as_released, max_pixels=config.max_pixels
+                self.dataset.image(row), config.image_size, full=self.as_released, max_pixels=config.max_pixels
             )
             if row.width and (width, height) != (row.width, row.height):
                 raise UnreadableImage(f"is {width}x{height}, the index says {row.width}x{row.height}")
         except UnreadableImage as e:
             corrupt.append(Corrupt(row.tar, row.key, str(e)))
             return self._blank(row, text)
-        if self._train and (config.color_jitter_p or config.grayscale_p):
+        if self.train and (config.color_jitter_p or config.grayscale_p):
             image = self._recolour(image, row, epoch)
         boxes_R4 = input_boxes(row.boxes, width, height, config.image_size, config.max_boxes)
-        if self._train and (config.crop_least < 1 or config.flip_p):
+        if self.train and (config.crop_least < 1 or config.flip_p):
             image, boxes_R4 = self._crop_and_flip(image, boxes_R4, row, epoch)
-        return _Sample(row, image, boxes_R4, self._tokenizer.encode(text.text, config.max_tokens), text, True)
+        return _Sample(row, image, boxes_R4, self.tokenizer.encode(text.text, config.max_tokens), text, True)
 
     def _recolour(self, image: Tensor, row: SampleRow, epoch: int) -> Tensor:
         import torch
 
-        generator = torch.Generator().manual_seed(seed_of("colour", self._seed, epoch, row.candidate_id))
-        config = self._config
+        generator = torch.Generator().manual_seed(seed_of("colour", self.seed, epoch, row.candidate_id))
+        config = self.config
         return recolour(image, config.color_jitter, config.color_jitter_p, config.grayscale_p, generator)
 
     def _crop_and_flip(
@@ -210,16 +198,16 @@ class BatchMaker:
     ) -> tuple[Tensor, npt.NDArray[np.float32]]:
         import torch
 
-        generator = torch.Generator().manual_seed(seed_of("moved", self._seed, epoch, row.candidate_id))
-        return crop_and_flip(image, boxes_R4, self._config.crop_least, self._config.flip_p, generator)
+        generator = torch.Generator().manual_seed(seed_of("moved", self.seed, epoch, row.candidate_id))
+        return crop_and_flip(image, boxes_R4, self.config.crop_least, self.config.flip_p, generator)
 
     def _blank(self, row: SampleRow, text: RowText) -> _Sample:
         """Substitute for a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""
         import torch
 
-        size = self._config.image_size
+        size = self.config.image_size
         image = torch.zeros(3, size, size, dtype=torch.uint8)
-        return _Sample(row, image, input_boxes([], 1, 1, size, 0), self._tokenizer.encode("", 3), text, False)
+        return _Sample(row, image, input_boxes([], 1, 1, size, 0), self.tokenizer.encode("", 3), text, False)
 
 
 def _collate(samples: Sequence[_Sample], length: int, device: torch.device | None) -> Batch:

@@ -23,7 +23,7 @@ import os
 import posixpath
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -336,7 +336,8 @@ def open_dataset(
     ]
     opened = _without_repeats(opened)
     if sum(len(o.shards) for o in opened) <= AT_START:
-        opened = [replace(o, shards=_map_threads(Shard.with_index, o.shards)) for o in opened]
+        with ThreadPoolExecutor(_LOOKS, thread_name_prefix="shards") as pool:
+            opened = [replace(o, shards=list(pool.map(Shard.with_index, o.shards))) for o in opened]
     if tars and plain_tars:
         if detector != GRID:
             raise ContractError(
@@ -358,12 +359,6 @@ def _without_repeats(opened: Sequence[_OpenedShards]) -> list[_OpenedShards]:
         parts.append(replace(part, shards=[shard for shard in part.shards if shard.index not in seen]))
         seen.update(shard.index for shard in part.shards)
     return parts[::-1]
-
-
-def _map_threads(call: Callable[[Shard], Shard], shards: Iterable[Shard]) -> list[Shard]:
-    """Results of `call` for each shard, by threads, in order; raises what the first of them raises."""
-    with ThreadPoolExecutor(_LOOKS, thread_name_prefix="shards") as pool:
-        return list(pool.map(call, shards))
 
 
 def split_weight(argument: str) -> tuple[str, float | None]:

@@ -43,6 +43,7 @@ from data_specs.search.rows import read_mapped, write_mapped
 from data_specs.shard import REGION_SCHEMA, SHARD_SCHEMA, SOURCE_KINDS, ContractError, FileDigest, ShardFiles
 from data_specs.storage.object_store import StorageError, storage_errors
 from training.data.plain_tars import index_tar
+from training.data.released_rows import is_text
 from training.errors import first_line
 
 GRID = "grid"
@@ -169,18 +170,9 @@ def locate(base: str, manifest: str, file: FileDigest) -> str:
     # "::" chains file systems for fsspec
     if ".." in parts or file.path.startswith("/") or "::" in file.path or "://" in file.path:
         raise ContractError(f"{manifest}: path {file.path!r} is outside the shard folder")
-    if not file.path or "\0" in file.path or not _is_utf8(file.path):
+    if not file.path or "\0" in file.path or not is_text(file.path):
         raise ContractError(f"{manifest}: path {file.path!r} is not a file path")
     return posixpath.join(base, file.path)
-
-
-def _is_utf8(text: str) -> bool:
-    """True if a text of JSON is free of halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _sha256(manifest: str, file: FileDigest) -> str:

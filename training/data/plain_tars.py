@@ -71,7 +71,10 @@ def plain_tars_of(argument: str) -> list[str] | None:
     a folder with tars and no manifest. Raises ContractError: no tar matches, a compressed one, a build's unpublished.
     """
     if not argument.endswith((".tar", *_COMPRESSED)):
-        _check_no_glob(argument)
+        if _is_glob(argument):
+            raise ContractError(
+                f"{argument}: a glob matches plain tars and must end in .tar; name manifests one by one"
+            )
         return _tars_in_folder(argument)
     return _check_uncompressed([name for pattern in _expand_braces(argument) for name in _expand_glob(pattern)])
 
@@ -109,11 +112,6 @@ def _expand_glob(pattern: str) -> list[str]:
     if not found:
         raise ContractError(f"{pattern}: no file matches")
     return [fs.unstrip_protocol(name) for name in found] if "://" in pattern else found
-
-
-def _check_no_glob(argument: str) -> None:
-    if _is_glob(argument):
-        raise ContractError(f"{argument}: a glob matches plain tars and must end in .tar; name manifests one by one")
 
 
 def _is_glob(name: str) -> bool:
