@@ -110,11 +110,9 @@ def fit_captioner(
         return run.result(time.monotonic() - started)
 
 
-def write_captions(
-    captioner: Captioner, images: CaptionedSplit, beams: int | None = None, batch: int = 32
-) -> list[str]:
-    starts = range(0, len(images), batch)
-    parts = (images.regions(range(start, min(start + batch, len(images)))) for start in starts)
+def write_captions(captioner: Captioner, images: CaptionedSplit, beams: int | None = None) -> list[str]:
+    starts = range(0, len(images), 32)
+    parts = (images.regions(range(start, min(start + 32, len(images)))) for start in starts)
     return [caption for part in parts for caption, _ in captioner.best(*part, beams)]
 
 

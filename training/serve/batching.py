@@ -21,7 +21,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -79,22 +80,6 @@ class ModelState:
     waiting: int
 
 
-class Ticket:
-    """Room in a line for `count` inputs, held from before they are decoded until they are answered."""
-
-    def __init__(self, line: _Queue, count: int, lock: threading.Condition) -> None:
-        self._line, self._count, self._lock = line, count, lock
-
-    def __enter__(self) -> Ticket:
-        return self
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        with self._lock:
-            self._line.admitted -= self._count
-            if error is not None:
-                self._line.drop_abandoned()
-
-
 class BatchingModel:
     """The threads that compute, and their queues. `submit` is called on an event loop."""
 
@@ -123,8 +108,12 @@ class BatchingModel:
             self._stop = True
             self._lock.notify_all()
 
-    def admit(self, kind: Kind, count: int) -> Ticket:
-        """Room for `count` inputs. Raises Refused (503, Retry-After) if the line is full or would take too long."""
+    @contextmanager
+    def admit(self, kind: Kind, count: int) -> Iterator[None]:
+        """Room in a line for `count` inputs, held from before they are decoded until they are answered.
+
+        Raises Refused (503, Retry-After) if the line is full or would take too long.
+        """
         line = self._lines[kind]
         with self._lock:
             if self._ended is not None:
@@ -138,7 +127,15 @@ class BatchingModel:
                 text = f"an answer would take about {seconds:.0f} s, with {line.admitted} inputs before it"
                 raise overloaded("too_busy", text, min(seconds, 60))
             line.admitted = behind
-        return Ticket(line, count, self._lock)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            with self._lock:
+                line.admitted -= count
+                if failed:
+                    line.drop_abandoned()
 
     def submit(
         self, kind: Kind, inputs: Sequence[PreparedPicture | Tokens], *, first: bool = False

@@ -83,6 +83,10 @@ class _Entry:
     name: str = ""
 
 
+_Embedded = tuple[_Entry, Features, tuple[int, int]]
+"""An entry with its row [D], and the sides of its picture."""
+
+
 class Galleries:
     """All collections of a server."""
 
@@ -157,9 +161,7 @@ class Galleries:
                 raise bad_request("nothing", f"none of the files could be embedded: {why}", "files")
             return await self._write_shielded(name, embedded, before), refused
 
-    async def _write_shielded(
-        self, name: str, embedded: Sequence[tuple[_Entry, Features, tuple[int, int]]], before: Gallery | None
-    ) -> Gallery:
+    async def _write_shielded(self, name: str, embedded: Sequence[_Embedded], before: Gallery | None) -> Gallery:
         """Write to the end, even if the client leaves: no thread can be stopped, and the next one would meet it."""
         folder = before.index.folder.parent if before else Path(tempfile.mkdtemp(dir=self._folder))
         writing = asyncio.ensure_future(asyncio.to_thread(self._write, name, folder, embedded, before))
@@ -197,12 +199,9 @@ class Galleries:
         if size > OWN_BYTES:
             raise Refused(413, "too_large", f"uploaded collections hold at most {OWN_BYTES >> 20} MB", param="files")
 
-    async def _embed(
-        self, entries: Sequence[_Entry]
-    ) -> tuple[list[tuple[_Entry, Features, tuple[int, int]]], list[dict[str, str]]]:
-        """Embeds entries: each with its row [D] and sides; and the pictures that cannot be read."""
-        done: list[tuple[_Entry, Features, tuple[int, int]]] = []
-        refused: list[dict[str, str]] = []
+    async def _embed(self, entries: Sequence[_Entry]) -> tuple[list[_Embedded], list[dict[str, str]]]:
+        """Embeds entries; and the pictures that cannot be read."""
+        done, refused = list[_Embedded](), list[dict[str, str]]()
         texts = [entry for entry in entries if not entry.picture]
         for start in range(0, len(texts), 64):
             part = texts[start : start + 64]
@@ -220,13 +219,7 @@ class Galleries:
             done += [(entry, row_D, size) for (entry, size), row_D in zip(chunk, rows_ND, strict=True)]
         return done, refused
 
-    def _write(
-        self,
-        name: str,
-        folder: Path,
-        embedded: Sequence[tuple[_Entry, Features, tuple[int, int]]],
-        before: Gallery | None,
-    ) -> Gallery:
+    def _write(self, name: str, folder: Path, embedded: Sequence[_Embedded], before: Gallery | None) -> Gallery:
         """Write the part, in a thread, and reopen the collection."""
         place, width = folder / "pictures", self._service.width
         place.mkdir(exist_ok=True)

@@ -29,12 +29,8 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-
-        def labelled(kind: type[Counter] | type[Gauge], name: str, text: str, *labels: str) -> Counter | Gauge:
-            return kind(name, text, labels, registry=self._registry)
-
-        self._requests = labelled(Counter, "wenlan_requests", "Answers", "route", "status")
-        self._refused = labelled(Counter, "wenlan_refused", "Requests that were refused", "reason")
+        self._requests = Counter("wenlan_requests", "Answers", ("route", "status"), registry=self._registry)
+        self._refused = Counter("wenlan_refused", "Requests that were refused", ("reason",), registry=self._registry)
         self._depth = Gauge("wenlan_queue_depth", "Inputs not yet answered", ("modality",), registry=self._registry)
         self._bodies = Gauge("wenlan_body_bytes", "Bytes of bodies in memory", registry=self._registry)
         self._up = Gauge("wenlan_model_up", "Whether the model thread runs", registry=self._registry)

@@ -246,7 +246,9 @@ async def _vector(
         raise bad_request("region", "a region needs `image` or `id`", "region")
     if request.image:
         content = picture_of(request.image, "image")
-        return *await _picture_vector(service, content, request.region), await _query_picture(service, content)
+        vector_D, kind = await _picture_vector(service, content, request.region)
+        width, height, boxes = await service.regions(content)
+        return vector_D, kind, {"width": width, "height": height, "boxes": boxes}
     if request.id:
         return await _sample_vector(service, gallery, pictures, request)
     if request.text and request.mode != "words":
@@ -275,11 +277,6 @@ async def _sample_vector(
         return *await _picture_vector(service, content, request.region), seen
     kind: Modality = "image" if record.has_image else "text"
     return await service.run_search(lambda: gallery.index.vector(request.id, kind)), kind, seen
-
-
-async def _query_picture(service: Service, content: bytes) -> dict[str, Any]:
-    width, height, boxes = await service.regions(content)
-    return {"width": width, "height": height, "boxes": boxes}
 
 
 def _filters(given: FiltersRequest) -> Filters:

@@ -181,17 +181,12 @@ def _features(batches: Iterable[Batch], loaded: Loaded, modality: Modality) -> T
     return torch.cat([loaded.encode(modality, batch).cpu() for batch in batches])
 
 
-def _background(loaded: Loaded) -> dict[str, Tensor]:
-    """background_cosines and background_shares [Q] of a calibrated checkpoint."""
-    background = loaded.background()
-    tensors = {} if background is None else background.tensors()
-    return {f"background_{name}": tensors[name] for name in ("cosines", "shares") if tensors}
-
-
 def _write(out: Path, tensors: dict[str, Tensor], loaded: Loaded) -> dict[str, Any]:
     """Save atomically, with the checkpoint's background; the answer has the first tensor's shape, and rows of each."""
     features = {name: len(tensor) for name, tensor in tensors.items()}
-    tensors = {**tensors, **_background(loaded)}
+    if (background := loaded.background()) is not None:
+        quantiles = background.tensors()
+        tensors = tensors | {f"background_{name}": quantiles[name] for name in ("cosines", "shares")}
     with atomic_file(out) as temporary:
         write_tensors(temporary, tensors)
     rows, width = next(iter(tensors.values())).shape

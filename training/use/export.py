@@ -27,6 +27,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,7 +116,7 @@ def _export_onnx(path: Path, out: Path) -> dict[str, Any]:
 def write_onnx(loaded: Loaded, image: Path, text: Path) -> list[Path]:
     """Write both query towers as ONNX files; returns the written files. Raises ConfigError for a missing package."""
     for package in ("onnx", "onnxscript"):
-        if not _installed(package):
+        if find_spec(package) is None:
             raise ConfigError("--to onnx", f"{package} is not installed: {install('onnx')}")
     about = {"wenlan": "query towers", **_metadata(loaded.checkpoint), **_pixels(loaded.model)}
     model = loaded.model.cpu() if loaded.device.type != "cpu" else loaded.model
@@ -131,12 +132,6 @@ def _pixels(model: BriVL) -> dict[str, str]:
     """Mean and standard deviation by which the image tower normalises pixels of [0, 1], as JSON lists of three."""
     prefix = model.image_query.prefix
     return {f"pixel_{name}": json.dumps(getattr(prefix, name).flatten().tolist()) for name in ("mean", "std")}
-
-
-def _installed(package: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(package) is not None
 
 
 def _image_tower(model: BriVL) -> torch.nn.Module:

@@ -298,7 +298,11 @@ def _write_parquet(file: Path, parts: Iterable[EmbeddedRun], source: Source, loa
     import pyarrow.parquet as pq
 
     features = [name for name in ("image", "text") if getattr(source, f"has_{name}s")]
-    schema = _parquet_schema(features, loaded)
+    fields = [pa.field(f"{name}_features", pa.list_(pa.float32())) for name in features]
+    own = [field for field in ROWS if field.name not in ("id", "has_image", "has_text", "similarity")]
+    background = loaded.background()
+    about = {} if background is None else {"wenlan.background": background.to_json()}
+    schema = pa.schema([ROWS.field("id"), *fields, *own], metadata=about)
     rows = unreadable = 0
     with pq.ParquetWriter(file, schema) as writer:
         for part in parts:
@@ -306,14 +310,6 @@ def _write_parquet(file: Path, parts: Iterable[EmbeddedRun], source: Source, loa
             rows += part.rows.num_rows
             unreadable += part.unreadable
     return rows, unreadable
-
-
-def _parquet_schema(features: Sequence[str], loaded: Loaded) -> pa.Schema:
-    fields = [pa.field(f"{name}_features", pa.list_(pa.float32())) for name in features]
-    own = [field for field in ROWS if field.name not in ("id", "has_image", "has_text", "similarity")]
-    background = loaded.background()
-    about = {} if background is None else {"wenlan.background": background.to_json()}
-    return pa.schema([ROWS.field("id"), *fields, *own], metadata=about)
 
 
 def _write_group(writer: pq.ParquetWriter, part: EmbeddedRun, schema: pa.Schema) -> None:

@@ -15,6 +15,7 @@ changed where its size or its time of change has.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -373,12 +374,9 @@ def _location(file: Path) -> dict[str, Any]:
 
 def real_paths(files: Iterable[str]) -> Iterator[str]:
     """Absolute paths of files, with links to their folders resolved."""
-    folders: dict[str, str] = {}
-    for file in files:
-        folder, name = os.path.split(file)
-        if folder not in folders:
-            folders[folder] = _real_path(folder).rstrip("/")
-        yield f"{folders[folder]}/{name}"
+    real_path = functools.cache(_real_path)
+    for folder, name in map(os.path.split, files):
+        yield f"{real_path(folder).rstrip('/')}/{name}"
 
 
 def _real_path(folder: str) -> str:

@@ -107,7 +107,7 @@ def test_a_full_line_is_refused_with_the_time_to_come_back() -> None:
     async def work(model: BatchingModel) -> None:
         with model.admit("text", 9):
             with pytest.raises(Refused, match="9 inputs are waiting") as refused:
-                model.admit("text", 2)
+                model.admit("text", 2).__enter__()
             assert (refused.value.status, refused.value.code) == (503, "queue_full")
             assert int(refused.value.headers()["Retry-After"]) >= 1
             with model.admit("text", 1):
@@ -216,7 +216,7 @@ def test_a_thread_that_dies_refuses_what_waits_and_all_that_comes() -> None:
                 await asked
         assert not model.state().alive
         with pytest.raises(Refused, match="the model thread has stopped"):
-            model.admit("text", 1)
+            model.admit("text", 1).__enter__()
 
     with_model(Counting(before), work, batch=1)
 
@@ -228,7 +228,7 @@ def test_what_would_take_longer_than_a_request_may_is_refused_at_once() -> None:
         assert await ask(model, [0]) == [0]
         with model.admit("text", 60):  # 30 batches of two, a tenth of a second each
             with pytest.raises(Refused, match="an answer would take about") as refused:
-                model.admit("text", 1)
+                model.admit("text", 1).__enter__()
             assert refused.value.code == "too_busy"
         assert await ask(model, [1]) == [1]
 
