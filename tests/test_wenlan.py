@@ -58,9 +58,10 @@ def _checkpoint(folder: Path) -> None:
     """A tiny model with random weights, as a run leaves it."""
     import torch
 
+    from tests.checkpoints import save
     from training.data.tokenizer import load_tokenizer
     from training.moco import BriVL
-    from training.outputs.checkpoint import RunState, save
+    from training.outputs.checkpoint import RunState
     from training.resolve import resolve
     from training.run.optimizer import build_optimizer
 

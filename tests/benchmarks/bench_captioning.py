@@ -169,7 +169,7 @@ def measure(name: str, out: Path, epochs: float, cache: Path) -> dict[str, dict[
     trained = fit_captioner(run, data, out / "captioner", config, device="cpu", cache=cache)
     kinds: Sequence[Tokens] = ("characters", "jieba")
     return {
-        tokens: evaluate_captioning(Path(trained.best), data, "val", tokens=tokens, device="cpu", cache=cache)
+        tokens: evaluate_captioning(Path(trained["best"]), data, "val", tokens=tokens, device="cpu", cache=cache)
         for tokens in kinds
     }
 

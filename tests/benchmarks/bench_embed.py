@@ -49,9 +49,10 @@ def checkpoint(folder: Path) -> Path:
     """Recipe `demo` with random weights and the grid's boxes, as `fit` leaves it."""
     import torch
 
+    from tests.checkpoints import save
     from training.data.tokenizer import load_tokenizer
     from training.moco import BriVL
-    from training.outputs.checkpoint import RunState, save
+    from training.outputs.checkpoint import RunState
     from training.resolve import resolve
     from training.run.optimizer import build_optimizer
 

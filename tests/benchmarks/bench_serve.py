@@ -56,9 +56,10 @@ def checkpoint_of(recipe: str, folder: Path, *overrides: str) -> Path:
     """A checkpoint of random weights."""
     import torch
 
+    from tests.checkpoints import save
     from training.data.tokenizer import load_tokenizer
     from training.moco import BriVL
-    from training.outputs.checkpoint import RunState, save
+    from training.outputs.checkpoint import RunState
     from training.resolve import resolve
     from training.run.optimizer import build_optimizer
 

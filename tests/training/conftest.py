@@ -268,9 +268,10 @@ def moved_checkpoint(
     """A tiny model with random weights, whose key towers are no copies of the query towers, as a run leaves it."""
     import torch
 
+    from tests.checkpoints import save
     from training.data.tokenizer import load_tokenizer
     from training.moco import BriVL
-    from training.outputs.checkpoint import RunState, save
+    from training.outputs.checkpoint import RunState
     from training.resolve import resolve
     from training.run.optimizer import build_optimizer
 

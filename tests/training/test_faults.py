@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.checkpoints import save
 from tests.training.conftest import BERT
 from training.data.tokenizer import load_tokenizer
 from training.data.transforms import input_boxes
@@ -30,7 +31,7 @@ from training.errors import ConfigError
 from training.method.key_queue import KeyQueue, SampleIds
 from training.method.key_towers import update_average
 from training.moco import BriVL
-from training.outputs.checkpoint import RunState, save
+from training.outputs.checkpoint import RunState
 from training.records import Batch
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer

@@ -16,8 +16,9 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,23 +49,6 @@ LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 
 
-@dataclass(frozen=True)
-class CaptionerResult:
-    """Outcome of a training. dev_cider: on the dev split, highest of all; None without a dev split."""
-
-    out: str
-    checkpoint: str
-    best: str
-    steps: int
-    samples: int
-    resumed_from: int
-    loss: float | None
-    dev_cider: float | None
-    best_step: int
-    stopped_early: bool
-    seconds: float
-
-
 def fit_captioner(
     path: Path,
     data: Sequence[str],
@@ -74,7 +58,7 @@ def fit_captioner(
     detector: str = "",
     device: str = "auto",
     cache: Path | None = None,
-) -> CaptionerResult:
+) -> dict[str, Any]:
     """Train a captioner on the train split of `data` and the towers of a checkpoint; resumes a training in `out`.
 
     Raises ConfigError (bad usage), CheckpointError, ContractError (bad data), InputError, RunError. One line each.
@@ -238,18 +222,19 @@ class _Training:
         towers = self.loaded.checkpoint.folder
         checkpoint.write(self.out, self.captioner, self.optimizer, self.state, towers, best=best)
 
-    def result(self, seconds: float) -> CaptionerResult:
+    def result(self, seconds: float) -> dict[str, Any]:
+        """Outcome as JSON values. dev_cider: on the dev split, highest of all; None without a dev split."""
         newest, best = latest(self.out), self.out / "checkpoints" / BEST
-        return CaptionerResult(
-            out=str(self.out),
-            checkpoint=str(newest),
-            best=str(best if best.exists() else newest),
-            steps=self.state.step,
-            samples=len(self.train),
-            resumed_from=self.first,
-            loss=self.loss,
-            dev_cider=self.state.best if self.state.best_step >= 0 else None,
-            best_step=self.state.best_step,
-            stopped_early=self.patience_ended() and self.state.step < self.steps,
-            seconds=seconds,
-        )
+        return {
+            "out": str(self.out),
+            "checkpoint": str(newest),
+            "best": str(best if best.exists() else newest),
+            "steps": self.state.step,
+            "samples": len(self.train),
+            "resumed_from": self.first,
+            "loss": self.loss,
+            "dev_cider": self.state.best if self.state.best_step >= 0 else None,
+            "best_step": self.state.best_step,
+            "stopped_early": self.patience_ended() and self.state.step < self.steps,
+            "seconds": seconds,
+        }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from dataclasses import asdict
 from typing import Any
 
 from training.commands.options import add_beams, add_data, add_detector, add_json, add_regions, add_shared, beams, path
@@ -47,7 +46,7 @@ def _fit_captioner(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.resolve import apply_overrides
 
     config = apply_overrides(CaptionerConfig(), arguments.set)
-    result = fit_captioner(
+    values = fit_captioner(
         arguments.checkpoint,
         arguments.data,
         arguments.out,
@@ -56,7 +55,6 @@ def _fit_captioner(arguments: argparse.Namespace) -> dict[str, Any]:
         device=arguments.device,
         cache=arguments.cache,
     )
-    values = asdict(result)
     LOG.info(
         "%s steps, loss %s, CIDEr on dev %s, best checkpoint %s",
         *(values[name] for name in ("steps", "loss", "dev_cider", "best")),

@@ -317,19 +317,6 @@ def name_best(folder: Path) -> None:
     fresh.replace(folder.with_name(BEST))
 
 
-def save(
-    run: Path,
-    model: BriVL,
-    optimizer: torch.optim.Optimizer,
-    config: Config,
-    tokenizer: Tokenizer,
-    state: RunState,
-    keep_last: int,
-) -> Path:
-    """Write a checkpoint of a model and its optimiser as they are; see `write`."""
-    return write(run, parts_of(model, optimizer), config, tokenizer, state, keep_last)
-
-
 def save_imported(
     folder: Path,
     config: Config,

@@ -46,9 +46,7 @@ class ProcessLocalDetector:
         """Boxes of each picture from its file's content, empty for an unreadable one. Raises RunError."""
         maker = self._makers.get(os.getpid())
         if maker is None:
-            maker = self._makers[os.getpid()] = _open_maker(
-                self._detector.name, self._detector.id, self._detector.regions
-            )
+            maker = self._makers[os.getpid()] = _open_maker(self._detector)
             # A worker process of multiprocessing ends without `atexit`; this runs at the end of either kind.
             Finalize(None, maker.save, exitpriority=0)
         from data_specs.errors import WenlanError
@@ -76,7 +74,7 @@ def choose_detector(trained: str, given: str, regions: Path | None) -> tuple[Det
         return None, GRID
     name = given or trained.rpartition("-")[0] or trained
     try:
-        id = _open_maker(name, "" if given else trained, "").detector_id
+        id = _open_maker(Detector(name, "" if given else trained, "")).detector_id
     except ConfigError as e:
         if given:
             raise
@@ -84,16 +82,16 @@ def choose_detector(trained: str, given: str, regions: Path | None) -> tuple[Det
     return Detector(name, id, str(regions or "")), id
 
 
-def _open_maker(name: str, id: str, regions: str) -> BoxMaker:
+def _open_maker(detector: Detector) -> BoxMaker:
     """Opens a detector's maker of boxes. Raises ConfigError for a missing extra or an unknown detector."""
     try:
         from data_specs.errors import WenlanError
         from pipeline.store.boxes import open_maker
     except ImportError as e:
-        problem = f"{name} needs {e.name or first_line(e)}: {install('pipeline')}"
+        problem = f"{detector.name} needs {e.name or first_line(e)}: {install('pipeline')}"
         raise ConfigError("--detector", problem) from None
     try:
-        return open_maker(name, id, regions)
+        return open_maker(detector.name, detector.id, detector.regions)
     except SpecError as e:
         raise ConfigError("--detector", e.problems[0]) from None
     except (WenlanError, OSError) as e:

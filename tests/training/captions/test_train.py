@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from training.captions import checkpoint, regions
 from training.captions.decoder import CaptionerConfig
-from training.captions.train import CaptionerResult, fit_captioner
+from training.captions.train import fit_captioner
 from training.errors import CheckpointError, ConfigError, RunError
 from training.outputs.checkpoint import latest
 from training.outputs.journal import read_metrics
@@ -30,7 +30,7 @@ SMALL = CaptionerConfig(
 )
 
 
-def fitted(towers: Path, pictures: Path, out: Path, config: CaptionerConfig = SMALL) -> CaptionerResult:
+def fitted(towers: Path, pictures: Path, out: Path, config: CaptionerConfig = SMALL) -> dict[str, Any]:
     data = [f"folder:{pictures / 'train'}"]
     return fit_captioner(towers, data, out, config, device="cpu", cache=pictures.parent / "cache")
 
@@ -50,7 +50,7 @@ def test_a_training_stopped_in_the_middle_ends_as_one_that_was_not(
     with stopped_after(7):
         fitted(towers, pictures, tmp_path / "cut", config)
     again = fitted(towers, pictures, tmp_path / "cut", config)
-    assert (whole.steps, whole.resumed_from, again.resumed_from) == (again.steps, 0, 6)
+    assert (whole["steps"], whole["resumed_from"], again["resumed_from"]) == (again["steps"], 0, 6)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert read_metrics(tmp_path / "cut")[-1]["dev.cider"] == read_metrics(tmp_path / "whole")[-1]["dev.cider"]
 
@@ -93,10 +93,10 @@ def test_patience_ends_it_and_the_best_is_kept(towers: Path, pictures: Path, tmp
     """At a rate of 0 nothing is learnt: the first CIDEr stays the highest."""
     config = replace(SMALL, lr=0.0, epochs=20, eval_epochs=0.5, patience=2)
     result = fitted(towers, pictures, tmp_path / "run", config)
-    assert (result.stopped_early, result.best_step) == (True, 3)
-    assert result.steps == 9
-    assert Path(result.best).resolve().name == "step-00000003"
-    assert fitted(towers, pictures, tmp_path / "run", config).steps == 9
+    assert (result["stopped_early"], result["best_step"]) == (True, 3)
+    assert result["steps"] == 9
+    assert Path(result["best"]).resolve().name == "step-00000003"
+    assert fitted(towers, pictures, tmp_path / "run", config)["steps"] == 9
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_going_on_otherwise_is_refused(towers: Path, pictures: Path, tmp_path: P
     line = r"the run was started with other settings \(lr was 0.004, is 0.1\); choose another"
     with pytest.raises(ConfigError, match=line):
         fitted(towers, pictures, tmp_path / "run", replace(config, lr=0.1))
-    assert fitted(towers, pictures, tmp_path / "run", replace(config, beams=2)).steps == 2
+    assert fitted(towers, pictures, tmp_path / "run", replace(config, beams=2))["steps"] == 2
     with pytest.raises(RunError, match=r"was trained on other data, regions or towers"):
         fit_captioner(towers, [f"folder:{pictures / 'test'}"], tmp_path / "run", config, device="cpu")
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.checkpoints import save
 from tests.training.conftest import moved_checkpoint, retrieval_of
 from training import cli
 from training.data.tokenizer import load_tokenizer
@@ -26,7 +27,7 @@ from training.evaluation.retrieval import KS, rank
 from training.evaluation.tasks import Request, task
 from training.evaluation.tasks.retrieval import Measured, summary
 from training.moco import BriVL
-from training.outputs.checkpoint import RunState, save
+from training.outputs.checkpoint import RunState
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 from training.use.embed import embed_data

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.checkpoints import save
 from training.config import Config
 from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError
 from training.method.key_queue import SampleIds
 from training.moco import BriVL
-from training.outputs.checkpoint import TOWERS, RunState, clean, latest, open_checkpoint, save, suggest_intact
+from training.outputs.checkpoint import TOWERS, RunState, clean, latest, open_checkpoint, suggest_intact
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 

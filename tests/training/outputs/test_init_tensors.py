@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.checkpoints import save
 from training.config import Config
 from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError
 from training.moco import BriVL
-from training.outputs.checkpoint import RunState, open_checkpoint, save
+from training.outputs.checkpoint import RunState, open_checkpoint
 from training.records import Batch
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer

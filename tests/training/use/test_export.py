@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.checkpoints import save
 from tests.exported import Exported
 from training import cli
 from training.config import Config, from_dict
 from training.data.tokenizer import load_tokenizer, vocabulary_text
 from training.errors import ConfigError
 from training.moco import BriVL
-from training.outputs.checkpoint import RunState, save
+from training.outputs.checkpoint import RunState
 from training.records import Batch
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer

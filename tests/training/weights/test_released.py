@@ -441,8 +441,9 @@ def test_nothing_but_an_earlier_checkpoint_is_overwritten(state: State, tmp_path
 def test_a_model_trained_here_goes_into_the_released_format(
     tmp_path: Path, released_model: ModuleType, vocabulary: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from tests.checkpoints import save
     from training.data.tokenizer import load_tokenizer
-    from training.outputs.checkpoint import RunState, save
+    from training.outputs.checkpoint import RunState
     from training.run.optimizer import build_optimizer
 
     torch.manual_seed(3)

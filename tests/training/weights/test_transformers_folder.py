@@ -19,12 +19,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
+from tests.checkpoints import save
 from tests.training.conftest import moved_checkpoint, retrieval_of
 from training import cli
 from training.data.tokenizer import load_tokenizer
 from training.errors import ConfigError, RunError
 from training.moco import BriVL
-from training.outputs.checkpoint import RunState, save
+from training.outputs.checkpoint import RunState
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 from training.use.encode import open_encoder
