@@ -21,13 +21,13 @@ Limits: S of an ONNX file is the recipe's image size. ONNX needs the extra `wenl
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import logging
 import shutil
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,7 +116,7 @@ def _export_onnx(path: Path, out: Path) -> dict[str, Any]:
 def write_onnx(loaded: Loaded, image: Path, text: Path) -> list[Path]:
     """Write both query towers as ONNX files; returns the written files. Raises ConfigError for a missing package."""
     for package in ("onnx", "onnxscript"):
-        if find_spec(package) is None:
+        if importlib.util.find_spec(package) is None:
             raise ConfigError("--to onnx", f"{package} is not installed: {install('onnx')}")
     about = {"wenlan": "query towers", **_metadata(loaded.checkpoint), **_pixels(loaded.model)}
     model = loaded.model.cpu() if loaded.device.type != "cpu" else loaded.model
