@@ -46,7 +46,7 @@ class Beat:
 
     seconds: since it began. done, total: rows (pages, images) of the partition; total is None where unknown.
     counts: kept, failed, bytes, and others of its stage. rates: done and bytes per second of late.
-    hosts: kept, failed and bytes by host. pauses: of hosts, [reason, Unix time of its end].
+    hosts: asked, kept, failed and bytes by host. pauses: of hosts, [reason, Unix time of its end].
     """
 
     partition: str
@@ -133,7 +133,7 @@ class _Pulse:
                 self._before.popleft()
             then, done_then, received_then = self._before[0]
         passed = max(now - then, 0.001)
-        busiest = sorted(hosts, key=lambda host: -(hosts[host].get("kept", 0) + hosts[host].get("failed", 0)))
+        busiest = sorted(hosts, key=lambda host: -max(hosts[host].get(n, 0) for n in ("asked", "kept", "failed")))
         return {
             "at": time.time(),
             "seconds": round(now - self._began, 1),

@@ -363,17 +363,21 @@ def _activity(status: dict[str, Any]) -> str:
 
 def _show_hosts(hosts: dict[str, dict[str, float]], pauses: list[dict[str, Any]]) -> None:
     """Show the hosts that requests go to right now, the busiest first, and those that are paused."""
-    from pipeline.store.progress import HostPause
+    from pipeline.store.progress import LONG_S, HostPause, duration
 
     for pause in pauses[:MOST_HOSTS]:
         say(HostPause(**pause).line())
     if not hosts:
         return
-    table = table_of(f"{len(hosts)} active hosts", "host", "per second", "kept", "failed", "MB")
+    table = table_of(f"{len(hosts)} active hosts", "host", "per second", "kept", "failed", "MB", "left")
     for host, seen in list(hosts.items())[:MOST_HOSTS]:
         counts = [f"{seen[name]:,.0f}" for name in ("kept", "failed")]
-        table.add_row(host, f"{seen['per_second']:.1f}", *counts, f"{seen['bytes'] / 1e6:.1f}")
+        table.add_row(
+            host, f"{seen['per_second']:.1f}", *counts, f"{seen['bytes'] / 1e6:.1f}", duration(seen["left_seconds"])
+        )
     show(table)
+    if max(seen["left_seconds"] for seen in hosts.values()) >= LONG_S:
+        say("to shorten the wait: a faster pace in `egress.hosts`, if the host's owner allows it")
 
 
 def add_report(commands: Commands) -> None:

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 MOST = 10**15
 """Most candidates of an estimate."""
 
-LONG_S = 3600
-"""Seconds of waiting from which it is said how to shorten them."""
-
 MOST_APART = 0.25
 """Largest share for a split that is advised: the rest is trained on."""
 
@@ -237,7 +234,7 @@ def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | Non
     about: stands before the figures. asked: candidates of --estimate, of which each stage is shown.
     """
     from pipeline.report.estimate import Reference, forecast
-    from pipeline.store.progress import duration, size_of
+    from pipeline.store.progress import LONG_S, duration, size_of
 
     reference = Reference.newest(build.store, build.spec.name)
     expected = forecast(paces, reference)

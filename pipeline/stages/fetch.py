@@ -103,6 +103,8 @@ def run_partition(build: Build, partition: str) -> None:
         pulse.tell(kept=len(outcomes) - failed_before, failed=failed_before, bytes=0)
         sent = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
         network = _Network(build.spec, missing, spool, _silent_hosts(build.out, stage.fingerprint))
+        for host, images in Counter(map(_host, missing.values())).items():
+            pulse.of_host(host, "asked", images)
         if missing:
             network.run(lambda: ImageFetcher(build.spec, sent, rules, takedowns))
         outcomes = _refuse_lookalikes(build, outcomes | network.outcomes, spool, takedowns)

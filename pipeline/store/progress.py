@@ -24,6 +24,9 @@ from pipeline.store.build import Build
 from pipeline.store.commits import Record
 from pipeline.store.stage import Pass
 
+LONG_S = 3600
+"""Seconds from which the wait for a host is shown, with what would shorten it."""
+
 NEAR_S, FAR_S = 1.0, 10.0
 """Seconds between two looks at the figures of a build on a disk, and on an object store."""
 
@@ -49,7 +52,7 @@ class Figures:
     unit: what it counts, e.g. rows, pages, images. share: of the pass that is done, 0 to 1; None where that is unknown.
     done: rows of committed and running partitions; total: rows in all, once every partition runs or is committed.
     kept, failed: what became of them. rates: done and bytes per second of late. more: other figures of its partitions.
-    left_seconds: None where that is unknown. hosts: kept, failed, bytes and per_second by host, the busiest first.
+    left_seconds: None if unknown. hosts: kept, failed, bytes, per_second, left_seconds by host, the busiest first.
     pauses: of hosts that are paused now, the longest first.
     """
 
@@ -81,6 +84,8 @@ class Figures:
         parts += [f"{self.more['queue']:,} queued"] if "queue" in self.more else []
         parts += [f"{self.committed:,} of {self.partitions:,} partitions"] if self.partitions > 1 or not parts else []
         parts += [f"{duration(self.left_seconds)} left"] if self.left_seconds is not None else []
+        left, host = max(((seen["left_seconds"], host) for host, seen in self.hosts.items()), default=(0.0, ""))
+        parts += [f"slowest host {host}: {duration(left)}"] if left >= LONG_S else []
         parts += [self.pauses[0].line()] if self.pauses else []
         parts += [f"{len(self.pauses) - 1:,} more paused"] if len(self.pauses) > 1 else []
         return ", ".join(parts)
@@ -206,7 +211,7 @@ def figures(
         rates={name: round(sum(beat.rates.get(name, 0.0) for beat in beats), 2) for name in ("done", "bytes")},
         more={name: counts.get(name, 0) + said[name] for name in ("images", "bytes", "queue") if name in said},
         left_seconds=_seconds_left(partitions - committed, waiting, shares, beats, ran),
-        hosts=_hosts(beats),
+        hosts=_hosts(beats, waiting),
         pauses=_pauses(beats),
     )
 
@@ -224,10 +229,12 @@ def _seconds_left(missing: int, waiting: int, shares: float, beats: Sequence[Bea
     return round(ran.seconds / done * (missing - shares), 1) if done > 0 and missing else None
 
 
-def _hosts(beats: Sequence[Beat]) -> dict[str, dict[str, float]]:
+def _hosts(beats: Sequence[Beat], waiting: int) -> dict[str, dict[str, float]]:
     """Requests of running partitions by host, the busiest first.
 
-    kept, failed, bytes: sums over these partitions so far; per_second: answers per second since they began.
+    kept, failed, bytes: sums over these partitions so far; per_second: answers per second since they began;
+    left_seconds: at this pace, until it has answered for these partitions and for as many in each that waits; 0 where
+    that is unknown. Partitions are hashes of image URLs, so each has a like share of a host.
     """
     totals: dict[str, Counter[str]] = {}
     rates: dict[str, float] = {}
@@ -236,8 +243,14 @@ def _hosts(beats: Sequence[Beat]) -> dict[str, dict[str, float]]:
             totals.setdefault(host, Counter()).update(counts)
             answers = counts.get("kept", 0) + counts.get("failed", 0)
             rates[host] = rates.get(host, 0.0) + answers / max(beat.seconds, pulse.PULSE_S)
-    names = ("kept", "failed", "bytes")
-    hosts = {h: {**{n: c[n] for n in names}, "per_second": round(rates[h], 2)} for h, c in totals.items()}
+    hosts = {}
+    for host, said in totals.items():
+        left = max(0, said["asked"] - said["kept"] - said["failed"]) + said["asked"] * waiting / len(beats)
+        hosts[host] = {
+            **{name: said[name] for name in ("kept", "failed", "bytes")},
+            "per_second": round(rates[host], 2),
+            "left_seconds": round(left / rates[host]) if rates[host] else 0,
+        }
     return dict(sorted(hosts.items(), key=lambda entry: (-entry[1]["per_second"], entry[0])))
 
 

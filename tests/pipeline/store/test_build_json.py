@@ -175,5 +175,6 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
         assert seen["kept"] >= 4
         assert seen["bytes"] >= len(picture) * seen["kept"]
         assert 0 < seen["per_second"] < 25, "one in 0.05 s at most, robots.txt apart"
+        assert seen["left_seconds"] > 0, "half of the host's images are still asked for"
         assert web.host in capsys.readouterr().err
         assert build_json.status(opening.reopen(build.out))["running"]["hosts"] == {}, "what is done is in the records"

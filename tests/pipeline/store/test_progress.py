@@ -45,6 +45,16 @@ def test_hosts_that_are_paused_are_named_with_reason_and_end_and_those_of_before
     assert shown.line().endswith("left): connection, 1 more paused")
 
 
+def test_the_slowest_host_is_named_with_the_wait_of_all_partitions() -> None:
+    hosts = {"slow.cn": {"asked": 900, "kept": 98, "failed": 2}, "fast.cn": {"asked": 900, "kept": 800}}
+    running = replace(beat(900, 1_800), seconds=100.0, hosts=hosts)
+    shown = figures(STAGES["fetch"].main, 5, 0, {}, [running], Ran(0, 100.0))
+    assert shown.hosts["slow.cn"]["left_seconds"] == 800 + 4 * 900, "one answer a second, and four partitions wait"
+    assert shown.hosts["fast.cn"]["left_seconds"] == round((100 + 4 * 900) / 8)
+    assert "slowest host slow.cn: 73 min" in shown.line()
+    assert "slowest" not in figures(STAGES["fetch"].main, 1, 0, {}, [running], Ran(0, 100.0)).line()
+
+
 def test_where_partitions_wait_the_time_left_is_theirs_too() -> None:
     now = figures(STAGES["measure"].main, 10, 2, {"seen": 200}, [beat(50, 100), beat(50, 100)], Ran(2, 30.0))
     assert (now.share, now.done, now.total) == (0.3, 300, None)
