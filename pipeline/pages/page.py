@@ -4,8 +4,9 @@ The walk cuts the page into blocks of running text and notes for every image its
 around it, and whether it is page furniture (navigation, footer, sidebar). Texts are then looked up:
 
     alt           the image's alt, its title attribute, and the name of its file where that is Chinese; a name with a
-                  number, which others of a series have as well, comes as a title; an alt that only counts, says
-                  nothing, or repeats the title of several images, stands behind what is said beside its image
+                  number, which others of a series have as well, comes as a title; an alt that only counts or
+                  repeats the title of several images stands behind what is said beside its image, and one of words
+                  without content (运行结果) is left out
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
                   DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲, 图： or 图 1,
                   that ends with its photographer (新华社记者张三 摄), or that is centred right behind the image; a
@@ -126,6 +127,7 @@ _REFERS = re.compile(r"[详詳][情细細]?[见見]|[参參][见見考阅閱看]
 _FORMULA = re.compile(f"\\$([^\\s$\\\\{HAN.pattern[1:-1]}]{{1,30}})\\$")
 _COUNTED = re.compile(r"[\s\-_.#（(]*\d+[）)]?$")
 """The number at the end of an alt that counts pictures: 步骤 3, 预览图-2."""
+_LATIN = re.compile("[A-Za-z]")
 _COPY = re.compile(r"[\s,]*(\S+)")
 _ENTITY = re.compile(r"&(?:#\d{2,7}|#x[\da-fA-F]{2,6}|[a-zA-Z]{2,8});")
 _AROUND_NAME = re.compile(r"^\d+px-|\.[A-Za-z]\w{1,4}$|[\W_]+")
@@ -291,7 +293,8 @@ class _Lookup:
         beside = card or self._unshared_beside(row, used) or self._heading(row)
         name, numbered = _name_of_file(url)
         alts = map(self._unwrapped, (self._alts[row], clean(attributes.get("title", ""))))
-        own_alts = dict.fromkeys(filter(None, (*alts, "" if numbered else name)))
+        named = dict.fromkeys(filter(None, (*alts, "" if numbered else name)))
+        own_alts = [text for text in named if not self._is_empty(text) or _LATIN.search(text)]
         shared = [text for text in own_alts if self._is_shared(text)]
         texts += [("alt", text) for text in own_alts if not beside or text not in shared]
         if beside:
@@ -320,10 +323,14 @@ class _Lookup:
         says = self._says_something(text) and not (_REFERS.search(text) or is_story(text))
         return says and self._nearby_count[text] <= MAX_SHARING
 
+    def _is_empty(self, text: str) -> bool:
+        """True for words without content (运行结果), beside a name in Latin letters too (top 命令)."""
+        return HAN.search(text) is not None and not self._says_something(text, 1)
+
     def _is_shared(self, text: str) -> bool:
-        """True for an alt that says what others of the page say too: its headline, or a name with a number (步骤 3), or
-        words without content (效果图)."""
-        if HAN.search(text) and not self._says_something(text, 1):
+        """True for an alt that says what others of the page say too: its headline, or a name with a number (照片 3), or
+        little (top 命令)."""
+        if self._is_empty(text):
             return True
         if not self._several:
             return False

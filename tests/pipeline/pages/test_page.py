@@ -316,6 +316,15 @@ def test_words_without_content_beside_an_image_are_no_text_of_it(words: str) -> 
         assert not any(words in text.text for image in page.images for text in image.texts)
 
 
+@pytest.mark.parametrize("words", ["运行结果", "效果图", "如图所示", "步骤 3"])
+def test_an_alt_of_words_without_content_is_no_text_and_one_with_a_name_is(words: str) -> None:
+    photo = "<img src={}.jpg alt='{}'>"
+    for html in (photo.format(1, words), "".join(photo.format(n, words) + "<p>雪后的角楼。</p>" for n in range(5))):
+        page = parse(f"<h1>故宫</h1>{html}")
+        assert not any(words in text.text for image in page.images for text in image.texts)
+    assert first_of(f"<h1>故宫</h1>{photo.format(1, 'top命令')}") == [("alt", "top命令")]
+
+
 def test_the_last_of_images_with_their_texts_behind_them_has_the_text_behind_it() -> None:
     row = "<div><img src=1.jpg>积雪盖住角楼屋顶。<img src=2.jpg></div><div>雨水顺着城墙流下。</div>"
     assert first_of(f"<h1>故宫</h1>{row}") == [
