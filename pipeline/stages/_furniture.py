@@ -1,26 +1,31 @@
 """Drops what does not describe an image: furniture, covers in lists, endless pages, too many images of a host.
 
-Judged over the candidates of one partition of `extract`, a WARC file.
+Judged over the candidates of one partition of `extract`, a WARC file; alts and captions over a group of admit.sort,
+neighbouring WARC files with 200,000 candidates: a small host has few pages in each file of an archive.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_specs.shard import Text
 from pipeline.decisions import Decision, DropReason, drop, drop_capture
 from pipeline.pages.lines import says_something
-from pipeline.records import OWN_WORDS, Candidate, RemovedText
+from pipeline.records import OWN_WORDS, REMOVED, Candidate, RemovedText, text_of
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition, with other images on each, is
 furniture of the site. The title of an article in lists stands there with the article's image each time."""
 
 REPEATED_ON_IMAGES = 10
-"""An alt or caption of so many different images of one host in a partition is furniture of the site."""
+"""An alt or caption of so many different images of one host in a group is furniture of the site."""
 
 SHOWN_ON_PAGES = 20
 """An image on so many pages of a partition is a logo or a button, whatever it is called."""
@@ -103,24 +108,18 @@ def without_list_covers(candidates: list[Candidate]) -> tuple[list[Candidate], l
 
 def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
     """Drop images that stand on very many pages (SPACER), and remove surrounding texts, abstracts and titles that
-    stand on many pages of one host, and words of very many images; a candidate without any other text goes too
-    (NO_TEXT).
+    stand on many pages of one host; a candidate without any other text goes too (NO_TEXT).
     """
     pages_of: dict[str, set[str]] = {}
-    images: dict[tuple[str, str, bool], dict[str, str]] = {}  # by host and text: each image, and its first page with it
+    images: dict[tuple[str, str], dict[str, str]] = {}  # by host and text: each image, and its first page with it
     for candidate in candidates:
         page, host = candidate.page_url, urlsplit(candidate.page_url).netloc
         pages_of.setdefault(candidate.image_url, set()).add(page)
         for text in candidate.texts:
-            first_pages = images.setdefault((host, text.text, text.kind in OWN_WORDS), {})
-            first_pages[candidate.image_url] = min(page, first_pages.get(candidate.image_url, page))
-    furniture: dict[tuple[str, str, bool], str] = {}
-    for key, first_pages in images.items():
-        _, _, is_own_words = key
-        if is_own_words and len(first_pages) >= REPEATED_ON_IMAGES:
-            furniture[key] = f"repeated with {len(first_pages)} images"
-        elif not is_own_words and (count := len(set(first_pages.values()))) >= REPEATED_ON_PAGES:
-            furniture[key] = f"repeated on {count} pages"
+            if text.kind not in OWN_WORDS:
+                first_pages = images.setdefault((host, text.text), {})
+                first_pages[candidate.image_url] = min(page, first_pages.get(candidate.image_url, page))
+    counts = {key: len(set(first_pages.values())) for key, first_pages in images.items()}
     kept, dropped = [], []
     for candidate in candidates:
         count = len(pages_of[candidate.image_url])
@@ -130,8 +129,9 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
         host = urlsplit(candidate.page_url).netloc
         texts, removed = list[Text](), list[RemovedText]()
         for text in candidate.texts:
-            if why := furniture.get((host, text.text, text.kind in OWN_WORDS)):
-                removed.append(RemovedText.of(text, DropReason.BOILERPLATE, f"{why} of {host}"))
+            count = 0 if text.kind in OWN_WORDS else counts[host, text.text]
+            if count >= REPEATED_ON_PAGES:
+                removed.append(RemovedText.of(text, DropReason.BOILERPLATE, f"repeated on {count} pages of {host}"))
             else:
                 texts.append(text)
         if texts:
@@ -139,3 +139,35 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
         else:
             dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that are repeated on many pages"))
     return kept, dropped
+
+
+def without_repeated_words(candidates: pa.Table) -> pa.Table:
+    """A table of candidates with the alts and captions of very many different images of a host among their removed
+    texts. A candidate can be left without a text: `admit` drops it.
+    """
+    texts, rows = pc.list_flatten(candidates["texts"]), pc.list_parent_indices(candidates["texts"])
+    own = pc.is_in(pc.struct_field(texts, "kind"), pa.array(OWN_WORDS))
+    rows, texts = rows.filter(own), pc.struct_field(texts, "text").filter(own)
+    hosts = pa.array([urlsplit(page).netloc for page in candidates["page_url"].to_pylist()], pa.string()).take(rows)
+    words = pa.table([rows, hosts, texts, candidates["image_url"].take(rows)], ["row", "host", "text", "image"])
+    counts = words.group_by(["host", "text"]).aggregate([("image", "count_distinct")])
+    counts = counts.filter(pc.field("image_count_distinct") >= REPEATED_ON_IMAGES)
+    found = words.join(counts, ["host", "text"], join_type="inner").to_pydict()
+    images = zip(found["image_count_distinct"], found["host"], strict=True)
+    whys = (f"repeated with {count} images of {host}" for count, host in images)
+    repeated = dict(zip(zip(found["row"], found["text"], strict=True), whys, strict=True))
+    changed = sorted(set(found["row"]))
+    if not changed:
+        return candidates
+    own_rows = candidates.take(changed).to_pylist()
+    for at, row in zip(changed, own_rows, strict=True):
+        said, row["texts"] = row["texts"], []
+        for text in said:
+            why = repeated.get((at, text["text"])) if text["kind"] in OWN_WORDS else None
+            if why is None:
+                row["texts"].append(text)
+            else:
+                row[REMOVED].append(asdict(RemovedText.of(text_of(text), DropReason.BOILERPLATE, why)))
+    others = np.delete(np.arange(len(candidates)), changed)
+    mixed = pa.concat_tables([candidates.take(others), pa.Table.from_pylist(own_rows, candidates.schema)])
+    return mixed.take(np.argsort(np.concatenate([others, changed])))

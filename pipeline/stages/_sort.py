@@ -4,7 +4,8 @@ Each partition of `admit`, `fetch` and `detect` is a range of order keys, and wa
 source: read from the parts, files would be opened as often as the product of both. So the rows of neighbouring parts
 are sorted together, GROUP at a time, as Arrow record batches: batch i of 2^b has the keys of which the highest b bits
 are i. A reader of a range reads the end of the file, and a batch or two. Rows with equal keys stay in the order of the
-parts. On the way the names that pages give their pictures are cleaned and hashed, of which the driver learns templates
+parts, those of pages first. On the way alts and captions of very many pictures of a host are removed (`_furniture`),
+and the names that pages give their pictures are cleaned and hashed, of which the driver learns templates
 (`pipeline.stages._templates`).
 
 Limits: a group is held in memory, about 2 kB a row. User names and passwords of URLs stay in extract's files, so parts
@@ -26,6 +27,7 @@ import pyarrow.compute as pc
 from pipeline import pulse
 from pipeline.records import ARCHIVED, PROVENANCE, SOURCE_BOXES, USERINFO, WITH_REMOVED_SCHEMA
 from pipeline.stages import _templates
+from pipeline.stages._furniture import without_repeated_words
 from pipeline.stages._templates import NAME_SCHEMA, NAMES
 from pipeline.store.build import Build
 from pipeline.store.commits import Attempt, Record
@@ -108,27 +110,29 @@ def run_partition(build: Build, partition: str) -> None:
     with build.stage(NAME).attempt(partition) as attempt:
         rows = 0
         for suffix, name in SUFFIXES.items():
-            tables = [extract.table(record, suffix) for record in records if suffix in record.files]
+            own = [record for record in records if suffix in record.files]
+            is_candidates = suffix == "parquet"
+            tables = _candidates(build, attempt, own) if is_candidates else [extract.table(r, suffix) for r in own]
             written = write_sorted(attempt.path(name), tables) if tables else 0
-            if suffix == "parquet":
+            if is_candidates:
                 rows = written
-                _write_names(build, attempt, records)
                 pulse.advance(rows)
         userinfos = [record.partition for record in records if USERINFO in record.files]
         attempt.commit({"rows": rows, "parts": len(records)}, {"userinfos": userinfos})
 
 
-def _write_names(build: Build, attempt: Attempt, records: Sequence[Record]) -> None:
-    """Writes what the pages of some parts call their pictures and themselves, if any of them is of pages."""
+def _candidates(build: Build, attempt: Attempt, records: Sequence[Record]) -> list[pa.Table]:
+    """Candidates of some parts, those of pages first and without repeated words. Writes what these pages call their
+    pictures and themselves."""
     extract, sources = build.stage("extract"), _templates.page_sources(build)
-    tables = [
-        extract.table(record, columns=["page_url", "texts"])
-        for record in records
-        if record.partition.rpartition("-")[0] in sources
-    ]
-    if tables:
-        names = _templates.names_of(pa.concat_tables(tables))
-        attempt.write_table(NAMES, names, row_group_size=NAMES_AT_ONCE)
+    pages, others = list[pa.Table](), list[pa.Table]()
+    for record in records:
+        (pages if record.partition.rpartition("-")[0] in sources else others).append(extract.table(record))
+    if not pages:
+        return others
+    table = without_repeated_words(pa.concat_tables(pages, promote_options="default"))
+    attempt.write_table(NAMES, _templates.names_of(table), row_group_size=NAMES_AT_ONCE)
+    return [table, *others]
 
 
 def rows_between(
@@ -180,7 +184,7 @@ PASS = Pass(
     reads=("extract",),
     run=run_partition,
     token=token,
-    version=4,
+    version=5,
     reduce=_templates.rows,
     files=(
         PassFile(SUFFIXES["parquet"], WITH_REMOVED_SCHEMA, kind="derived"),

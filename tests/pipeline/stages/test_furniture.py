@@ -45,23 +45,6 @@ def test_the_words_of_an_article_are_none_of_its_site_in_however_many_lists_they
     assert all(words[0] in [text.text for text in c.texts] for c in kept if c.image_url.endswith("a.jpg"))
 
 
-def test_one_alt_on_many_pictures_of_a_host_is_taken_off() -> None:
-    def candidates(pictures: int) -> list[Candidate]:
-        html = "".join(f"<img src=/i/{i}.jpg alt=敬请期待><p>第{i}张照片的说明</p>" for i in range(pictures))
-        return [
-            c
-            for c in extract_page(capture(html, url="http://a.test/"), "s", "news").entries
-            if isinstance(c, Candidate)
-        ]
-
-    few, _ = _furniture.without_furniture(candidates(_furniture.REPEATED_ON_IMAGES - 1))
-    assert {c.texts[0].text for c in few} == {"敬请期待"}
-    many, _ = _furniture.without_furniture(candidates(_furniture.REPEATED_ON_IMAGES))
-    assert all(text.text != "敬请期待" for c in many for text in c.texts)
-    [removed] = many[0].removed
-    assert removed.evidence == f"repeated with {_furniture.REPEATED_ON_IMAGES} images of a.test"
-
-
 def test_a_picture_of_a_list_is_known_by_its_own_page():
     """Two pages of a list of ten articles, each with its cover; the last two covers have no article here."""
 
