@@ -26,6 +26,10 @@ maintainers, FAQ, the help of GIMP and LibreOffice, poems); in brackets by the s
 chardet 7.7.0 (40 pages) and charset-normalizer 3.5.3 (10 pages) read 85 to 100 and 80 to 100 of 30 bytes, HZ apart, and
 less of long gb18030 pages than was read before: 75 of 3,000 bytes, and 50 of 1,000.
 
+Of pages that declare nothing with 30, 60, 100 and 300 bytes of other texts (.mo files of Debian's packages, Rust by
+Example in Japanese, HowToCook, 472 pages of blogs), 1,000 of each text in EUC-JP, Shift_JIS, EUC-KR, Big5, gb18030 and
+UTF-8, two of 84,000 are read in another charset: 「封筒 prc3 封筒 prc4」, a list of sizes of paper; none is refused.
+
 Of 60,000 Chinese pages, from 4 bytes beyond ASCII on, that declare nothing, what they are, or another charset, 54,256
 were read before and 59,903 are; 29 that were read are not, all of them of at most 12 bytes.
 """
