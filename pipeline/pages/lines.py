@@ -111,12 +111,16 @@ def says_something(text: str, minimum: int = MIN_BESIDE) -> bool:
         return False
     words, at, count, han = _empty_words(), 0, 0, False
     while at < len(text) and not (han and count >= minimum):
-        if text[at : at + 3] in words:
-            at += 3
-        elif text[at : at + 2] in words:
-            at += 2
-        elif text[at] not in words and HAN.match(text, at):
-            at, count, han = at + 1, count + 1, True
+        ch = text[at]
+        if "\u3400" <= ch <= "\u9fff" or "\U00020000" <= ch <= "\U0003ffff":  # HAN, at a third of its time
+            if text[at : at + 3] in words:
+                at += 3
+            elif text[at : at + 2] in words:
+                at += 2
+            else:
+                if ch not in words:
+                    count, han = count + 1, True
+                at += 1
         elif word := _WORD.match(text, at):
             at, count = word.end(), count + 2
         else:
@@ -165,9 +169,9 @@ def beginning_of(text: str) -> str:
 def _from_sentence(text: str) -> str:
     """A text from where its first sentence begins, without the number of its section."""
     text = text.strip()
-    if rest := _REST.match(text):
+    if text and (rest := _REST.match(text)):
         text = text[rest.end() :]
-    return without_number(text)
+    return without_number(text) if text else ""
 
 
 def sentences_of(text: str) -> Iterator[str]:

@@ -292,7 +292,7 @@ class _Lookup:
         card = self._cards[row] if self._card_count[self._cards[row]] <= MAX_SHARING else ""
         beside = card or self._unshared_beside(row, used) or self._heading(row)
         name, numbered = _name_of_file(url)
-        alts = map(self._unwrapped, (self._alts[row], clean(attributes.get("title", ""))))
+        alts = map(self._unwrapped, filter(None, (self._alts[row], clean(attributes.get("title", "")))))
         named = dict.fromkeys(filter(None, (*alts, "" if numbered else name)))
         own_alts = [text for text in named if not self._is_empty(text) or _LATIN.search(text)]
         shared = [text for text in own_alts if self._is_shared(text)]
