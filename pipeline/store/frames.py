@@ -287,7 +287,6 @@ class Frames:
         """The files of a table, in its order. split: of samples and regions, those of one split only."""
         schema = self.schema(table)
         if table == SAMPLES or table.startswith(REGIONS):
-            only = self.dataset.manifest.build_id if self.dataset is not None else self.builds[0].build_id
             named = table != SAMPLES and bool(self.shards)  # a build that keeps nothing is without regions
             detector = self.detector(table.removeprefix(REGIONS)) if named else ""
             for folder, shard in self.of_split(split):
@@ -295,7 +294,7 @@ class Frames:
                 if file is None:
                     raise StoreError(folder.at(shard.tar.path), f"no regions of detector {detector}")
                 listed_by: Literal["record", "manifest"] = "record" if self.dataset is None else "manifest"
-                yield TableFile(folder, file.path, file.bytes, shard.build or only, schema, listed_by)
+                yield TableFile(folder, file.path, file.bytes, shard.build or self._only_build, schema, listed_by)
             return
         if split:
             raise StoreError(self.place, f"{table} do not have splits: dedup assigns them to kept pairs")
@@ -303,6 +302,10 @@ class Frames:
             for folder, record, suffix in _committed(build, table):
                 ref = record.files[suffix]
                 yield TableFile(folder, ref.name, ref.bytes, build.build_id, schema, record=record)
+
+    @property
+    def _only_build(self) -> str:
+        return self.dataset.manifest.build_id if self.dataset is not None else self.builds[0].build_id
 
     def missing_reasons(self, table: str) -> dict[str, str]:
         """Returns why rows of a build are missing from a table, by the build's id; empty if none are."""
@@ -335,6 +338,13 @@ class Frames:
         """A table in batches of at most `rows` rows, file by file, whatever its size. Raises StoreError."""
         for part in self.parts(table, split):
             yield from part.batches(columns, filters, rows)
+
+    def tables(
+        self, table: str, columns: Sequence[str] | None = None, filters: Filters = None, split: str = ""
+    ) -> Iterator[pa.Table]:
+        """A table file by file: one file (a partition of a stage, or a shard) is in memory at a time."""
+        for part in self.parts(table, split):
+            yield part.table(columns, filters)
 
     def arrow_dataset(self, table: str, split: str = "") -> pyarrow.dataset.Dataset:
         """A table as one pyarrow dataset, which DuckDB, Polars and pyarrow query without reading it into memory.

@@ -249,7 +249,7 @@ def _hosts(beats: Sequence[Beat], waiting: int) -> dict[str, dict[str, float]]:
         hosts[host] = {
             **{name: said[name] for name in ("kept", "failed", "bytes")},
             "per_second": round(rates[host], 2),
-            "left_seconds": round(left / rates[host]) if rates[host] else 0,
+            "left_seconds": round(left / rates[host], 2) if rates[host] else 0,
         }
     return dict(sorted(hosts.items(), key=lambda entry: (-entry[1]["per_second"], entry[0])))
 

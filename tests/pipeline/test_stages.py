@@ -208,7 +208,7 @@ def test_a_helper_of_one_stage_is_imported_without_the_others():
         "print(*sorted(m for m in sys.modules if m.startswith('pipeline.stages.')))"
     )
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, text=True)
-    assert done.stdout.split() == ["pipeline.stages._page_candidates"]
+    assert done.stdout.split() == ["pipeline.stages._furniture", "pipeline.stages._page_candidates"]
 
 
 def test_stages_are_in_the_order_of_their_names():

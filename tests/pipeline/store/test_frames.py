@@ -88,7 +88,7 @@ def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
 
 
 def test_decisions_are_the_union_of_all_stages(synthetic_build: Build, synthetic: Any) -> None:
-    tables = [part.table(["stage", "reason"]) for part in Frames.of(synthetic_build).parts("decisions")]
+    tables = list(Frames.of(synthetic_build).tables("decisions", ["stage", "reason"]))
     counts: dict[tuple[str, str], int] = {}
     for table in tables:
         for row in table.to_pylist():

@@ -69,7 +69,8 @@ def test_weights_are_not_wanted_where_a_checkpoint_follows() -> None:
         (
             "image.encoder=cnn_region",
             "image.encoder: unknown encoder 'cnn_region'; "
-            "available: bert_text, char_text, clip_image, clip_text, cnn_regions, or a module of another package",
+            "available: bert_text, char_text, clip_image, clip_text, cnn_regions, "
+            "or a module of another package or an entry point",
         ),
         ("image.encoder=char_text", "image.encoder: char_text is an encoder of texts"),
         (
