@@ -33,7 +33,7 @@ GROUP = "wenlan"
 
 
 def build_by(family: ModuleType, name: str, key: str, *given: Any, options: Mapping[str, Any] | None = None) -> Any:
-    """What the plug-in of a name builds of `given` and `options`, its keyword arguments.
+    """Returns what the plug-in of a name builds of `given` and `options`, its keyword arguments.
 
     family: the package of ours. key: of the config, for messages. Raises ConfigError.
     """

@@ -224,7 +224,7 @@ def _real(runs: Sequence[Run], facts: Mapping[str, Any]) -> Part:
         f"{total:,} pairs of {sources} sources in packages of Debian and npm",
         (f"取自 Debian 和 npm 软件包的 {sources} 个来源的 {total:,} 对"),
     )
-    note = _note(what, first, more, _NAMES) if names else _note(what, first)
+    note = _note(what, first, more, _NAMES)
     return part(("Real pairs out of packages", "取自软件包的真实图文对"), note, sides, "clip", _CLAIMS, names)
 
 
