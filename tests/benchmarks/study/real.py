@@ -12,8 +12,8 @@ val's. Intervals are over names, the pairs' texts, as well as seeds. The runs ar
 
 Limits: a few epochs, which is short for a queue; `--samples` trains for longer. Choices are made after TUNING samples:
 after 4,000 the queue was best at a rate that ended at R@10 7.1, not 12.8. Its choice is the least temperature and rate
-of those tried. Frozen features; a pair's primary text
-alone, 24 tokens of it. Packages of other versions give other figures.
+of those tried. Frozen features; a pair's primary text alone, 24 tokens of it. Packages of other versions give other
+figures.
 """
 
 from __future__ import annotations
