@@ -213,7 +213,7 @@ class Admit(Spec):
 
 
 class Dedup(Spec):
-    """Rules by which two images or texts count as the same, and limits on pairs that share a text, image or domain."""
+    """Rules by which two images or texts count as the same, and limits on pairs that share a text or image."""
 
     across: Literal["all"] | tuple[str, ...] = Field(
         (),
@@ -233,7 +233,6 @@ class Dedup(Spec):
     max_pairs_per_text: int = Field(
         10, gt=0, description="most pairs that share one text; Wukong drops a text that occurs more often"
     )
-    max_pairs_per_domain: int = Field(0, ge=0, description="most pairs per registered domain of the page; 0 = no limit")
     placeholder_texts: int = Field(
         100, ge=0, description="an image with more different primary texts than this is a placeholder; 0 = never"
     )

@@ -98,7 +98,6 @@ class DropReason(enum.StrEnum):
     NEAR_IMAGE = "near_image", "near-copy of an image", "近似图像"
     PLACEHOLDER = "placeholder", "placeholder image", "占位图"  # one picture under many different texts
     CAP_PER_TEXT = "cap_per_text", "over the cap per text", "同文本上限"
-    CAP_PER_DOMAIN = "cap_per_domain", "over the cap per domain", "同域名上限"
     OTHER_SPLIT = "other_split", "texts of another split", "文本属于其他划分"  # than its image
     # curate: screen
     NSFW = "nsfw", "not safe for work", "不宜展示"

@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 import ipaddress
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 from data_specs.errors import SpecError
@@ -271,43 +269,3 @@ def loopback_pairs(allow: Sequence[str]) -> frozenset[tuple[str, int]]:
                 raise SpecError([f"{where}: {address} is not a loopback address; only those are allowed here"])
             pairs.add((str(literal), port))
     return frozenset(pairs)
-
-
-def domain_of(url: str) -> str:
-    """The registered domain of a URL's host (publicsuffix.org), the host itself where it has none; "" for no host."""
-    return _domain_of_host(_netloc(url))
-
-
-def domain_key(url: str) -> int:
-    """64 bits of a hash of the registered domain; 0 for none."""
-    return _key_of_host(_netloc(url))
-
-
-def _netloc(url: str) -> str:
-    """Returns the part between scheme and path, far cheaper than splitting the whole URL."""
-    return url.partition("://")[2].split("/", 1)[0].split("?", 1)[0]
-
-
-@functools.lru_cache(maxsize=100_000)
-def _key_of_host(netloc: str) -> int:
-    domain = _domain_of_host(netloc)
-    return int.from_bytes(hashlib.sha256(domain.encode()).digest()[:8], "big") if domain else 0
-
-
-@functools.lru_cache(maxsize=100_000)
-def _domain_of_host(netloc: str) -> str:
-    try:
-        host = urlsplit(f"//{netloc}").hostname or ""
-    except ValueError:
-        return ""
-    last = host.rpartition(".")[2]
-    if ":" in host or last.isdigit():  # an IP address is without a parent domain
-        return host
-    return str(_public_suffixes().privatesuffix(host) or host) if host else ""
-
-
-@functools.lru_cache(maxsize=1)
-def _public_suffixes() -> Any:
-    from publicsuffixlist import PublicSuffixList
-
-    return PublicSuffixList()

@@ -30,7 +30,6 @@ from pipeline.matching.image_comparison import (
 from pipeline.matching.sketches import are_same, sketch
 from pipeline.pictures.signatures import of_one_tone
 from pipeline.records import OWN_WORDS, split_of
-from pipeline.urls import domain_key
 
 Matrix = npt.NDArray[np.bool_]
 
@@ -171,7 +170,6 @@ class Oracle:
 
         kept: list[Item] = [item for item, _ in before]
         by_text = Counter(item.texts[0][1] for item in kept)
-        by_domain = Counter(_domain(item) for item in kept)
         began: list[tuple[str, str]] = []
         for item in items:
             same_bytes = [k for k in kept if k.row["sha256"] == item.row["sha256"]]
@@ -187,13 +185,9 @@ class Oracle:
             first = leader_of(own[0])
             if first is not None and by_text[first] >= rules.max_pairs_per_text:
                 item.reasons.append("cap_per_text")
-            domain = _domain(item)
-            if rules.max_pairs_per_domain and domain and by_domain[domain] >= rules.max_pairs_per_domain:
-                item.reasons.append("cap_per_domain")
             if item.reasons:
                 continue
             kept.append(item)
-            by_domain[domain] += 1
             shares = spec.shards.dev_share, spec.shards.val_share
             item.split = split_of(item.row["sha256"], spec.seed, *shares)
             leaders = []
@@ -267,10 +261,6 @@ class Oracle:
             return np.zeros((0, 0), np.bool_)
         own = hashes_of(table), signatures_of(table["signature"]), Details.of_table(table)
         return alike(rules.image_distance, rules.image_signature, *own, rules.image_turned)
-
-
-def _domain(item: Item) -> int:
-    return int(domain_key(item.row["page_url"] or item.row["image_url"]))
 
 
 def rows_of(build: Any) -> list[dict[str, Any]]:

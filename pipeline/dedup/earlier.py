@@ -4,8 +4,8 @@
     STORE/dealt/<commit>/texts.<sketch>.<first>-<last>.bin              its texts that lead, likewise
 
 A commit is what one build kept (`pipeline.store.identities`), a piece up to PIECE rows of its images or texts. Beside
-what a run of a build has, a piece of images holds how many images each text leader and each domain has, so that caps
-stay exact. Signatures and details are read from the commit's own files. Images that were measured under another feature
+what a run of a build has, a piece of images holds how many images each text leader has, so that caps stay exact.
+Signatures and details are read from the commit's own files. Images that were measured under another feature
 id are matched by bytes only, and texts that were sketched otherwise are not compared; both are logged.
 
 A piece follows from its commit, whose name holds a digest, and from its own name, so it never changes. Where one is
@@ -213,7 +213,7 @@ def _make(build: Build, piece: Piece, keys: Sequence[Key]) -> bool:
 def _write_images(
     writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, keys: Sequence[Key]
 ) -> None:
-    columns = ["candidate_id", "sha256", "text_leader", "domain", "phash", "split", "context"]
+    columns = ["candidate_id", "sha256", "text_leader", "phash", "split", "context"]
     table = identities.rows(known, "images.parquet", piece.first, piece.last, columns)
     turned = any(key.family.in_other_forms for key in keys)
     widths = (of + symmetries.HASHES * turned for of in (HASHES, GRIDS))
@@ -239,7 +239,7 @@ def _write_images(
     writer.add("candidate", candidate)
     writer.add("flags", _flags(identities, known, candidate))
     writer.add("split", _split_numbers(table))
-    _count(writer, digests_of(table["text_leader"]), table["domain"].to_numpy())
+    _count(writer, digests_of(table["text_leader"]))
 
 
 def _split_numbers(table: pa.Table) -> npt.NDArray[np.int8]:
@@ -259,8 +259,8 @@ def _flags(identities: Identities, known: Published, candidate: Digests) -> Byte
     return flags
 
 
-def _count(writer: ArrayWriter, leaders: Digests, domains: npt.NDArray[np.uint64]) -> None:
-    """Counts images by leader of a primary text (the first 64 bits of its id), and by domain."""
+def _count(writer: ArrayWriter, leaders: Digests) -> None:
+    """Counts images by leader of a primary text (the first 64 bits of its id)."""
     order = np.lexsort(np.ascontiguousarray(leaders).view(np.uint64).reshape(-1, 4).T)
     ranked = leaders[order]
     new = np.concatenate([np.ones(min(1, len(ranked)), np.bool_), (ranked[1:] != ranked[:-1]).any(axis=1)])
@@ -270,9 +270,6 @@ def _count(writer: ArrayWriter, leaders: Digests, domains: npt.NDArray[np.uint64
     writer.add("leaders.words", words[by_word])
     writer.add("leaders.ids", ids[by_word])
     writer.add("leaders.pairs", pairs[by_word].astype(np.int64))
-    names, counts = np.unique(domains, return_counts=True)
-    writer.add("domains", names)
-    writer.add("domains.pairs", counts.astype(np.int64))
 
 
 def pairs_of_leaders(arrays: Arrays, ids: Digests) -> Ints:
@@ -283,14 +280,6 @@ def pairs_of_leaders(arrays: Arrays, ids: Digests) -> Ints:
     equal = (ids[rows] == arrays["leaders.ids"][at]).all(axis=1)
     found = np.zeros(len(own), np.int64)
     found[rows[equal]] = arrays["leaders.pairs"][at[equal]]
-    return found
-
-
-def pairs_of_domains(arrays: Arrays, domains: npt.NDArray[np.uint64]) -> Ints:
-    """[N] how many images of a piece have these domains."""
-    low, high = (np.searchsorted(arrays["domains"], domains, side) for side in ("left", "right"))
-    found, there = np.zeros(len(domains), np.int64), np.flatnonzero(high > low)
-    found[there] = arrays["domains.pairs"][low[there]]
     return found
 
 

@@ -1,11 +1,11 @@
 """The sequential pass of dedup: decides which pairs are kept, from edges alone.
 
 Pairs come in the order of their ranks. A pair is dropped if its image has the same bytes as a kept one, or is a near
-copy of one (it looks like it, their contexts allow it, `pipeline.matching.contexts`; the first of those with
-the strongest bond is its leader), or if enough pairs of its primary text's cluster or of its
-domain are kept already. Else it is kept and leads from then on, and so does each of its texts that is the same as no
-earlier one. Dropped pairs never lead, so chains do not occur: with chains, over near-text edges, 35,000 unrelated
-captions were seen in one cluster. A text cluster never drops a pair by itself, it only feeds the cap.
+copy of one (it looks like it, their contexts allow it, `pipeline.matching.contexts`; the first of those with the
+strongest bond is its leader), or if enough pairs of its primary text's cluster are kept already. Else it is kept and
+leads from then on, and so does each of its texts that is the same as no earlier one. Dropped pairs never lead, so
+chains do not occur: with chains, over near-text edges, 35,000 unrelated captions were seen in one cluster. A text
+cluster never drops a pair by itself, it only feeds the cap.
 
 What earlier builds kept comes before all. Increments over earlier builds have the result of one pass over everything,
 as long as the ranks put the earlier builds first.
@@ -37,7 +37,6 @@ REASONS = (
     DropReason.SAME_IMAGE,
     DropReason.NEAR_IMAGE,
     DropReason.CAP_PER_TEXT,
-    DropReason.CAP_PER_DOMAIN,
     DropReason.OTHER_SPLIT,  # not the pass's own: `splits` says so of pairs that it keeps
 )
 """Bit i of the reasons of a pair stands for the i-th; a pair counts under the first reason whose bit is set."""
@@ -123,7 +122,7 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs in the order of their ranks [M], of which each may match something, or is under a cap."""
+    """Pairs in the order of their ranks [M], of which each may match something."""
 
     image: Ints
     """[M] the node of the image, NONE for one that matches nothing."""
@@ -131,8 +130,6 @@ class Pairs:
     """[M + 1] where the texts of each pair begin, primary first, and the end."""
     texts: Ints
     """The node of each text, NONE likewise."""
-    domain: Ints
-    """[M] a number of the domain, NONE for none."""
     contexts: Context
     """Contexts of the images [M, ...]."""
 
@@ -146,7 +143,7 @@ class EarlierResults:
 
     same [image nodes], near [M]: the first image with the same bytes, and the one that a pair's is a near copy of, with
     its bond [M]; NONE for none. placeholders: numbers of images that are one. text_leaders [text nodes]: a node from
-    the number of nodes on. pairs [earlier text leaders]: how many pairs each has; domains [domains]: likewise.
+    the number of nodes on. pairs [earlier text leaders]: how many pairs each has.
     """
 
     same: Ints
@@ -155,7 +152,6 @@ class EarlierResults:
     placeholders: frozenset[int]
     text_leaders: Ints
     pairs: Ints
-    domains: Ints
 
 
 @dataclass(frozen=True)
@@ -197,10 +193,10 @@ class LeaderPass:
         owners, same, before = (_view(of) for of in (owner, self._kept.same, self._kept.near))
         near = _view(waiting.near)
         counted = np.concatenate([np.zeros(len(self._texts), np.int64), self._kept.pairs])
-        pairs_of, domains = _view(counted), _view(self._kept.domains.copy())
+        pairs_of = _view(counted)
         of_texts, began = _view(found.text_leaders), _view(found.began.view(np.uint8))
         reasons, leader, earlier = _view(found.reasons), _view(found.leader), _view(found.earlier)
-        for row, image, first, texts, domain in _rows(pairs):
+        for row, image, first, texts in _rows(pairs):
             why = 0
             if image != NONE:
                 waiting.close_pair(row)
@@ -217,8 +213,6 @@ class LeaderPass:
             primary = self._leader(texts[0])
             if primary != NONE and pairs_of[primary] >= rules.max_pairs_per_text:
                 why |= BIT[DropReason.CAP_PER_TEXT]
-            if domain != NONE and domains[domain] >= rules.max_pairs_per_domain:
-                why |= BIT[DropReason.CAP_PER_DOMAIN]
             if why:
                 reasons[row] = why
                 continue
@@ -226,8 +220,6 @@ class LeaderPass:
                 owners[image] = row
                 needed, crowded = partial(waiting.has_copies, row), waiting.has_copies_in_crowds(row)
                 waiting.give(row, self._images.matching(image, needed, crowded))
-            if domain != NONE:
-                domains[domain] += 1
             for at, text in enumerate(texts, first):
                 if text != NONE:
                     of_texts[at], began[at] = self.leader_of_text(text)
@@ -341,16 +333,15 @@ def _view(values: Any) -> memoryview:
     return memoryview(values)
 
 
-def _rows(pairs: Pairs) -> Iterator[tuple[int, int, int, list[int], int]]:
-    """(row, image, place of its first text, its texts, domain) of each pair."""
+def _rows(pairs: Pairs) -> Iterator[tuple[int, int, int, list[int]]]:
+    """(row, image, place of its first text, its texts) of each pair."""
     for start in range(0, len(pairs), AT_ONCE):
         end = min(len(pairs), start + AT_ONCE)
         starts = pairs.starts[start : end + 1].tolist()
         texts, base = pairs.texts[starts[0] : starts[-1]].tolist(), starts[0]
-        images, domains = pairs.image[start:end].tolist(), pairs.domain[start:end].tolist()
-        for at, (image, domain) in enumerate(zip(images, domains, strict=True)):
+        for at, image in enumerate(pairs.image[start:end].tolist()):
             low, high = starts[at], starts[at + 1]
-            yield start + at, image, low, texts[low - base : high - base], domain
+            yield start + at, image, low, texts[low - base : high - base]
 
 
 def first_by(keys: Ints, values: Ints, size: int) -> Ints:

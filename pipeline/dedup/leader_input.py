@@ -22,7 +22,6 @@ from pipeline.dedup.earlier import (
     TEXTS,
     Piece,
     opened,
-    pairs_of_domains,
     pairs_of_leaders,
     pieces_of,
 )
@@ -169,21 +168,12 @@ class LeaderInput:
         return np.minimum(np.diff(self.text_starts), self._rules.max_texts)
 
     @cached_property
-    def domains(self) -> tuple[npt.NDArray[np.uint64], Ints]:
-        """(domains under a cap, ascending; [N] the number of each pair's)."""
-        of_pairs = np.concatenate([np.zeros(0, np.uint64), *(rows["domain"].to_numpy() for rows in self.rows)])
-        if not self._rules.max_pairs_per_domain:
-            return np.zeros(0, np.uint64), np.full(len(of_pairs), NONE)
-        names, number = np.unique(of_pairs, return_inverse=True)
-        return names, np.where(of_pairs == 0, NONE, number)
-
-    @cached_property
     def bound(self) -> Ints:
-        """Numbers of the pairs that may match something, or are under a cap, by rank: all others are kept."""
+        """Numbers of the pairs that may match something, by rank: all others are kept."""
         matching = np.concatenate([[0], np.cumsum(self.text_nodes != NONE)])
         low = self.text_starts[:-1]
         bound = matching[low + self.counted] > matching[low]
-        bound |= (self.image_nodes != NONE) | (self.domains[1] != NONE)
+        bound |= self.image_nodes != NONE
         found: Ints = self.order[bound[self.order]]
         return found
 
@@ -193,7 +183,7 @@ class LeaderInput:
         starts = np.concatenate([[0], np.cumsum(counts)])
         texts = self.text_nodes[spread(low, low + counts)]
         contexts = self.runs.contexts(self.bound)
-        return Pairs(self.image_nodes[self.bound], starts, texts, self.domains[1][self.bound], contexts)
+        return Pairs(self.image_nodes[self.bound], starts, texts, contexts)
 
     @property
     def kept_earlier(self) -> int:
@@ -202,18 +192,15 @@ class LeaderInput:
 
     def earlier_results(self) -> EarlierResults:
         """Returns results of earlier builds for images and texts that the build may match."""
-        names, ids = self.domains[0], self.earlier_texts.ids
-        pairs, domains = np.zeros(len(ids), np.int64), np.zeros(len(names), np.int64)
-        for piece in self._image_pieces if len(names) or len(ids) else ():
+        ids = self.earlier_texts.ids
+        pairs = np.zeros(len(ids), np.int64)
+        for piece in self._image_pieces if len(ids) else ():
             if not piece.before:
                 with opened(self._build, piece, self.runs.keys) as arrays:
                     pairs += pairs_of_leaders(arrays, ids)
-                    domains += pairs_of_domains(arrays, names)
         flagged = self.earlier_images.numbers[self.earlier_images.flags & PLACEHOLDER > 0]
         near, bond = self._near_kept[self.bound], self._bond_kept[self.bound]
-        return EarlierResults(
-            self._same_kept, near, bond, frozenset(flagged.tolist()), self._text_leaders, pairs, domains
-        )
+        return EarlierResults(self._same_kept, near, bond, frozenset(flagged.tolist()), self._text_leaders, pairs)
 
     def inherited_splits(self, pairs: Ints) -> list[str]:
         """[P] the split of the first image, of the generation that is made again, that each pair shows; "" for none."""

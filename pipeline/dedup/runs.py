@@ -45,7 +45,6 @@ ROW_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("phash", pa.list_(pa.uint64())),
-        ("domain", pa.uint64()),  # of the page; 0 = none
         ("words", pa.int32()),  # 0 for the best words; see `words_of`
         ("kept_by", pa.int32()),  # number of the earlier build that kept it, oldest first; see `kept_by`
         ("texts", TEXTS_TYPE),

@@ -42,7 +42,6 @@ from pipeline.store.build import Build
 from pipeline.store.commits import Attempt
 from pipeline.store.identities import DETAILS, SIGNATURES
 from pipeline.store.stage import Pass, PassFile
-from pipeline.urls import domain_key
 
 RUN = 100_000
 """Pairs of a run at most, unless a single partition of filter has more."""
@@ -117,14 +116,12 @@ def _digest(pairs: pa.Table, name: str) -> pa.Array:
 
 def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], spec: BuildSpec) -> dict[str, int]:
     """Write a run; returns counts. kept: of each pair the number of the build that kept it (`kept_by`)."""
-    pages, images = pairs["page_url"].to_pylist(), pairs["image_url"].to_pylist()
     columns = {
         **{name: pairs[name] for name in ("width", "height", "phash", "texts")},
         **{name: _digest(pairs, name) for name in _DIGESTS},
         "position": pa.array(np.arange(pairs.num_rows), pa.int32()),
         "words": pa.array(words_of(pairs), pa.int32()),
         "kept_by": pa.array(kept, pa.int32()),
-        "domain": pa.array([domain_key(p or i) for p, i in zip(pages, images, strict=True)], pa.uint64()),
     }
     rows = pa.table({name: columns[name] for name in ROW_SCHEMA.names}).cast(ROW_SCHEMA)
     by_rank = pa.array(order_of([rows]))
@@ -211,7 +208,7 @@ PASS = Pass(
     reads=("measure", "filter"),
     run=run_partition,
     token=token,
-    version=6,
+    version=7,
     files=(PassFile(ROWS), PassFile("*.bin")),
     working=True,
     unit="pairs",

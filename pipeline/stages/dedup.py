@@ -30,12 +30,11 @@ from pipeline.dedup import copies, edges, leaders, signatures
 from pipeline.dedup.greedy import REASONS
 from pipeline.dedup.runs import partitions_of
 from pipeline.files.digests import Digests, column_of, digests_of, hexed, unhex
-from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, Candidate, candidates_of
+from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, candidates_of
 from pipeline.store.build import Build
 from pipeline.store.commits import ROWS_DIGEST, rows_digest
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.texts.text_order import TextOrder
-from pipeline.urls import domain_of
 
 ROW_GROUP = 1_000
 
@@ -202,20 +201,15 @@ def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.N
         if is_known and DropReason.PLACEHOLDER not in failing:
             failing.insert(0, DropReason.KNOWN)
         duplicate_of = leader.hex() if any(leader) else ""
-        evidence = "; ".join(
-            _evidence(build.spec.dedup, reason, candidate, duplicate_of, earlier) for reason in failing
-        )
+        evidence = "; ".join(_evidence(build.spec.dedup, reason, duplicate_of, earlier) for reason in failing)
         names = tuple(reason.value for reason in failing)
         decisions.append(drop(candidate, "dedup", failing[0], evidence, duplicate_of=duplicate_of, reasons=names))
     return decisions
 
 
-def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: str, earlier: bool) -> str:
+def _evidence(rules: Dedup, reason: DropReason, leader: str, earlier: bool) -> str:
     if reason is DropReason.CAP_PER_TEXT:
         return f"{rules.max_pairs_per_text} pairs with this or nearly this text are already kept"
-    if reason is DropReason.CAP_PER_DOMAIN:
-        domain = domain_of(candidate.page_url or candidate.image_url)
-        return f"{rules.max_pairs_per_domain} pairs of {domain} are already kept"
     if reason is DropReason.PLACEHOLDER:
         return f"an image with more than {rules.placeholder_texts} different texts"
     if reason is DropReason.OTHER_SPLIT:

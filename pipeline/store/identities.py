@@ -58,7 +58,6 @@ IMAGE_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("phash", pa.list_(pa.uint64())),
-        ("domain", pa.uint64()),  # 64 bits of a hash
         ("text_leader", DIGEST),  # of the primary text
         ("split", pa.string()),
         ("context", CONTEXT),  # five 64-bit hashes

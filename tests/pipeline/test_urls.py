@@ -127,23 +127,6 @@ def test_the_short_way_gives_what_the_library_gives(url: str, base: str) -> None
         assert answer() == short
 
 
-def test_a_domain_is_the_registered_one() -> None:
-    """Against the list's own examples (publicsuffix.org, test_psl.txt)."""
-    for url, domain in (
-        ("http://www.example.com/a?b=http://x.cn/", "example.com"),
-        ("https://a.b.example.uk.com:8080", "example.uk.com"),
-        ("http://www.xn--85x722f.com.cn/", "xn--85x722f.com.cn"),
-        ("http://user@shishi.xn--55qx5d.cn?q", "shishi.xn--55qx5d.cn"),
-        ("http://127.0.0.1:80/x", "127.0.0.1"),
-        ("http://[::1]:80/x", "::1"),
-        ("http://localhost/", "localhost"),
-        ("http://[broken/", ""),
-        ("", ""),
-    ):
-        assert urls.domain_of(url) == domain
-        assert (urls.domain_key(url) == 0) == (domain == "")
-
-
 def test_an_address_with_half_a_character_is_none():
     for url in ("http://a.test/\ud83d.jpg", "http://\udc00.test/", "\ud83d"):
         with pytest.raises(ValueError, match=r"surrogate|half"):

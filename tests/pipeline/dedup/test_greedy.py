@@ -79,8 +79,8 @@ def test_a_crowd_under_different_words_is_not_asked_again_for_each_of_them(monke
     no_pairs = np.zeros((0, 2), np.int64)
     images = Nodes(no_pairs, to_first, crowd, every, lambda one, others: np.ones(len(others), np.bool_))
     no_texts = Nodes(no_pairs, no_pairs, Crowds.of([]), every, lambda *_: every < 0)
-    before = EarlierResults(none, none, np.zeros(size, np.int8), frozenset(), none, every[:0], every[:0])
-    pairs = Pairs(every, np.arange(size + 1), none, none, contexts)
+    before = EarlierResults(none, none, np.zeros(size, np.int8), frozenset(), none, every[:0])
+    pairs = Pairs(every, np.arange(size + 1), none, contexts)
     verdicts = LeaderPass(Dedup(), images, no_texts, before).decide(pairs)
     assert (verdicts.reasons == 0).tolist() == (contexts[:, ALT] > 0).tolist()
     assert asked[0] < 2 * size
@@ -88,14 +88,14 @@ def test_a_crowd_under_different_words_is_not_asked_again_for_each_of_them(monke
 
 @pytest.mark.slow
 @settings(max_examples=80, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 3), st.integers(0, 3))
-def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_domain: int) -> None:
+@given(st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 3))
+def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int) -> None:
     rng = np.random.default_rng(seed)
     looks, means = drawn(rng, size, rng.choice([0.05, 0.5, 0.95])), drawn(rng, size, rng.choice([0.05, 0.5, 0.95]))
     pairs = int(rng.integers(0, 40))
     image, counts = rng.integers(0, size, pairs), rng.integers(1, 4, pairs)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    texts, domain = rng.integers(0, size, int(starts[-1])), rng.integers(-1, 3, pairs)
+    texts = rng.integers(0, size, int(starts[-1]))
     # of what earlier builds kept: images that some have the bytes of or look like; texts that lead, by numbers from 100
     same, near = (np.where(rng.random(of) < 0.1, rng.integers(0, 9, of), NONE) for of in (size, pairs))
     # few pages, words, files and pixels, so that many pairs share them; or words of their own for most
@@ -116,14 +116,12 @@ def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_
         frozenset({3}),
         np.where(led != NONE, led + size, NONE),
         np.array([1, 0]),
-        np.array([0, 1, 0]),
     )
-    rules = Dedup(max_pairs_per_text=cap, max_pairs_per_domain=of_domain)
-    under = np.where(domain >= 0, domain, NONE) if of_domain else np.full(pairs, NONE)
-    verdicts = LeaderPass(rules, *nodes, before).decide(Pairs(image, starts, texts, under, contexts))
+    rules = Dedup(max_pairs_per_text=cap)
+    verdicts = LeaderPass(rules, *nodes, before).decide(Pairs(image, starts, texts, contexts))
 
     kept, leading = list[int](), list[int]()
-    by_text, by_domain = Counter({100: 1}), Counter({1: 1})
+    by_text = Counter({100: 1})
 
     def leader(text: int) -> int:
         if text in leading:
@@ -147,15 +145,12 @@ def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_
         first = leader(int(texts[starts[row]]))
         if first != NONE and by_text[first] >= cap:
             reasons |= BIT[DropReason.CAP_PER_TEXT]
-        if under[row] != NONE and by_domain[int(under[row])] >= of_domain:
-            reasons |= BIT[DropReason.CAP_PER_DOMAIN]
         assert (verdicts.reasons[row], verdicts.leader[row], verdicts.earlier[row]) == (reasons, of, earlier)
         here = range(int(starts[row]), int(starts[row + 1]))
         if reasons:
             assert not verdicts.began[here.start : here.stop].any()
             continue
         kept.append(row)
-        by_domain[int(under[row])] += 1
         for at in here:
             text = int(texts[at])
             own_leader = leader(text)

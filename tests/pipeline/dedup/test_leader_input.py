@@ -37,7 +37,6 @@ def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any]
     pair = st.tuples(picture, st.booleans(), st.integers(0, 2), own, fine, context)
     rules = {
         "max_pairs_per_text": draw(st.integers(1, 3)),
-        "max_pairs_per_domain": draw(st.sampled_from([0, 3])),
         "placeholder_texts": draw(st.sampled_from([0, 1])),
         "max_texts": draw(st.sampled_from([1, 2, 32])),
         "merge_texts": draw(st.booleans()),

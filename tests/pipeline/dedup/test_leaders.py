@@ -96,23 +96,6 @@ def test_a_picture_under_many_different_texts_is_a_placeholder_and_all_its_copie
     assert decided["p9"]["reasons"] == ["placeholder", "near_image"], "what was a placeholder once is one at sight"
 
 
-def test_a_domain_has_its_cap_by_registered_domain_and_across_builds(tmp_path: Path, filtered: Any) -> None:
-    pages = ["http://a.site.com.cn/", "http://b.site.com.cn/x", "http://www.other.com.cn/", "http://a.site.com.cn:80/y"]
-    shown = [filtered.Shown(f"p{i}", i, (f"第{i}张",), 200 - i, page=page) for i, page in enumerate(pages)]
-    build = filtered.make(tmp_path, shown, dedup={"max_pairs_per_domain": 2})
-    kept, decided = after(build)
-    assert set(kept) == {"p0", "p1", "p2"}
-    assert (decided["p3"]["reason"], decided["p3"]["evidence"]) == (
-        "cap_per_domain",
-        "2 pairs of site.com.cn are already kept",
-    )
-    publish(build)
-    later = [filtered.Shown(f"q{i}", 9 + i, (f"另{i}张",), page=page) for i, page in enumerate(pages)]
-    kept, decided = after(filtered.make(tmp_path, later, snapshot="2026-02-02", dedup={"max_pairs_per_domain": 2}))
-    assert len(kept) == 1
-    assert set(kept) == {"q2"}
-
-
 def test_merged_texts_share_their_ids_wherever_they_came_from(tmp_path: Path, filtered: Any) -> None:
     """Two copies of two pictures bring nearly one caption; it gets one id, though no kept pair had it of its own."""
     caption = "今天天气很好我们一家人去公园散步吧"
@@ -138,7 +121,6 @@ def splits(draw: st.DrawFn) -> tuple[list[list[tuple[int, bool, list[str], int]]
     builds = draw(st.lists(st.lists(pair, max_size=10), min_size=1, max_size=4))
     rules = {
         "max_pairs_per_text": draw(st.integers(1, 3)),
-        "max_pairs_per_domain": draw(st.sampled_from([0, 2, 4])),
         "merge_texts": draw(st.booleans()),
         "placeholder_texts": 0,
     }
