@@ -59,7 +59,7 @@ def add_build(commands: Commands) -> None:
     build.add_argument(
         "--replace",
         action="store_true",
-        help="replace another dataset, snapshot or published spec in DIR, or the same --snapshot elsewhere",
+        help="replace another dataset, snapshot, STORE or published spec in DIR, or the same --snapshot elsewhere",
     )
     build.add_argument("--no-crawl", action="store_true", help="use stored captures only; send no request to a site")
 

@@ -4,7 +4,8 @@ A folder is one build's: build.json, shards and report have fixed names in it. A
 once it is published, another spec takes their place, so the command line asks for --replace first. Going on with a
 build that is not published, under a changed spec, is the usual way to work and replaces nothing that is relied on.
 
-A snapshot is in a dataset once, so a build of a snapshot that was published from another folder asks for --replace too.
+A snapshot is in a dataset once, so a build of a snapshot that was published from another folder asks for --replace too,
+and so does another STORE than the build's: takedowns there would not reach it, and their content would come back.
 
 Limits: captures and images of what is replaced stay in the folder until `gc`, since they cost requests to others.
 """
@@ -29,6 +30,12 @@ def in_the_way(build: Build) -> list[str]:
     Raises StoreError for a folder whose build.json is damaged.
     """
     known, place = build_json.read(build.folder), _published_in(build)
+    if other := _other_store(build, known):
+        return [
+            f"{build.out}: holds build {known['build_id']} of STORE {other}",
+            f"with --store {build.store.url}, takedowns and releases of that STORE would no longer reach it",
+            "omit --store, build into another folder (--out), or use --replace",
+        ]
     name = known.get("name", build.spec.name)
     if place is not None:
         manifest = _manifest(place)
@@ -77,9 +84,11 @@ def withdraw(build: Build) -> None:
     """
     known, place = build_json.read(build.folder), _published_in(build)
     with build_json.sole_owner(build):
-        store = Store(build_json.store_of(build.folder, known)) if "store" in known else build.store
+        other = _other_store(build, known)
+        store = Store(other) if other else build.store
         manifest = _manifest(place) if place is not None else None
-        names = {known.get("build_id", ""), manifest.build_id if manifest else ""} - {"", build.build_id}
+        kept = {""} if other else {"", build.build_id}
+        names = {known.get("build_id", ""), manifest.build_id if manifest else ""} - kept
         if store.version():
             with store.lock():
                 for name in sorted(names):
@@ -87,8 +96,16 @@ def withdraw(build: Build) -> None:
                         Identities(store).withdraw(name)
                         dataset.leave_out(store, name, "was replaced by another build in the same folder")
                     store.unregister(name, build.out)
+                if other:
+                    store.drop(build.out)
         if place is not None:
             release.withdraw(place)
+
+
+def _other_store(build: Build, known: dict[str, Any]) -> str:
+    """The STORE of the build in the folder, if it is another one than this build's and is still there; else ""."""
+    store: str = build_json.store_of(build.folder, known) if "store" in known else ""
+    return store if store and place_of(store) != place_of(build.store.url) and Store(store).version() else ""
 
 
 def _is_packed(known: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from pipeline.publish import dataset, release, replacing
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
+from pipeline.store.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +86,20 @@ def test_another_spec_is_no_matter_until_the_build_is_published(begun: Build) ->
     )
     assert lost.startswith(f"dataset synthetic, snapshot 2024-01-01, spec {digests[1]}, would replace it; ")
     assert "--replace" in advice
+
+
+def test_another_store_is_refused_until_the_build_is_taken_out_of_its_own(published: Build, tmp_path: Path) -> None:
+    mistyped = replace(published, store=Store(str(tmp_path / "stroe")))
+    held, loss, advice = replacing.in_the_way(mistyped)
+    assert held == f"{published.out}: holds build {published.build_id} of STORE {published.store.url}"
+    assert "takedowns" in loss
+    assert "omit --store" in advice
+    replacing.withdraw(mistyped)
+    assert Identities(published.store).of(published.build_id) == ""
+    assert published.store.known_builds() == [], "a takedown there no longer waits for this folder"
+    assert not published.shards.exists("manifest.json")
+    shutil.rmtree(published.store.url)
+    assert replacing.in_the_way(mistyped) == [], "STORE was moved"
 
 
 def test_what_is_lost_is_named(published: Build) -> None:
