@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from data_specs.build import BuildSpec, SourceRef
+from data_specs.build import BuildSpec
 from pipeline.decisions import DropReason
 from pipeline.filters import ImageFilter, Limit, TextFilter, image_filters, text_filters
 from pipeline.report.measures import MEASURES, Measure, measured, number
@@ -36,24 +36,28 @@ EXAMPLES, LOOKED_AT = 20, 200
 """Different texts that are shown on each side of a limit, and texts that are looked at for them."""
 
 _TEXTS = f"""
-    SELECT text, reasons FROM decisions
+    SELECT text, source, reasons FROM decisions
     WHERE stage = 'admit' AND subject = 'candidate' AND text <> '' AND NOT list_has_any(reasons, {list(PASSED)})"""
 
 _PICTURES = """
-    WITH dropped AS (SELECT fetch_id, reasons FROM decisions WHERE stage = 'filter'),
-        images AS (SELECT fetch_id, sha256, reasons FROM dropped JOIN fetched USING (fetch_id))
-    SELECT reasons, features.* FROM images JOIN (
+    WITH dropped AS (SELECT fetch_id, source, reasons FROM decisions WHERE stage = 'filter'),
+        images AS (SELECT fetch_id, source, sha256, reasons FROM dropped JOIN fetched USING (fetch_id))
+    SELECT source, reasons, features.* FROM images JOIN (
         SELECT DISTINCT ON (sha256) * FROM measures WHERE sha256 IN (SELECT sha256 FROM images)
     ) features USING (sha256)"""
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One limit of a filter, drawn on the histogram of its measure. at: its number among those of its kind."""
+    """One limit of a filter, drawn on the histogram of its measure. at: its number among those of its kind.
+
+    sources: the sources that have it, if others have another one; else empty.
+    """
 
     at: int
     filter: str
     limit: Limit
+    sources: tuple[str, ...]
     measure: Measure
 
     @property
@@ -90,9 +94,14 @@ class _Line:
         return f"min_by(text, row(abs({self.measure.value} - {number(self.bound)}), text), {LOOKED_AT})"
 
     @property
+    def of_sources_sql(self) -> str:
+        """SQL condition: the limit holds for a row's source."""
+        return f"source IN ({str([*self.sources])[1:-1]})" if self.sources else "true"
+
+    @property
     def dropped_sql(self) -> str:
         """SQL condition: a row was dropped for this limit."""
-        return f"({self.beyond_sql} AND list_contains(reasons, '{self.limit.reason.value}'))"
+        return f"({self.beyond_sql} AND {self.of_sources_sql} AND list_contains(reasons, '{self.limit.reason.value}'))"
 
 
 def charts(spec: BuildSpec, tables: Tables, kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -101,8 +110,8 @@ def charts(spec: BuildSpec, tables: Tables, kept: Mapping[str, dict[str, Any]]) 
     kept: histograms of the samples by name; any other measure is taken of the pairs that were packed.
     """
     limits = limits_of(spec)
-    named = [(m, name, limit) for m in MEASURES.values() for name, limit in limits if limit.measure == m.name]
-    lines = [_Line(at, name, limit, m) for at, (m, name, limit) in enumerate(named)]
+    named = [(*own, m) for m in MEASURES.values() for own in limits if own[1].measure == m.name]
+    lines = [_Line(at, *own) for at, own in enumerate(named)]
     if not lines:
         return []
     counts = dict[str, Any]()
@@ -157,7 +166,10 @@ def _count_kept(tables: Tables, lines: Sequence[_Line], known: Container[str]) -
     of_texts = [line for line in lines if line.measure.of == "text"]
     measures = {m.name: m for m in _measures(lines) if m.name not in known}
     columns = [f'histogram({m.bin}) AS "kept {m.name}"' for m in measures.values()]
-    columns += [f'{line.nearest} FILTER (NOT {line.beyond_sql}) AS "just_kept {line.at}"' for line in of_texts]
+    columns += [
+        f'{line.nearest} FILTER ({line.of_sources_sql} AND NOT {line.beyond_sql}) AS "just_kept {line.at}"'
+        for line in of_texts
+    ]
     needed = [*measures.values(), *(m for m in _measures(of_texts) if m.name not in measures)]
     rows = measured(tables, needed, "SELECT * FROM pairs")
     return tables.row(f"SELECT {', '.join(columns)} FROM ({rows})") if columns else {}
@@ -178,6 +190,7 @@ def _value(line: _Line, counts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "filter": line.filter,
         "option": line.limit.option,
+        "sources": list(line.sources),
         "reason": line.limit.reason.value,
         "value": line.bound,
         "keeps": "from" if line.is_least else "to",
@@ -193,20 +206,13 @@ def _distinct(texts: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(texts or ()))[:EXAMPLES]
 
 
-def limits_of(spec: BuildSpec) -> list[tuple[str, Limit]]:
-    """(filter, limit) of the text and image filters; where sources have limits of their own the widest, which holds for
-    all.
-    """
-
-    def limits_by_key(source: SourceRef) -> dict[tuple[int, str, str], Limit]:
+def limits_of(spec: BuildSpec) -> list[tuple[str, Limit, tuple[str, ...]]]:
+    """(filter, limit, sources that have it) of the text and image filters; no sources where all have the same."""
+    sources = dict[tuple[int, str, Limit], list[str]]()
+    for source in spec.sources:
         filters: list[TextFilter | ImageFilter] = [*text_filters(spec, source), *image_filters(spec, source)]
-        return {(i, f.plugin_name(), limit.option): limit for i, f in enumerate(filters) for limit in f.limits()}
-
-    of_sources = [limits_by_key(source) for source in spec.sources]
-    shared = [key for key in of_sources[0] if all(key in own for own in of_sources)]
-    widest = []
-    for key in shared:
-        limits = [own[key] for own in of_sources]
-        least, most = min(limit.least for limit in limits), max(limit.most for limit in limits)
-        widest.append((key[1], replace(limits[0], least=least, most=most)))
-    return widest
+        for at, own in enumerate(filters):
+            for limit in own.limits():
+                sources.setdefault((at, own.plugin_name(), limit), []).append(source.name)
+    ordered = sorted(sources.items(), key=lambda item: item[0][0])
+    return [(name, limit, () if len(of) == len(spec.sources) else tuple(of)) for (_, name, limit), of in ordered]

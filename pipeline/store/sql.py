@@ -302,7 +302,7 @@ def _pairs(sources: _Sources) -> str:
     else:
         own = sources.pairs() if sources.has(PAIRS) else sources.files((), DEDUP_SCHEMA)
     measures = ", ".join(name for name in FEATURE_SCHEMA.names if name not in LOOKS)
-    return f"SELECT candidate_id, texts[1].text AS text, {measures} FROM {own}"
+    return f"SELECT candidate_id, source, texts[1].text AS text, {measures} FROM {own}"
 
 
 def _scored(sources: _Sources) -> str:

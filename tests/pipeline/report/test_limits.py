@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,15 +180,54 @@ def test_limits_of_filters_name_their_options_and_known_measures(name: str) -> N
         assert (limit.least > -np.inf) != (limit.most < np.inf)
 
 
-def test_of_sources_with_limits_of_their_own_the_widest_are_drawn() -> None:
-    """A folder's captions may be of one character, a site's need two: only what no source would take is beyond it."""
+def test_sources_with_different_limits_have_a_line_each() -> None:
+    """A folder's captions may be of one character, a site's need two."""
     site = {"kind": "site", "name": "s", "source_kind": "news", "start": ["https://a.example/"]}
     folder = {"kind": "folder", "name": "f", "source_kind": "library", "path": "x"}
-    strict = {**folder, "filters": {"text_length": {"min_chars": 6}}}
-    for sources, least, most in (([site], 2, 50), ([site, folder], 1, 1000), ([site, strict], 2, 1000)):
+    strict = {**folder, "filters": {"text_length": {"min_chars": 2}}}
+
+    def drawn(*sources: dict[str, Any]) -> list[tuple[str, float, tuple[str, ...]]]:
         values = {"name": "n", "contact": "a@b.example", "sources": sources, "filters": [{"name": "text_length"}]}
-        drawn = {limit.option: limit for _, limit in limits.limits_of(BuildSpec.model_validate(values))}
-        assert (drawn["min_chars"].least, drawn["max_chars"].most) == (least, most)
+        found = limits.limits_of(BuildSpec.model_validate(values))
+        return [(own.option, max(own.least, -own.most), of) for _, own, of in found]
+
+    longest = [("max_chars", -50.0, ("s",)), ("max_chars", -1000.0, ("f",))]
+    assert drawn(site) == [("min_chars", 2, ()), ("max_chars", -50, ())]
+    assert sorted(drawn(site, folder)) == sorted([("min_chars", 2, ("s",)), ("min_chars", 1, ("f",)), *longest])
+    assert sorted(drawn(site, strict)) == sorted([("min_chars", 2, ()), *longest])
+
+
+@pytest.mark.slow
+def test_a_source_is_counted_at_its_own_limits(tmp_path: Path) -> None:
+    for seed, name in enumerate(("own", "strict")):
+        (tmp_path / name).mkdir()
+        for side in (120, 160, 240):
+            Image.fromarray(blobs(side + seed, (side, side))).save(tmp_path / f"{name}/{side}.jpg")
+            (tmp_path / f"{name}/{side}.txt").write_text(f"春天的{name}{side}", "utf-8")
+    own: dict[str, Any] = {"kind": "folder", "name": "own", "source_kind": "library", "path": "own"}
+    strict = {
+        **own,
+        "name": "strict",
+        "path": "strict",
+        "filters": {"image_sides": {"min_side": 200}, "text_length": {"min_chars": 8}},
+    }
+    filters = [{"name": "text_length"}, {"name": "image_sides", "min_side": 150}]
+    spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(tmp_path), "sources": [own, strict]}
+    made = opening.open_build(
+        BuildSpec.model_validate({**spec, "filters": filters}), str(tmp_path / "out"), str(tmp_path / "store"), "1"
+    )
+    run_noted(made, "crawl", "extract", "admit", "fetch", "measure", "filter", "dedup")
+    charts = {chart["name"]: chart for chart in collected(made)}
+    short = [limit for limit in charts["characters"]["limits"] if limit["option"] == "min_chars"]
+    assert [(limit["value"], limit["sources"], limit["just_kept"]) for limit in short] == [
+        (1, ["own"], ["春天的own160", "春天的own240"]),
+        (8, ["strict"], ["春天的strict240"]),
+    ]
+    sides = charts["short_side"]
+    assert [(limit["value"], limit["sources"], limit["dropped"]) for limit in sides["limits"]] == [
+        (150, ["own"], 1),
+        (200, ["strict"], 2),
+    ]
 
 
 def test_rows_of_the_sheet_have_the_bars_they_are_counted_in(build: Build) -> None:
