@@ -63,11 +63,12 @@ HTML = """
     {{- th("texts", "文本", "num") }}{{ th("examples", "例") }}</tr></thead>
     <tbody>{% for r in texts.removed %}<tr><td>{{ word(r.stage) }}</td><td>{{ word(r.kind) }}</td>
     <td>{{ word(r.reason) }}</td>{{ td(r.count | n) }}<td class="small">{% for e in r.examples %}{{ e.text }} ({{
-      e.evidence }}){{ "; " if not loop.last }}{% endfor %}</td></tr>{% endfor %}</tbody>
+      said(e.evidence) }}){{ "; " if not loop.last }}{% endfor %}</td></tr>{% endfor %}</tbody>
   </table></div>{% endif %}
   {% if texts.listed %}<h3>{{ t("Templates of hosts, removed from texts", "各网站的固定套语，已截去") }} ({{
     texts.templates | n }})</h3>
-  <ul class="small">{% for row in texts.listed %}<li>{{ row.host }}: {{ row.side }} <code>{{ row.text }}</code> ·
+  <ul class="small">{% for row in texts.listed %}<li>{{ row.host }}:
+    {{ t(row.side, {"begins": "开头", "ends": "结尾"}[row.side]) }} <code>{{ row.text }}</code> ·
     {{ row.texts | n }} {{ t("texts", "条文本") }}</li>{% endfor %}</ul>
   {% endif %}
 </section>

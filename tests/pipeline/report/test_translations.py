@@ -69,6 +69,8 @@ def test_evidence_of_the_filters_is_said_in_chinese(name: str) -> None:
             "说明.csv 提到 我的 1.jpg，文件夹中没有这张图片",
         ),
         ("same bytes as 9dead, which an earlier build kept", "字节相同： 9dead（早先构建已保留）"),
+        ("a file name; only the title of its page is left", "文件名；只剩网页标题"),
+        ("starts with '<html'", "开头为 '<html'"),
         ("status 404", "status 404"),
         ("OSError: image file is truncated", "OSError: image file is truncated"),
     ],

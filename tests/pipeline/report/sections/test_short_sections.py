@@ -155,7 +155,7 @@ def test_removed_texts_and_templates_are_shown_and_what_pages_say_is_escaped(
     assert group["examples"][0]["text"] == "<"
     assert made["texts"]["listed"] == [row]
     html = page.render(made, STAGES)
-    assert "&lt; (1 characters; needs 2)" in html
+    assert '&lt; (<span data-zh="1 个字符；至少 2">1 characters; needs 2</span>)' in html
     assert "<code>&lt;i&gt;某某网【</code>" in html
 
 
