@@ -217,7 +217,7 @@ def in_words(build: Build, result: Verdict) -> Iterator[str]:
     if result.failed:
         named = [*(gate.name for gate in result.failed), *(["approve"] if result.refusal else [])]
         names = " ".join(f"--accept {name}" for name in named)
-        yield "to fix this: change the spec and run the same command again"
+        yield "to fix this: change the spec and run wenlan-data build again"
         yield f"to publish this build anyway: wenlan-data publish {place} {names} --because TEXT"
 
 

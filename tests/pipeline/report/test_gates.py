@@ -139,7 +139,7 @@ def test_a_failed_stage_stops_publish_with_its_reasons_and_examples_and_can_be_a
     assert "same_image" in text
     assert text.count(", for example http") == len(top_reasons(build, "dedup"))
     assert "  to allow this: publish: {max_drop: {dedup: 0." in text
-    assert "to fix this: change the spec and run the same command again" in text
+    assert "to fix this: change the spec and run wenlan-data build again" in text
     assert f"wenlan-data publish {build.out} --accept max_drop.dedup --because TEXT" in text
     gates.check(build, candidates, captures, accept=["max_drop.dedup"])
 
