@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.terminal import say, show, table_of
+from pipeline.decisions import DropReason
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -73,6 +74,10 @@ def show_diff(answer: dict[str, Any]) -> dict[str, Any]:
     for name, keys in keys_of.items():
         some = " ".join(keys["keys"][:3])
         say(f"{name}: {keys['count']:,}{f' ({some} ...)' if some else ''}")
+    known = sum(row["now"] for row in answer["reasons"] if row["name"] == DropReason.KNOWN.value)
+    if known and answer["removed"]["count"]:
+        whole = "to compare whole datasets: wenlan-data release diff NAME --store STORE"
+        say(f"B leaves out {known:,} candidates whose images its dataset already had; {whole}")
     say(f"shards: {', '.join(f'{len(names):,} {what}' for what, names in answer['shards'].items())}")
     for row in answer["reasons"][:10]:
         if row["before"] != row["now"]:

@@ -93,6 +93,15 @@ def test_a_new_generation_has_the_samples_of_all_increments_and_asks_nobody(week
     assert weeks.splits().items() >= {key: row["split"] for key, row in before.items()}.items()
 
 
+def test_a_diff_of_two_weeks_says_that_the_second_leaves_out_what_the_dataset_had(weeks: Weeks) -> None:
+    folders = str(weeks.folder / "1"), str(weeks.folder / "2")
+    answer = weeks.command("diff", *folders)
+    [known] = [row["now"] for row in answer["reasons"] if row["name"] == "known"]
+    assert f"B leaves out {known} candidates" in answer["said"]
+    assert "wenlan-data release diff" in answer["said"]
+    assert "leaves out" not in weeks.command("diff", *reversed(folders))["said"]
+
+
 @pytest.mark.drill(15)
 def test_a_changed_filter_moves_no_split_although_another_copy_leads(weeks: Weeks) -> None:
     before = weeks.samples()
