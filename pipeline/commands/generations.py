@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.terminal import say, show, table_of
-from pipeline.decisions import DropReason
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -65,6 +64,8 @@ def show_change(build: Build) -> dict[str, Any] | None:
 
 def show_diff(answer: dict[str, Any]) -> dict[str, Any]:
     """Show how two datasets differ, and return the same."""
+    from pipeline.decisions import DropReason
+
     for side in ("a", "b"):
         one = answer[side]
         gone = f", {one['taken_down']:,} of them taken down since" if one["taken_down"] else ""
