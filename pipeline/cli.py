@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WenlanError as e:
         return _fail(str(e), 1, as_json)
     except OSError as e:  # a folder that may not be written, a disk that fails: nothing that a traceback would explain
+        if answers.has_reader_left(e):
+            return answers.READER_LEFT
         return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1, as_json)
     except object_store.client_errors() as e:
         return _fail(f"{args.command}: {object_store.reason(e)}", 1, as_json)

@@ -7,6 +7,8 @@ its result and `"ok": true`. Help prints no JSON.
 from __future__ import annotations
 
 import json
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +19,22 @@ from data_specs.command.printable import printable_json
 def wants_json(words: Sequence[str]) -> bool:
     """True if --json, or an abbreviation that argparse accepts, is among the arguments, even of an invalid command."""
     return any(len(word) > 2 and "--json".startswith(word) for word in words)
+
+
+READER_LEFT = 141
+"""Exit code of a command whose stdout is no longer read, as a shell has it (128 + SIGPIPE)."""
+
+
+def has_reader_left(error: OSError) -> bool:
+    """True if an error says that stdout is no longer read, as behind `| head`; from then on it leads nowhere."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    stdout, poll = sys.stdout.fileno(), select.poll()
+    poll.register(stdout, 0)  # an error is always told
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # else Python fails once more at its end
+    return True
 
 
 def answer(result: dict[str, Any]) -> str:
