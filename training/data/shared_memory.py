@@ -21,6 +21,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from training.errors import RunError
+
 _ALIGN = 64
 
 
@@ -45,7 +47,7 @@ class TensorPlace:
 
 
 class Slots:
-    """`count` slots of `size` bytes."""
+    """`count` slots of `size` bytes. Raises RunError where the machine has no memory for them."""
 
     _every: ClassVar[WeakValueDictionary[int, Slots]] = WeakValueDictionary()
     _numbers: ClassVar[itertools.count[int]] = itertools.count()
@@ -53,7 +55,12 @@ class Slots:
     def __init__(self, count: int, size: int) -> None:
         self.count = count
         size = -(-size // _ALIGN) * _ALIGN
-        self._memory = torch.frombuffer(mmap.mmap(-1, count * size), dtype=torch.uint8).view(count, size)
+        try:
+            memory = mmap.mmap(-1, count * size)
+        except OSError as e:
+            needed = f"{count * size / 2**30:,.1f} GiB for {count} batches: {e.strerror}"
+            raise RunError("data.num_workers", f"{needed}; fewer, or a smaller batch, need less") from None
+        self._memory = torch.frombuffer(memory, dtype=torch.uint8).view(count, size)
         self._number = next(self._numbers)
         self._every[self._number] = self
 

@@ -16,6 +16,7 @@ from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.shared_memory import Slots, slot_bytes
 from training.data.tokenizer import load_tokenizer
+from training.errors import RunError
 from training.resolve import resolve
 
 MakeShards = Callable[..., Path]
@@ -50,6 +51,11 @@ def test_slots_are_apart_and_what_does_not_fit_is_refused() -> None:
     assert not slots.read(0, pieces)[0].any()
     with pytest.raises(ValueError, match="68 bytes for a slot of 64"):
         slots.write(0, [torch.zeros(17)])
+
+
+def test_slots_beyond_the_memory_of_the_machine_say_what_needs_less() -> None:
+    with pytest.raises(RunError, match=r"data.num_workers: 2,097,152.0 GiB for 2 batches: .*; fewer, or"):
+        Slots(2, 1 << 50)
 
 
 def test_a_forked_process_writes_what_this_one_reads_and_sends_only_where_it_lies() -> None:
