@@ -30,7 +30,7 @@ def has_reader_left(error: OSError) -> bool:
     if not isinstance(error, BrokenPipeError):
         return False
     stdout, poll = sys.stdout.fileno(), select.poll()
-    poll.register(stdout, 0)  # an error is always told
+    poll.register(stdout, 0)  # errors are reported without being asked for
     if not poll.poll(0):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # else Python fails once more at its end

@@ -76,7 +76,7 @@ def show_diff(answer: dict[str, Any]) -> dict[str, Any]:
         some = " ".join(keys["keys"][:3])
         say(f"{name}: {keys['count']:,}{f' ({some} ...)' if some else ''}")
     known = sum(row["now"] for row in answer["reasons"] if row["name"] == DropReason.KNOWN.value)
-    if known and answer["removed"]["count"]:
+    if known:
         whole = "to compare whole datasets: wenlan-data release diff NAME --store STORE"
         say(f"B leaves out {known:,} candidates whose images its dataset already had; {whole}")
     say(f"shards: {', '.join(f'{len(names):,} {what}' for what, names in answer['shards'].items())}")

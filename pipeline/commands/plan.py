@@ -258,10 +258,7 @@ def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | Non
     if estimate is None or reference is None:
         if room:
             say(f"  {room}")
-        lacks = "no build of pages was published"
-        if reference is None:
-            unnamed = build.store.url == build.folder.at("store") and not build.store.version()
-            lacks = "no --store with a published build" if unnamed else f"no published build in {build.store.url}"
+        lacks = "no published build in STORE (--store)" if reference is None else "no build of pages was published"
         say(f"  no estimate: {lacks}; run a small one to estimate time, disk and pairs")
     else:
         _show_cost(estimate, room, by_stage=asked is not None)

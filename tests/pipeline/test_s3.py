@@ -206,6 +206,7 @@ def test_weeks_by_the_commands_are_those_of_a_disk(
 ) -> None:
     there, here = Drive(f"{remote.url}/weeks", synthetic.encode), Drive(str(tmp_path / "weeks"), synthetic.encode)
     local = here.steps(tmp_path / "here", weeks)
+    remote.proxy.requests.clear()  # of the test before
     counts, lists = {}, {}
     for step in there.steps(tmp_path / "there", weeks):
         assert next(local) == step

@@ -28,6 +28,6 @@ def test_another_broken_pipe_is_a_fault() -> None:
     read, write = os.pipe()
     code = "from data_specs.command import answers; print(answers.has_reader_left(BrokenPipeError()))"
     subprocess.run([sys.executable, "-c", code], stdout=write, check=True)
+    os.close(write)
     assert os.read(read, 10) == b"False\n"
     os.close(read)
-    os.close(write)

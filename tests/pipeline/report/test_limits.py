@@ -19,6 +19,8 @@ from pipeline.filters import Limit, image_filters, text_filters
 from pipeline.plugins import find, names
 from pipeline.report import limits
 from pipeline.report.measures import MEASURES, SHOWN_TEXT, add_bins
+from pipeline.report.page import environment
+from pipeline.stages import STAGES
 from pipeline.stages.filter import features_of, judge
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS
@@ -228,6 +230,8 @@ def test_a_source_is_counted_at_its_own_limits(tmp_path: Path) -> None:
         (150, ["own"], 1),
         (200, ["strict"], 2),
     ]
+    shown = environment(STAGES).from_string("{{ histogram(chart) }}").render(chart=sides)
+    assert [shown.count(f"· {name}") for name in ("own", "strict")] == [1, 1]
 
 
 def test_rows_of_the_sheet_have_the_bars_they_are_counted_in(build: Build) -> None:

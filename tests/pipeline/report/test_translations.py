@@ -71,6 +71,7 @@ def test_evidence_of_the_filters_is_said_in_chinese(name: str) -> None:
         ("same bytes as 9dead, which an earlier build kept", "字节相同： 9dead（早先构建已保留）"),
         ("a file name; only the title of its page is left", "文件名；只剩网页标题"),
         ("starts with '<html'", "开头为 '<html'"),
+        ("not in an archive or STORE, and this build sends no requests", "存档与 STORE 中均没有，且此构建不发送请求"),
         ("status 404", "status 404"),
         ("OSError: image file is truncated", "OSError: image file is truncated"),
     ],
