@@ -36,6 +36,9 @@ from harness import LARGE, MAIN  # noqa: E402
 NEGATIVES = (1024, 4096, 16384, 65536)
 H100 = 0.4 * 989  # TFLOP a second in bf16
 
+LOOPBACK = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+"""Environment of ranks that meet on this machine."""
+
 STATES = {"passed": "通过", "failed": "未通过", "not run": "未运行"}
 HEADS = ("check", "检查"), ("asked", "要求"), ("result", "结果"), ("seen", "所见"), ("time", "用时")
 
@@ -115,47 +118,45 @@ def two_gloo_ranks() -> dict[str, Any]:
 
     program = HERE.parent / "training" / "method" / "ranks.py"
     with tempfile.TemporaryDirectory(prefix="wenlan-check-") as folder:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        subprocess.run([sys.executable, str(program), folder, "2"], env=environment, check=True)
+        subprocess.run([sys.executable, str(program), folder, "2"], env=os.environ | LOOPBACK, check=True)
         one, two = (torch.load(Path(folder, f"{world}-0.pt"), weights_only=True) for world in (1, 2))
     off = {name: float((one[name] - two[name]).abs().max()) for name in one if name.endswith("/losses")}
     assert max(off.values()) < 1e-9, off
     return {"runs": len(off), "largest difference": f"{max(off.values()):.1e}"}
 
 
-def _rank(rank: int, port: int, kind: str) -> None:
-    """One of two ranks, as torchrun starts them: a process group by the function that `fit` uses, and three steps."""
+def rank(kind: str) -> None:
+    """One of two ranks that torchrun started: a process group by the function that `fit` uses, and three steps."""
     import torch
     from step_sides import OurStep, config_of
 
     from training.device import prepare_device
     from training.method import distributed
     from training.run.gradient_exchange import GradientExchange
-    from training.run.launch import process_group
+    from training.run.launch import ending_with_parent, process_group
     from training.run.step import backward
 
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
     device = prepare_device(kind)
-    with process_group(device):
+    with ending_with_parent(), process_group(device):
         step = OurStep(config_of("tiny"), 8, str(device))
-        exchange, share = GradientExchange(step.model), step.batch.rows(4 * rank, 4 * rank + 4)
+        exchange, first = GradientExchange(step.model), 4 * distributed.rank()
         for number in range(3):
+            share = step.batch.rows(first, first + 4)
             step.model.after_step(backward(step.model, [share], 4, step.autocast, exchange), number)
             step.optimizer.step()
             exchange.clear(step.optimizer)
         ours, theirs = distributed.gather(torch.stack([p.double().sum() for p in step.model.parameters()])[None])
         assert torch.equal(ours, theirs), "the ranks' weights differ after three steps"
-        assert distributed.gather_objects(rank) == [0, 1], "objects do not reach the other rank"
+        assert distributed.gather_objects(first) == [0, 4], "objects do not reach the other rank"
 
 
 def two_ranks(kind: str = "cuda") -> dict[str, Any]:
-    import torch.multiprocessing
-
-    from tests.processes import free_ports
     from training.run.launch import backends
 
-    torch.multiprocessing.spawn(_rank, (*free_ports(1), kind), nprocs=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "tests.benchmarks.gpu_check", "--rank", kind]
+    done = subprocess.run(command, env=os.environ | LOOPBACK, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-400:]
     return {"backends": backends(kind == "cuda"), "steps": 3, "weights": "equal on both ranks"}
 
 
@@ -389,7 +390,11 @@ def main() -> int:
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"default: all of {', '.join(CHECKS)}")
     parser.add_argument("--out", type=Path, default=Path("demo/gpu-check"))
     parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.rank:
+        rank(asked.rank)
+        return 0
     if asked.one:
         print(json.dumps(outcome(CHECKS[asked.one])))
         return 0
