@@ -28,7 +28,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -328,10 +328,12 @@ def save_imported(
 ) -> None:
     """Write foreign weights as a checkpoint without queues and optimiser: `folder` itself, atomically.
 
-    An earlier checkpoint there is replaced. Raises CheckpointError when the folder holds anything else.
+    It is measured in float32, as its own library computes it, whatever its recipe trains in. An earlier checkpoint
+    there is replaced. Raises CheckpointError when the folder holds anything else.
     """
     if folder.exists() and not (folder / INDEX).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise CheckpointError(str(folder), "already exists and is not an imported checkpoint; choose another --out")
+    config = replace(config, run=replace(config.run, precision="fp32"))
     described = {"content_digests": [], "region_digests": [], "detector": config.data.detector, **about}
     with atomic_folder(folder) as temporary:
         _write_description(temporary, config, tokenizer, described)

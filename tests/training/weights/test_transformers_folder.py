@@ -156,7 +156,7 @@ print(json.dumps(found))
 
 @pytest.mark.drill(40)
 def test_mteb_measures_a_folder_with_the_recalls_of_eval(tmp_path: Path) -> None:
-    """By its own wrapper for SigLIP. Features are equal to 1e-5, similarities of these pictures apart by 2e-4."""
+    """By its own wrapper for SigLIP."""
     if importlib.util.find_spec("mteb") is None:
         pytest.skip("mteb is not installed (extra: dev)")
     torch.manual_seed(0)
