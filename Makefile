@@ -30,7 +30,7 @@ export PYTHON
 # pip-audit and CycloneDX's tool: an environment of its own, since chardet, which they bring, changes what requests says.
 AUDIT   := .audit
 
-.PHONY: help setup demo test check fast lint fuzz study study-full audit wheel wheels deploy bench bench-venv dags-venv drill drills gpu-rehearsal gpu-check clean
+.PHONY: help setup demo test check fast lint fuzz study audit wheel wheels deploy bench bench-venv dags-venv drill drills gpu-rehearsal gpu-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -59,9 +59,6 @@ fuzz: $(STAMP) ## fuzz every parser of external input for ten minutes; MINUTES=n
 
 study: $(STAMP) $(WEIGHTS) ## does the queue beat in-batch CLIP? at most an hour, QUICK=1 for five minutes; resumes
 	@$(BIN)/python -m tests.benchmarks.study run --plan $(if $(QUICK),quick --minutes 5,hour --minutes 55)
-
-study-full: $(STAMP) $(WEIGHTS) ## the study's whole grid, and a CNN from scratch (days; resumes)
-	@$(BIN)/python -m tests.benchmarks.study run --plan full
 
 audit: $(STAMP) $(AUDIT)/.installed ## write licences, bill of materials (CycloneDX) and known vulnerabilities to dist/
 	@sh .ci/audit $(BIN)/python $(AUDIT)
