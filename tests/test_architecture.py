@@ -234,7 +234,7 @@ def test_the_pipeline_needs_no_torch():
 
 
 def test_what_is_installed_imports_no_test():
-    """The demo, the study and the training of the detector's weights are in tests/: programs of a checkout."""
+    """The demo and the study are in tests/: programs of a checkout."""
     for package in (*PACKAGES, "dags"):
         assert offenders(package, ("tests",)) == []
 
