@@ -19,7 +19,7 @@ from pipeline.store.stage import EVERY, Pass, Stages, passes_of
 from pipeline.store.store import Store
 
 STUDIO = "studio"
-"""Folder of a build in which the studio keeps what it has prepared, and saved views."""
+"""Folder of a build in which the studio keeps what it has prepared."""
 
 RELEASES = "releases.json"
 """File in a build's folder with its revisions."""
