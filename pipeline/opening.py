@@ -25,10 +25,9 @@ from pipeline.files.folder import Folder
 from pipeline.sources import sources_of
 from pipeline.stages import STAGES
 from pipeline.store import build_json
-from pipeline.store.build import Build, Earlier, sha256_of
+from pipeline.store.build import Build, Earlier, Stages, sha256_of
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import reading
-from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
 

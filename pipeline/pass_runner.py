@@ -15,12 +15,11 @@ from pipeline.cluster import Cluster
 from pipeline.errors import StageError
 from pipeline.memory import memory_for
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass
 from pipeline.store.build_json import Result, Running
 from pipeline.store.commits import Record
 from pipeline.store.partitions import StageDir, reading
 from pipeline.store.progress import Progress, Watch
-from pipeline.store.stage import Pass
 
 log = logging.getLogger("wenlan")
 

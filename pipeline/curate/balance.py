@@ -35,10 +35,9 @@ from pipeline.decisions import DropReason
 from pipeline.errors import SourceError
 from pipeline.filters import Drop
 from pipeline.store import concept_counts
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.concept_counts import CONCEPTS, COUNTS_SCHEMA, Probabilities
 from pipeline.store.pairs import pairs_before, primary_texts, reads_before
-from pipeline.store.stage import Pass, PassFile
 from pipeline.texts.concepts import concepts, digest
 
 _WHOLE = float(1 << 64)

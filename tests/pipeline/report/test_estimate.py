@@ -40,7 +40,7 @@ def published(make_build: Callable[..., Build]) -> Callable[..., Build]:
             build_json.note(build, build_json.Result(stage, False, 2, 2, 1.0, funnel, cost))
         for name in ("admit.sort", "shard.plan"):
             build_json.note(build, build_json.Result(name, False, 0, 0, 0.0, {}, Cost()))
-        build.store.register(build, 0)
+        build.store.register(build.out, build.noted, 0)
         return build
 
     return publish

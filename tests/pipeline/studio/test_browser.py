@@ -314,7 +314,7 @@ def test_views_are_saved_for_everyone(own: Make, browse: Browse) -> None:
 def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path: Path) -> None:
     """Beside a build that cannot be read, which stops it in no other one."""
     build = own()
-    build.store.register(replace(build, build_id="other", out=str(tmp_path / "deleted by hand")), 0)
+    build.store.register(str(tmp_path / "deleted by hand"), build.noted | {"build_id": "other"}, 0)
 
     async def visit(page: Any) -> None:
         await page.click(".tile")
