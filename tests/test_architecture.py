@@ -123,7 +123,7 @@ FLOORS = {
         ("decisions",),
         ("account",),
         ("advice", "memory", "pulse"),
-        ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
+        ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable"),
         ("detectors", "features", "filters", "matching", "pages", "sessions", "sources"),
         ("store",),
         ("cluster", "dedup", "model_runner", "report", "web"),
@@ -274,7 +274,6 @@ TESTED_ELSEWHERE = {
     "pipeline/opening.py": "test_run.py, test_build.py: what the same command does in each state of a folder",
     "pipeline/takedown/removed_content.py": "test_forget.py: a takedown from its request to the last byte",
     "pipeline/takedown/rewrite_shards.py": "test_forget.py",
-    "pipeline/watchdog.py": "test_cluster.py: the cluster whose driver is killed",
 }
 """Modules of more than 100 lines whose tests are in a file of another name, and why."""
 
