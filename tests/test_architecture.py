@@ -122,7 +122,7 @@ FLOORS = {
         ("files", "records"),
         ("decisions",),
         ("account",),
-        ("advice", "memory", "pulse"),
+        ("advice", "pulse"),
         ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable"),
         ("detectors", "features", "filters", "matching", "pages", "sessions", "sources"),
         ("store",),

@@ -245,8 +245,6 @@ class Build:
     """Generation of its dataset, whose releases it continues."""
     made_from: tuple[Earlier, ...] = ()
     """For a build that begins a generation: the builds of the release that it remakes, oldest first."""
-    tokens: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
-    """sha256 of each pass's token, as its fingerprint was made of it; none in a trial and a build that is reopened."""
     on: Build | None = None
     """For a trial: the build whose finished stages and images it reads, and never writes to."""
     stages: Stages = field(default_factory=dict, repr=False, compare=False)
@@ -256,10 +254,6 @@ class Build:
     def noted(self) -> dict[str, str]:
         """What STORE notes of it, beside its folder."""
         return {"build_id": self.build_id, "name": self.spec.name, "snapshot": self.snapshot}
-
-    def is_token(self, name: str, token: Any) -> bool:
-        """True if a pass's fingerprint was made of this token; True where the token is unknown."""
-        return self.tokens.get(name) in (None, sha256_of(token))
 
     @property
     def folder(self) -> Folder:
@@ -393,11 +387,6 @@ def shard_files(record: Record) -> ShardFiles:
 
 def in_funnel(build: Build, first: str = "", last: str = "") -> list[str]:
     """Names of a build's stages that decide on candidates or captures, from `first` to `last`, both inclusive."""
-    return [stage.name for stage in _between(build.stages, first, last) if stage.subject and stage.name in build.passes]
-
-
-def _between(stages: Stages, first: str, last: str) -> Iterator[Stage]:
-    names = list(stages)
-    start = names.index(first) if first else 0
-    end = names.index(last) + 1 if last else len(names)
-    yield from (stages[name] for name in names[start:end])
+    names = list(build.stages)
+    between = names[names.index(first) if first else 0 : names.index(last) + 1 if last else len(names)]
+    return [name for name in between if build.stages[name].subject and name in build.passes]
