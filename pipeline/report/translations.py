@@ -12,7 +12,7 @@ import re
 
 from pipeline.account import Named
 from pipeline.decisions import DropReason
-from pipeline.store.stage import Stages
+from pipeline.store.build import Stages
 
 REASONS = {reason.value: (reason.en, reason.zh) for reason in DropReason} | {"kept": ("kept", "保留")}
 """English and Chinese words of each reason."""

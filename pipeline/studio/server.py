@@ -38,9 +38,8 @@ from data_specs.web import PAGE_KIT
 from data_specs.web.http_app import App, Limits, error_body, with_checks
 from pipeline.errors import SourceError
 from pipeline.store import build_json
-from pipeline.store.build import STUDIO
+from pipeline.store.build import STUDIO, Stages
 from pipeline.store.frames import Frames
-from pipeline.store.stage import Stages
 from pipeline.store.takedowns import NO_TAKEDOWNS
 from pipeline.studio import actions, place
 from pipeline.studio.catalog import PAGE, Catalog, sources_of_index

@@ -40,10 +40,9 @@ from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Stages
 from pipeline.store.identities import DEALT, Identities
 from pipeline.store.releases import Releases, file_name
-from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown import known_builds

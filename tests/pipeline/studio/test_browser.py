@@ -293,7 +293,7 @@ def test_it_is_sound_in_both_themes_and_languages_on_any_screen(built: Build, br
 def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path: Path) -> None:
     """Beside a build that cannot be read, which stops it in no other one."""
     build = own()
-    build.store.register(replace(build, build_id="other", out=str(tmp_path / "deleted by hand")), 0)
+    build.store.register(str(tmp_path / "deleted by hand"), build.noted | {"build_id": "other"}, 0)
 
     async def visit(page: Any) -> None:
         await page.click(".tile")
