@@ -75,7 +75,7 @@ def test_an_end_is_waited_for(fake: Any) -> None:
     assert not jobs.end("other"), "there is none"
     jobs.attach_or_submit("build-1", "true")
     fake.stops_in = 10**6
-    with pytest.raises(RayJobsError, match="build-1 still runs 0.1 s after its stop"):
+    with pytest.raises(RayJobsError, match="build-1 still runs"):
         jobs.end("build-1", patience_s=0.1)
 
 
