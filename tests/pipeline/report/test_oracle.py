@@ -25,7 +25,6 @@ from pipeline.report.hidden_content import HIDDEN
 from pipeline.stages.admit import admit
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.texts.density import density
 from pipeline.texts.words import stop_words, words_of
 from tests.drawn import blobs, encoded
 from tests.stages import run_noted, run_stage
@@ -193,19 +192,6 @@ def removed(t: Tables) -> dict[tuple[str, str, str], int]:
     return dict(found)
 
 
-def quantiles(values: Any) -> list[float]:
-    return [round(float(x), 3) for x in np.quantile(values, (0.1, 0.5, 0.9), method="inverted_cdf")]
-
-
-def profile(t: Tables) -> Values:
-    said = t.primary.text.map(density)
-    return {
-        "characters": quantiles(t.primary.text.map(len)),
-        "words": quantiles([own.words for own in said]),
-        "content": quantiles([own.content_share for own in said]),
-    }
-
-
 SIZES = {2: 0, 3: 1, 4: 2, 5: 3, 6: 4, 8: 5, 11: 6, 21: 7, 51: 8, 101: 9}
 
 
@@ -273,10 +259,6 @@ ORACLES: dict[str, tuple[Callable[[Values], Any], Callable[[Tables], Any]]] = {
     "removed": (
         lambda r: {(g["stage"], g["kind"], g["reason"]): g["count"] for g in r["texts"]["removed"]},
         removed,
-    ),
-    "profile": (
-        lambda r: {m["name"]: [m["low"], m["median"], m["high"]] for m in r["data_profile"]["measures"]},
-        profile,
     ),
 }  # fmt: skip
 """What the report says, and what pandas says, by name."""
