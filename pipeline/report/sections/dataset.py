@@ -136,20 +136,6 @@ HTML = """
       word_list(of.vanished) }}{% endif %}
     {%- else %}<p class="muted">{{ t("None.", "无。") }}</p>{% endif %}</div>
     {% endfor %}
-    <div class="card"><h3>{{ t("Drift", "漂移") }}</h3>
-    {% set whole = dataset.drift.distributions %}
-    <p>{{ t("The whole dataset, compared with the previous release", "整个数据集与之前版本相比") }}: {% if whole -%}
-      <b class="level {{ whole[0].level }}">{{ level(whole[0].level) }}</b> ({{
-      t(whole[0].title, whole[0].title_zh) }} {{ "%.3f" | format(whole[0].psi) }}){% else %}–{% endif %}</p>
-    {% set fresh = drift.distributions if drift else [] %}
-    <p>{{ t("New data only", "仅新增部分") }}: {% if fresh -%}
-      <b class="level {{ fresh[0].level }}">{{ level(fresh[0].level) }}</b> ({{
-      t(fresh[0].title, fresh[0].title_zh) }} {{ "%.3f" | format(fresh[0].psi) }}){% else %}–{% endif %}</p>
-    {% if fresh and drift.samples | min < drift.few %}<p class="muted small">{{ drift.samples[1] | n }} {{
-      t("samples, compared with", "个样本，对比") }} {{ drift.samples[0] | n }} {{
-      t("of the previous build: too few for a reliable index, so no gate checks it.",
-        "个上次构建的样本：数量太少，指数多为偶然，门槛不予判断。") }}</p>{% endif %}
-    <p class="small"><a href="#drift">{{ t("All distributions", "全部分布") }}</a></p></div>
   </div>
   {% endif %}
 </section>
