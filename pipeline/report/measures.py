@@ -25,19 +25,13 @@ _HAN = r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-"
 _NO_SPACE = f"CASE WHEN regexp_matches(text, '{_WHITE}') THEN regexp_replace(text, '{_WHITE}', '', 'g') ELSE text END"
 
 
-def _length_without(characters: str, text: str = "text") -> str:
-    """SQL for the length of a text without some characters."""
-    return f"length(regexp_replace({text}, '{characters}', '', 'g'))"
+def _length_without(characters: str) -> str:
+    """SQL for the length of `text` without some characters."""
+    return f"length(regexp_replace(text, '{characters}', '', 'g'))"
 
 
-def _share(part: str, whole: str) -> str:
-    return f"coalesce({part} / nullif({whole}, 0), 0)"
-
-
-HAN_SHARE = _share(_length_without(f"[^{_HAN}\\x{{2FFFF}}]+"), f"length({_NO_SPACE})")
-"""SQL of the share of Han characters among all characters of `text` but white space."""
-
-HAN_LETTERS = _share(_length_without(f"[^{_HAN}\\x{{323AF}}〇]+"), _length_without(r"[^\pL〇]+"))
+_HAN_LETTERS, _LETTERS = _length_without(f"[^{_HAN}\\x{{323AF}}〇]+"), _length_without(r"[^\pL〇]+")
+HAN_LETTERS = f"coalesce({_HAN_LETTERS} / nullif({_LETTERS}, 0), 0)"
 """SQL of the share of Han characters among the letters of `text` (`filters.han_share.scripts`)."""
 
 
@@ -216,14 +210,9 @@ MEASURES = {
 }  # fmt: skip
 """Measures that a filter may limit, by name, in the order of the page."""
 
-_HAN_SHARE = Measure(
-    "han_share", "Share of Han characters in the primary text", "主文本汉字比例", _TENTHS, _PERCENT, HAN_SHARE,
-    whole=False,
-)  # fmt: skip
-
 SAMPLED = (
     dataclasses.replace(MEASURES["characters"], sql="length(text)"),
-    _HAN_SHARE,
+    MEASURES["han_letters"],
     Measure("texts", "Texts per sample", "每个样本的文本数", _TEXTS, ranges(_TEXTS), "len(texts)"),
     MEASURES["short_side"],
     MEASURES["long_side"],

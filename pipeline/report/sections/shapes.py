@@ -39,7 +39,6 @@ def figures(material: Material, inputs: Values) -> Values:
         ),
         "regions": [regions(tables, detector) for detector in detectors],
         "words": [{"name": name, "count": n} for name, n in words.ranked(in_texts, 40)],
-        "vocabulary": dict(words.ranked(in_texts, words.VOCABULARY)),
         "word_samples": len(lengths),
         "limits": limits.charts(material.build.spec, tables, drawn),
         "before": before,

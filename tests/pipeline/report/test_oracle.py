@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -151,7 +152,8 @@ _SIDES = (0, 64, 128, 200, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 
 def histograms(t: Tables) -> dict[str, list[int]]:
     texts, w, h = t.primary.text, t.samples.width, t.samples.height
-    han = [len(HAN.findall(text)) / len("".join(text.split())) for text in texts]
+    letters = [sum(unicodedata.category(c)[0] == "L" for c in text) for text in texts]
+    han = [len(HAN.findall(text)) / max(1, count) for text, count in zip(texts, letters, strict=True)]
     kilobytes = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
     regions = {
         f"regions/{name}": histogram(rows.scores.map(len), 0, 1, 2, 5, 9, 17, 25, 36, 37)
@@ -160,7 +162,7 @@ def histograms(t: Tables) -> dict[str, list[int]]:
     return {
         "characters": histogram(texts.map(len), 0, 2, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500),
         "words": histogram([len(words_of(x)) for x in texts], 0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100),
-        "han_share": histogram(han, *(i / 10 for i in range(10))),
+        "han_letters": histogram(han, *(i / 10 for i in range(10))),
         "texts": histogram(t.samples.texts.map(len), *range(1, 9)),
         "short_side": histogram(np.minimum(w, h), *_SIDES),
         "long_side": histogram(np.maximum(w, h), *_SIDES),
@@ -170,11 +172,11 @@ def histograms(t: Tables) -> dict[str, list[int]]:
     }
 
 
-def vocabulary(t: Tables) -> Values:
+def frequent(t: Tables) -> Values:
     own = Counter[str]()
     for text in t.primary.text:
         own.update({w for w in words_of(text) if len(w) > 1 and w not in stop_words() and HAN.search(w)})
-    return dict(own)
+    return dict(sorted(own.items(), key=lambda item: (-item[1], item[0]))[:40])
 
 
 def groups(t: Tables) -> Counter[int]:
@@ -248,7 +250,7 @@ ORACLES: dict[str, tuple[Callable[[Values], Any], Callable[[Tables], Any]]] = {
             for name, rows in t.regions.items()
         },
     ),
-    "vocabulary": (lambda r: r["vocabulary"], vocabulary),
+    "words": (lambda r: {word["name"]: word["count"] for word in r["words"]}, frequent),
     "texts": (
         lambda r: {k["name"]: (k["primary"], k["fallbacks"]) for k in r["kinds"] if k["primary"]},
         lambda t: {
