@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from data_specs.text.segmenter import rust_segmenter
-from pipeline.texts.chunks import REMEMBERED
+from pipeline.texts.characters import REMEMBERED
 from pipeline.texts.forms import even
 from pipeline.texts.words import LATIN, stop_words
 
