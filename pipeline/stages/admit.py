@@ -54,7 +54,7 @@ from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
 from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.ranges import KeyRange
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
-from pipeline.texts.chunks import CHUNK, announce
+from pipeline.texts.characters import CHUNK
 from pipeline.texts.cleaning import clean
 from pipeline.texts.text_order import TextOrder
 from pipeline.unreadable import OURS, evidence
@@ -344,10 +344,9 @@ def _filter(
     """The texts of a chunk as filters rewrite them, and by place what filters find wrong with them.
 
     Filter by filter rather than text by text: what a filter needs stays in the processor's caches, which is a third
-    of the time, and is computed for all texts that are announced at once.
+    of the time.
     """
     faults: dict[int, list[Drop]] = {}
-    announce(text.text for text in texts)
     for f in filters:
         for at, fault in enumerate(_filter_texts(f, f.check, texts)):
             if fault is not None:
@@ -363,7 +362,6 @@ def _filter(
                 texts.append(after)
         if changed := sum(map(operator.is_not, texts, before)):
             rewritten[f.plugin_name()] += changed
-            announce(text.text for text in texts)
     return texts, faults
 
 
