@@ -1,4 +1,4 @@
-"""Plug-ins: sources, filters, detectors and image features. One file each; the file's name is the name in a spec.
+"""Plug-ins: sources, filters and detectors. One file each; the file's name is the name in a spec.
 
 A plug-in is a frozen pydantic model: **file name = the name in the spec, its fields = its options**. There is no
 registry: `pipeline/filters/text_length.py` holds exactly one class derived from the family's face (declared in the
@@ -26,7 +26,7 @@ from data_specs.build import BuildSpec, PluginRef, SourceRef, SpecError
 from data_specs.spec_file import OptionLines, describe, read
 from pipeline.urls import loopback_pairs
 
-Family = Literal["sources", "filters", "detectors", "features"]
+Family = Literal["sources", "filters", "detectors"]
 T = TypeVar("T", bound="Plugin")
 
 
