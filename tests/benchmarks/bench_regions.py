@@ -63,6 +63,7 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     from pipeline.pictures.decode import decode
     from pipeline.stages import detect
     from pipeline.store.images import partition_images
+    from pipeline.store.pairs import survivors
     from pipeline.store.store import Store
     from tests.fetched import Got, make
     from tests.stages import run_stage
@@ -73,7 +74,7 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     build = make(folder / "photos", images, 1, filters=[], regions={"detectors": [options]})
     run_stage(build, "measure", "filter", "dedup")
     (partition,) = detect.partitions(build)
-    kept = set(detect._kept_images(build, partition)["sha256"].to_pylist())
+    kept = set(survivors(build, partition, ["sha256"])["sha256"].to_pylist())
     (detector,) = detectors_of(build.spec)
     state = detector.load()
     ready = []
@@ -110,6 +111,7 @@ def warm(folder: Path, count: int) -> float:
     from pipeline.detectors import detectors_of
     from pipeline.detectors._boxes import rows_of
     from pipeline.stages import detect
+    from pipeline.store.pairs import survivors
     from tests.filtered import Shown, make
     from tests.stages import run_stage
 
@@ -119,7 +121,7 @@ def warm(folder: Path, count: int) -> float:
     (partition,) = build.stage("filter").partitions()
     (detector,) = detectors_of(build.spec)
     rng = np.random.default_rng(0)
-    kept = detect._kept_images(build, partition)["sha256"].to_pylist()
+    kept = survivors(build, partition, ["sha256"])["sha256"].to_pylist()
     build.store.regions(detector.detector_id).put(rows_of({s: boxes_of_many(rng, 36) for s in kept}))
     times = []
     for _ in range(3):

@@ -65,7 +65,7 @@ def fit(folder: Path, small: bool, pool: ProcessPoolExecutor) -> None:
 
 def _sums(data: bytes) -> Any:
     """What hashes and signature are made of, as one row: whether there are margins, frequencies of all parts, means."""
-    from pipeline.features.signature import Signature
+    from pipeline.features.columns import FEATURES
     from pipeline.pictures.decode import decode
     from pipeline.pictures.hashing import CONTENT, levels_of
     from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, content, fill, unframed
@@ -75,7 +75,7 @@ def _sums(data: bytes) -> Any:
     fill(squares[0], picture)
     inside, between = unframed(picture), content(picture)
     views = Views(squares, {} if inside is None else {0: inside}, {} if between is None else {0: between})
-    means = np.frombuffer(Signature().of(views)[0], np.uint8)
+    means = np.frombuffer(FEATURES["signature"].of(views)[0], np.uint8)
     of_content = np.zeros(64) if between is None else levels_of(views.content_thumbs)[0, 0]
     levels = np.insert(levels_of(views.unframed_thumbs)[0], CONTENT, of_content, axis=0)
     return np.concatenate([[between is not None], levels.ravel(), means]).astype(np.float32)
