@@ -1,26 +1,25 @@
 """Dedup as a whole, from filter's Parquet to its own.
 
 Images are drawn (`drawn_images.py`; a twentieth is one hot cluster: 50,000 copies of one photograph among a million),
-captions as in `bench_scale_texts` (a fifth is one hot cluster). The stages run partition by partition in worker
+captions are those of `captions` (a fifth is one hot cluster: half of it
+exact copies, half with another character). The stages run partition by partition in worker
 processes, with one thread each. What is measured: CPU seconds of all processes, their growth from the smaller size to
 the larger, the share that goes in order (`leaders`), the largest process, and the wall time of two workers over that of
 one, which must decide the same.
 
-`--sizes 100000,1000000,3000000` takes other sizes; `--workers 1,2` other numbers of workers.
+`--sizes 100000,1000000,3000000` takes other sizes.
 
 `--crowd 50000` measures so many copies of one photograph and nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
-import os
+import random
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,32 +30,28 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from tests.benchmarks.captions import captions
+from tests.benchmarks.harness import answer_of, at_least, at_most, parser, program, report, told
 
 PASSES = (*(f"dedup.{name}" for name in ("signatures", "copies", "edges", "leaders")), "dedup")
 SNAPSHOT = "2026-01-01"
+HOT = "这家餐厅的红烧肉味道非常好值得推荐给大家来尝试一下"
 
 PIECE = 50_000
 """Pairs made at a time."""
 
 
 def main() -> int:
-    from drawn_images import HOT, missing, prepare
-    from harness import at_least, at_most, report
+    from tests.benchmarks.drawn_images import HOT as HOT_SHARE
+    from tests.benchmarks.drawn_images import prepare
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--sizes", default="")
-    parser.add_argument("--workers", default="1,2")
-    parser.add_argument("--crowd", type=int, default=0)
-    options = parser.parse_args()
-    if missing():
-        print("bench_dedup needs ../shared/corpus and the demo corpus (`make demo` unpacks it)", file=sys.stderr)
-        return 1
+    asked = parser(__doc__)
+    asked.add_argument("--sizes", default="", help="numbers of pairs, with commas between")
+    asked.add_argument("--crowd", type=int, default=0, help="copies of one photograph")
+    options = asked.parse_args()
     sizes = [int(n) for n in (options.sizes or ("5000,20000" if options.quick else "100000,1000000")).split(",")]
-    workers = [int(n) for n in options.workers.split(",")][: 1 if options.quick else None]
-    sizes, hot = ([options.crowd], 1.0) if options.crowd else (sizes, HOT)
+    workers = [1] if options.quick else [1, 2]
+    sizes, hot = ([options.crowd], 1.0) if options.crowd else (sizes, HOT_SHARE)
     rows = []
     with tempfile.TemporaryDirectory(prefix="wenlan-dedup-") as name:
         looks = Path(name) / "looks"
@@ -91,7 +86,7 @@ def _measured(folder: Path, looks: Path, size: int, workers: list[int]) -> list[
     _make(folder, looks, size)
     found = [_run(folder, count) for count in workers]
     for count, own in zip(workers, found, strict=True):
-        print(f"{size:,} pairs, {count} workers: {_said(own)}", file=sys.stderr)
+        told(f"{size:,} pairs, {count} workers: {_said(own)}")
     shutil.rmtree(folder)
     return found
 
@@ -101,12 +96,10 @@ def _measured(folder: Path, looks: Path, size: int, workers: list[int]) -> list[
 
 def _make(folder: Path, looks: Path, size: int) -> None:
     """Filter's output of a build of so many pairs."""
-    from bench_increments import filtered
-    from bench_scale_texts import hot_cluster
-
     from pipeline.pictures.hashing import HASHES
     from pipeline.pictures.signatures import GRIDS, SIZE
     from pipeline.records import order_key
+    from tests.benchmarks.bench_increments import filtered
     from tests.filtered import MEASURED_SCHEMA
 
     texts, tables = hot_cluster(size), []
@@ -154,17 +147,25 @@ def _make(folder: Path, looks: Path, size: int) -> None:
     filtered(folder, folder / "store", SNAPSHOT, tables)
 
 
+def hot_cluster(count: int) -> list[str]:
+    """Captions, of which a fifth are copies of HOT."""
+    rng = random.Random(5)
+    texts = captions(count - count // 5, 3)
+    letters = sorted({c for text in texts[:3_000] for c in text})
+    for _ in range(count // 5):
+        at = rng.randrange(len(HOT))
+        texts.append(HOT if rng.random() < 0.5 else HOT[:at] + rng.choice(letters) + HOT[at + 1 :])
+    rng.shuffle(texts)
+    return texts
+
+
 def _run(folder: Path, workers: int) -> dict[str, Any]:
     """Seconds, CPU seconds by stage, the largest process, and a digest of the decisions."""
     out: dict[str, Any] = {"wall": 0.0, "cpu": 0.0, "gb": 0.0, "largest": {}}
     for name in PASSES:  # what another run left
         shutil.rmtree(folder / SNAPSHOT / _folder_of(name), ignore_errors=True)
     for name in PASSES:
-        asked = [sys.executable, __file__, "--stage", str(folder), name, str(workers)]
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS"), "1")
-        environment = {**os.environ, **one_thread, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
-        done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-        own = json.loads(done.stdout.splitlines()[-1])
+        own = answer_of(program("bench_dedup", "--stage", folder, name, workers))
         out[name] = own["cpu"]
         out["wall"] += own["wall"]
         out["cpu"] += own["cpu"]

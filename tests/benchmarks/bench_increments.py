@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from harness import at_least, at_most, quick, report
 
 from data_specs.build import BuildSpec
 from pipeline.matching.sketches import mixed
@@ -32,6 +31,7 @@ from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
+from tests.benchmarks.harness import at_least, at_most, quick, report, told
 from tests.filtered import MEASURED_SCHEMA, commit
 from tests.stages import run_stage
 
@@ -152,7 +152,7 @@ def kept(build: Build) -> set[tuple[str, ...]]:
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     scale, rounds = (2, 2) if small else (1, 3)
     sizes = [50_000 // scale, *[10_000 // scale] * 5]
     starts = np.cumsum([0, *sizes])
@@ -177,14 +177,14 @@ def main() -> int:
             of_one = at_once[clock] / sum(sizes)
             found.append([own[clock] / (of_one * n) for own, n in zip(spent, sizes, strict=True)])
             seconds = ", ".join(f"{own[clock]:.2f}" for own in spent)
-            print(f"round {turn + 1} of {rounds}, {name}: {seconds}; at once {at_once[clock]:.2f} s", file=sys.stderr)
+            told(f"round {turn + 1} of {rounds}, {name}: {seconds}; at once {at_once[clock]:.2f} s")
     figures = {"union_equals_from_scratch": at_least(float(same), 1, "yes")}
     for name, found in shares.items():
         medians = [statistics.median(turn[i] for turn in found) for i in range(len(sizes))]
-        print(f"{name}: {', '.join(f'{m:.2f}' for m in medians)} times its share", file=sys.stderr)
+        told(f"{name}: {', '.join(f'{m:.2f}' for m in medians)} times its share")
         figures[f"largest_increment_over_its_share_{name}"] = at_most(max(medians[1:]), 1.2)
     return report(figures)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

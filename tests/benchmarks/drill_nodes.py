@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from drilling import PATH_AND_ADVICE, Build, Row, Scene, environment_of, is_running, wait_for
-from ray_nodes import Nodes, frozen
-from services import ROOT, DrillFailed
+from tests.benchmarks.drilling import PATH_AND_ADVICE, Build, Row, Scene, environment_of, wait_for
+from tests.benchmarks.harness import ROOT
+from tests.benchmarks.ray_nodes import Nodes, frozen
+from tests.benchmarks.services import DrillFailed
+from tests.processes import is_running
 
 STAGES = (
     "crawl", "extract", "admit", "fetch", "dedup", "curate", "detect", "shard", "report",

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from drilling import NEXT_SNAPSHOT, Build, Row, Scene, command, environment_of, wait_for
-from ray_nodes import Nodes
-from services import ROOT, DrillFailed
 
 from pipeline.store.dataset import Dataset
+from tests.benchmarks.drilling import NEXT_SNAPSHOT, Build, Row, Scene, command, environment_of, wait_for
+from tests.benchmarks.harness import PEERS
+from tests.benchmarks.ray_nodes import Nodes
+from tests.benchmarks.services import DrillFailed
+from tests.demo.packages import DemoError, unpack_package
 
 
 def site(scene: Scene) -> Iterator[Row]:
@@ -106,6 +108,7 @@ def _samples(place: str) -> dict[str, str]:
 
 
 DAYS, FAILING = 300, "/i7.jpg"
+FAKETIME = "lib/*/faketime/libfaketimeMT.so.1"
 READ_CLOCK = "import time; print(time.time())"
 
 
@@ -183,17 +186,16 @@ def _months(build: Build, folder: str) -> set[str]:
 
 
 def _libfaketime() -> str:
-    """The library of Debian's package libfaketime, unpacked below .bench where it is not installed."""
-    name, folder = "lib/*/faketime/libfaketimeMT.so.1", ROOT / ".bench/faketime"
+    """The library of Debian's package libfaketime, unpacked beside the peers where it is not installed."""
+    folder = PEERS / "faketime"
 
-    def found() -> Path | None:
-        return next((path for root in (Path("/usr"), folder / "usr") for path in root.glob(name)), None)
+    def found() -> str:
+        paths = (path for root in (Path("/usr"), folder / "usr") for path in root.glob(FAKETIME))
+        return str(next(paths, ""))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for words in (["apt-get", "download", "libfaketime"], ["sh", "-c", "dpkg-deb -x libfaketime_*.deb ."]):
-        if found() is None:
-            subprocess.run(words, cwd=folder, capture_output=True, check=False)
-    library = found()
-    if library is None:
-        raise DrillFailed("did not hit: no libfaketime here; install Debian's package libfaketime")
-    return str(library)
+    if not found():
+        try:
+            unpack_package("libfaketime", folder)
+        except DemoError as e:
+            raise DrillFailed(f"did not hit: no libfaketime here: {e}") from None
+    return found()

@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from drilling import Build, environment_of, is_running, wait_for
-from services import TOKEN, DrillFailed, Services, free_ports
+from tests.benchmarks.drilling import Build, environment_of, wait_for
+from tests.benchmarks.harness import told
+from tests.benchmarks.services import TOKEN, DrillFailed, Services
+from tests.processes import free_ports, is_running
 
 SETTINGS = {
     "RAY_health_check_initial_delay_ms": "500",
@@ -94,7 +96,7 @@ class Nodes(Services):
             wait_for(f"{name} of the Ray cluster", 180, lambda: self._ended(name) or STARTED in _read(log))  # noqa: B023
             if not self._ended(name):
                 return
-            print(f"{name} did not start ({tries + 1}): {_read(log)[-300:]}", file=sys.stderr, flush=True)
+            told(f"{name} did not start ({tries + 1}): {_read(log)[-300:]}")
             self.kill(name)
         raise DrillFailed(f"{name} of the Ray cluster did not start")
 
@@ -137,19 +139,14 @@ def _read(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")
 
 
-def children(pid: int) -> list[int]:
-    """Ids of a process's children, by the kernel's lists of them: cheap enough to ask all the time."""
+def _below(pid: int) -> list[int]:
+    """Ids of all processes below one, by the kernel's lists of children: cheap enough to ask all the time."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
                 found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def _below(pid: int) -> list[int]:
-    """Ids of all processes below one."""
-    return [one for child in children(pid) for one in (child, *_below(child))]
+    return [one for child in found for one in (child, *_below(child))]
 
 
 LOOK_AGAIN_S = 0.1
