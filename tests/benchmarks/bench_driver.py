@@ -37,10 +37,9 @@ from xml.sax.saxutils import escape
 from data_specs.build import BuildSpec
 from pipeline import cluster, run
 from pipeline.pass_runner import EVERY
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, Stage
 from pipeline.store.commits import DecisionCounts, Fate, FileRef, Record
 from pipeline.store.partitions import StageDir
-from pipeline.store.stage import Pass, Stage
 from pipeline.store.store import Store
 from tests.benchmarks.harness import Figure, at_most, environment, program, quick, report, shown, told
 

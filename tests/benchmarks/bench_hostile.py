@@ -20,8 +20,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.records import Candidate, candidate_rows
 from pipeline.stages import STAGES, fetch
-from pipeline.store.build import Build
-from pipeline.store.stage import passes_of
+from pipeline.store.build import Build, passes_of
 from pipeline.store.store import Store
 from tests.benchmarks.harness import at_most, peer, quick, report, told
 from tests.benchmarks.hostile import JPEG, answers, hostile, photo

@@ -1,7 +1,7 @@
 """Makes pipeline/texts/characters.txt, and measures how pages that declare no charset are read.
 
-    python tests/benchmarks/charset_tables.py learn PO        PO/zh, PO/ja, PO/ko: trees of .po files
-    python tests/benchmarks/charset_tables.py measure TEXTS   TEXTS/zh.NAME.txt, zh-Hant. ja. ko.: documents, UTF-8
+    python -m tests.benchmarks.charset_tables learn PO        PO/zh, PO/ja, PO/ko: trees of .po files
+    python -m tests.benchmarks.charset_tables measure TEXTS   TEXTS/zh.NAME.txt, zh-Hant. ja. ko.: documents, UTF-8
 
 The table is of Python's documentation in Simplified Chinese, Japanese and Korean (python/python-docs-zh-cn 3.13,
 -ja 3.11, -ko 3.9, CC0), for Chinese with as much weight of jieba's dictionary (MIT); Traditional Chinese is Simplified

@@ -57,7 +57,7 @@ ON_CPU: dict[str, tuple[Callable[[], dict[str, Any]], set[str]]] = {
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.drill(15) if n in ("data wait", "scoring") else ()) for n in ON_CPU]
+    "name", [pytest.param(n, marks=() if n == "ONNX session" else pytest.mark.drill(15)) for n in ON_CPU]
 )
 def test_a_check_of_a_gpu_runs_on_the_cpu_as_well(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the functions of production: what a GPU is the first to run is its own kernels."""
