@@ -23,13 +23,12 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from tests.benchmarks.bench_increments import build_of, filtered, measured
 from tests.benchmarks.captions import captions
 from tests.benchmarks.harness import answer_of, at_least, at_most, parser, program, report, told
 
@@ -98,52 +97,16 @@ def _make(folder: Path, looks: Path, size: int) -> None:
     """Filter's output of a build of so many pairs."""
     from pipeline.pictures.hashing import HASHES
     from pipeline.pictures.signatures import GRIDS, SIZE
-    from pipeline.records import order_key
-    from tests.benchmarks.bench_increments import filtered
-    from tests.filtered import MEASURED_SCHEMA
 
     texts, tables = hot_cluster(size), []
-    with (looks / "phash").open("rb") as hashes, (looks / "signature").open("rb") as signatures:
-        for start in range(0, size, PIECE):
-            count = min(PIECE, size - start)
-            number = range(start, start + count)
-            names = [f"http://img{n % 50}.test/{n}" for n in number]
-            digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
-            phash = np.frombuffer(hashes.read(count * HASHES * 8), np.uint64)
-            raw = signatures.read(count * GRIDS * SIZE)
-            every = GRIDS * SIZE
-            columns: dict[str, Any] = {
-                "order_key": [order_key(name, 0) for name in digests],
-                "candidate_id": digests,
-                "fetch_id": digests,
-                "source": ["table"] * count,
-                "source_kind": ["library"] * count,
-                "origin": names,
-                "page_url": [f"http://site{n % 500}.test/{n}" for n in number],
-                "image_url": names,
-                "texts": [[{"kind": "caption", "text": text}] for text in texts[start : start + count]],
-                "row": np.arange(count) + number.start,
-                "text_rank": np.zeros(count, np.int64),
-                "shown": ["alone"] * count,
-                "pixels": [int(digest[:16], 16) for digest in digests],
-                "sha256": digests,
-                "format": ["jpeg"] * count,
-                "width": np.full(count, 4_000) - np.arange(count) % 3_000,
-                "height": np.full(count, 3_000),
-                "phash": pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * HASHES, pa.array(phash)),
-                "signature": [raw[at * every : (at + 1) * every] for at in range(count)],
-                "fetched_at": ["2026-01-01T00:00:00Z"] * count,
-            }
-            arrays = [columns[f.name] if f.name in columns else pa.nulls(count, f.type) for f in MEASURED_SCHEMA]
-            tables.append(
-                pa.table(
-                    [
-                        pa.array(own, f.type) if not isinstance(own, pa.Array) else own.cast(f.type)
-                        for own, f in zip(arrays, MEASURED_SCHEMA, strict=True)
-                    ],
-                    schema=MEASURED_SCHEMA,
-                )
-            )
+    phash = np.memmap(looks / "phash", np.uint64, "r", shape=(size, HASHES))
+    signature = np.memmap(looks / "signature", np.uint8, "r", shape=(size, GRIDS * SIZE))
+    for start in range(0, size, PIECE):
+        of = slice(start, min(start + PIECE, size))
+        own = texts[of]
+        sides = 4_000 - np.arange(len(own)) % 3_000
+        sha256 = [hashlib.sha256(b"%d" % n).hexdigest() for n in range(of.start, of.stop)]
+        tables.append(measured(start, own, sides, phash[of], signature[of], sha256))
     filtered(folder, folder / "store", SNAPSHOT, tables)
 
 
@@ -188,7 +151,7 @@ def serve_stage(folder: Path, name: str, workers: int) -> None:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    build = _build(folder)
+    build = build_of(folder, folder / "store", SNAPSHOT)
     own = build.passes[name]
     partitions = own.over(build)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ready) as pool:
@@ -201,27 +164,6 @@ def serve_stage(folder: Path, name: str, workers: int) -> None:
     print(json.dumps({"wall": wall, "cpu": cpu, "gb": gb, "decisions": _decisions(build, name)}))
 
 
-def _build(folder: Path) -> Any:
-    from data_specs.build import BuildSpec
-    from pipeline.stages import STAGES
-    from pipeline.store.build import Build, passes_of
-    from pipeline.store.identities import Identities
-    from pipeline.store.store import Store
-
-    source = {"kind": "url_table", "name": "table", "source_kind": "library"}
-    spec = BuildSpec.model_validate({"name": "bench", "contact": "mailto:a@b.c", "sources": [source]})
-    build = Build(
-        stages=STAGES,
-        spec=spec,
-        out=str(folder / SNAPSHOT),
-        store=Store(str(folder / "store")),
-        build_id=f"bench-{SNAPSHOT}",
-        snapshot=SNAPSHOT,
-        fingerprints=dict.fromkeys(passes_of(STAGES, spec), "f" * 64),
-    )
-    return replace(build, identities=Identities(build.store).before(build))
-
-
 def _ready(_: int = 0) -> None:
     from data_specs.text.folding import normals
     from pipeline.stages import STAGES  # noqa: F401
@@ -232,7 +174,7 @@ def _ready(_: int = 0) -> None:
 def _one(task: tuple[Path, str, str]) -> tuple[float, float]:
     """CPU seconds of a partition, and the largest that this process has been, in GB."""
     folder, name, partition = task
-    build = _build(folder)
+    build = build_of(folder, folder / "store", SNAPSHOT)
     before = time.process_time()
     build.passes[name].run(build, partition)
     return time.process_time() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -56,7 +56,6 @@ DRILLS: Mapping[str, Drill] = {
     "raylet": Drill(drill_nodes.raylet, 600, quick=True),
     "head": Drill(drill_nodes.head, 300),
     "driver": Drill(drill_nodes.driver, 240),
-    "store": Drill(drill_nodes.store, 240),
     "memory": Drill(drill_nodes.memory, 240),
     "disk": Drill(drill_storage.disk, 480, quick=True, unshared=True),
     "s3": Drill(drill_storage.s3, 900),

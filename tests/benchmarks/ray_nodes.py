@@ -40,14 +40,12 @@ STARTED, START_TRIES = "Ray runtime started", 4
 class Nodes(Services):
     """The cluster. `environment`: further variables of its processes, and of the workers below them."""
 
-    def __init__(
-        self, folder: Path, count: int = 2, environment: Mapping[str, str] | None = None, store_bytes: int = 80_000_000
-    ) -> None:
+    def __init__(self, folder: Path, count: int = 2, environment: Mapping[str, str] | None = None) -> None:
         super().__init__(folder)
         self._environment = environment_of({**SETTINGS, **(environment or {})})
         self._environment["PATH"] = f"{Path(sys.executable).parent}:{self._environment['PATH']}"
         [self._port] = free_ports(1)
-        self._numbers, self._count, self._store_bytes = itertools.count(1), count, store_bytes
+        self._numbers, self._count = itertools.count(1), count
         self.names: list[str] = []  # of the nodes with CPUs
         self.address = f"127.0.0.1:{self._port}"
 
@@ -89,7 +87,7 @@ class Nodes(Services):
             ports = ["--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)]
             ports += ["--runtime-env-agent-port", str(runtime_env), "--min-worker-port", "0", "--max-worker-port", "0"]
             common = ["--node-ip-address", "127.0.0.1", "--num-gpus", "0", "--block", "--disable-usage-stats"]
-            common += ["--object-store-memory", str(self._store_bytes)]
+            common += ["--object-store-memory", "80000000"]
             ray, log = str(Path(sys.executable).with_name("ray")), self.folder / f"{name}.log"
             log.unlink(missing_ok=True)
             self.start(name, [ray, "start", *words, *ports, *common], self._environment)
