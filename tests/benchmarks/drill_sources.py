@@ -107,7 +107,7 @@ def _samples(place: str) -> dict[str, str]:
     return rows
 
 
-DAYS, FAILING = 300, "/i7.jpg"
+DAYS = 300
 FAKETIME = "lib/*/faketime/libfaketimeMT.so.1"
 READ_CLOCK = "import time; print(time.time())"
 
@@ -127,30 +127,6 @@ def clock(scene: Scene) -> Iterator[Row]:
         done = f"its processes saw a clock {ahead:.0f} days ahead, then {abs(back):.0f}; fetched in {sorted(months)}"
         row = build.row("crawl, fetch", done, "exit 0", ended)
         yield replace(row, held=row.held and len(months) > 1)
-
-
-def clock_retry(scene: Scene) -> Iterator[Row]:
-    """A picture fails while the clock is ahead: that holds no longer than usual, and the next build has the picture."""
-    file, faked = _clock(scene)
-    with scene.source() as source, Nodes(scene.folder, environment=faked) as nodes:
-        environment = nodes.environment | faked
-        source.fault = lambda path: 503 if path == FAILING else 0
-        ahead = _jump(file, f"+{DAYS}d", faked)
-        first = Build(scene, "ahead", environment=environment)
-        ended = first.ended()
-        missing = _samples_missing(scene, first.store) if ended.code == 0 else -1
-        source.fault = lambda path: 0
-        back = _jump(file, "+0d", faked)
-        source.asked.clear()
-        second = Build(scene, "ahead-next", environment=environment, snapshot=NEXT_SNAPSHOT, store=first.store)
-        ended = second.ended()
-        lost = _samples_missing(scene, second.store) if ended.code == 0 else -1
-        verified = command("verify", second.out).code == 0
-        done = f"{FAILING} failed, clock {ahead:.0f} days ahead, {missing} sample was missing; then {abs(back):.0f}"
-        outcome = f"the next build asked for it {source.asked.count(FAILING)} time(s), exit {ended.code}"
-        same = "every sample equal" if lost == 0 else f"DIFFERS: {lost} samples"
-        held = missing == 1 and lost == 0 and verified
-        yield Row("fetch", done, outcome, "clean" if verified else "NOT CLEAN", same, held)
 
 
 def _clock(scene: Scene) -> tuple[Path, dict[str, str]]:

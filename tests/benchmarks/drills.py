@@ -62,7 +62,6 @@ DRILLS: Mapping[str, Drill] = {
     "site": Drill(drill_sources.site, 420, quick=True),
     "images": Drill(drill_sources.images, 420),
     "clock": Drill(drill_sources.clock, 420),
-    "clock_retry": Drill(drill_sources.clock_retry, 420),
     "train_ray": Drill(drill_training.train_ray, 1_800, trains=True),
     "elastic": Drill(drill_training.elastic, 900, trains=True),
 }
