@@ -23,7 +23,7 @@ from tests.benchmarks.harness import report as printed
 from tests.places import ROOT
 
 BENCHMARKS = ROOT / "tests/benchmarks"
-OURS = {"data_specs", "pipeline", "training", "tests", "wenlan"}
+OURS = {"data_specs", "pipeline", "training", "tests", "wenlan", *(path.stem for path in BENCHMARKS.glob("*.py"))}
 
 
 @pytest.mark.slow

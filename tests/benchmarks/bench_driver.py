@@ -290,7 +290,7 @@ def measured(where: str, folder: Path, url: str, partitions: int, requests: Any)
     }
     if asked:
         figures["requests"] = shown(asked / own["ran"], "a task")
-    told({name: figure.value for name, figure in figures.items()})
+    told(str({name: figure.value for name, figure in figures.items()}))
     return {f"{where}_{name}": figure for name, figure in figures.items()}
 
 

@@ -263,7 +263,7 @@ def onnx_session(gpu: bool = True) -> dict[str, Any]:
 
 def scoring(gpus: float = 1, pairs: int = 2_000, *, small: bool = False) -> dict[str, Any]:
     """The pass `curate.score` in one process, which decodes and holds both sessions: towers of Chinese-CLIP's shape."""
-    from scored_pairs import score_rate
+    from tests.benchmarks.scored_pairs import score_rate
 
     return {"pairs": f"{score_rate(gpus, pairs, small):.0f}/s"}
 
