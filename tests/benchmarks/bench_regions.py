@@ -23,20 +23,16 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-CORPUS = ROOT.parent / "shared" / "corpus"
+from tests.benchmarks.harness import CORPUS, at_least, at_most, interleaved, needed, photos, quick, report, told
+
 MODEL = CORPUS / "models" / "yolox_nano.onnx"
 THREADS = 1
 
 
 def main() -> int:
-    from harness import at_least, at_most, quick, report
 
-    small = quick(__doc__ or "")
-    if not MODEL.exists():
-        print(f"bench_regions needs {MODEL}", file=sys.stderr)
-        return 1
-    sys.path.insert(0, str(ROOT))
+    small = quick(__doc__)
+    needed(MODEL)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one CPU for all that any library may start
     folder = Path(tempfile.mkdtemp(prefix="wenlan-bench-regions-"))
     try:
@@ -56,7 +52,6 @@ def main() -> int:
 
 def end_to_end(folder: Path, count: int, rounds: int) -> float:
     """Rate of the stage over the rate of the bare session."""
-    from harness import interleaved
 
     from pipeline.detectors import detectors_of
     from pipeline.detectors.onnx import letterbox
@@ -68,7 +63,7 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     from tests.fetched import Got, make
     from tests.stages import run_stage
 
-    files = [path.read_bytes() for path in sorted((CORPUS / "howtocook-site").rglob("*.jpg"))[:count]]
+    files = [path.read_bytes() for path in photos()[:count]]
     images = [Got(f"http://img.test/{i}.jpg", data, (f"第{i}张图",)) for i, data in enumerate(files)]
     options = {"name": "onnx", "weights": str(MODEL), "threads": THREADS}
     build = make(folder / "photos", images, 1, filters=[], regions={"detectors": [options]})
@@ -94,8 +89,8 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
         for tensor in ready:
             state.session.run(None, {state.input_name: tensor})
 
-    ours, bare = interleaved(stage_turn, bare_turn, rounds)
-    print(f"{len(ready)} images: stage {len(ready) / ours:.1f}/s, session {len(ready) / bare:.1f}/s", file=sys.stderr)
+    ours, bare = interleaved(stage_turn, bare_turn, rounds=rounds)
+    told(f"{len(ready)} images: stage {len(ready) / ours:.1f}/s, session {len(ready) / bare:.1f}/s")
     return bare / ours
 
 
@@ -152,7 +147,7 @@ def lookups(folder: Path, sizes: list[int]) -> list[float]:
             if first == size // 2:
                 asked.append(keys)
         caches.append(cache)
-        print(f"{size:,} keys are there", file=sys.stderr)
+        told(f"{size:,} keys are there")
     times: list[list[float]] = [[] for _ in sizes]
     for _ in range(21):
         for cache, keys, spent in zip(caches, asked, times, strict=True):
@@ -165,4 +160,4 @@ def lookups(folder: Path, sizes: list[int]) -> list[float]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())
