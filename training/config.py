@@ -342,8 +342,8 @@ class RunConfig:
     """Training images whose cosines with each other's texts a finished run keeps, to measure scores against
     (wenlan-train calibrate); 0 for none. Not with --workers."""
     log_every: Positive = 10
-    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
-    """Destination of metrics beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Destination of metrics beside metrics.jsonl. W&B takes its settings from its own environment."""
     profile_steps: Count = 0
     """Steps, after the first three, of which torch's profiler writes a trace into OUT/profile."""
     device: str = "auto"

@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import shutil
-import tempfile
 from typing import Any
-
-CACHE_ROOM = 64 << 20
-"""Bytes free in the temporary folder from which on jieba may keep its dictionary there, which takes 9 MB."""
 
 
 @functools.cache
@@ -26,8 +20,6 @@ def segmenter() -> Any:
         import jieba
 
         jieba.setLogLevel(logging.CRITICAL)  # it prints the traceback of a cache that it cannot write, and goes on
-        if shutil.disk_usage(tempfile.gettempdir()).free < CACHE_ROOM:
-            jieba.dt.tmp_dir = os.devnull  # no folder: what it had written of a cache when the disk was full would stay
         jieba.initialize()
     return jieba
 

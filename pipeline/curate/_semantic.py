@@ -45,13 +45,12 @@ from pipeline.files.digests import DIGEST, bytes_of, column_of, digests_of, hexe
 from pipeline.files.parquet import Rows
 from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, codes_of, merge_nearest, millionths, resolved
 from pipeline.model_runner import model_values
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Attempt, Record
 from pipeline.store.identities import SEMANTIC, Identities, Published
 from pipeline.store.pair_scores import in_units
 from pipeline.store.pairs import SCORES, pairs_before, primary_texts, reads_before
 from pipeline.store.sql import in_order
-from pipeline.store.stage import Pass, PassFile
 
 log = logging.getLogger("wenlan")
 

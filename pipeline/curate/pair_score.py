@@ -40,11 +40,10 @@ from pipeline.filters import Drop, PairFilter, names_filter, pair_filters
 from pipeline.model_runner import model_values, text_values
 from pipeline.records import sha256_hex
 from pipeline.store import pair_scores
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, no_partitions, no_run
 from pipeline.store.commits import ROWS_DIGEST
 from pipeline.store.pair_scores import CUTS, UNITS, UNSCORED, Counts, Cut, Cuts, in_units
 from pipeline.store.pairs import PAIRS, SCORES, columns_of, pairs_before, primary_texts, reaching, reads_before
-from pipeline.store.stage import Pass, PassFile, no_partitions, no_run
 
 log = logging.getLogger("wenlan")
 

@@ -38,10 +38,9 @@ from pipeline.matching.image_comparison import Details, coarse_of, fine_of, hash
 from pipeline.matching.image_keys import Key, plan
 from pipeline.matching.text_rows import TextRows
 from pipeline.records import LOOKS, split_of
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Attempt
 from pipeline.store.identities import DETAILS, SIGNATURES
-from pipeline.store.stage import Pass, PassFile
 
 RUN = 100_000
 """Pairs of a run at most, unless a single partition of filter has more."""

@@ -13,8 +13,7 @@ kinds to numbers. A number in the spec counts every character of texts of every 
 In a collection (`pipeline.filters.is_collection`) the defaults are 1 and `max_chars_running`: its texts were written
 for its pictures.
 
-Words are those of jieba's dictionary (`pipeline.texts.words`). They are counted only if a spec limits their number, and
-a text is segmented only if a bound does not decide already.
+Words are those of jieba's dictionary (`pipeline.texts.words`). They are counted only if a spec limits their number.
 
 Thresholds: 50 characters are Chinese-CLIP's maximum, as 5 are its minimum; the lower minima of kinds, and
 max_chars_running, are ours.
@@ -31,7 +30,7 @@ from data_specs.build import SourceRef
 from data_specs.shard import TEXT_KINDS, Text, TextKind
 from pipeline.decisions import DropReason
 from pipeline.filters import RUNNING_KINDS, Drop, Limit, TextFilter, Threshold, is_collection
-from pipeline.texts.words import count_words, has_words, weight
+from pipeline.texts.words import count_words, weight
 
 Minimum = Annotated[int, Field(ge=0)]
 Maximum = Annotated[int, Field(ge=1)]
@@ -87,12 +86,10 @@ class TextLength(TextFilter):
             return Drop(DropReason.TEXT_TOO_SHORT, f"{chars} characters; needs {minimum}")
         if chars > maximum and (fault := self._too_long(text.text, chars, maximum)):
             return fault
-        if self.min_words and not has_words(text.text, self.min_words):
-            return Drop(DropReason.TEXT_TOO_SHORT, f"{count_words(text.text)} words; needs {self.min_words}")
-        if self.max_words and text.kind not in RUNNING_KINDS and has_words(text.text, self.max_words + 1):
-            return Drop(
-                DropReason.TEXT_TOO_LONG, f"{count_words(text.text)} words; at most {self.max_words} are allowed"
-            )
+        if self.min_words and (words := count_words(text.text)) < self.min_words:
+            return Drop(DropReason.TEXT_TOO_SHORT, f"{words} words; needs {self.min_words}")
+        if self.max_words and text.kind not in RUNNING_KINDS and (words := count_words(text.text)) > self.max_words:
+            return Drop(DropReason.TEXT_TOO_LONG, f"{words} words; at most {self.max_words} are allowed")
         return None
 
     @functools.cached_property

@@ -17,10 +17,9 @@ from typing import Any
 
 from pipeline.account import Account
 from pipeline.decisions import DropReason
-from pipeline.store.build import Build
+from pipeline.store.build import Build, in_funnel
 from pipeline.store.commits import REMOVED_LATER
 from pipeline.store.sql import Tables
-from pipeline.store.stage import in_funnel
 
 Counts = dict[tuple[str, str, str], int]
 

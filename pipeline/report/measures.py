@@ -110,7 +110,7 @@ def measured(tables: Tables, measures: Sequence[Measure], rows: str) -> str:
     return f"SELECT *{''.join(f', ({m.sql})::DOUBLE AS {m.value}' for m in measures)} FROM ({rows})"
 
 
-_DENSITY = ("nouns", "content_share", "stop_share", "entropy", "perplexity")
+_DENSITY = ("nouns", "content_share", "stop_share", "entropy")
 
 
 def _densities(texts: pa.Array) -> pa.Array:
@@ -154,7 +154,6 @@ _SHARP = (0, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 _FRAMES = (1, 2, 3, 6, 11, 51)
 _NOUNS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15)
 _ENTROPY = (0, 1e-4, 6e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
-_PERPLEXITY = (0, 100, 1e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7)
 _TRIED = (32, 64, 100, 128, 150, 160, 180, 200, 224, 256, 320, 384, 512, 1024, 2048, 4096, 8192, 20_000, 30_000, 65_500)
 _TWENTIETHS = tuple(i / 20 for i in range(21))
 
@@ -186,10 +185,6 @@ MEASURES = {
         Measure(
             "word_entropy", "Word entropy of the primary text, nats", "主文本词熵（奈特）", _ENTROPY,
             [f"{edge:g}+" for edge in _ENTROPY], "words.entropy", _ENTROPY, whole=False, of_words=True,
-        ),
-        Measure(
-            "perplexity", "Perplexity of the primary text, by word frequencies", "主文本困惑度（按词频）", _PERPLEXITY,
-            [f"{edge:g}+" for edge in _PERPLEXITY], "words.perplexity", _PERPLEXITY[1:], whole=False, of_words=True,
         ),
         Measure(
             "short_side", "Shorter side, pixels", "短边（像素）", _SIDES, ranges(_SIDES), "least(width, height)",

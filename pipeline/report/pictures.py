@@ -40,11 +40,10 @@ from pipeline.pictures.encode import stored_sides
 from pipeline.records import PROVENANCE
 from pipeline.report.hidden_content import Hide, faces_hider, hidden_candidates, hidden_images
 from pipeline.sources import TableSource, sources_of
-from pipeline.store.build import Build
+from pipeline.store.build import Build, in_funnel
 from pipeline.store.image_features import measure_images
 from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.sql import Tables
-from pipeline.store.stage import in_funnel
 from pipeline.store.takedowns import Takedowns
 from pipeline.unreadable import OURS, evidence
 

@@ -7,8 +7,7 @@ record lies in which WARC file. This source reads from that table which pages to
 `warc` does its own: `cc-index-table.paths.gz` is the list that Common Crawl publishes.
 
 A page is taken if its status is 200, its detected type is one of `mime_types`, and one of `languages` is among the
-three that Common Crawl detected on it (CLD2), or is the first of them with `first_language`. Row groups of the table
-whose statistics exclude all that are not read; the first part of a file counts their rows.
+three that Common Crawl detected on it (CLD2), or is the first of them with `first_language`.
 
 A part is up to `rows_per_part` rows of one file of the table. Its records are read in the order in which they lie in
 the WARC files. A file of several that cannot be read is a Decision, and so are a part's rows of a damaged row group.
@@ -23,6 +22,7 @@ to be immutable. Rows of the table are held a row group at a time, packed. Damag
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -62,13 +62,12 @@ _MAX_OFFSET = 1 << 40
 class _Cut(NamedTuple):
     """One part: a file of the table, and of some of its row groups (number, first row, row behind the last).
 
-    begins: it is the first part of the file. skipped: rows of the file's row groups that are not read, there only.
+    begins: it is the first part of the file.
     """
 
     file: str
     groups: tuple[tuple[int, int, int], ...] = ()
     begins: bool = True
-    skipped: int = 0
 
     @property
     def rows(self) -> int:
@@ -82,7 +81,7 @@ class CommonCrawl(ListedSource, RangeSource):
         json_schema_extra={"examples": [{"path": "cc-index/crawl=CC-MAIN-2026-30/subset=warc/*.parquet"}]}
     )
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     prefix: str = Field(
         "https://data.commoncrawl.org/", description="prepended to the lines of path_list and the names of WARC files"
@@ -111,7 +110,7 @@ class CommonCrawl(ListedSource, RangeSource):
         return files[: self.limit] if self.limit else files
 
     def parts(self) -> int:
-        """Runs of at most `rows_per_part` rows, of row groups that may hold a page; at least one per file.
+        """Runs of at most `rows_per_part` rows; at least one per file.
 
         Raises SourceError, also where none of several files can be read.
         """
@@ -135,8 +134,8 @@ class CommonCrawl(ListedSource, RangeSource):
                 continue
             taken += 1
             yield place
-        records.met += cut.rows + cut.skipped
-        records.named[Named.OTHER_PAGE] += cut.rows + cut.skipped - taken
+        records.met += cut.rows
+        records.named[Named.OTHER_PAGE] += cut.rows - taken
 
     def look(self, budget: Budget) -> Look:
         """Its pages and the bytes of their records, counted or estimated from a sample of the index."""
@@ -200,9 +199,7 @@ class CommonCrawl(ListedSource, RangeSource):
         stamp = version(file) if may_change else []
         if stamp and stamp[1] == 0:
             raise BrokenFile(file, f"source {self.name}: {emptiness(file)}")
-        criteria = self.languages, self.first_language, self.mime_types
-        row_groups, skipped = _groups(file, self.name, json.dumps(stamp), *criteria)
-        for group, rows in row_groups:
+        for group, rows in enumerate(_group_rows(file, self.name, json.dumps(stamp))):
             start = 0
             while start < rows:
                 stop = min(rows, start + room)
@@ -210,10 +207,10 @@ class CommonCrawl(ListedSource, RangeSource):
                 room -= stop - start
                 start = stop
                 if not room:
-                    cuts.append(_Cut(file, tuple(groups), not cuts, 0 if cuts else skipped))
+                    cuts.append(_Cut(file, tuple(groups), not cuts))
                     groups, room = [], self.rows_per_part
         if groups or not cuts:
-            cuts.append(_Cut(file, tuple(groups), not cuts, 0 if cuts else skipped))
+            cuts.append(_Cut(file, tuple(groups), not cuts))
         return cuts
 
     def _ranges(self, cut: _Cut) -> Iterator[PageRange | Decision | Hole]:
@@ -221,7 +218,7 @@ class CommonCrawl(ListedSource, RangeSource):
         from pipeline.files.parquet import hole_of, is_damaged
 
         rows: list[dict[str, Any]] = []
-        with _OpenIndex(cut.file, self.name) as table:
+        with _open_index(cut.file, self.name) as table:
             for group, start, stop in cut.groups:
                 try:
                     rows += list(self._page_rows(table, group, start, stop))
@@ -295,38 +292,26 @@ def _as_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-class _OpenIndex:
+@contextlib.contextmanager
+def _open_index(file: str, source: str) -> Iterator[pq.ParquetFile]:
     """A file of the index, open. Raises SourceError; BrokenFile if it is not a Parquet file, or lacks a column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, file: str, source: str) -> None:
-        self._file, self._source = file, source
-
-    def __enter__(self) -> pq.ParquetFile:
-        import pyarrow.parquet as pq
-
-        self._raw = fsspec.open(self._file, "rb")
-        try:
-            table = pq.ParquetFile(self._raw.__enter__())
-        except Exception as e:
-            self.__exit__(type(e), e, None)
-            raise
-        missing = [name for name in (*_LOCATION, _LANGUAGES, _MIME, _STATUS) if name not in table.schema_arrow.names]
-        if missing:
-            self._raw.__exit__(None, None, None)
-            raise BrokenFile(
-                self._file, f"source {self._source}: no column {missing[0]!r}, which the Common Crawl index has"
-            )
-        return table
-
-    def __exit__(self, kind: Any, e: BaseException | None, trace: Any) -> None:
-        import pyarrow as pa
-
-        self._raw.__exit__(kind, e, trace)
-        if isinstance(e, Exception) and isinstance(e, faults(pa.ArrowException)):
-            is_content = isinstance(e, pa.ArrowException) or is_damage(e)
-            problem = "not a readable Parquet file" if is_content else "cannot be read"
-            fault = BrokenFile if is_content else SourceError
-            raise fault(self._file, f"source {self._source}: {problem} ({reason(e)})") from None
+    try:
+        with fsspec.open(file, "rb") as raw:
+            table = pq.ParquetFile(raw)
+            names = table.schema_arrow.names
+            missing = [name for name in (*_LOCATION, _LANGUAGES, _MIME, _STATUS) if name not in names]
+            if missing:
+                problem = f"no column {missing[0]!r}, which the Common Crawl index has"
+                raise BrokenFile(file, f"source {source}: {problem}")
+            yield table
+    except faults(pa.ArrowException) as e:
+        is_content = isinstance(e, pa.ArrowException) or is_damage(e)
+        problem = "not a readable Parquet file" if is_content else "cannot be read"
+        fault = BrokenFile if is_content else SourceError
+        raise fault(file, f"source {source}: {problem} ({reason(e)})") from None
 
 
 def _batches(table: pq.ParquetFile, group: int, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -346,52 +331,7 @@ def _batches(table: pq.ParquetFile, group: int, start: int, stop: int, columns: 
 
 
 @functools.lru_cache(maxsize=4096)
-def _groups(
-    file: str, source: str, mark: str, languages: tuple[str, ...], first: bool, mimes: tuple[str, ...]
-) -> tuple[tuple[tuple[int, int], ...], int]:
-    """((number, rows) of each row group that may hold a page, rows of all others), by the file's footer.
-
-    mark: changes with the file.
-    """
-    groups, skipped = [], 0
-    with _OpenIndex(file, source) as table:
-        for number in range(table.num_row_groups):
-            group = table.metadata.row_group(number)
-            columns = {group.column(i).path_in_schema: group.column(i).statistics for i in range(group.num_columns)}
-            if _may_hold(columns, languages, first, mimes):
-                groups.append((number, group.num_rows))
-            else:
-                skipped += group.num_rows
-    return tuple(groups), skipped
-
-
-def _may_hold(columns: dict[str, Any], languages: tuple[str, ...], first: bool, mimes: tuple[str, ...]) -> bool:
-    """True if a row group may hold a page, by its columns' statistics. Languages are lists: only a column that begins
-    with the wanted one, or of one value, tells."""
-    status = _bounds(columns.get(_STATUS), int)
-    mime, language = (_bounds(columns.get(name), str) for name in (_MIME, _LANGUAGES))
-    if status is not None and not status[0] <= 200 <= status[1]:
-        return False
-    if mime is not None and not any(mime[0] <= kind <= mime[1] for kind in mimes):
-        return False
-    if language is None:
-        return not _is_null(columns.get(_LANGUAGES))
-    low, high = language
-    if low == high:
-        codes = low.split(",")[:1] if first else low.split(",")
-        return bool(set(codes) & set(languages))
-    return not first or any(low <= code + "\uffff" and code <= high for code in languages)
-
-
-def _bounds(statistics: Any, kind: type) -> tuple[Any, Any] | None:
-    """(least, greatest) value of a column of a row group, None if nothing says so in values of this kind."""
-    try:
-        bounds = (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None
-    except UnicodeDecodeError:
-        return None
-    return bounds if bounds is None or all(isinstance(bound, kind) for bound in bounds) else None
-
-
-def _is_null(statistics: Any) -> bool:
-    """True if a column of a row group says that it holds no value."""
-    return statistics is not None and statistics.has_null_count and not statistics.num_values
+def _group_rows(file: str, source: str, mark: str) -> tuple[int, ...]:
+    """Rows of each row group of a file. mark: changes with the file."""
+    with _open_index(file, source) as table:
+        return tuple(table.metadata.row_group(number).num_rows for number in range(table.num_row_groups))

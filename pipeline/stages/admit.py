@@ -51,9 +51,8 @@ from pipeline.records import (
 from pipeline.stages import _sort, _templates
 from pipeline.stages._furniture import SHOWN_ON_PAGES, is_about_image
 from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.ranges import KeyRange
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.texts.chunks import CHUNK, announce
 from pipeline.texts.cleaning import clean

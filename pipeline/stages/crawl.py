@@ -48,10 +48,9 @@ from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, SHOWN, SHOWN_SCHEMA, sha2
 from pipeline.sources import IMAGE_CAPS, sources_of
 from pipeline.sources.site import Site
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import DECISIONS, Record
 from pipeline.store.partitions import StageDir
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.web.policy import DISALLOWED, user_agent
 
 if TYPE_CHECKING:

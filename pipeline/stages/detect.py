@@ -30,11 +30,10 @@ from pipeline.detectors.given import Given
 from pipeline.model_runner import Model, model_values
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
 from pipeline.stages import _sort
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.cache import Cache
 from pipeline.store.pairs import SURVIVORS, survivors
 from pipeline.store.ranges import KeyRange
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")

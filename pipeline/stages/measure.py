@@ -27,10 +27,9 @@ from pipeline.decisions import Decision, DropReason, drop
 from pipeline.errors import StageError
 from pipeline.features import feature_id
 from pipeline.records import FEATURE_SCHEMA, candidates_of
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.image_features import Fault, known_features, measure_images, without_images
 from pipeline.store.images import partition_images
-from pipeline.store.stage import Pass, PassFile, Stage
 
 
 def token(build: Build) -> Any:

@@ -46,12 +46,11 @@ from pipeline.files.tars import HashedFile, TarWriter
 from pipeline.pictures.encode import Boxes, as_stored, scaled_boxes, stored_sides
 from pipeline.records import text_of
 from pipeline.stages import _boundaries
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import DECISIONS, Attempt, Record
 from pipeline.store.images import read_images, records_between
 from pipeline.store.pairs import SURVIVORS, survivors
 from pipeline.store.partitions import StageDir
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 
 PACKED = ("tar", "parquet", DECISIONS)

@@ -8,6 +8,5 @@ items         one candidate in words: its fate, evidence, leader, regions, what 
 images        its picture, and thumbnails
 similar       neighbours in a search index that lies beside the build
 actions       takedowns and publishing, as the commands that they are
-views         saved views
 server        the HTTP server; `page/` is what it serves
 """

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from data_specs.build import SpecError
 from pipeline.report.measures import MEASURES, bin_of
 from pipeline.report.translations import KINDS, en, zh
-from pipeline.store.stage import Stages
+from pipeline.store.build import Stages
 
 MOST_VALUES = 200
 """Values of one facet that a request may choose, and that are shown."""

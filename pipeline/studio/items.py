@@ -16,8 +16,7 @@ from pipeline.report import earlier_samples
 from pipeline.report.explain import trace
 from pipeline.report.pictures import boxes_of_images
 from pipeline.report.translations import KINDS, en, evidence_zh, zh
-from pipeline.store.build import Build
-from pipeline.store.stage import Stages
+from pipeline.store.build import Build, Stages
 from pipeline.store.subjects import subject_of
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog

@@ -18,9 +18,8 @@ from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.report import dataset, drift, gallery, state
 from pipeline.store import approval, build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Stages
 from pipeline.store.frames import Frames
-from pipeline.store.stage import Stages
 from pipeline.store.takedowns import UNFINISHED
 
 Values = dict[str, Any]

@@ -6,7 +6,7 @@ written since a day, as a build may be writing younger ones; what was prepared o
 another version, or of what was replaced since.
 
 `--keep N` also expires builds: of each dataset the N newest builds stay whole, older ones keep what cannot be had
-again or is what they are for: captures, shards, report, build.json, releases.json, saved views. Their other stages go,
+again or is what they are for: captures, shards, report, build.json, releases.json. Their other stages go,
 and the index that the studio has made of them. Before images go, STORE/fetched learns of newer builds that hold the
 same, so that they are not fetched again. Features of images and texts go with the last build that was
 scored by their model.
@@ -40,10 +40,9 @@ from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Stages
 from pipeline.store.identities import DEALT, Identities
 from pipeline.store.releases import Releases, file_name
-from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown import known_builds

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from importlib import resources
 
 from data_specs.text.segmenter import rust_segmenter
-from pipeline.texts.chunks import REMEMBERED
 from pipeline.texts.forms import even
 from pipeline.texts.words import LATIN, stop_words
 
@@ -40,11 +39,10 @@ FUNCTION = ("u", "p", "c", "r", "y", "e", "o", "k", "h")
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """Counts of the words of a text, and two measures of how common they are.
+    """Counts of the words of a text, and how common they are.
 
     words: all with a letter or digit. nouns, content, stop: those that are nouns, content words, stop words.
     entropy: sum over the distinct words of -p ln p, where p is a word's share of the dictionary's corpus.
-    perplexity: exp of the mean of -ln p over all words; infinite for a text without words.
     """
 
     words: int
@@ -52,7 +50,6 @@ class Density:
     content: int
     stop: int
     entropy: float
-    perplexity: float
 
     @property
     def content_share(self) -> float:
@@ -65,12 +62,10 @@ class Density:
         return self.stop / self.words if self.words else 0.0
 
 
-@functools.lru_cache(maxsize=REMEMBERED)  # each filter asks for all texts of a chunk before the next one does
 def density(text: str) -> Density:
     entries, distinct = _entries(), dict[str, float]()
     words = nouns = content = stop = 0
-    information = 0.0
-    for word in rust_segmenter().cut(even(text), False):
+    for word in cut(text):
         entry = entries[word]
         if entry is None:
             continue
@@ -78,10 +73,8 @@ def density(text: str) -> Density:
         nouns += entry.noun
         content += entry.content
         stop += entry.stop
-        information += entry.surprise
         distinct[word] = entry.part
-    perplexity = math.exp(information / words) if words else math.inf
-    return Density(words, nouns, content, stop, math.fsum(distinct.values()), perplexity)
+    return Density(words, nouns, content, stop, math.fsum(distinct.values()))
 
 
 def cut(text: str) -> list[str]:
@@ -107,12 +100,11 @@ def outside_gbk(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A word: which kinds it counts for, its surprise -ln p, and its part -p ln p of a text's entropy."""
+    """A word: which kinds it counts for, and its part -p ln p of a text's entropy."""
 
     noun: bool
     content: bool
     stop: bool
-    surprise: float
     part: float
 
 
@@ -149,7 +141,7 @@ class _Entries(dict[str, "_Entry | None"]):
         stop = word in stop_words() or tag.startswith(FUNCTION)
         noun = not stop and (tag.startswith(NAMING) or (tag == "x" and not word.isascii() and word.isalpha()))
         content = not stop and (noun or tag.startswith(CONTENT))
-        return _Entry(noun, content, stop, -math.log(p), -p * math.log(p))
+        return _Entry(noun, content, stop, -p * math.log(p))
 
 
 @functools.cache

@@ -108,15 +108,15 @@ class Frontier:
         self._kept = {host: HostTotals(pages, size) for host, pages, size in kept}  # asked for before each request
         self.kept_pages = sum(kept.pages for kept in self._kept.values())
         self.kept_bytes = sum(kept.bytes for kept in self._kept.values())
-        self._earlier_s, self._started = self._seconds_before(), time.monotonic()
+        self._began = self._read_note("began") or time.time()
+        with self._db:
+            self._write_note("began", self._began)
 
     def __enter__(self) -> Frontier:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._out.close()
-        self._note_time()
-        self._db.commit()
         self._db.close()
         self._lock.close()
 
@@ -249,7 +249,6 @@ class Frontier:
                 (page.host, likeness),
             )
             self._add(links, page.depth + 1, 0)
-            self._note_time()
             if images:
                 self._write_note("images", self.images + images)
         self.images += images
@@ -267,7 +266,6 @@ class Frontier:
                 (reason.value, evidence[:300], page.id),
             )
             self._add(links, page.depth + 1, 0)
-            self._note_time()
         self.waiting -= 1
         self.dropped += 1
 
@@ -319,22 +317,8 @@ class Frontier:
         return Totals(waiting, kept, dropped, moved, self.kept_bytes, self.counted("beyond"), unchanged, too_deep)
 
     def hours(self) -> float:
-        """Hours since the crawl began, pauses between runs included.
-
-        Of a run the monotonic clock counts: a wall clock that is set meanwhile must not end a crawl of an hour as one
-        of three days. The wall clock counts between two runs only, from the last page of one to the start of the next.
-        """
-        return (self._earlier_s + time.monotonic() - self._started) / 3600
-
-    def _seconds_before(self) -> float:
-        """Seconds from the beginning of the crawl until now, as earlier runs noted them."""
-        noted_at = self._read_note("noted_at")
-        return self._read_note("spent") + (max(0.0, time.time() - noted_at) if noted_at else 0.0)
-
-    def _note_time(self) -> None:
-        """Note how long the crawl has taken, within the transaction of the caller."""
-        self._write_note("spent", self._earlier_s + time.monotonic() - self._started)
-        self._write_note("noted_at", time.time())
+        """Hours since the crawl began, pauses between runs included."""
+        return (time.time() - self._began) / 3600
 
     def fate(self, url: str) -> tuple[str, str, str]:
         """(state, reason, evidence) of a page; all empty for one that is not known."""

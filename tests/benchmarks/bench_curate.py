@@ -1,6 +1,6 @@
 """Curation: density filters, concept balance and QR codes, by themselves; what models cost is in other benchmarks.
 
-    density      captions a second through text_density and text_perplexity together, one process
+    density      captions a second through text_density, one process
     balance      both passes over a million captions, one process: entries counted, threshold, every pair judged; peak
                  memory of the process, the captions themselves left out
     qr           milliseconds per picture of 512 pixels, one thread
@@ -35,21 +35,18 @@ from pipeline.filters import PixelFilter
 from pipeline.filters.image_faces import ImageFaces
 from pipeline.filters.image_qr import ImageQr
 from pipeline.filters.text_density import TextDensity
-from pipeline.filters.text_perplexity import TextPerplexity
 from pipeline.store.concept_counts import Probabilities
 from pipeline.texts.concepts import concepts
 
 
 def density(texts: list[str]) -> float:
     """Captions a second."""
-    filters = [TextDensity(min_entropy=6e-4), TextPerplexity(min_perplexity=100, max_perplexity=1e7)]
+    dense = TextDensity(min_entropy=6e-4)
     given = [Text("alt", text) for text in texts]
-    for f in filters:
-        f.check(given[0])  # reads the dictionary
+    dense.check(given[0])  # reads the dictionary
     start = time.process_time()
     for text in given:
-        for f in filters:
-            f.check(text)
+        dense.check(text)
     return len(given) / (time.process_time() - start)
 
 

@@ -203,9 +203,8 @@ def serve_stage(folder: Path, name: str, workers: int) -> None:
 def _build(folder: Path) -> Any:
     from data_specs.build import BuildSpec
     from pipeline.stages import STAGES
-    from pipeline.store.build import Build
+    from pipeline.store.build import Build, passes_of
     from pipeline.store.identities import Identities
-    from pipeline.store.stage import passes_of
     from pipeline.store.store import Store
 
     source = {"kind": "url_table", "name": "table", "source_kind": "library"}

@@ -39,10 +39,9 @@ from harness import Figure, at_most, quick, report
 from data_specs.build import BuildSpec
 from pipeline import cluster, run
 from pipeline.pass_runner import EVERY
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, Stage
 from pipeline.store.commits import DecisionCounts, Fate, FileRef, Record
 from pipeline.store.partitions import StageDir
-from pipeline.store.stage import Pass, Stage
 from pipeline.store.store import Store
 
 PARTITIONS, FEWER = 215_000, 21_500

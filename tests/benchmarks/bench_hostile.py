@@ -174,8 +174,7 @@ def table_of(path: Path, column: str) -> list[str]:
 def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:
     from data_specs.build import BuildSpec
     from pipeline.stages import STAGES
-    from pipeline.store.build import Build
-    from pipeline.store.stage import passes_of
+    from pipeline.store.build import Build, passes_of
     from pipeline.store.store import Store
 
     egress = {"allow": allow, "delay_s": 0, "timeout_s": TIMEOUT_S, "connections_per_host": 16}

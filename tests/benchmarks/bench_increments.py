@@ -28,9 +28,8 @@ from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import order_key, order_range
 from pipeline.stages import STAGES
-from pipeline.store.build import Build
+from pipeline.store.build import Build, passes_of
 from pipeline.store.identities import Identities
-from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 from tests.filtered import MEASURED_SCHEMA, commit
 from tests.stages import run_stage

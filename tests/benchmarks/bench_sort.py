@@ -24,9 +24,8 @@ from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.records import Candidate, candidate_rows, sha256_hex
 from pipeline.stages import STAGES, _sort
-from pipeline.store.build import Build
+from pipeline.store.build import Build, passes_of
 from pipeline.store.ranges import KeyRange
-from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 
 ROWS = 2_000

@@ -35,10 +35,9 @@ from pipeline.records import (
     split_of,
 )
 from pipeline.stages import STAGES
-from pipeline.store.build import Build
+from pipeline.store.build import Build, passes_of
 from pipeline.store.commits import ROWS_DIGEST, rows_digest
 from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
-from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 from tests.stages import run_stage
 

@@ -127,27 +127,34 @@ def two_gloo_ranks() -> dict[str, Any]:
 
 def rank(kind: str) -> None:
     """One of two ranks that torchrun started: a process group by the function that `fit` uses, and three steps."""
-    import torch
-    from step_sides import OurStep, config_of
-
     from training.device import prepare_device
-    from training.method import distributed
-    from training.run.gradient_exchange import GradientExchange
     from training.run.launch import ending_with_parent, process_group
-    from training.run.step import backward
 
     device = prepare_device(kind)
     with ending_with_parent(), process_group(device):
-        step = OurStep(config_of("tiny"), 8, str(device))
-        exchange, first = GradientExchange(step.model), 4 * distributed.rank()
-        for number in range(3):
-            share = step.batch.rows(first, first + 4)
-            step.model.after_step(backward(step.model, [share], 4, step.autocast, exchange), number)
-            step.optimizer.step()
-            exchange.clear(step.optimizer)
-        ours, theirs = distributed.gather(torch.stack([p.double().sum() for p in step.model.parameters()])[None])
-        assert torch.equal(ours, theirs), "the ranks' weights differ after three steps"
-        assert distributed.gather_objects(first) == [0, 4], "objects do not reach the other rank"
+        # A function of its own, as in `fit`: DDP must be gone before its process group. As the group's last owner it
+        # holds the GIL while it waits for Gloo's thread, which waits for the GIL: one start of three hung.
+        _three_steps(str(device))
+
+
+def _three_steps(device: str) -> None:
+    import torch
+    from step_sides import OurStep, config_of
+
+    from training.method import distributed
+    from training.run.gradient_exchange import GradientExchange
+    from training.run.step import backward
+
+    step = OurStep(config_of("tiny"), 8, device)
+    exchange, first = GradientExchange(step.model), 4 * distributed.rank()
+    for number in range(3):
+        share = step.batch.rows(first, first + 4)
+        step.model.after_step(backward(step.model, [share], 4, step.autocast, exchange), number)
+        step.optimizer.step()
+        exchange.clear(step.optimizer)
+    ours, theirs = distributed.gather(torch.stack([p.double().sum() for p in step.model.parameters()])[None])
+    assert torch.equal(ours, theirs), "the ranks' weights differ after three steps"
+    assert distributed.gather_objects(first) == [0, 4], "objects do not reach the other rank"
 
 
 def two_ranks(kind: str = "cuda") -> dict[str, Any]:

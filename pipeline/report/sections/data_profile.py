@@ -5,32 +5,23 @@ What texts say is counted in at most WORD_SAMPLES primary texts, the first of ea
 characters, words, and the share of content words (`pipeline.texts.density`). Words are compared with the baseline's by
 the log-odds of the share of texts that hold them, divided by its standard error, with a prior that is the words of both
 together (Monroe, Colaresi and Quinn, "Fightin' Words", Political Analysis 16:4, 2008): a rare word needs more to be
-listed. Where the spec asks for scores, similarity of picture and text and the balance of image clusters stand beside.
-
-How evenly pictures spread over what there is to see: DanQing (arXiv 2601.10305) puts its images into 10,000 clusters,
-10,000 images each, and reads the balance from their sizes. Here k-means (faiss, on the sphere) runs over the features
-that stage `score` left in STORE, of at most MOST images, with EACH images a cluster on average.
+listed. Where the spec asks for scores, similarity of picture and text stands beside.
 
 Limits: words are those of the `vocabulary` of report.json, the VOCABULARY most frequent ones. One that is not among the
 baseline's counts as often there as the last of them, so that a word which was merely rare is not taken for a new one.
-Clusters need faiss (extra `search`) and `pair_score`; two machines may differ in a few images between them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from data_specs.shard import PAIR_SCORE
 from pipeline.report.section import Material, Section, Values
 from pipeline.report.words import VOCABULARY, WORD_SAMPLES, first_of_shards
-from pipeline.store.build import Build
-from pipeline.store.cache import Cache
 from pipeline.store.sql import Tables
 from pipeline.texts.density import density, outside_dictionary
 
@@ -45,12 +36,6 @@ PRIOR = 500.0
 
 SEVERAL = 3
 """Texts in which a word that the dictionary lacks must stand to be listed."""
-
-MOST, EACH, ROUNDS = 20_000, 50, 15
-"""Images at most, images of a cluster on average, and rounds of k-means."""
-
-FEWEST = 2 * EACH
-"""Images below which nothing is said."""
 
 
 def figures(material: Material, inputs: Values) -> Values:
@@ -70,8 +55,7 @@ def figures(material: Material, inputs: Values) -> Values:
     if baseline is not None and baseline["vocabulary"]:
         moved = compared(inputs["vocabulary"], inputs["word_samples"], baseline["vocabulary"], baseline["word_samples"])
         words |= {"rose": moved[0], "fell": moved[1], "baseline": baseline["build"]["id"]}
-    hosts_of = hosts(inputs["image_domains"], samples)
-    return {"data_profile": {**words, "hosts": hosts_of, "clusters": cluster_balance(material.build, material.tables)}}
+    return {"data_profile": {**words, "hosts": hosts(inputs["image_domains"], samples)}}
 
 
 def texts_of(tables: Tables, scored: bool) -> Values:
@@ -133,53 +117,6 @@ def _odds(count: int, texts: int, share: float) -> float:
     return math.log(held / max(texts + PRIOR - held, 0.5))
 
 
-def cluster_balance(build: Build, tables: Tables) -> Values | None:
-    """Clusters, images, the share of the largest hundredth of the clusters (one at least), and that of an even split.
-
-    None for a build without features or with fewer than FEWEST images, or where faiss is not installed.
-    """
-    towers = build.spec.pair_score is not None and not build.spec.pair_score.by_words
-    scored = build.records("curate.score") if towers else []
-    if not scored or find_spec("faiss") is None:
-        return None
-    vectors_ND = features(build.store.features(scored[0].info["models"][0]), tables)
-    return spread(vectors_ND) if len(vectors_ND) >= FEWEST else None
-
-
-def spread(vectors_ND: npt.NDArray[np.float32]) -> Values:
-    """The figures of `cluster_balance`, of unit rows [N, D] with N at least EACH."""
-    clusters = len(vectors_ND) // EACH
-    sizes = np.sort(np.bincount(_assigned(vectors_ND, clusters), minlength=clusters))[::-1]
-    largest = max(1, clusters // 100)
-    return {
-        "images": len(vectors_ND),
-        "clusters": clusters,
-        "largest": largest,
-        "share": round(float(sizes[:largest].sum() / sizes.sum()), 4),
-        "even": round(largest / clusters, 4),
-    }
-
-
-def features(cache: Cache, tables: Tables) -> npt.NDArray[np.float32]:
-    """[N, D] unit rows of the image features of samples, MOST of them at most."""
-    rows = cache.get([row["sha256"] for row in first_of_shards(tables, MOST, "sha256")])
-    if rows is None:
-        return np.empty((0, 0), np.float32)
-    ordered = rows.sort_by("sha256")["feature"].to_pylist()
-    return np.stack([np.frombuffer(one, np.float16) for one in ordered]).astype(np.float32)
-
-
-def _assigned(vectors_ND: npt.NDArray[np.float32], clusters: int) -> npt.NDArray[np.int64]:
-    import faiss
-
-    points = np.ascontiguousarray(vectors_ND)
-    kmeans = faiss.Kmeans(points.shape[1], clusters, niter=ROUNDS, spherical=True, seed=1, verbose=False)
-    kmeans.cp.min_points_per_centroid = 1  # it warns on its own below 39
-    kmeans.train(points)
-    assigned: npt.NDArray[np.int64] = kmeans.index.search(points, 1)[1][:, 0]
-    return assigned
-
-
 HTML = """
 {% if data_profile %}
 {% set profile = data_profile %}
@@ -211,15 +148,7 @@ HTML = """
     <div class="card"><h3>{{ t("Where pictures come from", "图像来自哪里") }}</h3>
       {{- bars(profile.hosts.largest, "Image hosts") }}
       <p class="small">{{ t("Share of the largest hosts", "最大域名所占比例") }} ({{ profile.hosts.of }}): {{
-        "%.1f%%" | format(100 * profile.hosts.share) }}</p>
-      {% if profile.clusters %}{% set c = profile.clusters %}<h3>{{
-        t("How evenly they are distributed", "分布是否均衡") }}</h3>
-      <p class="small">{{ t("Clusters of image features", "图像特征聚类数") }}: {{ c.clusters | n }}. {{
-        t("The largest 1% of them contain", "最大的百分之一含") }} <b>{{ "%.1f%%" | format(100 * c.share) }}</b> {{
-        t("of the images; if all had the same size, it would be", "的图像；若均匀则为") }} {{
-        "%.1f%%" | format(100 * c.even) }}. <span class="muted">({{ c.images | n }} {{
-        t("images", "张图像") }})</span></p>
-      {%- endif %}</div>
+        "%.1f%%" | format(100 * profile.hosts.share) }}</p></div>
   </div>
 </section>
 {% endif %}

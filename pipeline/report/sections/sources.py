@@ -6,8 +6,7 @@ from pipeline.account import Account
 from pipeline.decisions import LOSSES
 from pipeline.report.funnel import Funnel, accounts, examples
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.build import Build
-from pipeline.store.stage import in_funnel
+from pipeline.store.build import Build, in_funnel
 
 SHOWN_FILES = 50
 

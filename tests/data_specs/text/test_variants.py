@@ -6,7 +6,8 @@ import importlib.metadata
 
 import pytest
 
-from data_specs.text.variants import compute_variants, variants
+from data_specs.text.variants import variants
+from tests.benchmarks.variant_groups import compute_variants
 
 
 @pytest.mark.slow

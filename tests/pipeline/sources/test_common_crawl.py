@@ -338,26 +338,16 @@ def test_a_name_that_is_not_utf_8_costs_no_part(tmp_path):
         assert (place.url, place.offset) == ("http://a.test/\ufffd", 0)
 
 
-def test_row_groups_that_can_hold_no_page_are_not_read(tmp_path):
+def test_rows_that_are_no_page_are_counted(tmp_path):
     base = {
         "url": "http://a.test/", "fetch_status": 200, "content_mime_detected": "text/html", "warc_filename": "a",
         "warc_record_offset": 0, "warc_record_length": 9,
     }  # fmt: skip
-    groups = [("eng", 200), (None, 200), ("zho", 404), ("zho", 200)]
-    rows = [base | {"content_languages": language, "fetch_status": status} for language, status in groups]
-    write(tmp_path, [row for row in rows for _ in range(10)], "part-00000.parquet", group=10)
-    assert (source(tmp_path, rows_per_part=10).parts(), len(taken(source(tmp_path)))) == (1, 10)
-    assert source(tmp_path, rows_per_part=10, languages=("eng",)).parts() == 1
-    mixed = [base | {"content_languages": language} for language in ("eng,zho", "jpn", "zul,zho")]
-    write(tmp_path, mixed, "part-00000.parquet", group=3)
-    assert source(tmp_path).parts() == 1
-    assert source(tmp_path, first_language=True).parts() == 1, "zho lies between eng and zul"
-    write(tmp_path, mixed[:2], "part-00000.parquet", group=3)
-    assert taken(source(tmp_path, first_language=True)) == []
+    write(tmp_path, [base | {"content_languages": language} for language in ("eng,zho", "jpn")], "part-00000.parquet")
     account = Account()
     assert list(source(tmp_path, first_language=True).opened(0, account)[1]) == []
     records = account["records"]
-    assert (records.met, records.named) == (2, {Named.OTHER_PAGE: 2}), "their rows are counted"
+    assert (records.met, records.named) == (2, {Named.OTHER_PAGE: 2})
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import resource
 import shutil
 import threading
 import time
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import sha256_hex
 from pipeline.store import cache
@@ -199,3 +201,17 @@ def test_writers_at_once_lose_nothing_and_readers_never_fail(tmp_path: Path) -> 
     assert [process.exitcode for process in writers] == [0, 0, 0]
     wanted = [f"{writer}-{i}" for writer in range(3) for i in range(15)]
     assert sorted(values(in_folder(tmp_path).get(wanted))) == sorted(wanted)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    in_folder(tmp_path).put(rows("a", "b"))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, hard))
+    try:
+        with pytest.raises(StoreError, match=rf"{tmp_path}/\d+-\w+\.parquet: cannot be written \(File"):
+            in_folder(tmp_path).put(rows(*(f"big {i}" for i in range(2_000))))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert values(in_folder(tmp_path).get(["a", "b"])) == {"a": 0, "b": 0}

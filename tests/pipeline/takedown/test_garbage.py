@@ -355,7 +355,7 @@ def test_images_of_a_build_that_cannot_be_read_are_not_forgotten_where_links_lea
     published.store.fetched().put(pa.Table.from_pylist([row]))
     if linked == "build":
         (tmp_path / "link").symlink_to(out.parent)
-        published.store.register(replace(build, out=f"{tmp_path}/link/{out.name}"), 1)
+        published.store.register(f"{tmp_path}/link/{out.name}", build.noted, 1)
         out.rename(tmp_path / "gone")
     else:  # to a disk that is not mounted
         (out / "images").rename(tmp_path / "gone")
@@ -452,7 +452,7 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     collect(builds, keep=1, dry_run=True)
     assert {path.name for path in features.glob("pair-*")} == names
     gone = replace(older, build_id="synthetic-gone", out=f"{older.out}-gone")
-    older.store.register(gone, 0)
+    older.store.register(gone.out, gone.noted, 0)
     assert len(collect(builds, keep=1, dry_run=True)["faults"]) == 1
     collect(builds, keep=1)
     assert {path.name for path in features.glob("pair-*")} == names, "who knows what a build was scored by that is gone"

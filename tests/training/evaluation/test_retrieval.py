@@ -14,8 +14,8 @@ from training.errors import InputError
 from training.evaluation import retrieval as module
 from training.evaluation.evaluate import retrieval
 from training.evaluation.features import Embeddings
-from training.evaluation.hits import Captions, Clusters, Features, Hits, Peers, first_of_group
-from training.evaluation.retrieval import KS, chance_recall, figures, peer_figures, rank
+from training.evaluation.hits import Captions, Clusters, Features, Hits
+from training.evaluation.retrieval import KS, chance_recall, figures, rank
 
 
 def unit(rows: np.ndarray) -> Features:
@@ -234,55 +234,3 @@ def test_no_query_with_a_hit_is_an_error() -> None:
     ranks = rank(eye, eye, Clusters(np.arange(3), np.arange(3)))
     with pytest.raises(InputError, match="no query"):
         figures(ranks, np.zeros(3, bool), np.zeros(3, bool))
-
-
-def peers(seed: int, count: int, groups: int, copies: int) -> tuple[Features, Peers]:
-    rng = np.random.default_rng(seed)
-    group, copy = rng.integers(0, groups, count), rng.integers(0, copies, count)
-    return unit(rng.normal(size=(count, 4))), Peers(group, copy, np.arange(count))
-
-
-@pytest.mark.slow
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 25), groups=st.integers(1, 12), copies=st.integers(1, 40))
-def test_peers_ask_all_but_their_copies(seed: int, count: int, groups: int, copies: int) -> None:
-    features, found = peers(seed, count, groups, copies)
-    copy = np.equal.outer(found.copy_N, found.copy_N)
-    hits = np.equal.outer(found.group_N, found.group_N) & ~copy
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", 1 + seed % 90)
-        ranks = rank(features, features, found)
-    similar = features.astype(np.float64) @ features.astype(np.float64).T
-    best = np.where(hits, similar, np.inf if not hits.size else -np.inf).max(1, keepdims=True)
-    expected = np.where(hits.any(1), 1 + (~hits & ~copy & (similar >= best)).sum(1), 0)
-    assert ranks.text_M.tolist() == ranks.image_N.tolist() == expected.tolist()
-    assert ranks.text_hits_M.tolist() == hits.sum(1).tolist()
-    assert found.candidates().tolist() == (~copy).sum(1).tolist()
-    if not hits.any():
-        with pytest.raises(InputError, match="no query"):
-            peer_figures(ranks, found)
-        return
-    asks = hits.any(1)
-    figure = peer_figures(ranks, found)
-    assert figure.recall == {k: pytest.approx(float((expected[asks] <= k).mean())) for k in KS}
-    alone = [chance_recall(int(n), [int(h)], 5) for n, h in zip((~copy).sum(1)[asks], hits.sum(1)[asks], strict=True)]
-    assert figure.chance[5] == pytest.approx(np.mean(alone))
-
-
-@pytest.mark.slow
-def test_search_within_one_kind_equals_that_of_torchmetrics() -> None:
-    torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (extra: dev)")
-    import torch
-
-    features, _ = peers(5, 120, 1, 1)
-    group = np.arange(120) // 3
-    found = Peers(group, np.arange(120), first_of_group(group))
-    figure = peer_figures(rank(features, features, found), found)
-    off = ~np.eye(120, dtype=bool)
-    similar, relevant = (
-        torch.from_numpy((features @ features.T)[off]),
-        torch.from_numpy(np.equal.outer(group, group)[off]),
-    )
-    for k in KS:
-        metric = torchmetrics.retrieval.RetrievalHitRate(top_k=k)
-        theirs = metric(similar, relevant, indexes=torch.arange(120).repeat_interleave(119))
-        assert figure.recall[k] == pytest.approx(float(theirs), abs=1e-7)

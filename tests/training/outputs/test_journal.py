@@ -96,9 +96,9 @@ def test_a_page_of_nothing_is_a_page(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
-    with pytest.raises(ConfigError, match=r"^run.tracker: mlflow is not installed: pip install mlflow$"):
-        open_tracker("mlflow", tmp_path, 0, {})
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"^run.tracker: wandb is not installed: pip install wandb$"):
+        open_tracker("wandb", tmp_path, 0, {})
     assert open_tracker("none", tmp_path, 0, {}) is None
 
 

@@ -7,7 +7,7 @@ Labelled images (evaluation/labelled.py) are embedded as in retrieval; the class
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from training.evaluation.class_texts import TEMPLATES, check_templates, class_features, digest
@@ -28,7 +28,7 @@ def run(request: Request) -> Result:
     """
     loaded = load(request.checkpoint, request.device, request.towers)
     labelled = open_labelled(request.source, request.split, request.detector or loaded.checkpoint.detector)
-    sentences = templates_of(request, labelled.name, labelled.templates)
+    sentences = templates_of(request)
     classes_CD = class_features(loaded, labelled.classes, sentences)
     embedded = embed_labelled(loaded, labelled)
     found = classify(cosines(embedded.features_ND, classes_CD), embedded.label_N)
@@ -55,11 +55,10 @@ def run(request: Request) -> Result:
     return result
 
 
-def templates_of(request: Request, name: str, of_set: Sequence[str] = ()) -> tuple[str, ...]:
-    """The templates of `--templates`, those that the set brings, or ours."""
-    if request.templates is not None:
-        return check_templates(str(request.templates), lines_of(request.templates))
-    return check_templates(name, of_set) if of_set else TEMPLATES
+def templates_of(request: Request) -> tuple[str, ...]:
+    """The templates of `--templates`, or ours."""
+    file = request.templates
+    return TEMPLATES if file is None else check_templates(str(file), lines_of(file))
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:
