@@ -213,11 +213,12 @@ OBJECTIVES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["f64", "f32"])
-@pytest.mark.parametrize("size", [10, 3], ids=["K10", "K3"])
+@pytest.mark.parametrize(
+    ("dtype", "within", "size"), [(torch.float64, 1e-6, 10), (torch.float32, 1e-5, 3)], ids=["f64-K10", "f32-K3"]
+)
 @pytest.mark.parametrize("overrides", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_loss_and_gradient_are_the_oracles_over_steps_that_wrap_around(
-    overrides: tuple[str, ...], size: int, dtype: torch.dtype, within: float
+    overrides: tuple[str, ...], dtype: torch.dtype, within: float, size: int
 ) -> None:
     model = linear_model(dtype, f"moco.queue_size={size}", "moco.temperature=0.2", "moco.momentum=0.7", *overrides)
     trunks = {name: getattr(model, f"{name}_query").trunk for name in ("image", "text")}

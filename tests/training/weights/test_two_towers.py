@@ -26,7 +26,6 @@ from training.weights.two_towers import fill_towers, import_transformers, is_two
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("clip", "chinese_clip", "siglip", "siglip2")
 SIZE, PATCH = 64, 16
 TEXTS = ["红色的船", "山水相连，白云飞", "a small cat on the hill", "猫"]
 
@@ -101,7 +100,14 @@ def make_folder(family: str, folder: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder)  # of the family's class, if it has one
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "chinese_clip",
+        "siglip2",
+        *(pytest.param(n, marks=pytest.mark.drill(2)) for n in ("clip", "siglip")),
+    ],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any, Any]:
     place = tmp_path_factory.mktemp(request.param)
     return request.param, place, *make_folder(request.param, place)
@@ -198,12 +204,9 @@ def test_regions_add_nothing_at_the_first_step_and_learn(folder: tuple[str, Path
     assert not torch.allclose(moved, ours.encode_image(other), atol=1e-5), "boxes count by now"
 
 
-@pytest.mark.parametrize("frozen", [0, 2])
-def test_a_step_leaves_out_half_of_the_patches_and_keys_and_features_none(
-    folder: tuple[str, Path, Any, Any], frozen: int
-) -> None:
+def test_a_step_leaves_out_half_of_the_patches_and_keys_and_features_none(folder: tuple[str, Path, Any, Any]) -> None:
     _, place, _, _ = folder
-    half = [f"image.frozen_stages={frozen}", "data.max_boxes=0", "image.patch_dropout=0.5", "moco.queue_size=8"]
+    half = ["image.frozen_stages=2", "data.max_boxes=0", "image.patch_dropout=0.5", "moco.queue_size=8"]
     model = BriVL(config_of(place, *half)).train()
     batch = Batch.of(images_B3HW=torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
     counts: list[int] = []
