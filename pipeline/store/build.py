@@ -342,12 +342,6 @@ class Build:
         """The folder of the shards: a dataset, once there is a manifest in it."""
         return self.folder / self.stages["shard"].folder
 
-    def prepared(self) -> list[str]:
-        """Files, within its folder, of the index that the studio has made of it; elsewhere the studio keeps nothing."""
-        studio = self.folder / STUDIO
-        names = studio.names() if studio.is_local else ()
-        return [f"{STUDIO}/{name}" for name in names if ".duckdb" in name]
-
     def packed(self) -> list[Record]:
         """Records of the shards that hold a sample: after a takedown a shard may have nothing but its decisions."""
         return [record for record in self.records("shard") if "tar" in record.files]

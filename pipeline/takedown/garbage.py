@@ -40,7 +40,7 @@ from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
-from pipeline.store.build import Build, Stages
+from pipeline.store.build import STUDIO, Build, Stages
 from pipeline.store.identities import DEALT, Identities
 from pipeline.store.releases import Releases, file_name
 from pipeline.store.store import Store
@@ -229,8 +229,7 @@ def _expire(store: Store, build: Build, others: list[Build], deletions: Deletion
     for stage in build.stages.values():
         if stage.expires:
             deletions.delete("expired", build.folder, stage.folder)
-    for name in build.prepared():
-        deletions.delete("expired", build.folder, name)
+    deletions.delete("expired", build.folder, STUDIO)
 
 
 def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
