@@ -26,8 +26,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -363,33 +362,6 @@ def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about
     (folder / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
     if isinstance(tokenizer, JsonTokenizer):
         (folder / JSON_FILE).write_text(tokenizer.content, encoding="utf-8")
-
-
-@contextmanager
-def suggest_intact(path: Path) -> Iterator[None]:
-    """Extend a CheckpointError about a damaged checkpoint of a run with the newest intact one and how to use it.
-
-    `path`: the checkpoint, or the run's folder for its newest."""
-    try:
-        yield
-    except CheckpointError as e:
-        damaged = path.resolve() if (path / INDEX).is_file() else latest(path)
-        if damaged is None or not STEP_FOLDER.fullmatch(damaged.name) or _is_whole(damaged):
-            raise
-        older = [folder for folder in folders(damaged.parent.parent) if step_of(folder) < step_of(damaged)]
-        whole = next((folder for folder in reversed(older) if _is_whole(folder)), None)
-        if whole is None:
-            raise
-        advice = f"give that one to eval, embed or --init, or move {damaged.name} away and run fit again"
-        raise CheckpointError(e.subject, f"{e.problem}; {whole} is intact: {advice}") from None
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        VerifiedFolder.open(folder).verify_all()
-    except CheckpointError:
-        return False
-    return True
 
 
 def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkpoint:

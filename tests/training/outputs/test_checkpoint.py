@@ -17,7 +17,7 @@ from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError
 from training.method.key_queue import SampleIds
 from training.moco import BriVL
-from training.outputs.checkpoint import TOWERS, RunState, clean, latest, open_checkpoint, suggest_intact
+from training.outputs.checkpoint import TOWERS, RunState, clean, latest, open_checkpoint
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 
@@ -251,7 +251,7 @@ def _foreign_type(folder: Path) -> None:
         ),
         (_replace("config.json", DEEP), r"config.json: not JSON \(.*recursion"),
         (_replace("config.json", ENDLESS), r"config.json: not JSON \(.*digits"),
-        (_replace("config.json", b'{"config": 5, "detector": ""}'), r"config.json: it must be an object"),
+        (_replace("config.json", b'{"config": 5, "detector": ""}'), r"config.json: 5: input should be an object"),
         (_foreign_type, r"towers.safetensors: (not a safetensors file|does not match)|does not match"),
         (_newer, r"checkpoint.json: checkpoint version 3 is newer.*; upgrade wenlan"),
         (_older, r"checkpoint.json: checkpoint version 1 is older than .*\(2\); train again, or import again$"),
@@ -345,33 +345,6 @@ def test_the_towers_alone_are_enough_to_use_a_checkpoint(saved: Saved, damage: s
     _cut(folder)
     with pytest.raises(CheckpointError, match=r"towers.safetensors: \d+ bytes, but \d+ in checkpoint.json"):
         open_checkpoint(folder, TOWERS)
-
-
-@pytest.mark.slow
-def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Saved) -> None:
-    first, model, optimizer, config = saved
-    run = first.parent.parent
-    tokenizer = load_tokenizer("gb2312")
-    second, third = (
-        save(run, model, optimizer, config, tokenizer, replace(STATE, step=step), keep_last=9) for step in (8, 12)
-    )
-    _flip(third)
-    _missing(second)
-
-    def read(path: Path) -> None:
-        with suggest_intact(path):
-            open_checkpoint(path).load_towers(model)
-
-    advice = rf"{first} is intact: give that one to eval, embed or --init, or move {third.name} away and run fit again$"
-    for path in (run, third):
-        with pytest.raises(CheckpointError, match=rf"towers.safetensors: its sha256 differs .*; {advice}"):
-            read(path)
-    _flip(first)
-    with pytest.raises(CheckpointError, match=r"damaged or replaced$"):
-        read(run)  # none is whole: no advice
-    _flip(third)
-    with pytest.raises(CheckpointError, match=r"does not match this model: [^;]*$"), suggest_intact(run):
-        open_checkpoint(run).load_towers(BriVL(replace(config, moco=replace(config.moco, feature_dim=16))))
 
 
 @pytest.mark.slow
