@@ -27,13 +27,13 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from training.config import Config, from_dict, to_dict
+from training.config import Config, from_dict, read_record, to_dict
 from training.data.tokenizer import (
     JSON_FILE,
     VOCAB_FILE,
@@ -181,19 +181,10 @@ class Checkpoint:
 
     def state(self) -> RunState:
         """Progress of the run when it was saved. Raises CheckpointError."""
-        raw = self.sealed.object("state.json")
-        known = {f.name for f in fields(RunState)}
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
-        name = str(self.folder / "state.json")
         try:
-            state = RunState(**given)
-        except TypeError as e:
-            raise CheckpointError(name, f"lacks {str(e).rpartition(':')[2].strip()}") from None
-        try:
-            return TypeAdapter(RunState).validate_python(given)
-        except ValidationError as e:
-            wrong = ".".join(str(part) for part in e.errors()[0]["loc"][:1])
-            raise CheckpointError(name, f"{wrong}: {str(getattr(state, wrong))[:80]!r} is not a valid value") from None
+            return read_record(TypeAdapter(RunState), self.sealed.object("state.json"), str(self.folder / "state.json"))
+        except ConfigError as e:
+            raise CheckpointError(e.subject, e.problem) from None
 
     def _queues(self, model: BriVL) -> dict[str, Tensor]:
         tensors = self.tensors(QUEUES_FILE)
