@@ -188,10 +188,6 @@ def _missing(folder: Path) -> None:
     (folder / "queues.safetensors").unlink()
 
 
-def _foreign_index(folder: Path) -> None:
-    (folder / "checkpoint.json").write_text("[]")
-
-
 def _other_shape(folder: Path) -> None:
     path = folder / "towers.safetensors"
     save_file({k: v for k, v in load_file(path).items() if "tokens" not in k}, path)
@@ -202,21 +198,6 @@ def _unknown_key(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"momentum"', '"momentun"'))
     _vouch(folder, path.name)
-
-
-def _no_json(folder: Path) -> None:
-    (folder / "config.json").write_bytes(b"{")
-    _vouch(folder, "config.json")
-
-
-def _no_object(folder: Path) -> None:
-    (folder / "config.json").write_bytes(b"[]")
-    _vouch(folder, "config.json")
-
-
-def _no_text(folder: Path) -> None:
-    (folder / "vocab.txt").write_bytes(b"\xff\n")
-    _vouch(folder, "vocab.txt")
 
 
 def _replace(name: str, data: bytes) -> Callable[[Path], None]:
@@ -233,26 +214,16 @@ def _replace(name: str, data: bytes) -> Callable[[Path], None]:
 DEEP, ENDLESS = b"[" * 100_000, b'{"step": ' + b"9" * 5000 + b"}"
 
 
-def _foreign_type(folder: Path) -> None:
-    path = folder / "towers.safetensors"
-    name = b'{"a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}'
-    path.write_bytes(len(name).to_bytes(8, "little") + name + bytes(4))
-    _vouch(folder, path.name)
-
-
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (_replace("checkpoint.json", DEEP), r"checkpoint.json: not the index of a wenlan checkpoint"),
-        (_replace("checkpoint.json", ENDLESS), r"checkpoint.json: not the index of a wenlan checkpoint"),
         (
             _replace("checkpoint.json", b'{"checkpoint_version": 2, "files": {"a": {"bytes": 1e999, "sha256": ""}}}'),
             r"checkpoint.json: not the index of a wenlan checkpoint",
         ),
-        (_replace("config.json", DEEP), r"config.json: not JSON \(.*recursion"),
         (_replace("config.json", ENDLESS), r"config.json: not JSON \(.*digits"),
         (_replace("config.json", b'{"config": 5, "detector": ""}'), r"config.json: 5: input should be an object"),
-        (_foreign_type, r"towers.safetensors: (not a safetensors file|does not match)|does not match"),
         (_newer, r"checkpoint.json: checkpoint version 3 is newer.*; upgrade wenlan"),
         (_older, r"checkpoint.json: checkpoint version 1 is older than .*\(2\); train again, or import again$"),
         (_cut, r"towers.safetensors: \d+ bytes, but \d+ in checkpoint.json: truncated"),
@@ -260,14 +231,12 @@ def _foreign_type(folder: Path) -> None:
         (_nan, r"towers.safetensors: text_query.trunk.tokens.weight contains NaN"),
         (_pickle_inside, r"towers.safetensors: not a safetensors file"),
         (_missing, r"queues.safetensors: missing"),
-        (_foreign_index, r"checkpoint.json: not the index of a wenlan checkpoint"),
         (
             _other_shape,
             r"step-00000004: does not match this model: 1 tensors differ, first text_query.trunk.tokens.weight",
         ),
-        (_no_json, r"config.json: not JSON"),
-        (_no_object, r"config.json: not a JSON object"),
-        (_no_text, r"vocab.txt: not UTF-8 at byte 0"),
+        (_replace("config.json", b"[]"), r"config.json: not a JSON object"),
+        (_replace("vocab.txt", b"\xff\n"), r"vocab.txt: not UTF-8 at byte 0"),
         (_unknown_key, r"config.json: moco.momentun: unknown key; did you mean momentum"),
     ],
 )
@@ -294,11 +263,9 @@ def test_a_pickle_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        (DEEP.decode(), r"state.json: not JSON"),
         (ENDLESS.decode(), r"state.json: not JSON"),
         ('{"step": 1}', r"state.json: position: missing$"),
         ({"step": "x"}, r"state.json: step: 'x': input should be a valid integer"),
-        ({"position": None}, r"state.json: position: None: input should be a valid integer"),
         ({"content_digests": 5}, r"state.json: content_digests: 5: input should be a valid"),
         ({"weights": ["a"]}, r"state.json: weights: "),
     ],
