@@ -124,24 +124,6 @@ def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path, sche
     assert latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
 
 
-@pytest.mark.drill(20)
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_run_goes_on_from_a_mirror_on_s3(tmp_path: Path, bucket: str) -> None:
-    mirror = f"{bucket}/runs/1"
-    writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={mirror}", "run.keep_last=1")
-    with writing:
-        for step in (2, 4):
-            writing.save(model, optimizer, state(step))
-    fetch(tmp_path / "elsewhere", mirror)
-    assert [p.name for p in (tmp_path / "elsewhere" / "checkpoints").iterdir()] == ["step-00000004"]
-    found = open_checkpoint(tmp_path / "elsewhere")
-    other = BriVL(found.config)
-    found.load_training(other, build_optimizer(other, found.config.optim))
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
-    fetch(tmp_path / "run", f"{bucket}/runs/none")  # nothing there
-    assert latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
-
-
 def test_the_best_of_a_mirror_outlives_the_run_s_folder(tmp_path: Path) -> None:
     mirror, again = tmp_path / "mirror", tmp_path / "again"
     settings = f"run.mirror={mirror}", "run.keep_last=1"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from data_specs.shard import SPLITS, Split
 from training.data.batch_maker import short_id
@@ -101,18 +100,6 @@ def class_examples(
     return with_pictures(examples, pictures)
 
 
-def labelled_examples(
-    group: str, found: Classified, labelled: Labelled, items: Sequence[LabelledPicture], seen_N: Mask | None
-) -> list[dict[str, Any]]:
-    """`class_examples` of labelled images."""
-
-    def query(i: int) -> dict[str, Any]:
-        return {"picture": items[i].picture.id, "name": labelled.classes[found.label_N[i]].names[0]}
-
-    pictures = (item.picture for item in labelled.items())
-    return class_examples(group, found, labelled.classes, seen_N, query, pictures)
-
-
 def class_answers(found: Classified, item: int, classes: Sequence[ClassName], count: int) -> list[dict[str, Any]]:
     """The best classes of an item as answers of an example, and the right one where it is not among them."""
     own, best = int(found.label_N[item]), found.best(item, count)
@@ -135,10 +122,6 @@ def class_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_ROWS = 256
-"""Rows of a gallery that are compared at once."""
-
-
 Side = tuple[Features, Sequence[Mapping[str, Any]]]
 """Features of queries or candidates, and what is shown of each."""
 
@@ -154,7 +137,7 @@ def search_examples(
     """Queries with their nearest candidates."""
     examples = []
     for i in choose_examples(rank_N, shown_items(seen_N)):
-        similar_M, hits_M = _similarities(asking[0], i, gallery[0]), np.zeros(len(gallery[0]), np.bool_)
+        similar_M, hits_M = gallery[0] @ asking[0][i], np.zeros(len(gallery[0]), np.bool_)
         hits_M[hits_of(i)] = True
         said = [{**gallery[1][j], **answer} for j, answer in answers_of(similar_M, hits_M)]
         examples.append(example(group, rank_N[i], dict(asking[1][i]), said))
@@ -170,15 +153,6 @@ def texts_and_pictures(source: EvaluationData, split: Split) -> tuple[dict[str, 
 
     pictures = (BenchmarkPicture(name, dataset.image(row)) for name, row in rows())
     return {name: row.texts[0].text for name, row in rows()}, pictures
-
-
-def _similarities(asking_ND: Features, row: int, gallery_MD: Features) -> npt.NDArray[np.float64]:
-    """[M]: of one query, in float64, without a copy of the gallery in it."""
-    query_D, similar_M = asking_ND[row].astype(np.float64), np.empty(len(gallery_MD))
-    for start in range(0, len(gallery_MD), _ROWS):
-        some = slice(start, start + _ROWS)
-        similar_M[some] = np.einsum("md,d->m", gallery_MD[some].astype(np.float64), query_D)
-    return similar_M
 
 
 def answers_of(similar_M: Any, hits_M: Mask) -> list[tuple[int, dict[str, Any]]]:

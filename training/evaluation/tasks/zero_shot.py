@@ -15,7 +15,7 @@ from training.evaluation.classification import classify, cosines, figures
 from training.evaluation.labelled import classes_digest, lines_of, open_labelled
 from training.evaluation.results import Result, by_seen
 from training.evaluation.tasks import Request, Task
-from training.evaluation.tasks._shared import class_lines, embed_labelled, labelled_examples, result_of, seen_in_train
+from training.evaluation.tasks._shared import class_examples, class_lines, embed_labelled, result_of, seen_in_train
 from training.weights.load import load
 
 HIT = "a hit is the image's class"
@@ -51,7 +51,12 @@ def run(request: Request) -> Result:
     result = result_of(request, "zero-shot", loaded, protocol, candidates, embedded.corrupt)
     result |= by_seen(seen_N, lambda asks_N: figures(found, names, asks_N))
     if request.pictures:
-        result["examples"] = labelled_examples("zero-shot", found, labelled, embedded.items, seen_N)
+
+        def query(i: int) -> dict[str, Any]:
+            return {"picture": embedded.items[i].picture.id, "name": names[found.label_N[i]]}
+
+        pictures = (item.picture for item in labelled.items())
+        result["examples"] = class_examples("zero-shot", found, labelled.classes, seen_N, query, pictures)
     return result
 
 
