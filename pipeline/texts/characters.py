@@ -7,6 +7,7 @@ two thousand.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -15,6 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.text.folding import Points, code_points
+
+HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+"""A Han character."""
 
 Bounds = npt.NDArray[np.int64]
 """[N + 1] where N texts in a row begin and end: text i is characters bounds[i] to bounds[i + 1]."""
