@@ -40,7 +40,6 @@ from pipeline.actors import Actors
 from pipeline.curate import _towers
 from pipeline.curate._towers import models_of
 from pipeline.curate.judging import pair_partitions
-from pipeline.dedup.runs import kept_by
 from pipeline.files.digests import DIGEST, bytes_of, column_of, digests_of, hexed, unhex
 from pipeline.files.parquet import Rows
 from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, codes_of, merge_nearest, millionths, resolved
@@ -148,8 +147,9 @@ def _vectors_of(build: Build, partition: str) -> None:
 
 def _rank_rows(build: Build, partition: str, rows: pa.Table, codes: Codes) -> pa.Table:
     ids = {name: unhex(rows[name].to_pylist()) for name in ("candidate_id", "fetch_id", "sha256")}
+    kept = Identities(build.store).kept_by(build, ids["candidate_id"], SEMANTIC)
     ranks = [
-        kept_by(build, ids["candidate_id"], SEMANTIC).astype(">u4").view(np.uint8).reshape(-1, 4),
+        kept.astype(">u4").view(np.uint8).reshape(-1, 4),
         (np.iinfo(np.int64).max - _rank_values(build, rows)).astype(">u8").view(np.uint8).reshape(-1, 8),
         ids["candidate_id"],
     ]

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.pages.lines import HAN
+from pipeline.texts.characters import HAN
 from pipeline.texts.density import density
 
 VERSION = 2

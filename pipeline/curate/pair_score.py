@@ -64,8 +64,9 @@ def _uses_words(build: Build) -> bool:
 
 def _score(build: Build, partition: str) -> None:
     rows = pairs_before(build, partition, "pair_score", ["sha256", "texts"])
+    counts, models = dict[str, int](), [_words.ID]
     if _uses_words(build):
-        scores, counts, models = _in_four_decimals(_words.chances(rows["texts"].to_pylist())), {}, [_words.ID]
+        scores = _in_four_decimals(_words.chances(rows["texts"].to_pylist()))
     else:
         scores, counts, models = _score_by_towers(build, partition, rows)
     with build.stage(SCORES).attempt(partition) as attempt:

@@ -28,7 +28,7 @@ from data_specs.text.folding import normals
 from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.piece import write_images, write_texts
-from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, kept_by, order_of, pairs_of, pixels_of, run_name, words_of
+from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, order_of, pairs_of, pixels_of, run_name, words_of
 from pipeline.features import feature_id
 from pipeline.files.arrays import ArrayWriter
 from pipeline.files.digests import column_of, digests_of, rows_of, unhex
@@ -40,7 +40,7 @@ from pipeline.matching.text_rows import TextRows
 from pipeline.records import LOOKS, split_of
 from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Attempt
-from pipeline.store.identities import DETAILS, SIGNATURES
+from pipeline.store.identities import DETAILS, SIGNATURES, Identities
 
 RUN = 100_000
 """Pairs of a run at most, unless a single partition of filter has more."""
@@ -103,7 +103,7 @@ def run_partition(build: Build, partition: str) -> None:
             attempt.commit({"pairs": 0, "texts": 0, "detailed": 0, "made": made}, {"compared": size})
             return
         pairs = pairs_of(build, partition, _READ)
-        number = kept_by(build, digests_of(_digest(pairs, "candidate_id")), "images.parquet")
+        number = Identities(build.store).kept_by(build, digests_of(_digest(pairs, "candidate_id")), "images.parquet")
         pulse.expect(pairs.num_rows)
         counts = _write(attempt, pairs, number, keys, build.spec)
         attempt.commit({"pairs": pairs.num_rows, **counts}, {"compared": size})

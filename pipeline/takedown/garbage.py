@@ -35,13 +35,12 @@ import fsspec
 import pyarrow as pa
 
 from data_specs.shard import ContractError
-from pipeline.dedup import earlier
 from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO, Build, Stages
-from pipeline.store.identities import DEALT, Identities
+from pipeline.store.identities import DEALT, Identities, is_of_now
 from pipeline.store.releases import Releases, file_name
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
@@ -269,7 +268,7 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
         for name in (dealt / stem).names():
             if _is_abandoned(dealt / stem, name):
                 deletions.delete("left over", dealt / stem, name)
-            elif not name.startswith(".") and not earlier.is_of_now(name):
+            elif not name.startswith(".") and not is_of_now(name):
                 deletions.delete("pieces for another version", dealt / stem, name)
     features = store.folder / "features"
     for name in features.names():
