@@ -6,11 +6,9 @@ it. Each row that cannot be read is a Decision; each line of the file is account
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 from unicodedata import normalize
@@ -24,7 +22,7 @@ from pipeline.files.inputs import Lines
 from pipeline.records import encodable
 from pipeline.sources import MAX_UNDECODED, Decoding
 from pipeline.sources._rows import Row, json_rows, table_rows
-from pipeline.sources._text_files import PACKED, Encoding, RowsFile, columns_of, head_of, no_column, open_rows
+from pipeline.sources._text_files import PACKED, Encoding, RowsFile, head_of, no_column, open_rows
 from pipeline.texts.cleaning import clean
 
 ColumnNames = str | tuple[str, ...]
@@ -113,32 +111,12 @@ class CaptionsFile:
         if name.endswith((".jsonl", ".ndjson", ".json")):
             return json_rows(f, Decoding(encoding))
         head = head_of(Lines(f), self.columns.required(), "\t" if name.endswith(".tsv") else ",")
-        first_rows = (columns_of(line, head.separator) for line in islice(head.rows, 5))
-        self._check_columns(head.columns, first_rows, pictures)
+        if missing := [name for name in self.columns.required() if name not in head.columns]:
+            raise ValueError(f"{no_column(head.columns, missing[0])}; set columns: {{image: ..., caption: ...}}")
         image = head.columns.index(self.columns.image)
         return table_rows(
             f, Decoding(encoding), head, lambda cells: pictures.find(cells[image]) in pictures, short=True
         )
-
-    def _check_columns(self, header: Sequence[str], rows: Iterable[list[str]], pictures: PictureNames) -> None:
-        """Raises ValueError for a table without a column that is needed, and says what to write into the spec.
-
-        rows: some rows of the table, read only in that case.
-        """
-        missing = next((name for name in self.columns.required() if name not in header), None)
-        if missing is None:
-            return
-        cells = list(rows)
-        images = [i for i in range(len(header)) if any(len(r) > i and pictures.find(r[i]) in pictures for r in cells)]
-        advice = ""
-        if images:
-            columns = {
-                name: [r[i] for r in cells if len(r) > i] for i, name in enumerate(header) if i != images[0] and name
-            }
-            han = {name: sum(map(bool, map(_HAN.search, cells))) for name, cells in columns.items()}
-            caption = max(han, key=han.__getitem__) if any(han.values()) else "COLUMN"
-            advice = f"; set columns: {{image: {header[images[0]]}, caption: {caption}}}"
-        raise ValueError(no_column(header, missing) + advice)
 
     def _captions_of(self, row: Any) -> tuple[str, dict[TextKind, list[Any]]]:
         """(picture, its cells by kind of text) of a row. Raises whatever is wrong with it."""
@@ -214,6 +192,3 @@ def texts_of(value: Any) -> list[Text]:
         for k, t in pairs
         if k in TEXT_KINDS and isinstance(t, str) and (cleaned := clean(t))
     ]
-
-
-_HAN = re.compile("[\u4e00-\u9fff]")

@@ -1,14 +1,14 @@
 """Text files of users: detects their encoding and the separator of a table's columns.
 
-Encodings: a byte order mark is believed; bytes with many zeros are UTF-16; whatever reads as UTF-8 is
-UTF-8; otherwise GBK (as gb18030, which includes it) and Big5 compete as they do for pages (`pipeline.texts.charset`).
-A file is judged by its first HEAD bytes, so a table in UTF-8 with a few broken rows stays UTF-8.
+Encodings: a byte order mark is believed; whatever reads as UTF-8 is UTF-8; otherwise GBK (as gb18030, which includes
+it) and Big5 compete as they do for pages (`pipeline.texts.charset`). A file is judged by its first HEAD bytes, so a
+table in UTF-8 with a few broken rows stays UTF-8.
 
 Tables: cells may be quoted as RFC 4180 says, and may then hold line breaks. Many tables are not quoted at all, and a
 cell of theirs may begin with a quote that nothing closes (`rows_of`).
 
-Limits: a file of a few characters can be read in two ways, and the more usual text wins. A spec that says `encoding`
-is believed.
+Limits: a file of a few characters can be read in two ways, and the more usual text wins. UTF-16 without a byte order
+mark is not detected. A spec that says `encoding` is believed.
 """
 
 from __future__ import annotations
@@ -38,15 +38,6 @@ PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$", re.IGNORECASE)
 
 HEAD = 256 * 1024
 """Bytes from which the encoding of a file is detected."""
-
-FEW_ZEROS = 10
-"""Bytes per zero from which on a text is not in UTF-16, if it is one in UTF-8: no Chinese one is both."""
-
-MOST_USUAL = 0.9
-"""Share of usual characters of a text in UTF-16. UTF-8 taken for it has less: Chinese half, English 0.7 to 0.87."""
-
-_USUAL = re.compile("[\t-~\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
-"""Characters of Chinese texts. With its bytes in the other order a third of a text is of these."""
 
 SEPARATORS = (",", "\t", ";", "|", "，")
 """Separators of columns that are looked for in the first row of a table, the most usual first."""
@@ -91,17 +82,7 @@ def encoding_of(head: bytes, whole: bool = True) -> str:
         return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    sound = _is_utf8(head, whole)
-    is_utf8 = sound or _mostly_utf8(head)
-    # no text has zeros but UTF-16: one for each ASCII character, and for each 一 (U+4E00); or they are broken cells
-    if b"\0" in head:
-        orders = ("utf-16-be", "utf-16-le") if head[::2].count(0) > head[1::2].count(0) else ("utf-16-le", "utf-16-be")
-        usual = {name: len(_USUAL.findall(head.decode(name, "replace"))) for name in orders}
-        likeliest = max(orders, key=usual.__getitem__)
-        has_broken_cells = is_utf8 and FEW_ZEROS * head.count(0) < len(head)
-        if not has_broken_cells or (not sound and usual[likeliest] > MOST_USUAL * len(head) / 2):
-            return likeliest
-    if is_utf8:
+    if _is_utf8(head, whole) or _mostly_utf8(head):
         return "utf-8"
     decoded = charset.decode(head, "")
     return decoded[1] if decoded is not None else "utf-8"

@@ -66,7 +66,7 @@ class FolderOfImages(TableSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "pictures"}]})
 
-    VERSION: ClassVar[int] = 6
+    VERSION: ClassVar[int] = 7
 
     path: str = Field(description="path or URL of the folder; includes pictures in subfolders")
     captions: str = Field("", description="table of texts, relative to the folder: CSV, TSV or JSON lines")

@@ -98,7 +98,7 @@ class UrlTable(FileSource):
         }
     )
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
 
     format: Format | Literal["auto"] = Field("auto", description="auto: by the file extension")
     columns: Columns = Field(Columns(), description="columns to use: image_url, page_url, id, bbox, texts")

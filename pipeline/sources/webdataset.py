@@ -76,7 +76,7 @@ class WebDataset(FileSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "shards/*.tar"}]})
 
-    VERSION: ClassVar[int] = 9
+    VERSION: ClassVar[int] = 10
 
     text_kind: TextKind = Field("caption", description="kind of the text in KEY.txt")
     encoding: Encoding = Field(AUTO, description="encoding of KEY.txt and KEY.json; auto: detected")

@@ -54,7 +54,7 @@ LASTING_S = 30 * 24 * 3600.0
 DISALLOWED_S = 7 * 24 * 3600.0
 """Seconds after which a later build may ask again for what robots.txt disallows."""
 
-MAX_TDM_RULES, MAX_TDM_PATTERN = 10_000, 2_000
+MAX_TDM_RULES, MAX_TDM_PATTERN = 1_000, 2_000
 """Rules read of one tdmrep.json, and characters of a pattern: paths are no longer (`urls.MAX_URL`)."""
 
 GONE = r"\bstatus (404|410)\b"
@@ -365,63 +365,24 @@ def _host_url(url: str, path: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class PathPattern:
-    """A pattern of a path as robots.txt has it: `*` stands for anything, `$` ends the path; it fits what begins so.
-
-    Patterns come from strangers, so no regular expression is made of them: backtracking would be exponential in the
-    number of stars. Each part is looked for behind the one before, leftmost: that the leftmost place is always as good
-    as any later one makes matching linear. (Protego matches the rules of a robots.txt in the same way.)
-    """
-
-    parts: tuple[str, ...]  # what stands between the stars, at least one
-    whole: bool = False  # whether the path must end where the last part does
-
-    @classmethod
-    def parse(cls, pattern: str) -> PathPattern:
-        """The pattern that a line of text means."""
-        return cls(tuple(re.sub(r"\*+", "*", pattern.removesuffix("$")).split("*")), pattern.endswith("$"))
-
-    def matches(self, path: str) -> bool:
-        """True if a path begins like this; with `whole`, if all of it is like this."""
-        first, *inner = self.parts
-        if not inner:
-            return path == first if self.whole else path.startswith(first)
-        if not path.startswith(first):
-            return False
-        position = len(first)  # where the rest of the path begins, behind the parts that have their place
-        last = inner.pop()
-        for part in inner:
-            start = path.find(part, position)
-            if start < 0:
-                return False
-            position = start + len(part)
-        if self.whole:
-            return len(path) - len(last) >= position and path.endswith(last)
-        return path.find(last, position) >= 0
-
-
-@dataclass(frozen=True, slots=True)
 class Tdm:
-    """A host's tdmrep.json: (pattern of the path, whether it is reserved); the first that fits decides.
+    """A host's tdmrep.json: (protego.Protego that disallows a pattern, whether that is reserved); the first that fits
+    decides.
 
     unreadable: what the parser raised on it; the host may reserve anything, so that nothing of it is asked for.
     """
 
-    rules: tuple[tuple[PathPattern, bool], ...] = ()
+    rules: tuple[tuple[Any, bool], ...] = ()
     unreadable: str = ""
 
     def reserves(self, url: str) -> bool:
-        if not self.rules:
-            return False
-        parts = urlsplit(url)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return next((value for pattern, value in self.rules if pattern.matches(path)), False)
+        return next((value for pattern, value in self.rules if not pattern.can_fetch(url, AGENT)), False)
 
 
 def tdm_of(status: int, body: bytes) -> Tdm:
     """Rules from a response for tdmrep.json; anything else reserves nothing.
 
-    Patterns are those of robots.txt (`PathPattern`). Never raises: see `Tdm.unreadable`. Source: TDM Reservation
+    Patterns are those of robots.txt, matched as such. Never raises: see `Tdm.unreadable`. Source: TDM Reservation
     Protocol (W3C Community Group report), section 6.
     """
     try:
@@ -436,11 +397,14 @@ def _tdm_of(status: int, body: bytes) -> Tdm:
         entries = json.loads(body) if status == 200 else []
     except (ValueError, RecursionError):
         return Tdm()
+    from protego import Protego
+
     rules = []
     for entry in entries[:MAX_TDM_RULES] if isinstance(entries, list) else ():
         location = entry.get("location") if isinstance(entry, dict) else None
         if isinstance(location, str) and location:
-            rules.append((PathPattern.parse(location[:MAX_TDM_PATTERN]), str(entry.get("tdm-reservation")) == "1"))
+            pattern = Protego.parse(f"User-agent: *\nDisallow: {location[:MAX_TDM_PATTERN]}")
+            rules.append((pattern, str(entry.get("tdm-reservation")) == "1"))
     return Tdm(tuple(rules))
 
 

@@ -37,7 +37,8 @@ _LONG_TAG = re.compile(rb"<[^<>]{65536}")
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*["']([\w.:-]{1,40})["'][^>]{0,200}>""")
 _EXPAT_CHARSETS = ("utf-8", "us-ascii", "ascii", "iso-8859-1")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"<\0", b"\0<")
-"""First bytes of a file in UTF-16 (XML 1.0, appendix F.1)."""
+"""First bytes of a file in UTF-16 (XML 1.0, appendix F.1), which the protocol does not allow, and in which declarations
+would pass unseen."""
 
 
 def read(body: bytes, cap: int, site: Site) -> tuple[list[str], list[str]]:
@@ -54,7 +55,7 @@ def parse(body: bytes, cap: int = MAX_BYTES) -> tuple[list[str], list[str]]:
         except (BodyTooLarge, ValueError):
             return [], []
     body = _utf8(body)
-    if b"<!ENTITY" in body or _LONG_TAG.search(body):
+    if body.startswith(_UTF16) or b"<!ENTITY" in body or _LONG_TAG.search(body):
         return [], []
     pages: list[str] = []
     further: list[str] = []
@@ -94,12 +95,7 @@ def _name(node: ElementTree.Element) -> str:
 
 def _utf8(body: bytes) -> bytes:
     """The file as UTF-8 where it declares a charset that expat cannot read: gb2312, gb18030, Big5 and all others with
-    characters of several bytes. What it declares is believed; an unknown charset is read as UTF-8. UTF-16 too, which
-    expat reads, and in which declarations would pass unseen."""
-    if body.startswith(_UTF16):
-        is_little = body[1:2] == b"\0" or body.startswith(codecs.BOM_UTF16_LE)
-        text = body.decode("utf-16-le" if is_little else "utf-16-be", "replace").removeprefix("\ufeff")
-        return _DECLARED.sub(b"", text.encode("utf-8", "replace"), count=1)
+    characters of several bytes. What it declares is believed; an unknown charset is read as UTF-8."""
     declared = _DECLARED.match(body[:1024])
     label = declared.group(1).decode("ascii", "replace").lower() if declared else "utf-8"
     if declared is None or label in _EXPAT_CHARSETS:

@@ -145,7 +145,7 @@ def test_each_part_of_a_folder_holds_its_own_captions_alone(tmp_path):
 
 def test_a_captions_file_whose_columns_are_not_named_says_what_to_write(tmp_path):
     put(tmp_path, {"a.jpg": b"A", "t.csv": "编号,文件名,描述\n1,a.jpg,雪后的黄山\n".encode("gbk")})
-    advice = "no column 'file'; columns: 编号, 文件名, 描述; set columns: {image: 文件名, caption: 描述}"
+    advice = "no column 'file'; columns: 编号, 文件名, 描述; set columns: {image: ..., caption: ...}"
     with pytest.raises(SourceError, match=re.escape(advice)):
         read(folder(tmp_path, captions="t.csv"))
     with pytest.raises(SourceError, match="captions file: no column '说明'"):

@@ -20,8 +20,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.account import Account
 from pipeline.decisions import Decision
@@ -190,14 +188,6 @@ def test_encoding_and_separator_are_told_by_the_bytes(tmp_path, codec, separator
         read(table(tmp_path / "t.csv", encoding="ascii"))
 
 
-def test_a_byte_order_mark_and_another_encoding_are_read(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_text("\ufeffurl,zh,page\nhttp://i.test/1,云海,", encoding="utf-8")
-    assert read(table(path))[0].texts[0].text == "云海"
-    path.write_text("url,zh,page\nhttp://i.test/1,云海,", encoding="gb18030")
-    assert read(table(path, encoding="gb18030"))[0].texts[0].text == "云海"
-
-
 def test_a_row_added_at_the_top_changes_no_other_row_s_identity(tmp_path):
     rows = [{"url": "http://i.test/1", "zh": "一"}, {"url": "http://i.test/1", "zh": "二"}]
     columns = {"image_url": "url", "texts": {"alt": "zh"}}
@@ -214,22 +204,6 @@ def test_the_token_follows_the_files_content(tmp_path):
     assert table(path).token() == before
     path.write_text("url,zh,page\n")
     assert table(path).token() != before
-
-
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=12)
-
-
-@pytest.mark.slow
-@given(st.lists(st.tuples(TEXT, TEXT), max_size=8), st.integers(1, 4))
-def test_what_a_csv_writer_writes_is_read_back_row_for_row(tmp_path_factory, cells, rows_per_part):
-    path = tmp_path_factory.mktemp("csv") / "t.csv"
-    with path.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.writer(f)
-        writer.writerow(["url", "zh", "page"])
-        writer.writerows([[f"http://i.test/{i}", text, page] for i, (text, page) in enumerate(cells)])
-    entries = read(table(path, rows_per_part=rows_per_part))
-    assert len(entries) == len(cells)
-    assert all(isinstance(f, Candidate) or f.reason == "no_text" for f in entries)
 
 
 def brivl(tmp_path: Path, *rows: Any, **more: Any) -> list[Candidate | Decision]:
@@ -303,37 +277,6 @@ def test_boxes_that_are_none_are_told(tmp_path: Path, bbox: str, fault: str) -> 
     assert isinstance(decision, Decision)
     assert decision.reason == "bad_row"
     assert fault in decision.evidence
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stray", "kind", "columns"),
-    [
-        ((3,), "csv", ["url", "zh", "page"]),
-        ((3, 4), "tsv", ["zh", "url", "page"]),
-        ((3, 50), "csv", ["zh", "url", "page"]),
-        ((5_000,), "tsv", ["url", "zh", "page"]),
-    ],
-)
-def test_a_quote_that_nobody_closes_costs_no_other_row(tmp_path, kind, columns, stray):
-    separator = {"csv": ",", "tsv": "\t"}[kind]
-    rows = [
-        {"url": f"http://i.test/{i}.jpg", "zh": '"' * (i in stray) + f"第{i}张图", "page": "x" * 200}
-        for i in range(6_000)
-    ]
-    lines = [separator.join(columns), *(separator.join(row[name] for name in columns) for row in rows)]
-    (tmp_path / f"t.{kind}").write_text("\n".join(lines))
-    entries = read(table(tmp_path / f"t.{kind}"))
-    assert [entry.image_url for entry in entries] == [f"http://i.test/{i}.jpg" for i in range(6_000)]
-    assert [entry.texts[0].text.strip('"') for entry in entries] == [f"第{i}张图" for i in range(6_000)]
-
-
-def test_texts_of_several_lines_are_one_cell_whatever_column_they_are_in(tmp_path):
-    for columns in (["url", "zh", "page"], ["zh", "page", "url"]):
-        pd.DataFrame(ROWS)[columns].to_csv(tmp_path / "t.csv", index=False)
-        assert [c.texts[0].text for c in read(table(tmp_path / "t.csv"))] == [
-            row["zh"].replace("\n", " ") for row in ROWS
-        ]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import json
 import re
 import subprocess
 import sys
@@ -248,4 +249,5 @@ assert policy.robots_of(200, robots.encode()).allows(path)
 def test_patterns_mean_what_their_regular_expression_means(parts, rest):
     pattern, path = "/" + "".join(parts), "/" + rest
     expression = ".*".join(map(re.escape, pattern.removesuffix("$").split("*"))) + ("$" if pattern[-1] == "$" else "")
-    assert policy.PathPattern.parse(pattern).matches(path) == (re.match(expression, path) is not None)
+    rules = json.dumps([{"location": pattern, "tdm-reservation": 1}]).encode()
+    assert policy.tdm_of(200, rules).reserves(f"http://a.cn{path}") == (re.match(expression, path) is not None)
