@@ -39,7 +39,8 @@ DOCUMENTS = [
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 _STARTS = re.compile(
-    r"^(?:wenlan-data|wenlan-train|make|pip|python|\.venv/bin/python|pytest|torchrun|ray job submit|docker|kubectl)\b"
+    r"^(?:[A-Z_]+=\S+ )*"
+    r"(?:wenlan-data|wenlan-train|make|pip|python|\.venv/bin/python|pytest|torchrun|ray job submit|docker|kubectl)\b"
 )
 _PLACEHOLDER = re.compile(r"\.\.\.|\{.*|[A-Z][A-Z_.|]*(?::\w+)?|[\w-]+:DIR")
 
