@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_specs.shard import ContractError
 from training.errors import ConfigError, InputError
 from training.evaluation.benchmarks import BENCHMARKS, Benchmark, is_benchmark, open_benchmark
 
@@ -337,13 +336,6 @@ def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path: Path) -> No
         first.read()
 
 
-def test_a_name_that_no_file_can_have_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
-    write(tmp_path / "rows.jsonl", lines([{"image_id": "a\0.jpg", "sentences": [["alt_text", "猫"]]}]))
-    [picture] = open_benchmark(f"rows:{tmp_path / 'rows.jsonl'}", "val").pictures()
-    with pytest.raises(ContractError, match="not a file name"):
-        picture.read()
-
-
 @pytest.mark.parametrize("kind", ["folder", "classes"])
 def test_a_file_name_that_is_not_utf_8_has_an_id_that_can_be_written(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "猫"
@@ -364,12 +356,3 @@ def test_what_is_hidden_beside_the_captions_is_none_of_them(form: str, tmp_path:
         for name in (f"._{path.name}", f".git/{path.name}"):
             write(path.parent / name, b"\0\5\x16\7\xff")
     assert content(open_benchmark(f"{kind}:{tmp_path}", split)) == expected
-
-
-def test_what_is_hidden_among_the_images_is_none_of_them(tmp_path: Path) -> None:
-    split = folder(tmp_path)
-    expected = content(open_benchmark(f"folder:{tmp_path}", split))
-    for name in ("._100", ".git/100"):  # as macOS leaves them beside files that it copies to another disk
-        write(tmp_path / f"{name}.jpg", b"\0\5\x16\7")
-        write(tmp_path / f"{name}.txt", b"\0\5\x16\7\xff")
-    assert content(open_benchmark(f"folder:{tmp_path}", split)) == expected

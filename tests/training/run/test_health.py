@@ -88,8 +88,6 @@ def test_a_step_s_own_keys_are_no_false_negatives(make_model: Callable[..., BriV
 
 @pytest.mark.parametrize(("setting", "said"), [
     ("optim.warmup_samples=2400", r"warm-up .2400 samples: .*, or a higher moco.momentum \(0.9"),
-    ("optim.warmup_share=0.1", r"warm-up .2400 samples: "),
-    ("optim.warmup_samples=0", r"warm-up .0 samples: "),
     ("moco.objective=clip", r"optim.warmup_share\); or continue with run.stop_on_collapse=false"),
 ])  # fmt: skip
 def test_a_lasting_collapse_between_the_first_and_the_last_tenth_stops_the_run_and_says_what_to_change(
