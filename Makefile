@@ -73,18 +73,15 @@ deploy: ## rewrite dags/deploy/prometheusrule.yaml from alerts.yaml
 	@f=dags/deploy/prometheusrule.yaml && { sed '/^spec:/q' $$f; \
 	    sed -n '/^groups:/,$$p' dags/deploy/alerts.yaml | sed 's/^\(.\)/  \1/'; } > $$f.new && mv $$f.new $$f
 
-bench: $(STAMP) ## run every benchmark; QUICK=1 for the short form. Run `make bench-venv` first for the peers
-	@failed=; for bench in tests/benchmarks/bench_*.py; do \
-	    [ -e "$$bench" ] || { echo "no benchmarks in tests/benchmarks" >&2; exit 1; }; \
-	    echo "== $$bench" >&2; $(BIN)/python "$$bench" $(if $(QUICK),--quick) || failed="$$failed $$bench"; \
-	done; [ -z "$$failed" ] || { echo "missed their bars:$$failed" >&2; exit 1; }
+bench: $(STAMP) ## run every benchmark; QUICK=1 for half an hour; ONLY='fetch pack'; peers: `make bench-venv` first
+	@$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(ONLY)
 
 bench-venv: $(BENCH)/.installed ## create the peers' environment for `make bench` (minutes, about 2 GB)
 
 dags-venv: $(DAGS)/.installed ## create Airflow's environment for dags/ and its tests (about 300 MB)
 
 drill: $(STAMP) $(DAGS)/.installed ## run scheduled builds on a real Airflow and Ray cluster, with kills (twenty minutes)
-	@$(BIN)/python tests/benchmarks/drill_schedule.py
+	@$(BIN)/python -m tests.benchmarks.drill_schedule
 
 drills: $(STAMP) ## run long scenarios, kills and faults in sequence (over an hour); SHARE=2/5, MINUTES=20, ONLY='disk or s3'
 	@$(BIN)/python -m pytest -p no:xdist -m drill $(if $(SHARE),--share $(SHARE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),-k '$(ONLY)')

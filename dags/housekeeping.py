@@ -30,10 +30,8 @@ from ray_tasks import RUNTIME_ENV, numeric, param, ray_job, run_params, setting
 
 KINDS = ("url", "domain", "sha256", "like")
 """Kinds of takedowns, which are options of `wenlan-data forget`."""
-AT_ONCE = 200
-"""Takedowns per command."""
 LONGEST = 128_000
-"""Bytes of all commands of a job at most: Ray hands them to `sh -c` as one argument, of which Linux takes 131,071."""
+"""Bytes of the command of a job at most: Ray hands them to `sh -c` as one argument, of which Linux takes 131,071."""
 
 PARAMS = {
     "store": param("store", "STORE, the folder that all builds share"),
@@ -71,11 +69,7 @@ def plan() -> dict[str, Any]:
     store = shlex.quote(params["store"])
     before = get_current_context()["dag_run"].run_after - timedelta(days=params["keep_region_days"])
     options = [f"--{kind} {shlex.quote(value)}" for kind, value in takedowns(params["takedowns"])]
-    parts = [" ".join(options[i : i + AT_ONCE]) for i in range(0, len(options), AT_ONCE)]
-    commands = [f"wenlan-data forget --store {store} {part} --missing-ok --json" for part in parts]
-    forget = "".join(commands)
-    if len(commands) > 1:  # one that fails, as for a build that cannot be read, stops none of the others
-        forget = "; ".join(("failed=0", *(f"{command} || failed=$?" for command in commands), "exit $failed"))
+    forget = f"wenlan-data forget --store {store} {' '.join(options)} --missing-ok --json" if options else ""
     if (size := len(forget.encode())) > LONGEST:
         raise AirflowFailException(
             f"takedowns: {params['takedowns']}: its {len(options):,} takedowns make a command of {size:,} bytes, a job "

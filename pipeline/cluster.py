@@ -331,8 +331,6 @@ def _holders(num_gpus: float, nodes: Sequence[Resources]) -> contextlib.Abstract
 OPEN_FILES = 65_536
 """Files that a worker may have open, where the system lets it."""
 
-NO_SPACE = 1 << 20
-"""Bytes free on a disk below which an unexplained failure of SQLite is taken for a full one."""
 
 HEAD_LOOK_S = 2.0
 """Seconds between two looks of the driver for the head of its cluster."""
@@ -386,10 +384,7 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
                 raise
             raise StageError(_fullest_folder(build), _full_disk_message(stage, partition)) from None
         except sqlite3.OperationalError as e:  # of the frontier of a crawl
-            # where the file beside its log cannot grow SQLite speaks of I/O, as of a disk that fails
-            if "disk is full" not in str(e) and not (
-                "disk I/O" in str(e) and _free_bytes(_fullest_folder(build)) < NO_SPACE
-            ):
+            if "disk is full" not in str(e):
                 raise
             raise StageError(_fullest_folder(build), _full_disk_message(stage, partition)) from None
 
@@ -410,12 +405,7 @@ def _full_disk_message(stage: str, partition: str) -> str:
 def _fullest_folder(build: Build) -> str:
     """The folder whose disk has the least space left, of those written to: an OSError seldom says which it was."""
     folders = [f.url for f in (build.folder, build.store.folder) if f.is_local] + [tempfile.gettempdir()]
-    return min(filter(os.path.isdir, folders), key=_free_bytes)
-
-
-def _free_bytes(folder: str) -> int:
-    """Bytes that are free on a folder's disk."""
-    return shutil.disk_usage(folder).free
+    return min(filter(os.path.isdir, folders), key=lambda folder: shutil.disk_usage(folder).free)
 
 
 def _log_options() -> dict[str, Any]:

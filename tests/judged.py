@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,22 +10,12 @@ from data_specs.build import SourceRef
 from data_specs.shard import Text, TextKind
 from pipeline.filters import PixelFilter, TextFilter
 from pipeline.plugins import configure
-from pipeline.texts.chunks import announce
 
 
 def reason(f: TextFilter, text: str, kind: TextKind = "alt") -> str:
     """Why a filter drops a text, "" if it keeps it."""
     drop = f.check(Text(kind, text))
     return drop.reason.value if drop else ""
-
-
-def same_in_a_chunk(of: Callable[[str], Any], texts: list[str]) -> bool:
-    """Whether a `chunkwise` function says of texts that were announced together what its definition says of each."""
-    announce(texts)
-    try:
-        return [of(text) for text in texts] == [of.__wrapped__(text) for text in texts]  # type: ignore[attr-defined]
-    finally:
-        announce([])
 
 
 def source(source_kind: str = "news", kind: str = "site", **options: Any) -> SourceRef:

@@ -255,7 +255,7 @@ def test_encoders_are_found_by_name_and_know_neither_data_nor_method() -> None:
 
 def test_no_module_is_called_like_one_of_the_standard_library():
     # plug-ins are named by the spec (`kind: site`), and nobody imports them but through `pipeline.plugins`
-    plugins = {"sources", "filters", "detectors", "features", "encoders", "objectives", "exports"}
+    plugins = {"sources", "filters", "detectors", "encoders", "objectives", "exports"}
     named = [p for package in PACKAGES for p in modules(package) if p.parent.name not in plugins]
     shadowing = [p for p in named if p.stem in sys.stdlib_module_names - {"__main__"}]
     assert shadowing == []

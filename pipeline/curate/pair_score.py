@@ -51,10 +51,6 @@ AT_ONCE = 4_096
 """Pairs whose features are multiplied together."""
 
 
-def _is_scored(spec: BuildSpec) -> bool:
-    return spec.pair_score is not None
-
-
 def _score_token(build: Build) -> Any:
     if _uses_words(build):
         return _words.VERSION
@@ -68,7 +64,10 @@ def _uses_words(build: Build) -> bool:
 
 def _score(build: Build, partition: str) -> None:
     rows = pairs_before(build, partition, "pair_score", ["sha256", "texts"])
-    scores, counts, models = _score_by_words(rows) if _uses_words(build) else _score_by_towers(build, partition, rows)
+    if _uses_words(build):
+        scores, counts, models = _in_four_decimals(_words.chances(rows["texts"].to_pylist())), {}, [_words.ID]
+    else:
+        scores, counts, models = _score_by_towers(build, partition, rows)
     with build.stage(SCORES).attempt(partition) as attempt:
         table = spread({PAIR_SCORE.name: scores}, reaching(build, partition, "pair_score"), SCORE_COLUMN)
         attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
@@ -79,10 +78,6 @@ def _score(build: Build, partition: str) -> None:
 
 Scored = tuple[pa.Array, dict[str, int], list[str]]
 """Scores of pairs, counts of the work, and the ids of the models."""
-
-
-def _score_by_words(rows: pa.Table) -> Scored:
-    return _in_four_decimals(_words.chances(rows["texts"].to_pylist())), {}, [_words.ID]
 
 
 def _score_by_towers(build: Build, partition: str, rows: pa.Table) -> Scored:
@@ -133,7 +128,7 @@ SCORE = Pass(
     run=_score,
     token=_score_token,
     version=2,
-    when=_is_scored,
+    when=lambda spec: spec.pair_score is not None,
     resources=resources,
     files=(PassFile("parquet", SCORE_COLUMN, aligned=PAIRS),),
     unit="pairs",

@@ -135,7 +135,7 @@ def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], sp
         writer = ArrayWriter(out)
         turned = spec.dedup.image_turned
         looks_of = coarse_of(hashes_of(rows), signature, turned), fine_of(details, turned)
-        lists = _texts_of(rows)
+        lists = rows["texts"].combine_chunks()
         forms = normals(lists.flatten().field("text").to_pylist())
         contexts = _contexts_of(pairs.select(_CONTEXT).take(by_rank), lists, forms, details.of)
         write_images(writer, digests_of(rows["sha256"]), contexts, looks_of, keys)
@@ -162,11 +162,6 @@ def splits_of(spec: BuildSpec, sha256: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     shares = spec.shards.dev_share, spec.shards.val_share
     splits = [split_of(name.hex(), spec.seed, *shares) for name in rows_of(digests_of(sha256))]
     return np.array([SPLITS.index(split) for split in splits], np.int8)
-
-
-def _texts_of(rows: pa.Table) -> pa.ListArray:
-    column = rows["texts"]
-    return column.combine_chunks() if column.num_chunks else pa.array([], column.type)
 
 
 def _contexts_of(pairs: pa.Table, lists: pa.ListArray, forms: Sequence[str], plain: npt.NDArray[np.int64]) -> Context:

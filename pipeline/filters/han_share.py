@@ -17,7 +17,7 @@ Limits: a Japanese text without a single kana passes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -26,8 +26,7 @@ from data_specs.build import SourceRef
 from data_specs.shard import TEXT_KINDS, Text, TextKind
 from pipeline.decisions import DropReason
 from pipeline.filters import Drop, Limit, TextFilter, Threshold, is_collection
-from pipeline.texts.characters import Table, concat, count_flags
-from pipeline.texts.chunks import chunkwise
+from pipeline.texts.characters import REMEMBERED, Table
 from pipeline.texts.words import LATIN, LATIN_WEIGHT
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af〇]")
@@ -46,14 +45,7 @@ def _script(character: str) -> str:
 _SCRIPTS = Table(_script)
 
 
-def _scripts_of(texts: Sequence[str]) -> list[tuple[int, int, int]]:
-    points, bounds = concat(texts)
-    scripts = _SCRIPTS.of_points(points)
-    han, foreign, others = (count_flags(scripts == ord(script), bounds) for script in "hfl")
-    return [(h, f, h + f + o) for h, f, o in zip(han, foreign, others, strict=True)]
-
-
-@chunkwise(_scripts_of)
+@lru_cache(maxsize=REMEMBERED)
 def scripts(text: str) -> tuple[int, int, int]:
     """Number of Han characters, of kana and hangul, and of letters of any script."""
     each = text.translate(_SCRIPTS)

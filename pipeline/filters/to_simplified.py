@@ -8,7 +8,7 @@ Limits: what OpenCC knows; `t2s` changes the script, not the words (軟體 becom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Literal
@@ -17,7 +17,6 @@ from pydantic import Field
 
 from data_specs.shard import Text
 from pipeline.filters import TextFilter
-from pipeline.texts.chunks import chunkwise
 
 
 class ToSimplified(TextFilter):
@@ -40,15 +39,4 @@ def simplifier(config: str) -> Callable[[str], str]:
     import opencc
 
     convert: Callable[[str], str] = opencc.OpenCC(config).convert
-
-    def convert_all(texts: Sequence[str]) -> list[str]:
-        """One text a line: no word of OpenCC's goes over the end of a line.
-
-        Too few where a text holds U+0000, behind which some configurations cut off the rest.
-        """
-        lines = "\n".join(texts)
-        if lines.count("\n") >= len(texts):
-            return list(map(convert, texts))
-        return convert(lines).split("\n")
-
-    return chunkwise(convert_all)(convert)
+    return convert

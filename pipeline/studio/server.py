@@ -46,7 +46,7 @@ from pipeline.studio.catalog import PAGE, Catalog, sources_of_index
 from pipeline.studio.facets import SORTS, Filters
 from pipeline.studio.images import NoPicture, Pictures
 from pipeline.studio.items import Items
-from pipeline.studio.preparation import Preparation, score_filters
+from pipeline.studio.preparation import Preparation
 from pipeline.studio.similar import Similar, index_beside
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Studio:
             self.opened_place = place.open_place(self._where, self._stages, self._baseline, self._folder)
         here = self.opened_place
         sources = sources_of_index(alone) if alone is not None else None
-        catalog = Catalog(here.frames, self._scratch, tuple(score_filters(here.frames)), sources)
+        catalog = Catalog(here.frames, self._scratch, sources)
         preparation = Preparation(catalog, here.baseline, self._home or self._scratch / "index")
         takedowns = here.frames.takedowns if alone is None else NO_TAKEDOWNS
         pictures = Pictures(catalog, takedowns, alone)

@@ -9,13 +9,12 @@ decide:
 - among the East Asian charsets the one wins in whose language the bytes are likeliest: simplified and traditional
   Chinese, Japanese and Korean have a table of how likely each of their frequent characters is (characters.txt). What
   is unlikely in all of them is refused;
-- another charset that a page declares, as `windows-1251`, is believed unless the bytes are clearly in one of these;
-- HZ (RFC 1843) is read where ASCII with its marks becomes likely Chinese.
+- another charset that a page declares, as `windows-1251`, is believed unless the bytes are clearly in one of these.
 
 tests/benchmarks/charset_tables.py makes characters.txt, and has the figures. Pairs of characters are not looked at: of
 pages with 30 bytes beyond ASCII in GB 18030, Big5, EUC-JP, Shift_JIS or EUC-KR none of 1,800 is left to them.
 
-Limits: EUC-TW, ISO-2022-CN, ISO-2022-JP and ISO-2022-KR are not known; a page in none of the others cannot be read.
+Limits: HZ, EUC-TW, ISO-2022-CN, ISO-2022-JP and ISO-2022-KR are not known; a page in none of the others cannot be read.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "cp936": "gb18030", "cp950"
               "iso8859-1": "cp1252"}  # fmt: skip
 _CODECS = re.compile(r"utf-?(8|16|32)([-_][lb]e)?|gb18030|big5hkscs|euc_jp|cp\d{3,5}|iso8859-\d{1,2}|koi8-[ru]|tis-620")
 _LANGUAGES = {"utf-8": ("zh", "zh-Hant", "ja", "ko"), "gb18030": ("zh", "zh-Hant"), "big5hkscs": ("zh-Hant",),
-              "euc_jp": ("ja",), "cp932": ("ja",), "cp949": ("ko",), "hz": ("zh",)}  # fmt: skip
+              "euc_jp": ("ja",), "cp932": ("ja",), "cp949": ("ko",)}  # fmt: skip
 """Languages that are written in each charset that competes."""
 
-_COMPETITORS = tuple(name for name in _LANGUAGES if name != "hz")
+_COMPETITORS = tuple(_LANGUAGES)
 _EXPECTED = {"utf-8": 3.0, "gb18030": 3.0, "big5hkscs": 3.0}
 """Natural logarithm of how much likelier than others a charset is before a byte was looked at: pages are Chinese."""
 
@@ -76,7 +75,7 @@ def decode(body: bytes, content_type: str) -> tuple[str, str] | None:
     if charset is not None and bom is not None:
         return body[len(bom) :].decode(charset, "replace"), charset
     if body.isascii():
-        return _hz(body) or (body.decode("ascii"), "ascii")
+        return body.decode("ascii"), "ascii"
     declared = declared_charset(body, content_type)
     text = _try_decode(body, "utf-8")
     if text is not None and (declared in (None, "utf-8") or re.search(r"[\u3400-\u9fff]", text)):
@@ -140,14 +139,6 @@ def _is_east_asian(body: bytes) -> bool:
     Hebrew, Thai or Latin letters, 15 characters in each other's charsets have at most -9.7."""
     sample = _sample(body)
     return len(sample) > 1 and any(_likelihood(sample, name).mean >= CLEAR for name in _COMPETITORS)
-
-
-def _hz(body: bytes) -> tuple[str, str] | None:
-    """Returns an ASCII body as HZ, if it is Chinese then."""
-    if b"~{" not in body or b"~}" not in body:
-        return None
-    text = _readable(body, "hz")
-    return (text, "hz") if text is not None and _likelihood(body, "hz").mean >= CLEAR else None
 
 
 def _try_decode(body: bytes, name: str) -> str | None:

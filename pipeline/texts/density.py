@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 
@@ -83,12 +82,6 @@ def cut(text: str) -> list[str]:
     return words
 
 
-def outside_dictionary(words: Iterable[str]) -> set[str]:
-    """Returns the words that jieba's dictionary lacks: names, and newer words."""
-    entries = _entries()
-    return {word for word in words if not entries.has(even(word))}
-
-
 def outside_gbk(text: str) -> int:
     """Returns the number of characters outside GBK: emoji, rare characters, letters of most other scripts."""
     try:
@@ -130,9 +123,6 @@ class _Entries(dict[str, "_Entry | None"]):
             self.clear()
         self[word] = entry = self._entry(word) if any(map(str.isalnum, word)) else None
         return entry
-
-    def has(self, word: str) -> bool:
-        return word in self._lines
 
     def _entry(self, word: str) -> _Entry:
         name = len(word) > 1 and LATIN.fullmatch(word) and not word.isdigit()

@@ -7,8 +7,7 @@ character remains, so that 法*轮 功 reads 法轮功. `positions(text)` return
 form stood, for filters that must know what was between them.
 
 Both are made with a table that fills itself: a character is looked up in Unicode (NFKC) and in OpenCC's dictionary of
-characters once per process. A few emoji that are read aloud (➕ 加, ❤ 心) count as the character. The forms of a chunk
-of texts (`pipeline.texts.chunks`) are made by NumPy, in half the time of `str.translate`.
+characters once per process. A few emoji that are read aloud (➕ 加, ❤ 心) count as the character.
 
 Limits: character by character, so a Traditional character with two Simplified ones (乾) gets OpenCC's first; what only
 looks alike, as Cyrillic letters do, stays what it is.
@@ -17,42 +16,21 @@ looks alike, as Cyrillic letters do, stays what it is.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
-import numpy as np
-
-from pipeline.texts.characters import NOTHING, SEVERAL, Table, concat, split_texts
-from pipeline.texts.chunks import chunkwise
+from pipeline.texts.characters import REMEMBERED, Table
 
 _READ_ALOUD = {"➕": "加", "✚": "加", "❤": "心", "♥": "心", "💗": "心", "💚": "心", "💬": "信", "🐧": "企鹅"}
 
 
-def _even_forms(texts: Sequence[str]) -> list[str]:
-    points, bounds = concat(texts)
-    return split_texts(_EVEN.of_points(points), bounds)
-
-
-def _bare_forms(texts: Sequence[str]) -> list[str]:
-    points, bounds = concat(texts)
-    letters = _BARE.of_points(points)
-    is_letter = letters != NOTHING
-    several = np.flatnonzero(letters == SEVERAL)
-    letters[several] = 0
-    forms = split_texts(letters[is_letter], np.concatenate(([0], np.cumsum(is_letter)))[bounds])
-    for at in set((np.searchsorted(bounds, several, "right") - 1).tolist()):  # seldom: in the way of a single text
-        forms[at] = texts[at].translate(_BARE)
-    return forms
-
-
-@chunkwise(_even_forms)
+@lru_cache(maxsize=REMEMBERED)
 def even(text: str) -> str:
     """The text with every character plain, and as many characters as before."""
     return text.translate(_EVEN)
 
 
-@chunkwise(_bare_forms)
+@lru_cache(maxsize=REMEMBERED)
 def bare(text: str) -> str:
     """The plain letters and digits of the text, nothing else."""
     return text.translate(_BARE)

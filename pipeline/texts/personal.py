@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from pipeline.texts.chunks import REMEMBERED
+from pipeline.texts.characters import REMEMBERED
 from pipeline.texts.forms import even
 
 Kind = Literal["id_card", "bank_card", "mobile", "landline", "email", "plate"]

@@ -144,8 +144,7 @@ class HostPaused(RequestFailed):
 
 
 def status_failure(response: Response) -> RequestFailed:
-    retry_after, date = response.header("retry-after"), response.header("date")
-    retry = policy.retry_of(policy.is_transient(response.status), retry_after, date)
+    retry = policy.retry_of(policy.is_transient(response.status), response.header("retry-after"))
     return RequestFailed(DropReason.HTTP_STATUS, f"status {response.status}", retry, status=response.status)
 
 

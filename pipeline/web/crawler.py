@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -33,7 +33,7 @@ from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import canonical_url
 from pipeline.web import pauses, sitemaps
-from pipeline.web.frontier import Frontier, record_of
+from pipeline.web.frontier import Frontier
 from pipeline.web.page_visitor import EarlierRecord, Page, Visit, Visitor
 from pipeline.web.policy import policy_of
 
@@ -45,12 +45,6 @@ MAX_ALIKE = 20
 
 MAX_ACTORS = 16
 """Visitors per site."""
-
-LARGE = 100_000
-"""Bytes of a page whose record is compressed beside the event loop."""
-
-ADDED_AT_ONCE = 1_000
-"""Links or entries of a sitemap that are written before other hosts have their turn: 40 ms where they are long."""
 
 RESTARTS = 3
 """Restarts of a visitor whose process dies."""
@@ -142,17 +136,13 @@ class Crawler:
         visit: Visit | None = None
         with self._drop_on_error(page.url):
             visit = await visitors.visit(page, self._frontier.earlier(page.url))
-            record = b""
-            if visit.capture is not None and not visit.member and len(visit.capture.body) > LARGE:
-                record = await asyncio.to_thread(record_of, visit.capture)  # compressing holds no lock of Python's
-            await self._apply(page, visit, record, visitors)
+            await self._apply(page, visit, visitors)
         if visit is None:
             return set()
         if visit.endless:
             self._frontier.count(traps=visit.endless)
-        for start in range(0, len(visit.too_deep), ADDED_AT_ONCE):
-            self._frontier.note_too_deep(visit.too_deep[start : start + ADDED_AT_ONCE])
-            await asyncio.sleep(0)
+        if visit.too_deep:
+            self._frontier.note_too_deep(visit.too_deep)
         links = (*visit.links, *([visit.target] if visit.target else []))
         return {link.split("/", 3)[2] for link in links}  # they are canonical; urlsplit takes ten times as long
 
@@ -166,7 +156,7 @@ class Crawler:
         except Exception as e:
             self._frontier.refuse(url, DropReason.UNREADABLE, evidence(e, url))
 
-    async def _apply(self, page: Page, visit: Visit, record: bytes, visitors: _Visitors) -> None:
+    async def _apply(self, page: Page, visit: Visit, visitors: _Visitors) -> None:
         """Write the outcome of a visit into the frontier. Raises SourceError where the site cannot be crawled."""
         fate = visit.reason.value if visit.reason else "kept" if visit.outcome == "unchanged" else visit.outcome
         count("wenlan_requests", host=page.host, fate=fate)
@@ -175,7 +165,7 @@ class Crawler:
         if visit.outcome == "unreachable":
             raise SourceError(visit.target, f"source {self._site.name}: {visit.evidence}; not crawled")
         if visit.outcome == "dropped":
-            await self._retry_or_drop(page, visit, await self._add_most_links(page, visit.links), visitors)
+            await self._retry_or_drop(page, visit, visitors)
             return
         self._streak.pop(page.host, None)
         if visit.outcome == "moved":
@@ -191,21 +181,9 @@ class Crawler:
             evidence = f"its URL differs only in numbers from {MAX_ALIKE} earlier pages; its links are not followed"
             self._frontier.drop(page, DropReason.TRAP, evidence)
         else:
-            links = await self._add_most_links(page, visit.links)
-            self._frontier.keep(page, visit.capture, links, visit.member, visit.likeness, record, visit.images)
+            self._frontier.keep(page, visit.capture, visit.links, visit.member, visit.likeness, visit.images)
 
-    async def _add_most_links(self, page: Page, links: Sequence[str]) -> Sequence[str]:
-        """Add links of a page some at a time, so that other hosts have their turn between; returns the last ones.
-
-        Those are added with the page itself: if the crawl is killed before, the page is asked for and read again.
-        """
-        while len(links) > ADDED_AT_ONCE:
-            self._frontier.add(links[:ADDED_AT_ONCE], page.depth + 1)
-            links = links[ADDED_AT_ONCE:]
-            await asyncio.sleep(0)
-        return links
-
-    async def _retry_or_drop(self, page: Page, visit: Visit, links: Sequence[str], visitors: _Visitors) -> None:
+    async def _retry_or_drop(self, page: Page, visit: Visit, visitors: _Visitors) -> None:
         """Put a page back for another try, or drop it; raises SourceError when its host is down."""
         assert visit.reason is not None
         if visit.down:
@@ -215,7 +193,7 @@ class Crawler:
         if visit.retry:
             self._frontier.retry_later(page)
         else:
-            self._frontier.drop(page, visit.reason, visit.evidence, links)
+            self._frontier.drop(page, visit.reason, visit.evidence, visit.links)
         if len(self._streak.get(page.host, ())) >= MAX_STREAK:
             await self._ask_whether_down(page.host, visitors)
 
@@ -261,9 +239,7 @@ class Crawler:
             seen.add(url)
             with self._drop_on_error(url):
                 pages, further = await visitors.visitor_of(url).sitemap(url)
-                for start in range(0, len(pages), ADDED_AT_ONCE):
-                    self._frontier.add(pages[start : start + ADDED_AT_ONCE], depth=1)
-                    await asyncio.sleep(0)
+                self._frontier.add(pages, depth=1)
                 listed += len(pages)
                 waiting += further[: sitemaps.MAX_FILES]
         self._frontier.count(sitemaps_read=1, in_sitemaps=listed)  # at once: a crawl that is killed reads them again

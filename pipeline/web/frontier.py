@@ -226,15 +226,14 @@ class Frontier:
         links: Sequence[str],
         member: bytes = b"",
         likeness: str = "",
-        record: bytes = b"",
         images: int = 0,
     ) -> None:
         """Write a page into the WARC and add its links.
 
-        member: the record of an earlier crawl, written as it is, where the page has not changed since. record: what
-        `record_of` returns of the capture, if it was called already. images: how many it shows.
+        member: the record of an earlier crawl, written as it is, where the page has not changed since. images: how
+        many it shows.
         """
-        offset, end = self._append(member or record or record_of(capture))
+        offset, end = self._append(member or record_of(capture))
         headers = {name.lower(): value for name, value in capture.headers}
         head = (capture.fetched_at, capture.content_type, headers.get("etag", ""), headers.get("last-modified", ""))
         size = len(capture.body)
@@ -374,7 +373,7 @@ class Frontier:
 
 
 def record_of(capture: Capture) -> bytes:
-    """A WARC response record, a gzip member of its own. Takes 40 ms per MB."""
+    """A WARC response record, a gzip member of its own."""
     from warcio.statusandheaders import StatusAndHeaders
     from warcio.warcwriter import WARCWriter
 

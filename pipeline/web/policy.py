@@ -175,9 +175,9 @@ def is_outage(status: int) -> bool:
     return status in _OUTAGE
 
 
-def retry_of(transient: bool, retry_after: str | None, date: str | None = None) -> Retry:
-    """Decides if and when a failed request may be repeated, by the headers Retry-After and Date of the response."""
-    return Retry(transient, retry_after_seconds(retry_after, date) or 0.0)
+def retry_of(transient: bool, retry_after: str | None) -> Retry:
+    """Decides if and when a failed request may be repeated, by the header Retry-After of the response."""
+    return Retry(transient, retry_after_seconds(retry_after) or 0.0)
 
 
 def backoff_s(failures: int) -> float:
@@ -185,30 +185,18 @@ def backoff_s(failures: int) -> float:
     return float(min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** min(failures - 1, 20)))
 
 
-def retry_after_seconds(value: str | None, date: str | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for (a number or an HTTP date), None if absent or senseless.
-
-    date: the Date header. A date counts from the host's clock (RFC 9110, 10.2.3 and 6.6.1), from ours only where the
-    response does not tell it: one of the two may be hours off.
-    """
+def retry_after_seconds(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for (a number or an HTTP date), None if absent or senseless."""
     if not value:
         return None
     if re.fullmatch(r"\d{1,9}", value.strip()):
         return float(value.strip())
-    when = _http_date(value)
-    if when is None:
-        return None
-    now = (_http_date(date) if date else None) or datetime.datetime.now(datetime.UTC)
-    return max(0.0, (when - now).total_seconds())
-
-
-def _http_date(value: str) -> datetime.datetime | None:
-    """The moment that an HTTP date names, None for any other text."""
     try:
         when = email.utils.parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
-    return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
+    when = when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
+    return max(0.0, (when - datetime.datetime.now(datetime.UTC)).total_seconds())
 
 
 def media_type(content_type: str) -> str:

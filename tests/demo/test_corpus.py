@@ -6,15 +6,12 @@ import csv
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.demo import corpus as demo_corpus
-from tests.demo.corpus import Caption, Emoji, chinese_captions, write_pages, write_table
+from tests.demo.corpus import Emoji, chinese_captions, write_pages
 from tests.demo.packages import DemoError
 from tests.places import ROOT
 
@@ -28,18 +25,6 @@ def test_captions_missing_or_broken_are_empty() -> None:
     assert chinese_captions(b"A frog.\nzh_CN=x\nde.utf8=Frosch\n") == ("", "")
     assert chinese_captions(b"A frog.\nzh_CN.utf8=\xff\xfe\nzh_TW.utf8=" + "蛙".encode()) == ("", "蛙")
     assert chinese_captions(b"") == ("", "")
-
-
-@pytest.mark.slow
-@given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\r"))] * 4), max_size=5))
-def test_table_reads_back(rows: list[tuple[str, str, str, str]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.csv"
-        write_table(path, (Caption(*row) for row in rows))
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *back = list(csv.reader(file))
-    assert header == ["image_url", "zh_cn", "zh_tw", "category"]
-    assert [tuple(row) for row in back] == rows
 
 
 def _stamp(folder: Path, name: str, captions: str | None) -> None:

@@ -131,7 +131,7 @@ def read(folder: Path) -> Captioner:
     about, name = sealed.object(ABOUT), str(folder / ABOUT)
     captions = tuple(sealed.text(CAPTIONS).split("\n")[:-1])
     try:
-        config = read_record(_CONFIG, about["captioner"], name)
+        config = read_record(_CONFIG, about["captioner"], "captioner", separator=".")
         vocabulary = Vocabulary(str(about["characters"]))
         width, towers, data = int(about["region_width"]), str(about["towers"]), str(about["data"])
         decoder = _filled(config, width, len(vocabulary), sealed.tensors(WEIGHTS), str(folder / WEIGHTS))

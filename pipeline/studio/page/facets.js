@@ -6,7 +6,7 @@ import { n, say, t } from "./words.js";
 
 const SHORT = 7;
 const unfolded = new Set(), telling = new Set();
-const folded = new Set(["sharpness", "entropy", "blankness", "subject", "split"]);
+const folded = new Set(["subject", "split"]);
 
 /** Draw the pane. counts: what the server answered; changed(): the choice is another one. */
 export function draw(pane, counts, changed) {

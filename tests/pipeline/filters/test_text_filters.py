@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.shard import Text
-from pipeline.filters.han_share import HanShare, scripts
+from pipeline.filters.han_share import HanShare
 from pipeline.filters.language import Language
 from pipeline.filters.repetition import _NO_LETTER, Repetition
 from pipeline.filters.text_density import TextDensity
-from tests.judged import reason, same_in_a_chunk
+from tests.judged import reason
 
 BY_DEFAULT = {
     HanShare: {
@@ -80,11 +80,6 @@ def test_a_stated_share_is_one_of_letters_and_a_title_needs_more_han_than_a_capt
     assert reason(HanShare(), "VS Code 与 Docker Compose 图", "caption") == ""
     assert reason(HanShare(), "VS Code 与 Docker Compose 图", "title") == "low_han_share"
     assert reason(HanShare(min_share={"title": 0.1}), "VS Code 与 Docker Compose 图", "title") == ""
-
-
-@given(st.lists(st.text(st.characters() | st.sampled_from("故𠮷〇か한ㄱｶa1_é "), max_size=12), max_size=6))
-def test_scripts_of_a_chunk_are_those_of_its_texts(texts):
-    assert same_in_a_chunk(scripts, texts)
 
 
 def test_each_limit_can_be_set_and_switched_off():

@@ -153,10 +153,3 @@ def test_a_page_that_no_language_explains_is_refused(charset):
 def test_western_pages_that_declare_nothing_are_not_chinese():
     assert decode(page("un café noir", "latin-1", ""), "")[0].endswith("un caf\ufffd noir")
     assert decode(page("une crème brûlée, s'il vous plaît, Frère", "latin-1", ""), "") is None
-
-
-def test_hz_is_read_and_ascii_with_its_marks_stays_ascii():
-    for says in ("hz-gb-2312", ""):
-        assert decode(page(SIMPLIFIED, "hz", says), "") == (page(SIMPLIFIED, "utf-8", says).decode(), "hz")
-    code = "<p>a ~{ b: [1, 2], c: x(y) } ~} d</p>"
-    assert decode(code.encode(), "") == (code, "ascii")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.texts.density import CONTENT, FUNCTION, NAMING, cut, density, outside_dictionary, outside_gbk
+from pipeline.texts.density import CONTENT, FUNCTION, NAMING, cut, density, outside_gbk
 from pipeline.texts.forms import even
 from pipeline.texts.words import stop_words
 
@@ -103,7 +103,3 @@ def test_unknown_are_characters_without_a_code_in_gbk():
     assert outside_gbk("故宫雪景 ABC，１２") == 0
     assert outside_gbk("東京の") == 0
     assert outside_gbk("😀😀 한국 𠮷") == 5
-
-
-def test_words_that_the_dictionary_lacks_are_told_in_any_form() -> None:
-    assert outside_dictionary(["故宫", "雪景", "电脑", "電腦", "抖音", "iPhone17"]) == {"抖音", "iPhone17"}

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.texts.forms import bare, even, positions
-from tests.judged import same_in_a_chunk
 
 
 @pytest.mark.parametrize(
@@ -44,13 +43,3 @@ def test_forms_are_done_in_one_step_and_places_lead_back(text):
 def test_width_and_case_of_what_stands_beside_han_do_not_matter(han):
     assert bare(f"{han}ＡＢ１２") == bare(f"{han}ab12")
     assert bare(unicodedata.normalize("NFD", f"{han}é")) == bare(f"{han}é")
-
-
-@given(
-    st.lists(
-        st.text(st.characters(codec="utf-8") | st.sampled_from("ＡÉ①㈱⑩🐧❤臺\x00\u200b "), max_size=12), max_size=8
-    )
-)
-def test_forms_of_a_chunk_are_those_of_its_texts(texts):
-    assert same_in_a_chunk(even, texts)
-    assert same_in_a_chunk(bare, texts)

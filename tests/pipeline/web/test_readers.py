@@ -14,7 +14,6 @@ from pipeline.records import Capture
 from pipeline.sources.site import Site
 from pipeline.stages import crawl
 from pipeline.web import readers, sitemaps
-from pipeline.web.crawler import ADDED_AT_ONCE
 from pipeline.web.frontier import Frontier
 from pipeline.web.readers import Readers, _Pool
 from tests.pipeline.test_unreadable import decisions
@@ -86,18 +85,6 @@ def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serv
             (slow.url(), "unreadable", "OverLimit: more than 1.5 s of CPU time"),
         ]
     )
-
-
-@pytest.mark.drill(3)
-def test_many_links_of_a_page_are_all_known(serve, make_build):
-    web = serve()
-    count = 2 * ADDED_AT_ONCE + 5
-    web.pages = {"/": "".join(f"<a href=/{n}.html>x</a>" for n in range(count)).encode()}
-    source = {"kind": "site", "name": "s", "source_kind": "news", "start": [web.url()], "max_pages": 1000}
-    build = make_build(web, sources=[source | {"exclude": []}], egress={"connections_per_host": 1})
-    crawl.run_partition(build, "s")
-    seen = [url for url, _, _ in decisions(build, "crawl", "s")]
-    assert seen == [web.url(f"/{n}.html") for n in range(count)]
 
 
 def slowly(seconds: float) -> tuple[float, int]:

@@ -81,7 +81,7 @@ def test_the_newest_and_the_best_are_kept(
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"captioner": {"layers": 0}}, r"not a valid captioner.json \(layers: 0 is out of range"),
+        ({"captioner": {"layers": 0}}, r"not a valid captioner.json \(captioner.layers: 0: input should be greater"),
         ({"characters": "红"}, r"does not match its captioner.json: 1 tensors differ, first characters.weight"),
         ({"region_width": 7}, r"does not match its captioner.json: 3 tensors differ, first region_mean_W"),
         ({"towers": None, "captioner": 3}, r"not a valid captioner.json"),
