@@ -221,19 +221,10 @@ def test_latin_words_of_a_segmented_caption_stay_apart(tmp_path: Path) -> None:
     ("form", "split", "damage", "error", "message"),
     [
         ("aic-icc", "test", None, ConfigError, "aic-icc does not have a test split"),
-        ("coco-cn", "dev", None, ConfigError, "coco-cn does not have a dev split"),
         ("coco-cn", "val", None, InputError, "contains no coco-cn_val.txt"),
         ("muge", "test", None, InputError, "MR_test_queries.jsonl:line 1: no query_text with item_ids"),
         ("flickr30k-cn", "val", None, InputError, "holds neither flickr30k_cn_val.txt nor"),
         ("folder", "val", ("*.txt", ""), InputError, "no captions in the val split"),
-        (
-            "coco-cn",
-            "test",
-            ("imageid.human-written-caption.txt", "x\n"),
-            InputError,
-            "caption.txt:line 1: not an image id",
-        ),
-        ("aic-icc", "val", ("*validation*.json", "{}"), InputError, "no captions in the val split"),
         ("aic-icc", "val", ("*validation*.json", "[1]"), InputError, "not a list of image_id and caption"),
         ("chinese-clip", "test", ("test_texts.jsonl", "{"), InputError, "test_texts.jsonl:line 1: not JSON"),
         (
@@ -250,7 +241,6 @@ def test_latin_words_of_a_segmented_caption_stay_apart(tmp_path: Path) -> None:
             InputError,
             r"a caption contains an unpaired surrogate: '笑\ud83d'",
         ),
-        ("chinese-clip", "test", ("test_texts.jsonl", b"\xff\n"), InputError, "test_texts.jsonl:line 1: not JSON"),
         ("coco-cn", "test", ("coco-cn_test.txt", b"\xff\n"), InputError, "is not UTF-8"),
         ("crossmodal-3600", "val", ("captions.jsonl", '{"image/key": "1"}'), InputError, "not rows of image/key with"),
         # One text in the place of a list of them would be a caption for each of its characters.
@@ -260,27 +250,6 @@ def test_latin_words_of_a_segmented_caption_stay_apart(tmp_path: Path) -> None:
             ("*validation*.json", '[{"image_id": "100.jpg", "caption": "一只猫"}]'),
             InputError,
             "not a list of image_id and caption (not a list of texts: '一只猫')",
-        ),
-        (
-            "aic-icc",
-            "val",
-            ("*validation*.json", '[{"image_id": "100.jpg", "caption": [null]}]'),
-            InputError,
-            "not a list of image_id and caption (not a list of texts: [None])",
-        ),
-        (
-            "crossmodal-3600",
-            "val",
-            ("captions.jsonl", '{"image/key": "100", "zh": {"caption": "一只猫"}}'),
-            InputError,
-            "captions.jsonl:line 1: not rows of image/key with captions in zh (not a list of texts: '一只猫')",
-        ),
-        (
-            "chinese-clip",
-            "test",
-            ("test_texts.jsonl", '{"text_id": 1, "text": null, "image_ids": [100]}'),
-            InputError,
-            "test_texts.jsonl:line 1: no text with image_ids",
         ),
         (
             "chinese-clip",

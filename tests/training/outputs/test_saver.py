@@ -104,9 +104,8 @@ def test_what_a_killed_run_had_moved_aside_is_deleted_where_another_is_in_its_pl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["", "memory://mirror-of-a-run"])
-def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path, scheme: str) -> None:
-    mirror = scheme or str(tmp_path / "mirror")
+def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path) -> None:
+    mirror = "memory://mirror-of-a-run"
     writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={mirror}", "run.keep_last=1")
     with writing:
         for step in (2, 4):
@@ -184,9 +183,7 @@ def test_a_copy_without_its_index_is_not_fetched(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "elsewhere").state().step == 2
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"), [(None, "Connect call failed"), (500, "500"), (403, "403"), (0, "Server disconnected")]
-)
+@pytest.mark.parametrize(("answer", "said"), [(None, "Connect call failed"), (403, "403")])
 def test_a_url_that_does_not_answer_is_one_line_that_names_it(answer: int | None, said: str) -> None:
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

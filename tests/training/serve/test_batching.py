@@ -125,28 +125,6 @@ def test_a_bad_input_fails_alone() -> None:
     assert second.code == "inference_failed"
 
 
-def test_what_was_given_up_is_not_computed() -> None:
-    gate = threading.Event()
-    towers = Counting(lambda texts: gate.wait(120) and None)
-
-    async def work(model: BatchingModel) -> None:
-        first = asyncio.ensure_future(ask(model, [0]))
-        while not model.state().size:
-            await asyncio.sleep(0.001)
-        given_up = asyncio.ensure_future(ask(model, [1, 2]))
-        kept = asyncio.ensure_future(ask(model, [3]))
-        while model.state().waiting < 3:
-            await asyncio.sleep(0.001)
-        given_up.cancel()
-        await asyncio.sleep(0)
-        gate.set()
-        assert await first == [0]
-        assert await kept == [3]
-
-    with_model(towers, work)
-    assert towers.sizes == [1, 1]
-
-
 def test_what_was_given_up_takes_no_room_in_a_line() -> None:
     gate = threading.Event()
 

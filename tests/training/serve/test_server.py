@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import json
 import os
@@ -227,32 +226,6 @@ def test_metrics_count_answers_refusals_and_batches(server: Server) -> None:
     assert samples["wenlan_queue_depth", "text"] == 0
     assert samples["wenlan_model_up",] == 1
     assert "nowhere" not in text
-
-
-@pytest.mark.slow
-def test_sixteen_clients_share_batches(tiny: Path) -> None:
-    from tests.training.serve.test_health import Disturbed, disturbed
-
-    made: list[Disturbed] = []
-    towers = lambda own: disturbed(made, own)  # noqa: E731
-    with running(tiny, towers=towers) as server, concurrent.futures.ThreadPoolExecutor(16) as pool:
-        assert server.service is not None
-        state = server.service.model.state
-        for turn in range(3):
-            before = _batches(server)
-            made[0].hang.clear()
-            asked = [pool.submit(server.get, "/text_query", params={"text": f"第{16 * turn + n}张"}) for n in range(16)]
-            # Not the depth of the line, which counts those that are still to be cut into tokens.
-            wait_until(lambda: state().waiting + state().size == 16, "all sixteen wait for the towers")
-            made[0].hang.set()
-            assert {answer.result().status_code for answer in asked} == {200}
-            assert _batches(server) - before <= 2, "the first of them, at most, was computed alone"
-
-
-def _batches(server: Server) -> int:
-    from tests.training.serve.test_health import batches
-
-    return batches(server.get("/metrics").text)
 
 
 @pytest.mark.slow

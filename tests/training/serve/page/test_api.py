@@ -8,28 +8,13 @@ from typing import Any
 import pytest
 
 from tests import browser
-from tests.training.serve.conftest import Server, running
+from tests.training.serve.conftest import running
 from tests.training.serve.page.conftest import Made
 from tests.training.serve.page.pictured import VERSES
 from tests.training.serve.page.visitor import Visitor
 from tests.training.serve.test_health import Disturbed, disturbed
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.mark.drill(6)
-def test_a_sample_or_a_collection_that_is_not_there(served: Server) -> None:
-    async def work(page: Any) -> None:
-        visitor = Visitor(page, served.url)
-        await visitor.open(f"/?in=pictures&q=画&open={12345:032x}")
-        await page.wait("document.querySelector('#detail[open] .empty')?.innerText.startsWith('This sample is not in')")
-        await page.press("Escape")
-        await page.wait("!document.getElementById('detail').open")
-        await visitor.open("/?in=gone&q=画")
-        await visitor.says("#collection", "pictures")
-        assert len(await visitor.ids()) == 40
-
-    browser.visit(work)
 
 
 @pytest.mark.drill(8)
