@@ -117,14 +117,6 @@ def test_where_regions_lie_and_how_far_apart_makes_no_difference(shift: float, s
         assert torch.allclose(other(ids_BL, regions_BRW * scale + shift, present_BR), expected, atol=1e-2, rtol=1e-2)
 
 
-def test_a_single_region_is_standardised() -> None:
-    decoder = Decoder(CaptionerConfig(width=8, layers=1, heads=2, ffn=8), 4, 9).eval()
-    regions_NW = torch.rand(1, 4)
-    decoder.standardise(regions_NW)
-    scores = decoder(torch.tensor([[1, 4]]), regions_NW[None], torch.ones(1, 1, dtype=torch.bool))
-    assert scores.isfinite().all()
-
-
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^heads: the width 10 is not a multiple of 4 heads$"):
         CaptionerConfig(width=10, heads=4)

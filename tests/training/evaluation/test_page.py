@@ -152,7 +152,7 @@ def test_data_whose_path_is_not_utf_8_are_on_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_results_that_come_at_once_are_all_there(tmp_path: Path) -> None:
-    context, count = multiprocessing.get_context("fork"), 6
+    context, count = multiprocessing.get_context("fork"), 3
     together = context.Barrier(count)
 
     def add(number: int) -> None:
@@ -190,7 +190,7 @@ def test_another_file_is_not_written_over(document: Any, tmp_path: Path) -> None
     assert json.loads((tmp_path / "eval.json").read_text()) == document
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")
 @pytest.mark.skipif(AXE is None, reason="axe-core-python is not installed")
 def test_in_chromium_both_themes_and_languages_are_sound_and_nothing_sticks_out(

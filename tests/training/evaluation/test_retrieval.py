@@ -103,19 +103,6 @@ def thousand() -> tuple[Features, Features, Captions]:
 
 
 @pytest.mark.slow
-def test_a_thousand_images_and_five_thousand_captions_equal_brute_force(
-    thousand: tuple[Features, Features, Captions],
-) -> None:
-    image, text, hits = thousand
-    ranks = rank(image, text, hits)
-    assert (ranks.image_N == brute_force(image, text, matrix(hits))[0]).all()
-    assert (ranks.text_M == brute_force(text, image, matrix(hits).T)[0]).all()
-    result = figures(ranks)
-    assert 0.05 < result.text_to_image.recall[1] < 0.9
-    assert result.image_to_text.recall[1] > result.text_to_image.recall[1], "any of five captions is a hit"
-
-
-@pytest.mark.slow
 def test_recall_equals_that_of_torchmetrics(thousand: tuple[Features, Features, Captions]) -> None:
     torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (extra: dev)")
     import torch
@@ -147,16 +134,9 @@ def test_chance_equals_the_count_over_all_rankings(total: int, hits: list[int], 
     assert chance_recall(total, hits, k) == pytest.approx(np.mean(expected))
 
 
-def test_random_features_reach_chance_on_average() -> None:
-    results = [retrieval(embeddings(seed, 40, 30)) for seed in range(60)]
-    for k in KS:
-        found = np.mean([r.image_to_text.recall[k] for r in results])
-        assert found == pytest.approx(np.mean([r.image_to_text.chance[k] for r in results]), abs=0.03)
-
-
 def collapsed() -> Iterator[Features]:
     """Features that are one, to the bit and to within rounding, of several widths."""
-    for width in (4, 300, 2048):
+    for width in (4, 300):
         same = unit(np.random.default_rng(0).normal(size=(1, width)))
         yield np.repeat(same, 400, axis=0)
         yield unit(np.repeat(same, 400, axis=0) + 1e-9 * np.random.default_rng(1).normal(size=(400, width)))
@@ -167,21 +147,6 @@ def test_a_collapsed_model_gets_nothing_for_its_ties(same: Features) -> None:
     result = retrieval(Embeddings(same, same.copy(), np.arange(400), np.arange(400)))
     assert result.image_to_text.recall == {1: 0.0, 5: 0.0, 10: 0.0}
     assert result.text_to_image.median_rank == 400
-
-
-def test_a_perfect_model_gets_all_of_it() -> None:
-    eye = np.eye(12, dtype=np.float32)
-    result = retrieval(Embeddings(eye, eye, np.arange(12), np.arange(12)))
-    assert result.mean_recall == 1.0
-    assert result.to_json()["i2t"] == {
-        "r1": 1.0,
-        "r5": 1.0,
-        "r10": 1.0,
-        "chance_r1": pytest.approx(1 / 12),
-        "chance_r5": pytest.approx(5 / 12),
-        "chance_r10": pytest.approx(10 / 12),
-        "median_rank": 1.0,
-    }
 
 
 def test_a_mask_restricts_the_queries_and_not_the_candidates(thousand: tuple[Features, Features, Captions]) -> None:

@@ -37,6 +37,7 @@ def test_a_resumed_run_must_be_the_same_run(make_shards: MakeShards, tmp_path: P
         fit(config(1, 9), [str(make_shards(train=(8,), name="other"))], tmp_path / "run")
 
 
+@pytest.mark.drill(2)
 def test_a_plain_tar_that_was_replaced_is_other_data_until_it_is_put_back(
     make_shards: MakeShards, tmp_path: Path
 ) -> None:

@@ -43,31 +43,6 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(out) if "loss" in line]
 
 
-def stale(out: Path) -> list[float]:
-    """Step, staleness of images and of texts of each line that has them."""
-    names = ("step", "image_stale", "text_stale")
-    return [line[name] for line in read_metrics(out) if "image_stale" in line for name in names]
-
-
-@pytest.mark.drill(6)
-def test_a_run_stopped_in_the_middle_gives_the_losses_of_one_that_was_not(
-    make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter
-) -> None:
-    data = [str(make_shards(train=(20, 12)))]
-    asked = config(20, 32, "run.checkpoint_every=5")
-    fit(asked, data, tmp_path / "whole")
-    with stopped_after(12):
-        fit(asked, data, tmp_path / "cut")
-    result = fit(asked, data, tmp_path / "cut")
-    assert result.resumed_from == 10
-    assert len(losses(tmp_path / "whole")) == 20
-    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
-    assert stale(tmp_path / "whole")[::3] == [6, 12, 18]
-    assert stale(tmp_path / "cut") == pytest.approx(stale(tmp_path / "whole"), abs=1e-5), "10 is amid 6 and 12"
-    again = fit(asked, data, tmp_path / "cut")
-    assert (again.resumed_from, again.steps, again.loss) == (20, 20, result.loss)
-
-
 @pytest.mark.parametrize(
     "objective", ["moco", *(pytest.param(name, marks=pytest.mark.drill(4)) for name in ("clip", "siglip", "albef"))]
 )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -231,32 +229,6 @@ def test_metrics_count_answers_refusals_and_batches(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_sixteen_clients_share_batches(tiny: Path) -> None:
-    from tests.training.serve.test_health import Disturbed, disturbed
-
-    made: list[Disturbed] = []
-    towers = lambda own: disturbed(made, own)  # noqa: E731
-    with running(tiny, towers=towers) as server, concurrent.futures.ThreadPoolExecutor(16) as pool:
-        assert server.service is not None
-        state = server.service.model.state
-        for turn in range(3):
-            before = _batches(server)
-            made[0].hang.clear()
-            asked = [pool.submit(server.get, "/text_query", params={"text": f"第{16 * turn + n}张"}) for n in range(16)]
-            # Not the depth of the line, which counts those that are still to be cut into tokens.
-            wait_until(lambda: state().waiting + state().size == 16, "all sixteen wait for the towers")
-            made[0].hang.set()
-            assert {answer.result().status_code for answer in asked} == {200}
-            assert _batches(server) - before <= 2, "the first of them, at most, was computed alone"
-
-
-def _batches(server: Server) -> int:
-    from tests.training.serve.test_health import batches
-
-    return batches(server.get("/metrics").text)
-
-
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_minute")
 def test_one_client_may_ask_so_often(tiny: Path) -> None:
     with running(tiny, patient(per_minute=5)) as server:
@@ -370,16 +342,6 @@ def attacked(tiny: Path, index: Path, *counts: int, generated: float) -> None:
         assert resident_mb(os.getpid()) < before + 150
         assert server.get("/health").json()["status"] == "ok"
         assert server.embeddings(input="红").status_code == 200
-
-
-@pytest.mark.slow
-def test_no_broken_picture_is_anything_but_a_wrong_request(server: Server) -> None:
-    from tests.benchmarks.hostile_clients import broken_picture
-
-    rng = random.Random(5)
-    answers = [server.post("/image_query", files={"image": broken_picture(rng)}) for _ in range(60)]
-    assert {answer.status_code for answer in answers} == {200, 400}, "a few can be read all the same"
-    assert server.get("/health").json()["status"] == "ok"
 
 
 @pytest.mark.parametrize(

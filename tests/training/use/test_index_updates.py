@@ -74,16 +74,6 @@ def test_a_picture_whose_boxes_are_others_now_is_embedded_again_and_no_other(
     assert run(checkpoint, *words[way], "--index", tmp_path / "i")[1]["embedded"] == 0
 
 
-def test_the_same_command_again_changes_nothing(checkpoint: Path, tmp_path: Path, run: Run) -> None:
-    folder = pictures(tmp_path / "p", range(5))
-    run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 2)
-    before = bytes_of(tmp_path / "i")
-    code, written, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 2)
-    assert (code, written["embedded"], written["rows"]) == (0, 0, 5)
-    assert "5 rows of" in said
-    assert bytes_of(tmp_path / "i") == before
-
-
 def test_pictures_that_come_go_or_change_are_what_is_done_again(checkpoint: Path, tmp_path: Path, run: Run) -> None:
     folder = pictures(tmp_path / "p", range(10))
     run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 4)
