@@ -14,7 +14,7 @@ Limits: the file is read line by line, never whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,13 @@ def boxes_of(value: Any) -> tuple[Box, ...]:
     if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and -MOST < n < MOST for n in numbers):
         raise ValueError("its boxes are not finite numbers")
     return tuple((float(b[0]), float(b[1]), float(b[2]), float(b[3])) for b in value)
+
+
+def boxes_of_flat(flat: Sequence[float]) -> tuple[Box, ...]:
+    """Boxes of a flat list of R x 4 numbers. Raises ValueError on another one."""
+    if len(flat) % 4:
+        raise ValueError("boxes that are not groups of four numbers")
+    return boxes_of([list(map(float, flat[i : i + 4])) for i in range(0, len(flat), 4)])
 
 
 def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | BrokenRow:

@@ -17,13 +17,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_specs.pictures.boxes import cleaned
 from training.config import DataConfig
-from training.data.released_rows import Box, boxes_of, json_lines
+from training.data.released_rows import Box, boxes_of, boxes_of_flat, json_lines
 from training.data.transforms import sides
 from training.errors import InputError, first_line
 
@@ -86,7 +86,7 @@ class RegionTable:
                     raise ValueError(f"{len(boxes_R4)} boxes, but {scores_R.size} scores")
                 raw = boxes_R4, scores_R, np.zeros(len(scores_R), np.int32)
                 flat = cleaned(raw, *sides(content, DataConfig.max_pixels), len(boxes_R4))[0].ravel().tolist()
-            return _boxes_of_flat(flat)
+            return boxes_of_flat(flat)
         except (ValueError, TypeError) as e:
             raise InputError(str(self.place), f"boxes of {name}: {first_line(e)}") from None
 
@@ -101,9 +101,3 @@ def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
     if len(boxes) != len(images):
         raise InputError(str(file), f"boxes of {len(boxes)} images, but {len(images)} images are given")
     return boxes
-
-
-def _boxes_of_flat(flat: Any) -> tuple[Box, ...]:
-    if len(flat) % 4:
-        raise ValueError("boxes that are not groups of four numbers")
-    return boxes_of([flat[i : i + 4] for i in range(0, len(flat), 4)])

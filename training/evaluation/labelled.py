@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data.released_rows import json_lines
+from training.data.released_rows import boxes_of_flat, json_lines
 from training.errors import ConfigError, InputError, first_line
 from training.evaluation.benchmarks import BenchmarkPicture, folder_of_split, folders_in, images_below, is_benchmark
 
@@ -244,12 +244,6 @@ def _of_dataset(source: EvaluationData, split: str, detector: str) -> Labelled:
             raise InputError(str(source.labels), f"labels none of the samples in the {split} split of {dataset.name}")
 
     return Labelled(" ".join(source.data), split, classes, items)
-
-
-def boxes_of_flat(flat: Sequence[float]) -> tuple[tuple[float, float, float, float], ...]:
-    """Boxes of a flat list of R x 4 numbers."""
-    rows = [float(number) for number in flat]
-    return tuple((rows[i], rows[i + 1], rows[i + 2], rows[i + 3]) for i in range(0, len(rows), 4))
 
 
 def read_labels(file: Path) -> dict[str, str]:

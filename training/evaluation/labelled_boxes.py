@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.names import Split
-from training.data.released_rows import Box, boxes_of, json_lines
+from training.data.released_rows import Box, boxes_of, boxes_of_flat, json_lines
 from training.errors import ConfigError, InputError, first_line
 from training.evaluation.benchmarks import BenchmarkPicture, images_below, is_benchmark
 from training.evaluation.labelled import KINDS as IMAGES
-from training.evaluation.labelled import ClassName, EvaluationData, boxes_of_flat, check_names, read_classes
+from training.evaluation.labelled import ClassName, EvaluationData, check_names, read_classes
 
 KINDS = ("coco", "boxes")
 """Kinds of labelled boxes, as `--data KIND:PATH` spells them."""

@@ -57,9 +57,6 @@ export function add(name, files, signal) {
 /** Delete a collection of one's own. */
 export const remove = (name) => ask(`/collections/${encodeURIComponent(name)}`, { method: "DELETE" });
 
-/** Whether the server is there at all. */
-export const alive = () => ask("/collections", { limit: 5_000 }).then(() => true, (trouble) => trouble.kind !== "gone" && trouble.kind !== "timeout");
-
 /** The address of a hit's picture, at most `side` pixels on its longer side; the stored size without it. */
 export const picture = (hit, side) => here(hit.image) + (side ? `?side=${side}` : "");
 
