@@ -94,12 +94,8 @@ def test_the_commands_of_the_wheel_run_without_the_working_tree(installed: Path,
     assert str(installed.parent) in where, "what runs is what was installed"
     assert "0.1.0" in _run(installed, tmp_path, "wenlan-data", "--version")
     assert "fit" in _run(installed, tmp_path, "wenlan-train", "--help")
-    assert "text_length" in _run(installed, tmp_path, "wenlan-data", "plugins")
     schema = _run(installed, tmp_path, "wenlan-data", "schema")
     assert schema == (ROOT / "data_specs/schemas/build.schema.json").read_text(encoding="utf-8")
-
-
-def test_a_plan_of_a_small_spec_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (320, 240)).save(tmp_path / "photos/1.jpg")
     (tmp_path / "photos/1.txt").write_text("公园里的一张照片", encoding="utf-8")

@@ -87,6 +87,7 @@ def test_scripts_of_a_chunk_are_those_of_its_texts(texts):
     assert same_in_a_chunk(scripts, texts)
 
 
+@pytest.mark.slow
 def test_each_limit_can_be_set_and_switched_off():
     silent = TextDensity(min_nouns=0, max_stop_share=1, max_unknown=100)
     assert reason(silent, "我们的") == ""

@@ -238,7 +238,7 @@ def test_an_unknown_gate_is_refused() -> None:
         gates.check_acceptance(STAGES, ["max_drop.dedupe"], "why")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusals(
     serve: Any, make_build: Any, run_stage: Any
 ) -> None:

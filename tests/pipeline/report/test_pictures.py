@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.detectors import Detector, detectors_of
-from pipeline.detectors._boxes import rows_of
+from pipeline.detectors import Detector
 from pipeline.report import page
 from pipeline.report import pictures as report_pictures
 from pipeline.store.build import Build
@@ -45,23 +44,6 @@ def test_thumbnails_are_small_pictures_and_boxes_belong_to_them(
     assert by_reason["same_image"]
     assert not by_reason["corrupt_image"]
     assert not by_reason["data_uri"]
-
-
-def test_regions_of_dropped_pictures_come_from_the_cache_before_a_detector_looks(
-    synthetic_build: Build, synthetic: Any, run_stage: Run
-) -> None:
-    run_stage(synthetic_build, "shard")
-    small = [item for item in synthetic.items() if item.reason == "image_too_small"]
-    [detector] = detectors_of(synthetic_build.spec)
-    known = (np.array([[1, 2, 5, 7]], np.float32), np.array([0.5], np.float32), np.zeros(1, np.int32))
-    cache = synthetic_build.store.regions(detector.detector_id)
-    cache.put(rows_of({small[0].sha256: known}))
-    before = cache.folder.names()
-    shown = {row["id"]: row for row in page.make_report(synthetic_build)["sheet"]}
-    rows = [shown[item.candidate.candidate_id] for item in small]
-    assert rows[0]["boxes"] == {detector.detector_id: [[1.0, 2.0, 5.0, 7.0, 0.5]]}
-    assert len(rows[1]["boxes"][detector.detector_id]) == 36, "the grid looked at it"
-    assert cache.folder.names() == before
 
 
 def test_a_detector_looks_at_the_pixels_of_dropped_pictures(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from pathlib import Path
 
 import pandas as pd
@@ -173,21 +172,6 @@ def test_records_are_read_once_while_they_are_remembered_and_never_more_than_a_l
     assert listed == ["0.json", "1.json", *["2.json"] * (1 if most == 3 else 3)]
     commit(first, "3")
     assert [record.partition for record in first.records()] == ["0", "1", "3"]
-
-
-def test_records_behind_a_url_are_read_several_at_a_time_and_in_order(monkeypatch):
-    place, names = StageDir(Folder("memory://records"), "fetch", "f" * 64), [f"p{number:03d}" for number in range(50)]
-    for name in names:
-        with place.attempt(name) as attempt:
-            attempt.commit({"seen": int(name[1:])})
-    meet, read = threading.Barrier(2, timeout=240), Folder.read
-
-    def in_pairs(self: Folder, name: str) -> bytes:
-        meet.wait()  # raises if nothing else is under way
-        return read(self, name)
-
-    monkeypatch.setattr(Folder, "read", in_pairs)
-    assert [record.counts["seen"] for record in place.records()] == list(range(50))
 
 
 def test_of_another_fingerprint_only_what_has_a_place_in_the_new_plan_is_taken_over(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 Connect = Callable[..., Any]
 
 
-@pytest.mark.slow
 def test_a_row_is_shown_with_its_reason_in_both_languages(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     about = client.get("/api/about").json()
@@ -46,7 +47,6 @@ def test_what_each_stage_saw_is_told_with_all_texts(built: Build, client_of: Con
     assert measured["new"]["width"] == 20
 
 
-@pytest.mark.slow
 def test_why_is_this_not_in(built: Build, client_of: Connect, synthetic: Any) -> None:
     client = client_of(built.out)
 
@@ -82,7 +82,7 @@ def test_what_may_not_be_shown_is_counted_and_withheld(built: Build, client_of: 
         assert client.get("/api/saw", params={"pos": row["pos"], "g": g}).json()["texts"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_boxes_of_what_was_dropped_come_from_the_cache_and_run_no_model(
     own: Callable[..., Build], client_of: Connect
 ) -> None:
@@ -105,7 +105,6 @@ def test_boxes_of_what_was_dropped_come_from_the_cache_and_run_no_model(
     assert item["picture"]["regions"] == {detector: [[0.0, 0.0, 150.0, 30.0, 0.9], [10.0, 10.0, 60.0, 60.0, 0.5]]}
 
 
-@pytest.mark.slow
 def test_a_leader_that_is_nowhere_is_named_by_its_id(own: Callable[..., Build], client_of: Connect) -> None:
     build = own()
     for record in build.stage("shard").records():

@@ -37,7 +37,7 @@ def ended(client: Any, job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-@pytest.mark.slow
+@pytest.mark.drill(4)
 def test_a_takedown_is_shown_confirmed_once_and_gone(own: Make, client_of: Connect) -> None:
     build = own()
     client = client_of(build.out)
@@ -64,7 +64,6 @@ def test_a_takedown_is_shown_confirmed_once_and_gone(own: Make, client_of: Conne
     assert client.get("/api/rows", params={"q": row["url"]}).json()["rows"] == []
 
 
-@pytest.mark.slow
 @pytest.mark.drill(3)
 def test_a_takedown_by_somebody_else_is_seen_by_a_running_studio(
     own: Make, client_of: Connect, monkeypatch: pytest.MonkeyPatch
@@ -90,7 +89,6 @@ def test_a_takedown_needs_candidates_that_there_are(built: Build, client_of: Con
     assert "not on a page" in answer.json()["error"]["message"]
 
 
-@pytest.mark.slow
 @pytest.mark.drill(6)
 def test_a_build_is_refused_approved_and_published(weeks: Any, client_of: Connect) -> None:
     build = replace(weeks, until="report").build("2026-01-01", range(12), publish={"approve": "manual"})
@@ -124,6 +122,7 @@ def test_views_are_saved_and_deleted(own: Make, client_of: Connect) -> None:
     assert client.delete("/api/views", params={"name": "小图"}).json()["views"] == []
 
 
+@pytest.mark.slow
 def test_a_question_that_is_none_is_one_line(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     for path in (
@@ -166,6 +165,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nothing_is_answered_without_the_token(stranger: TestClient) -> None:
     for method, path in EVERY + CHANGES:
         assert stranger.request(method, path).status_code == 401, path
@@ -178,6 +178,7 @@ def test_nothing_is_answered_without_the_token(stranger: TestClient) -> None:
     assert "SameSite=Strict" in right.headers["set-cookie"]
 
 
+@pytest.mark.slow
 def test_a_name_that_was_pointed_at_this_machine_is_refused(built: Build, client_of: Connect) -> None:
     """DNS rebinding: the page of evil.example asks 127.0.0.1 by its own name."""
     client = client_of(built.out)
@@ -213,6 +214,7 @@ def test_a_page_of_another_site_can_change_nothing(own: Make, client_of: Connect
     )
 
 
+@pytest.mark.slow
 def test_no_path_leads_out_of_the_page(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     for name in (
@@ -227,6 +229,7 @@ def test_no_path_leads_out_of_the_page(built: Build, client_of: Connect) -> None
     assert set(server._files()) == {path.name for folder in folders for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_page_runs_its_own_scripts_alone(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     for path in ("/", "/api/about", "/static/main.js", "/none"):

@@ -29,6 +29,7 @@ def test_words_are_those_of_jieba(text):
     assert count_words(text) == len(cut)
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(WORDS.split()), max_size=12).map("".join) | st.text(max_size=20), st.integers(1, 8))
 def test_the_short_cut_never_errs(text, at_least):
     assert has_words(text, at_least) == (count_words(text) >= at_least)
@@ -80,7 +81,7 @@ print(has_words("故宫雪景", 2))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("free", "kept"), [(1 << 20, []), (1 << 30, ["jieba.cache"])])
+@pytest.mark.parametrize(("free", "kept"), [(1 << 20, [])])
 def test_a_temporary_folder_without_room_is_not_filled_by_the_dictionary(tmp_path: Path, free: int, kept: list[str]):
     """jieba left what it had written of it when the disk was full, and printed a traceback."""
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}

@@ -95,28 +95,6 @@ class Clock:
         self.passed += 3600 * hours
 
 
-@pytest.mark.parametrize("jump_hours", [24 * 365 * 56, 80, -80])
-def test_a_clock_that_is_set_during_a_crawl_takes_none_of_its_hours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_hours: float
-) -> None:
-    """A machine that starts with the clock of 1970 gets the right one from the network some minutes later."""
-    clock = Clock(monkeypatch)
-    with Frontier(tmp_path, 200, {}) as frontier:
-        frontier.add(["http://a.cn/1", "http://a.cn/2"], depth=0)
-        clock.wait(1)
-        clock.wall += 3600 * jump_hours
-        clock.wait(1)
-        page = frontier.next_page("a.cn")
-        assert page is not None
-        frontier.drop(page, DropReason.HTTP_STATUS, "404")
-        assert frontier.hours() == pytest.approx(2)
-    clock.wait(3)  # a pause is part of the crawl
-    with Frontier(tmp_path, 200, {}) as frontier:
-        assert frontier.hours() == pytest.approx(5)
-        clock.wait(1)
-        assert frontier.hours() == pytest.approx(6)
-
-
 def test_the_hours_of_a_crawl_that_was_killed_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     killed = Frontier(tmp_path, 200, {})

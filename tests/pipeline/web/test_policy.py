@@ -98,6 +98,7 @@ def test_retry_after(value, seconds):
     assert policy.retry_after_seconds(value) == seconds
 
 
+@pytest.mark.slow
 @given(
     st.one_of(st.text(max_size=40), st.from_regex(r"Wed, [0-9]{1,12} Oct [0-9]{1,30} [0-9:]{1,20} [+-]?[0-9]{1,12}"))
 )

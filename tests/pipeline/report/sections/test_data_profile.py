@@ -68,7 +68,7 @@ def test_hosts_are_the_largest_with_the_share_of_forty() -> None:
     assert said["share"] == pytest.approx(sum(50 - i for i in range(40)) / 2_000)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_report_has_it_and_the_second_week_compares(
     grown: tuple[Week, Week], part: Callable[[str, str], str]
 ) -> None:

@@ -28,6 +28,7 @@ def test_a_source_has_a_column_for_what_is_known(grown: Weeks, part: Callable[[s
         assert row.count("<th ") + row.count("<td") == columns
 
 
+@pytest.mark.slow
 def test_pages_without_candidates_are_counted_by_reason_and_some_are_shown(
     make_build: Any, material: Any, tmp_path: Any
 ) -> None:
