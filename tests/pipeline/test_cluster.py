@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -230,42 +229,6 @@ def test_several_partitions_gpus_sites_and_clusters_need_ray(monkeypatch) -> Non
     assert own.is_needed({**one, "num_gpus": 1.0}, ["00000"])
     assert cluster.Cluster("127.0.0.1:1").is_needed(one, ["00000"])
     assert not cluster.Cluster(here=True).is_needed(one, ["00000", "00001"])
-
-
-def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeypatch) -> None:
-    """An autoscaler makes them of what waits: two tasks per CPU, of the CPUs that there are now."""
-    in_flight: list[int] = []
-    refs, most, cpus = itertools.count(), [0], [1]
-
-    class Task:
-        def options(self, **_: object) -> Task:
-            return self
-
-        def remote(self, *_: object) -> int:
-            in_flight.append(next(refs))
-            most[0] = max(most[0], len(in_flight))
-            return in_flight[-1]
-
-    def wait(waited: list[int], timeout: float, **_: object) -> tuple[list[int], list[int]]:
-        if timeout == 0:  # what has ended meanwhile
-            in_flight.remove(waited[0])
-        cpus[0] = min(8, cpus[0] + 1)
-        return waited[:1], waited[1:]
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        ray = SimpleNamespace(
-            remote=lambda **_: lambda _: Task(), wait=wait, get=lambda ref: [names[ref]], nodes=list,
-            cluster_resources=lambda: {"CPU": cpus[0]},
-            get_runtime_context=lambda: SimpleNamespace(gcs_address=address),
-        )  # fmt: skip
-        monkeypatch.setattr(cluster.Cluster, "start", lambda _: ray)
-        monkeypatch.setattr(cluster, "HEAD_LOOK_S", 1e-9)
-        build = replace(opening.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
-        names = [f"{n:05d}" for n in range(60)]
-        done = list(cluster.Cluster().each(build, [("measure", lambda *_: None)], {"num_cpus": 1}, names))
-    assert sorted(line for some in done for [line] in some) == names
-    assert most[0] == 16
 
 
 @pytest.mark.slow

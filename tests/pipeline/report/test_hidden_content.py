@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_specs.build import BuildSpec, PluginRef, load
+from data_specs.build import BuildSpec, load
 from data_specs.shard import Manifest, content_digest
 from data_specs.storage.whole_files import sha256_of
 from pipeline import opening, run
@@ -33,7 +33,6 @@ from pipeline.report.trial import show_pictures
 from pipeline.stages import STAGES, detect, shard
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.store.region_cache import prune, stats
 from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog
@@ -227,33 +226,6 @@ def test_a_trial_that_keeps_faces_shows_none_of_a_build_that_blurs_them(built: B
     shown = [base64.b64decode(row["picture"].partition(",")[2]) for row in rows]
     assert len(shown) == WITH + WITHOUT
     assert [_faces(decode(data).pixels) for data in shown] == [0] * len(shown)
-
-
-@pytest.mark.drill(2)
-def test_another_detector_leaves_a_tar_the_boxes_by_which_it_was_blurred(
-    built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where STORE's cache was pruned, and faces would be found elsewhere today."""
-
-    def packed(spec: BuildSpec) -> tuple[Build, dict[str, bytes]]:
-        build = opening.open_build(spec, str(tmp_path / "build"), str(tmp_path / "store"), snapshot="2026-01-01")
-        for _ in run.run(build, here=True, until="shard"):
-            pass
-        release.publish(build)
-        shards = Path(build.out) / "shards"
-        files = [*shards.glob("*.tar"), *shards.glob("regions/faces-*/*.parquet")]
-        return build, {str(path.relative_to(shards)): path.read_bytes() for path in files}
-
-    build, before = packed(built.spec)
-    assert len(before) == 2
-    prune(build.store, [entry["detector"] for entry in stats(build.store)])
-    monkeypatch.setattr(Finder, "find", lambda *_: (np.array([[4, 4, 90, 90]], np.float32), np.ones(1, np.float32)))
-    more = [*built.spec.regions.detectors, PluginRef.model_validate({"name": "grid", "n": 3})]
-    regions = built.spec.regions.model_copy(update={"detectors": tuple(more)})
-    build, after = packed(built.spec.model_copy(update={"regions": regions}))
-    assert after == before
-    assert len(list((Path(build.out) / "shards/regions").iterdir())) == 3
-    assert verify(build.out) == []
 
 
 def test_the_report_draws_all_boxes_of_a_detector_that_keeps_them_all(built: Build) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from data_specs.build import Report
+from pipeline.decisions import DropReason, drop
 from pipeline.records import sha256_hex
 from pipeline.report import page
 from pipeline.report.hidden_content import HIDDEN
@@ -40,7 +41,24 @@ def test_opted_out_and_forgotten_items_are_not_shown(written: tuple[str, dict[st
         assert item.candidate.candidate_id not in json.dumps(figures)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
+def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
+    synthetic_build: Build, synthetic: Any, run_stage: Run
+) -> None:
+    run_stage(synthetic_build, "shard")
+    items = synthetic.items()
+    for item in (items[0], items[4]):  # items[0] also leads a group of duplicates
+        elsewhere = replace(item.candidate, origin="https://other.example/", page_url="https://other.example/")
+        with synthetic_build.stage("extract").attempt(f"more-{elsewhere.row}") as attempt:
+            attempt.decide([drop(elsewhere, "extract", DropReason.OPT_OUT)])
+            attempt.commit({})
+    made = page.make_report(synthetic_build)
+    rows = [*made["sheet"], *(row for cluster in made["clusters"] for row in cluster["members"])]
+    shown = {row["url"] for row in rows}
+    assert items[5].candidate.image_url in shown
+    assert not shown & {items[0].candidate.image_url, items[4].candidate.image_url}
+
+
 @pytest.mark.parametrize("by", ["image", pytest.param("domain", marks=pytest.mark.drill(1))])
 def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     synthetic_build: Build, synthetic: Any, run_stage: Run, by: str

@@ -376,6 +376,24 @@ def test_a_disk_that_fails_is_not_taken_for_pictures_that_are_gone(tmp_path, mon
         read(source)
 
 
+def test_a_picture_that_may_not_be_read_is_not_taken_for_one_that_is_gone(tmp_path, monkeypatch):
+    put(tmp_path, {"a.jpg": b"A", "a.txt": "云"})
+    source = folder(tmp_path)
+    [picture] = read(source)
+
+    def denied(self: Any, path: str, **more: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", denied)
+    with pytest.raises(ValueError, match="Permission denied"):
+        source.read_image(picture.image_url)
+    [row] = read(source)
+    assert (row.reason, row.evidence) == ("bad_row", "a.txt: cannot be read (ValueError: Permission denied)")
+    (tmp_path / "a.jpg").unlink()
+    monkeypatch.undo()
+    assert source.read_image(picture.image_url) is None
+
+
 @pytest.mark.parametrize("pack", ["gz", "bz2", "xz", "zst"])
 def test_a_captions_file_may_be_packed(tmp_path, pack):
     put(tmp_path, {"a.jpg": b"A"})

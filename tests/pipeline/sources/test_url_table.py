@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import errno
 import gzip
 import io
 import json
@@ -437,6 +438,24 @@ def test_rows_that_a_footer_states_and_a_row_group_lacks_are_lost_rows(tmp_path)
     assert [entry.lost.rows for entry in entries if isinstance(entry, Decision) and entry.lost] == [3]
     rows = account["rows"]
     assert (rows.met, rows.candidates, rows.decisions) == (40, 37, 3)
+
+
+def test_a_disk_that_fails_under_a_parquet_file_is_no_damage_of_the_file(tmp_path, monkeypatch):
+    from fsspec.implementations.local import LocalFileOpener
+
+    path = write(tmp_path, "parquet")
+    source = table(path)
+    assert source.parts() == 1
+    size, whole = path.stat().st_size, LocalFileOpener.read
+
+    def fail(self: Any, *args: int) -> bytes:
+        if self.tell() < size // 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return bytes(whole(self, *args))
+
+    monkeypatch.setattr(LocalFileOpener, "read", fail, raising=False)
+    with pytest.raises(SourceError, match="Input/output error"):
+        list(source.read(0, Account()))
 
 
 @pytest.mark.parametrize("pack", ["gz", "bz2", "xz", "zst"])

@@ -384,45 +384,6 @@ def test_a_table_without_the_columns_of_the_spec_is_broken_unless_no_file_has_th
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
-@pytest.mark.parametrize("kind", ["posts", "csv"])
-def test_a_line_that_holds_many_rows_weighs_as_many(tmp_path, kind, pack):
-    """Of a file whose second half lost its line ends, half is unreadable; of one that is an array, all."""
-    source, suffix, _ = FILES[kind]
-    suffix = suffix if pack is gzip.compress else suffix.removesuffix(".gz")
-    dice = random.Random(3)
-    texts = ["".join(chr(dice.randrange(0x4E00, 0x9FA5)) for _ in range(100)) for _ in range(1_200)]
-    rows = [
-        f"http://a.test/{n}.jpg,{text}"
-        if kind == "csv"
-        else json.dumps({"url": f"http://a.test/{n}.jpg", "zh": text, "text": text, "pics": [f"http://a.test/{n}.jpg"]})
-        for n, text in enumerate(texts)
-    ]
-    head = ["url,zh"] if kind == "csv" else []
-    halves = "\n".join([*head, *rows[:600], ",".join(rows[600:]), ""])
-    array = "\n".join([*head, ",".join(rows), ""])
-    for name, text in (("a", halves), ("b", array)):
-        (tmp_path / f"{name}{suffix}").write_bytes(pack(text.encode("utf-8")))
-    build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source, "path": f"*{suffix}"})
-    for partition in extract.partitions(build):
-        extract.run_partition(build, partition)
-    first, second = build.stage("extract").records()
-    assert (first.counts["kept"], first.counts["dropped"], first.counts["unaccounted"]) == (600, 1, 0)
-    assert first.counts["lost_bytes"] / first.counts["input_bytes"] == pytest.approx(0.5, abs=0.05)
-    assert second.counts["lost_bytes"] / second.counts["input_bytes"] == pytest.approx(1, abs=0.001)
-    assert (second.counts["kept"], second.counts["lost_files"]) == (0, 1)
-    damage = read_damage(build)["s"]
-    assert (damage.lost_parts, damage.lost_rows, damage.lost_files) == (0, 0, 1)
-    lines = "\n".join(gates.in_words(build, gates.verdict(build, *read_funnels(build))))
-    assert "gate max_unreadable" in lines
-    (tmp_path / f"a{suffix}").unlink()
-    with pytest.raises(
-        BrokenFile, match=rf"^[^\n]*b{suffix}: source s: none of its 1 rows can be read; row 1: [^\n]+$"
-    ):
-        extract.run_partition(replace(build, out=str(tmp_path / "single")), "s-00000")
-
-
-@pytest.mark.slow
 def test_a_packed_table_that_breaks_off_keeps_its_rows_and_says_how_much_is_lost(tmp_path):
     dice = random.Random(4)
     texts = ["".join(chr(dice.randrange(0x4E00, 0x9FA5)) for _ in range(200)) for _ in range(2_000)]

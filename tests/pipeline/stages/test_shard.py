@@ -106,6 +106,20 @@ def test_another_spec_clears_the_manifest_and_stale_shards_first(
     assert {path.stem for path in shards_of.glob("*.tar")} == set(names)
 
 
+@pytest.mark.drill(1)
+def test_going_back_to_an_earlier_spec_trusts_no_old_record(
+    tmp_path: Path, synthetic: Any, synthetic_build: Build, run_stage: Run
+) -> None:
+    run_stage(synthetic_build, "shard")
+    first = _tars(synthetic_build)
+    other, _ = synthetic.make(tmp_path, shards={"samples_per_shard": 4})
+    run_stage(other, "shard")
+    assert not synthetic_build.stage("shard").finished()
+    again, _ = synthetic.make(tmp_path)
+    run_stage(again, "shard")
+    assert _tars(again) == first
+
+
 @pytest.mark.slow
 def test_regions_are_in_the_order_of_the_shard(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")

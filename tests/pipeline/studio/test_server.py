@@ -6,7 +6,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from data_specs.web import PAGE_KIT
 from pipeline import cli
 from pipeline.errors import SourceError
 from pipeline.stages import STAGES
-from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.studio import server
 from pipeline.studio.server import app
@@ -87,30 +85,6 @@ def test_a_takedown_needs_candidates_that_there_are(built: Build, client_of: Con
     answer = client.post("/api/takedown", json={"ids": [at_table["id"]], "what": "page"})
     assert answer.status_code == 400
     assert "not on a page" in answer.json()["error"]["message"]
-
-
-@pytest.mark.drill(6)
-def test_a_build_is_refused_approved_and_published(weeks: Any, client_of: Connect) -> None:
-    build = replace(weeks, until="report").build("2026-01-01", range(12), publish={"approve": "manual"})
-    build.store.check()
-    client = client_of(build.out)
-    [own] = client.get("/api/about").json()["builds"]
-    assert (own["manual"], own["verdict"], own["word"]) == (True, "waiting", {})
-    assert [gate["holds"] for gate in own["gates"]]
-    said = {"build": build.build_id, "name": "李静", "because": "太多图标"}
-    assert client.post("/api/word", json={**said, "verdict": "refused"}).json()["verdict"] == "refused"
-    assert build_json.read(build.folder)["approvals"][0]["because"] == "太多图标"
-    job = ended(client, client.post("/api/publish", json={"build": build.build_id}).json())
-    assert job["code"] == 1
-    assert "refused by 李静" in "\n".join(job["lines"])
-    assert client.post("/api/word", json={**said, "verdict": "approved", "name": " "}).status_code == 400
-    client.post("/api/word", json={**said, "verdict": "approved"})
-    job = ended(client, client.post("/api/publish", json={"build": build.build_id}).json())
-    assert job["code"] == 0, job
-    [own] = client.get("/api/about").json()["builds"]
-    assert own["verdict"] == "published"
-    assert client.post("/api/word", json={**said, "build": "another"}).json() is not None
-    assert client.post("/api/word", json={**said, "build": "another", "verdict": "approved"}).status_code == 400
 
 
 @pytest.mark.slow

@@ -112,47 +112,6 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(published: Build, synt
     assert [sample["key"] for sample in one["samples"]] == [item.candidate.candidate_id[:32]]
 
 
-@pytest.mark.parametrize("by", ["sha256", "like"])
-@pytest.mark.drill(4)
-def test_what_is_taken_down_is_in_no_file_and_all_else_is_as_it_was(
-    published: Build, synthetic: Any, tmp_path: Path, by: str
-) -> None:
-    item, other = kept(synthetic, 20), kept(synthetic, 14)
-    name, folder = shard_of(published, item), Path(published.out) / "shards"
-    request = Request(sha256s=[item.sha256])
-    if by == "like":
-        with Image.open(io.BytesIO(item.data)) as image:
-            image.convert("RGB").resize((image.width // 2, image.height // 2)).save(tmp_path / "seen.jpg", quality=60)
-        request = Request(pictures=[tmp_path / "seen.jpg"])
-    before, first = tree(folder), read_manifest(folder)
-    funnel = read_funnels(published)[0]
-
-    answer = forget(published.store, [published], request)
-
-    manifest, after = read_manifest(folder), tree(folder)
-    assert (manifest.revision, manifest.parent) == (1, f"{published.build_id}/0")
-    assert answer["builds"][0]["shards"] == [name]
-    assert sum(manifest.samples.values()) == sum(first.samples.values()) - 1
-    changed = {path for path in before if before[path] != after.get(path)}
-    own = {f"{name}.tar", f"{name}.parquet", f"_decisions/{name}.parquet"}
-    assert {path for path in changed if not path.startswith(("_records", "regions"))} == {
-        *own, "manifest.json", "README.md", "croissant.json", f"{name.split('-')[0]}.json"
-    }  # fmt: skip
-    assert {Path(path).stem for path in changed if path.startswith("regions")} == {name}
-    assert verify(folder) == []
-    remaining = read_funnels(published)[0]
-    assert (remaining.total, remaining.kept) == (funnel.total, funnel.kept - 1)
-    assert faults(published, remaining) == []
-    said = "".join(everything(Path(published.out).parent).values())
-    assert item.candidate.image_url not in said
-    assert item.data[:400].hex() not in said
-    assert other.candidate.image_url in everything(Path(published.out))["report/report.json"]
-    assert release.publish(published) == manifest, "and it can be published again"
-    again = tree(Path(published.out).parent)
-    assert forget(published.store, [published], request)["tombstone"] == ""
-    assert tree(Path(published.out).parent) == again
-
-
 def test_nothing_of_it_is_let_in_again(published: Build, synthetic: Any) -> None:
     item = kept(synthetic)
     forget(published.store, [published], Request(urls=[item.candidate.image_url]))
@@ -237,38 +196,6 @@ def test_what_a_killed_stage_left_before_its_first_record_goes_too(published: Bu
     assert not list(left.glob("*"))
 
 
-@pytest.mark.drill(7)
-def test_a_published_build_that_is_run_again_after_a_takedown_stays_as_the_takedown_left_it(weeks: Any) -> None:
-    """It went on from `admit`, and its dataset was withdrawn until somebody published it again."""
-    weekly = {"2026-01-01": range(6), "2026-01-08": range(9)}
-    for snapshot, pictures in weekly.items():
-        release.publish(weeks.build(snapshot, pictures))
-    for number in ("001", "007"):  # the second one after a run that had nothing to do
-        builds = [opening.reopen(str(weeks.folder / snapshot)) for snapshot in weekly]
-        forget(builds[0].store, builds, Request(urls=[f"folder:///album/{number}.jpg"], exact=True))
-        releases = builds[0].store.releases("weekly")
-        for snapshot, pictures in weekly.items():
-            build, before = weeks.open(snapshot, pictures), read_manifest(weeks.folder / snapshot / "shards")
-            for result in run.run(build, here=True):
-                made = result.skipped or result.name in ("admit", "dedup", "report")
-                assert made, "runs in between are made again, of what is left"
-                assert read_manifest(weeks.folder / snapshot / "shards") == before
-                assert not releases.latest().withdrawn
-            newest = releases.latest()
-            assert release.publish(weeks.open(snapshot, pictures)) == before
-            assert releases.latest() == newest
-    assert sum(releases.read().samples.values()) == 7
-    assert verify(releases.folder.url, store=weeks.store) == []
-    fewer = weeks.open("2026-01-08", range(9), filters=[{"name": "text_length", "min_chars": 3}])
-    assert not fewer.stage("admit").finished(), "another spec is another build"
-    forget(Store(weeks.store), [], Request(urls=["folder:///album/008.jpg"], exact=True))
-    build = weeks.open("2026-01-08", range(9))
-    assert not build.stage("admit").finished(), "a takedown that has not reached it"
-    list(run.run(build, here=True))
-    assert sum(release.publish(build).samples.values()) == 1
-    assert sum(releases.read().samples.values()) == 6
-
-
 @pytest.mark.drill(2)
 def test_a_takedown_that_was_noted_during_another_one_does_not_count_as_carried_out(
     weeks: Any, monkeypatch: pytest.MonkeyPatch
@@ -316,6 +243,24 @@ def test_a_takedown_that_goes_on_publishes_no_other_shards_than_it_withdrew(
     assert not (Path(published.out) / "shards/manifest.json").exists()
     release.publish(other)
     assert verify(Path(other.out)) == []
+
+
+@pytest.mark.drill(2)
+def test_a_takedown_reaches_a_build_that_was_begun_anew_and_killed(weeks: Any) -> None:
+    """build.json does not name the shards of the published dataset then, and each takedown ended in an error."""
+    first = weeks.build("2026-01-01", range(6))
+    release.publish(first)
+    forget(first.store, [first], Request(urls=["folder:///album/001.jpg"], exact=True))
+    forget(first.store, [], Request(urls=["folder:///album/003.jpg"], exact=True))  # that has not reached the build
+    build_json.note(weeks.open("2026-01-01", range(6)))  # what a run does first
+    begun = opening.reopen(first.out)
+    assert list(begun.fingerprints) == ["crawl", "extract", "fetch.recheck"]
+    garbage.collect(first.store, STAGES)
+    assert first.stage("dedup").partitions(), "what it was made from is no garbage"
+    answer = forget(first.store, [begun], Request(urls=["folder:///album/002.jpg"], exact=True))
+    assert [len(answer["builds"][0]["samples"]), answer["releases"]] == [2, {"weekly": 3}]
+    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 3
+    assert verify(Path(first.out)) == []
 
 
 @pytest.mark.drill(2)

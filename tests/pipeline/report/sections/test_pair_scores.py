@@ -99,6 +99,23 @@ def test_the_page_says_it_in_both_languages_and_report_json_has_no_picture(
     assert '<a href="#pair_scores">' in html
 
 
+@pytest.mark.drill(1)
+def test_what_was_taken_down_or_opted_out_is_not_shown(
+    build: Callable[..., Build], material: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build("detect", "shard")
+    own = material(made)
+    said = scores(own)
+    assert said is not None
+    assert said["kept"] is None
+    first, second = groups(said)["best", ""][:2]
+    own.tables.execute(f"INSERT INTO refused SELECT {int(first['fetch_id'][:16], 16)}")
+    monkeypatch.setattr("pipeline.store.takedowns.Takedowns.names", lambda self, row: row["id"] == second["id"])
+    again = scores(own)
+    assert again is not None
+    assert not {first["id"], second["id"]} & {row["id"] for rows in groups(again).values() for row in rows}
+
+
 def test_bins_are_round_and_few_whatever_the_scores() -> None:
     for low, high in ((-10_000, 10_000), (2_310, 4_380), (500, 510), (0, 0)):
         edges = _edges(Counter({low: 5, (low + high) // 2: 5, high: 5}))
