@@ -51,7 +51,7 @@ lint: $(STAMP) ## run ruff check, ruff format --check, mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fast: $(STAMP) ## run the tests that take less than a fifth of a second
+fast: $(STAMP) ## run the tests that take less than a tenth of a second
 	@$(PYTEST) -m "not slow and not drill"
 
 fuzz: $(STAMP) ## fuzz every parser of external input for ten minutes; MINUTES=n changes the time

@@ -43,9 +43,14 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.fsync = lambda _: None
 
 # A deadline for one example, or for making ten of them, measures how busy the machine is, not what the code does.
-# Thirty examples, others in each run: `make fuzz` looks for what is rare.
-settings.register_profile("wenlan", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+# Fifteen examples, others in each run: `make fuzz` looks for what is rare.
+settings.register_profile("wenlan", deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wenlan")
+
+ON_RAY = frozenset(
+    f"tests/pipeline/{name}.py" for name in ("test_build", "test_cluster", "test_sessions", "web/test_crawler")
+)
+"""Files whose tests use the fixture `ray`: one Ray for all of them, whose start takes as long as ten tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,6 +73,30 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     cores = os.cpu_count() or 1
     gigabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
     return max(cores, min(2 * cores, gigabytes // 5))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file of tests stays in one process, and so do all files ON_RAY, one after the other."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "on Ray" if file in ON_RAY else file
+
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """The Ray of the files ON_RAY ends with the last of them: code that finds a Ray running uses it."""
+    try:
+        return (yield)
+    finally:
+        on_ray = [one is not None and one.nodeid.partition("::")[0] in ON_RAY for one in (item, nextitem)]
+        if on_ray == [True, False] and "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
 
 
 @pytest.hookimpl(wrapper=True)

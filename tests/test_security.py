@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-
-import pytest
 
 from tests.places import ROOT
 
@@ -28,6 +27,7 @@ def test_every_line_is_a_threat_what_stops_it_and_a_test() -> None:
     assert len({cells[0] for cells in LINES}) == len(LINES)
 
 
+@functools.cache
 def _tests(path: str) -> dict[str, list[str]]:
     """Test functions of a file with their decorators, as source text."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
@@ -35,13 +35,13 @@ def _tests(path: str) -> dict[str, list[str]]:
     return {node.name: [ast.unparse(decorator) for decorator in node.decorator_list] for node in functions}
 
 
-@pytest.mark.parametrize("cells", LINES, ids=lambda cells: cells[0][:60])
-def test_the_test_of_a_threat_is_there_and_runs_each_time(cells: list[str]) -> None:
-    named = re.match(r"`(tests/[\w/]+\.py)::(test_\w+)`", cells[-1])
-    assert named is not None
-    found = _tests(named[1])
-    assert named[2] in found
-    assert not [d for d in found[named[2]] if re.search(r"\b(skip|xfail|drill)\b", d)]
+def test_the_test_of_a_threat_is_there_and_runs_each_time() -> None:
+    places = [re.match(r"`(tests/[\w/]+\.py)::(test_\w+)`", cells[-1]) for cells in LINES]
+    assert [
+        cells[0] for cells, named in zip(LINES, places, strict=True) if not (named and named[2] in _tests(named[1]))
+    ] == []
+    decorators = {named[0]: _tests(named[1])[named[2]] for named in places if named}
+    assert [name for name, own in decorators.items() if re.search(r"\b(skip|xfail|drill)\b", " ".join(own))] == []
 
 
 def test_the_documents_lead_to_it() -> None:

@@ -73,6 +73,7 @@ def test_make_help_lists_the_two_commands() -> None:
     }
 
 
+@pytest.mark.slow
 def test_unpack_needs_no_dependency() -> None:
     """Setup runs it before anything is installed: only the standard library may be imported."""
     code = "import sys, tests.demo.job; print(sorted(m for m in sys.modules if m in ('rich', 'pydantic', 'yaml')))"

@@ -35,6 +35,8 @@ from tests.weeks import Weeks
 from training.errors import ConfigError
 from training.use.indexing import Inputs, embed_index
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -79,7 +81,6 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-@pytest.mark.slow
 def test_what_the_docstrings_say_runs(here: Path) -> None:
     pytest.importorskip("duckdb", reason="duckdb is not installed")
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -95,7 +96,6 @@ def test_importing_it_is_cheap_and_needs_no_heavy_package() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.slow
 def test_a_missing_half_is_named_with_its_extra(place: Path) -> None:
     script = """import sys
 class Hidden:
@@ -115,7 +115,6 @@ wenlan.{1}
         assert done.stderr.splitlines()[-1].endswith(f"install what is missing with: {install(extra)}")
 
 
-@pytest.mark.slow
 def test_tables_are_those_of_the_parquet_files(here: Path) -> None:
     data = wenlan.open("builds/1")
     rows = [pq.read_table(path).to_pandas() for path in sorted(Path("builds/1/shards").glob("train-*.parquet"))]
@@ -129,7 +128,6 @@ def test_tables_are_those_of_the_parquet_files(here: Path) -> None:
     assert by_expression.key.tolist() == [train.key[0]]
 
 
-@pytest.mark.slow
 def test_candidates_measures_and_decisions_belong_together(here: Path) -> None:
     data = wenlan.open("builds/2")
     decisions, candidates, measures = data.decisions(), data.candidates(), data.measures(columns=["sha256", "format"])
@@ -143,7 +141,6 @@ def whole_builds(data: wenlan.Data) -> list[str]:
     return sorted(set(data.samples(["build"]).build))
 
 
-@pytest.mark.slow
 def test_samples_have_their_primary_text(here: Path) -> None:
     data = wenlan.open("builds/1")
     whole = data.samples()
@@ -171,7 +168,6 @@ def test_batches_are_the_table_in_order(here: Path) -> None:
     assert regions.key.tolist() == whole.key.tolist()
 
 
-@pytest.mark.slow
 def test_duckdb_and_polars_query_a_table_without_a_copy(here: Path) -> None:
     data = wenlan.open("store/datasets/weekly")
     table, wide = data.arrow("samples"), int((data.samples(["width"]).width > 200).sum())
@@ -305,7 +301,6 @@ def test_an_image_is_the_stored_one_with_its_boxes_drawn(here: Path) -> None:
     assert changed.mean() < 0.3
 
 
-@pytest.mark.slow
 def test_what_is_taken_down_is_shown_to_nobody(moved: Path) -> None:
     """A takedown that has not reached the shards yet."""
     key, url = wenlan.open(moved / "builds/1").samples(["key", "image_url"]).iloc[0]
@@ -319,7 +314,6 @@ def test_what_is_taken_down_is_shown_to_nobody(moved: Path) -> None:
         assert key not in {s["__key__"] for split in ("train", "dev", "val") for s in data.webdataset(split)}
 
 
-@pytest.mark.slow
 def test_a_notebook_shows_thumbnails_and_escapes_texts(weeks: Any) -> None:
     build = weeks.open("2024-01-01", [1, 2, 3])
     source = Path(build.spec.sources[0].options["path"])
@@ -389,7 +383,6 @@ def test_a_detector_that_looks_at_no_picture_makes_no_boxes(place: Path) -> None
         wenlan.load(place / "runs/1", detector="given")
 
 
-@pytest.mark.slow
 def test_pictures_without_boxes_get_those_of_a_detector(place: Path) -> None:
     """The shipped one, run here beside it."""
     from data_specs.pictures.boxes import cleaned

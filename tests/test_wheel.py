@@ -97,12 +97,8 @@ def test_the_commands_of_the_wheel_run_without_the_working_tree(installed: Path,
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"(?m)^## \[(.*?)\]", changes)[1] == version, "the version that the changes are of"
     assert "fit" in _run(installed, tmp_path, "wenlan-train", "--help")
-    assert "text_length" in _run(installed, tmp_path, "wenlan-data", "plugins")
     schema = _run(installed, tmp_path, "wenlan-data", "schema")
     assert schema == (ROOT / "data_specs/schemas/build.schema.json").read_text(encoding="utf-8")
-
-
-def test_a_plan_of_a_small_spec_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (320, 240)).save(tmp_path / "photos/1.jpg")
     (tmp_path / "photos/1.txt").write_text("公园里的一张照片", encoding="utf-8")

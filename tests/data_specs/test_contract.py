@@ -1,7 +1,7 @@
 """The contract from both sides: shards that `pipeline` wrote from pictures of mixed formats, read by everybody.
 
 Plain webdataset, wids, Ray Data, Hugging Face datasets and `training` must each return every image, with the text that
-belongs to it: of a build, of a release of three builds, and of a copy of that release. Readers with global state (Ray's
+belongs to it: of a release of three builds, and of a copy of that release. Readers with global state (Ray's
 processes, the hub's settings) run in a process of their own, whose imports of torch and more are done once.
 """
 
@@ -62,18 +62,15 @@ REGIONS = {"detectors": [{"name": "proposals"}]}
 """Of a build's grid training takes nothing."""
 
 
-@pytest.fixture(scope="module", params=["build", "release", "copy"])
+@pytest.fixture(scope="module", params=["release", "copy"])
 def place(request: pytest.FixtureRequest, folder: Path, synthetic: Any, run_stage: Callable[..., Any]) -> Place:
-    """The same pictures as one build, as a release of three builds, and as a copy of that; its index is the truth."""
-    root = folder / ("build" if request.param == "build" else "release")
-    if request.param == "build":
-        data = lists = _published(synthetic.make(root, regions=REGIONS)[0], run_stage)
-    else:
-        for i in range(0 if root.exists() else 3):  # a copy comes after the release, whose folders it moves away
-            part = {"out": f"build{i}", "snapshot": f"2024-01-0{i + 1}", "part": (i, 3)}
-            _published(synthetic.make(root, **part, regions=REGIONS)[0], run_stage)
-        data, lists = root / "store/datasets/synthetic/latest.json", root / "store/datasets/synthetic/000003"
-        assert len(_manifest(data)[1].builds) == 3
+    """A release of three builds, and a copy of that, which looks like a build; its index is the truth."""
+    root = folder / "release"
+    for i in range(0 if root.exists() else 3):  # a copy comes after the release, whose folders it moves away
+        part = {"out": f"build{i}", "snapshot": f"2024-01-0{i + 1}", "part": (i, 3)}
+        _published(synthetic.make(root, **part, regions=REGIONS)[0], run_stage)
+    data, lists = root / "store/datasets/synthetic/latest.json", root / "store/datasets/synthetic/000003"
+    assert len(_manifest(data)[1].builds) == 3
     urls = _listed(root / "store") if request.param == "release" else None
     if request.param == "copy":
         data = lists = root / "copied"

@@ -1,8 +1,8 @@
-"""Runs a fuzz target in a process of its own: bounds on time and memory, and a crash ends that process alone.
+"""Runs fuzz targets in a process of their own: bounds on time and memory, and a crash ends that process alone.
 
-    parent                                        child (this file as a program)
-    length in 8 bytes, example          ->        runs the target
-                                        <-        one JSON line: {"fault": "" or a traceback, "peak": bytes}
+    parent                                              child (this file as a program)
+    one JSON line: [target, length], then the example ->  runs the target
+                                                      <-  one JSON line: {"fault": "" or a traceback, "peak": bytes}
 
 An example that computes for longer than SECONDS, or takes WALL times as long in all, is a hang, and the child is
 killed. (Other tests may have the processor meanwhile, and a virtual machine's kernel may need seconds for new pages of
@@ -36,19 +36,20 @@ MEMORY = 500_000_000
 """Bytes of resident memory that one example may add."""
 
 START_S = 120.0
-"""Time of the child's start, with its imports: a busy machine takes long."""
+"""Time of the child's start, and of a target's imports: a busy machine takes long."""
 
 _ROOM = 6_000_000_000
 """Address space that the child may add after its start."""
 
 
 class Watchdog:
-    """A child that runs one target. Use as a context; `fault` starts it again after it was killed or died."""
+    """A child that runs targets. Use as a context; `fault` starts it again after it was killed or died."""
 
-    def __init__(self, target: str, scratch: Path) -> None:
-        """`scratch`: a folder for the files that the target writes."""
-        self._target, self._scratch = target, scratch
+    def __init__(self, scratch: Path) -> None:
+        """`scratch`: a folder for the files that targets write."""
+        self._scratch = scratch
         self._child: subprocess.Popen[bytes] | None = None
+        self._begun: set[str] = set()
 
     def __enter__(self) -> Watchdog:
         return self
@@ -56,13 +57,15 @@ class Watchdog:
     def __exit__(self, *_error: object) -> None:
         self._end()
 
-    def fault(self, data: bytes) -> str:
-        """What is wrong with how the target takes this example; "" for nothing."""
+    def fault(self, target: str, data: bytes) -> str:
+        """What is wrong with how a target takes this example; "" for nothing."""
         child = self._child or self._start()
-        assert child.stdin is not None
         try:
-            child.stdin.write(len(data).to_bytes(8, "little") + data)
-            child.stdin.flush()
+            if target not in self._begun:  # imports, and what is made once
+                self._begun.add(target)
+                self._send(target, b"")
+                assert self._line(START_S, START_S), f"{target} did not begin"
+            self._send(target, data)
             line = self._line(SECONDS, WALL * SECONDS)
         except BrokenPipeError:
             line = b""
@@ -78,6 +81,12 @@ class Watchdog:
             return f"{answer['peak'] / 1e6:.0f} MB of memory"
         return str(answer["fault"])
 
+    def _send(self, target: str, data: bytes) -> None:
+        assert self._child is not None
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps([target, len(data)]).encode() + b"\n" + data)
+        self._child.stdin.flush()
+
     def _line(self, computing: float, wall: float) -> bytes | None:
         """One line of the child, b"" if it has ended, None if there is none within either time."""
         child = self._child
@@ -90,13 +99,14 @@ class Watchdog:
         return None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.fuzz.watchdog", self._target]
+        command = [sys.executable, "-m", "tests.fuzz.watchdog"]
         root = Path(__file__).parents[2]
         environment = os.environ | {"TMPDIR": str(self._scratch)}
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, env=environment
         )
-        assert self._line(START_S, START_S), f"the child of {self._target} did not start"
+        self._begun = set()
+        assert self._line(START_S, START_S), "the child did not start"
         return self._child
 
     def _end(self) -> None:
@@ -131,21 +141,20 @@ def _reset_peak() -> int:
     return _status("VmHWM")
 
 
-def main(name: str, source: IO[bytes], sink: IO[bytes]) -> None:
+def main(source: IO[bytes], sink: IO[bytes]) -> None:
     """The child: examples come from `source`, answers go to `sink`."""
     from tests.fuzz.targets import TARGETS
 
-    target = TARGETS[name]
-    target(b"")  # imports, and what is made once
-    room = _status("VmSize") + _ROOM
-    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
     sink.write(b"ready\n")
     sink.flush()
-    while header := source.read(8):
-        data = source.read(int.from_bytes(header, "little"))
+    while header := source.readline():
+        name, size = json.loads(header)
+        data = source.read(size)
+        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + _ROOM, hard))
         before, fault = _reset_peak(), ""
         try:
-            target(data)
+            TARGETS[name](data)
         except BaseException:
             fault = traceback.format_exc(limit=-4)
         sink.write(json.dumps({"fault": fault, "peak": _status("VmHWM") - before}).encode() + b"\n")
@@ -157,4 +166,4 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    main(sys.argv[1], sys.stdin.buffer, answers)
+    main(sys.stdin.buffer, answers)

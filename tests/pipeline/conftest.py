@@ -112,13 +112,16 @@ serve_for_session = pytest.fixture(_servers, scope="session")
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[ModuleType]:
-    """A Ray of two CPUs in this process. It ends with the module: code that finds a Ray running uses it."""
+def ray() -> ModuleType:
+    """A Ray of two CPUs in this process, shared by the files ON_RAY (tests/conftest.py).
+
+    It counts one GPU, which no machine needs to have: no test computes on it.
+    """
     import ray
 
-    start_ray(ray, num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield ray
-    ray.shutdown()
+    if not ray.is_initialized():
+        start_ray(ray, num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="ERROR")
+    return ray
 
 
 @pytest.fixture

@@ -260,43 +260,6 @@ def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(whole, ca
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.drill(30)
-def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_when_asked(
-    web, tmp_path, capsys, build_here
-):
-    """229 samples were replaced by 49 without a word: those that the first dataset did not hold."""
-    spec, out = fill(web, tmp_path, images=8), tmp_path / "out"
-    first = build_here(spec, out, "--snapshot", "2026-01-05")
-    other = tmp_path / "other.yaml"
-    other.write_text(spec.read_text(encoding="utf-8").replace("name: small", "name: other"), encoding="utf-8")
-    changed = tmp_path / "changed.yaml"
-    changed.write_text(spec.read_text(encoding="utf-8").replace("min_chars: 2", "min_chars: 3"), encoding="utf-8")
-
-    def files() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-
-    before, asked = files(), len(web.asked)
-    total = sum(first["samples"].values())
-    for words in ((other,), (changed,), (spec, "--snapshot", "2026-01-12")):
-        said = str(build_here(words[0], out, *words[1:], code=2)["stderr"])
-        assert f"{out}: holds dataset small, snapshot 2026-01-05" in said
-        assert f"published as revision 0: {total} samples" in said
-        assert "--replace" in said
-        assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", "--offline", *words[1:]]) == 0
-        printed = capsys.readouterr()
-        assert f"a build would refuse to start: {out}: holds dataset small" in printed.err
-        assert len(json.loads(printed.out)["in_the_way"]) == 3
-    now = files()
-    assert {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)} == set()
-    assert build_here(spec, out)["content_digest"] == first["content_digest"], "the same again goes on"
-    assert len(web.asked) == asked
-
-    second = build_here(other, out, "--snapshot", "2026-01-05", "--replace")
-    assert second["samples"] == first["samples"], "none is known from the dataset that is gone"
-    assert read_manifest(out / "shards").build_id.startswith("other-2026-01-05-")
-    assert build_here(other, out)["content_digest"] == second["content_digest"]
-
-
 def test_the_funnel_adds_up_from_stage_to_stage(whole):
     out = whole.out
     stages = {stage["name"]: stage["funnel"] for stage in whole.said["stages"]}

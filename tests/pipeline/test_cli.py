@@ -62,6 +62,7 @@ def test_a_traceback_shows_no_password_and_commands_no_terminal(tmp_path, capsys
         assert "\x1b" not in said
 
 
+@pytest.mark.slow
 def test_a_missing_spec_and_a_folder_without_a_build_are_named(tmp_path, capsys):
     assert cli.main(["build", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert lines(capsys) == [f"wenlan-data: {tmp_path}/no.yaml: cannot be read: No such file or directory"]

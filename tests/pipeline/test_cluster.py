@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -47,7 +46,8 @@ sources: [{kind: url_table, name: t, source_kind: news, path: t.csv, columns: {t
 
 
 @pytest.mark.slow
-def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path, spec):
+def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path, spec, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another file of this process may have started one
     build = opening.open_build(load(spec), str(tmp_path / "out"))
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # which nobody else can take, and where nobody listens
@@ -79,8 +79,11 @@ def test_a_head_is_lost_when_nobody_has_listened_for_a_while_and_not_when_it_com
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_gone_holds_no_publish_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cluster_that_is_gone_holds_no_publish_up(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its metrics are not counted, and that is said."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     published = False
     with cluster.joined("127.0.0.1:1"):
         published = True
@@ -159,7 +162,7 @@ for name, own in (("crowded", cluster.Cluster()), ("here", cluster.Cluster(here=
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill(15)
 @pytest.mark.timeout(400)
 def test_a_node_runs_what_fits_its_memory_and_a_killed_partition_alone(tmp_path, spec) -> None:
     """400 MB each on a node of 1 GB and four CPUs: two at a time. What is killed asks for 800 MB, then for all."""
@@ -200,7 +203,7 @@ print(code, "ray" in sys.modules)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize("failing", [False, pytest.param(True, marks=pytest.mark.drill(1))])
 def test_a_build_whose_passes_have_one_partition_each_starts_no_ray(tmp_path, spec, failing) -> None:
     build = ["build", str(spec), "--out", "out", "--until", "fetch"]
     words = [sys.executable, "-c", _SMALL, *["failing"] * failing, *build]
@@ -224,42 +227,6 @@ def test_several_partitions_gpus_sites_and_clusters_need_ray(monkeypatch) -> Non
     assert own.is_needed({**one, "num_gpus": 1.0}, ["00000"])
     assert cluster.Cluster("127.0.0.1:1").is_needed(one, ["00000"])
     assert not cluster.Cluster(here=True).is_needed(one, ["00000", "00001"])
-
-
-def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeypatch) -> None:
-    """An autoscaler makes them of what waits: two tasks per CPU, of the CPUs that there are now."""
-    in_flight: list[int] = []
-    refs, most, cpus = itertools.count(), [0], [1]
-
-    class Task:
-        def options(self, **_: object) -> Task:
-            return self
-
-        def remote(self, *_: object) -> int:
-            in_flight.append(next(refs))
-            most[0] = max(most[0], len(in_flight))
-            return in_flight[-1]
-
-    def wait(waited: list[int], timeout: float, **_: object) -> tuple[list[int], list[int]]:
-        if timeout == 0:  # what has ended meanwhile
-            in_flight.remove(waited[0])
-        cpus[0] = min(8, cpus[0] + 1)
-        return waited[:1], waited[1:]
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        ray = SimpleNamespace(
-            remote=lambda **_: lambda _: Task(), wait=wait, get=lambda ref: [names[ref]], nodes=list,
-            cluster_resources=lambda: {"CPU": cpus[0]},
-            get_runtime_context=lambda: SimpleNamespace(gcs_address=address),
-        )  # fmt: skip
-        monkeypatch.setattr(cluster.Cluster, "start", lambda _: ray)
-        monkeypatch.setattr(cluster, "HEAD_LOOK_S", 1e-9)
-        build = replace(opening.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
-        names = [f"{n:05d}" for n in range(60)]
-        done = list(cluster.Cluster().each(build, [("measure", lambda *_: None)], {"num_cpus": 1}, names))
-    assert sorted(line for some in done for [line] in some) == names
-    assert most[0] == 16
 
 
 @pytest.mark.slow
@@ -298,7 +265,7 @@ def test_a_partition_is_done_again_when_an_actor_that_it_used_is_gone(ray, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("identities", [0, 20_000])
+@pytest.mark.parametrize("identities", [20_000])
 def test_a_build_of_any_size_reaches_tasks_without_the_object_store(ray, tmp_path, spec, monkeypatch, identities):
     def full(*_: object) -> None:
         raise ray.exceptions.ObjectStoreFullError("no room")

@@ -74,6 +74,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sides
 
 
+@pytest.mark.slow
 def test_an_image_is_decoded_once_for_all_models(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     sides = decoded(monkeypatch)
     models = [Mean("one", [], 64), Mean("two", [], 100)]
@@ -123,6 +124,7 @@ def test_nothing_to_do_costs_no_model(build: Build) -> None:
     assert model_values(build, "00000-of-00001", images_of(build), []).values == {}
 
 
+@pytest.mark.slow
 def test_a_worker_loads_each_model_once_for_all_of_its_partitions(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

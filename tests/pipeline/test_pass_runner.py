@@ -93,7 +93,7 @@ def test_a_record_that_changes_is_never_read_from_the_file(stage: StageDir, tmp_
     assert [record.partition for record in stage.records()] == stage.partitions()
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("step", ["compact", "finish"])
 def test_a_build_that_is_killed_at_the_end_of_a_pass_repeats_nothing(
     weeks: Any, monkeypatch: pytest.MonkeyPatch, step: str

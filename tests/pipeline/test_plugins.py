@@ -95,6 +95,7 @@ METHODS = {"check", "judge", "read", "entries_of"}
 DROPPING = [(f, n) for f, n in PLUGINS if f != "detectors" and METHODS & set(vars(find(f, n)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), DROPPING)
 def test_reasons_to_drop_are_members_of_the_enum(family, name):
     """Read from the source: some `DropReason.X` is named, each exists, and no Drop or drop() is given anything else."""

@@ -152,7 +152,7 @@ def test_without_a_crawl_only_stored_captures_are_worked_from(tmp_path):
     assert (result.partitions, result.funnel["kept"]) == (1, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_what_working_passes_wrote_goes_with_a_publish_and_is_made_again_where_it_is_read(tmp_path):
     def build(name: str, **dedup: int) -> tuple[Build, list[str]]:
         plan = load(path)

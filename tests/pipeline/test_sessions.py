@@ -9,17 +9,15 @@ import signal
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnxruntime
 import pyarrow as pa
 import pytest
 
-from data_specs.command.loopback import start_ray
 from pipeline import cluster, model_runner
 from pipeline.actors import Actors
 from pipeline.detectors.proposals import Proposals
@@ -94,16 +92,6 @@ def build(fetched_build: Any, got: Any) -> Build:
     """Twelve pictures in one fetch partition."""
     made: Build = fetched_build([got(f"{n}", picture(n, (64, 48))) for n in range(12)])
     return replace(made, fingerprints={**made.fingerprints, "measure": "f" * 64})
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[ModuleType]:
-    """A Ray of two CPUs that counts one GPU, which no machine needs to have: nothing here computes on it."""
-    import ray
-
-    start_ray(ray, num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="ERROR")
-    yield ray
-    ray.shutdown()
 
 
 def images_of(build: Build) -> list[str]:
@@ -213,17 +201,3 @@ def test_a_batch_that_kills_its_holder_is_tried_three_times(ray: Any, build: Bui
     with pytest.raises(StageError, match=r"^deadly: .* has ended \(Actor\w+Error: .*, at the last try of some images"):
         list(cluster.Cluster().each(build, [("measure", scored)], {"num_cpus": 1.0, "num_gpus": 1.0}, ["a"]))
     assert len(notes(deadly)) == 1 + cluster.TASK_RETRIES == 3
-
-
-@pytest.mark.drill(15)
-def test_two_sessions_share_a_gpu_and_a_third_gets_no_batches_while_it_waits(
-    ray: Any, build: Build, noted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model_runner, "GPU_BATCH", 1)
-    gpu = noted("gpu", gpus=0.5, holders=2)
-    with Actors(Sessions, [()] * 3, restarts=2, num_gpus=0.5) as holders, lent(holders):
-        wait_until(lambda: ray.available_resources().get("GPU", 0) == 0, "two of three have their half")
-        result = model_values(build, PARTITION, images_of(build), [gpu])
-    assert len(result.values["gpu"]) == 12
-    assert len({note["pid"] for note in notes(gpu)}) == 2
-    assert {note["gpu"] for note in notes(gpu)} == {"0"}

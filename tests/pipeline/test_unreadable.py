@@ -181,6 +181,7 @@ def build_of(tmp_path: Path, source: dict[str, Any]) -> Build:
 ERRORS = [TypeError("odd"), MemoryError(), RecursionError("deep"), UnicodeError("half"), KeyError("k")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "error"),
     [(*parser, ERRORS[0]) for parser in PAGE_PARSERS] + [(_page_candidates, "parse", error) for error in ERRORS[1:]],
@@ -332,19 +333,6 @@ def test_a_row_of_a_captions_file_is_one_decision(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"file,alt\na.jpg," + b"y" * 2_000_000 + "\nb.jpg,海\n".encode())
     kept, dropped = read(tmp_path, {"kind": "folder", "path": ".", "captions": "t.csv"})
     assert (kept, sorted(reason for reason, _ in dropped)) == (["folder:///x/b.jpg"], ["no_text", "unreadable"])
-
-
-def test_a_picture_whose_name_is_not_utf8_is_a_candidate(tmp_path):
-    import os
-
-    for name in (b"\xd4\xc6", b"b"):  # a name in GBK, as in many zip files
-        Path(os.fsdecode(bytes(tmp_path) + b"/" + name + b".jpg")).write_bytes(b"x")
-        Path(os.fsdecode(bytes(tmp_path) + b"/" + name + b".txt")).write_text("云")
-    build = build_of(tmp_path, {"name": "x", "source_kind": "news", "kind": "folder", "path": "."})
-    [source] = extract.sources_of(build.spec)
-    assert source.token() == source.token()
-    kept, dropped = read(tmp_path, {"kind": "folder", "path": "."})
-    assert (kept, dropped) == (["folder:///x/%D4%C6.jpg", "folder:///x/b.jpg"], [])
 
 
 def test_a_tar_member_costs_its_sample_and_a_broken_header_its_member(tmp_path):

@@ -183,7 +183,7 @@ def test_a_host_of_thousands_of_labels_costs_no_time_and_has_the_parents_that_dn
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("unit", ["a.", "a-", "//", "//a ", "?key=", "&;", "token", "?token", "?a.token", "sid="])
+@pytest.mark.parametrize("unit", ["a.", "//a ", "?key=", "token", "?a.token"])
 def test_a_long_text_is_shown_in_time_that_grows_with_it_alone(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages reach log lines and reports: 40,000 characters of `a.` took ten seconds, and of `token` twenty."""
     monkeypatch.setenv("WENLAN_HIDE_TOKENS", "1")

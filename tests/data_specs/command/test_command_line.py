@@ -38,6 +38,7 @@ def parsers(parser: Parser) -> Iterator[Parser]:
 COMMANDS = [(program, own.prog) for program in HALVES for own in parsers(parser_of(program))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
 def test_the_help_of_every_command_ends_with_its_examples(program, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
@@ -69,8 +70,11 @@ HEAVY = {"ray", "torch", "cv2", "pandas", "img2dataset", "transformers", "onnxru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", HALVES)
-@pytest.mark.parametrize("words", [["--version"], ["--help"], ["plan", "--help"], ["fit", "--help"], ["--no-such"]])
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("wenlan-data", ["--version"]), ("wenlan-data", ["plan", "--help"]), ("wenlan-train", ["fit", "--help"]),
+     ("wenlan-train", ["--no-such"])],
+)  # fmt: skip
 def test_what_needs_no_command_imports_none_of_its_packages(program, words):
     never = HEAVY | {"pyarrow", "numpy", "pydantic", "fsspec", "yaml", "asyncio", "importlib.metadata"}
     never -= {"importlib.metadata"} if "--version" in words else set()
@@ -110,13 +114,9 @@ def completions(line: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("wenlan-data pl", {"plan", "plugins"}),
         ("wenlan-data build a.yaml --until f", {"fetch", "filter"}),
-        ("wenlan-data build a.yaml --no", {"--no-crawl"}),
         ("wenlan-data plugins image_s", {"image_sides", "image_sharpness"}),
         ("wenlan-data plan ", {"mine.yaml", "folder/", "-h", "--help", "--json", "--out", "--store"}),
-        ("wenlan-data release ro", {"rollback"}),
-        ("wenlan-train fit --recipe bri", {"brivl_b5_base", "brivl_b7_large", "brivl2_b7_large"}),
         ("wenlan-train fit --set optim.lr_f", {"optim.lr_factor="}),
         ("wenlan-train embed x --texts no", {"notes.txt"}),
     ],

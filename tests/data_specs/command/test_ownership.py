@@ -25,6 +25,7 @@ def test_this_environment_is_clean() -> None:
     assert check_ownership() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "file", "content"),
     [
@@ -51,7 +52,7 @@ def test_whoever_installs_a_folder_or_a_module_of_our_name_is_found(
     assert "harmless" not in (check_ownership() or "")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_it_says_of_this_environment_what_importlib_says() -> None:
     """The oracle: all import names of this environment that a distribution of Python files provides."""
     everything = importlib.metadata.packages_distributions()

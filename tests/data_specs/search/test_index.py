@@ -73,6 +73,7 @@ def test_a_killed_writer_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert is_finished(folder)
 
 
+@pytest.mark.slow
 def test_the_layout_is_clip_retrieval_s(tmp_path: Path) -> None:
     """embedding-reader, by which its tools read a folder, pairs files by their sorted names."""
     image_ND, text_ND = random_units(5, 8), random_units(5, 8, seed=1)

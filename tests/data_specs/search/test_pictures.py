@@ -34,6 +34,7 @@ def write(path: Path, pictures: dict[str, bytes]) -> None:
     pq.write_table(pa.table(columns), path.with_suffix(".parquet"))
 
 
+@pytest.mark.slow
 def test_a_picture_is_found_again_after_its_tar_was_rewritten(tmp_path: Path, shard: tuple[Path, list[bytes]]) -> None:
     tar, (first, second) = shard
     place = {"path": str(tar), "offset": 512 + len(first) + 512, "size": len(second), "sha256": ""}

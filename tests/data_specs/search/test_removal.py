@@ -182,7 +182,7 @@ index.remove(Path(sys.argv[1]), lambda table: pc.is_in(table["id"], pa.array(["i
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("moment", ["between parts", "before index.json", "before the old files go"])
 def test_a_takedown_that_is_killed_is_finished_by_the_same_command(tmp_path: Path, moment: str) -> None:
     vectors = random_units(12, 8)

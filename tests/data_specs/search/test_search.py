@@ -230,6 +230,7 @@ def test_facets_count_the_rows_of_each_value(tmp_path: Path) -> None:
     assert index.facets() == {"source": {"news": 7, "wechat": 3}, "license": {"": 10}, "split": {"train": 10}}
 
 
+@pytest.mark.slow
 def test_a_large_index_is_searched_approximately_unless_the_query_asks_otherwise(tmp_path: Path, monkeypatch) -> None:
     """And a filter that leaves few rows is exact again: it yields every hit that there is."""
     vectors = random_units(3_000, 32)

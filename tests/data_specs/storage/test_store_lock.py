@@ -80,9 +80,9 @@ def elsewhere(url: str, beat: int = 0) -> bytes:
 
 def test_processes_take_turns_whatever_the_store_does(url: str, remote: Remote) -> None:
     remote.proxy.fail("lost", share=0.05, hits=lambda operation, path: path.endswith("_lock"))
-    processes = [start(url, "8") for _ in range(3)]
-    assert [process.wait(300) for process in processes] == [0, 0, 0]
-    assert fsspec.filesystem("s3").cat_file(f"{url}/count") == b"24"
+    processes = [start(url, "8") for _ in range(2)]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    assert fsspec.filesystem("s3").cat_file(f"{url}/count") == b"16"
     assert remote.proxy.failed()
 
 

@@ -170,6 +170,7 @@ def test_a_refusal_is_read_by_clients_that_send_all_of_a_body_first(narrow, head
         client.close()
 
 
+@pytest.mark.slow
 def test_a_refused_body_is_not_read_without_end(narrow, monkeypatch):
     monkeypatch.setattr(http_app, "DRAINED", 1_000_000)
     place = urlsplit(narrow)

@@ -81,6 +81,11 @@ def test_a_new_generation_has_the_samples_of_all_increments_and_asks_nobody(week
     weeks.build("2", "--snapshot", "2026-01-08")
     assert weeks.release.release == 4, "nor does a build of the last generation"
 
+
+@pytest.mark.drill(12)
+def test_builds_after_a_generation_and_after_its_rollback_go_on_with_the_dataset_that_is_there(weeks: Weeks) -> None:
+    before, store = weeks.samples(), weeks.store.url
+    weeks.build("anew", "--generation", "new", "--snapshot", "2026-01-15")
     weeks.show("/e.html", {"6": picture(6)})
     weeks.build("4", "--snapshot", "2026-01-15")
     assert weeks.release.generation == 2

@@ -34,6 +34,7 @@ def test_a_captions_table_in_the_folder_is_found(photos, capsys):
     assert built(Path("photos.yaml")) == 6
 
 
+@pytest.mark.slow
 def test_a_table_of_captions_stands_for_the_folder_around_it(photos, capsys):
     for text in photos.glob("*.txt"):
         text.unlink()
@@ -190,6 +191,7 @@ def test_tars_are_a_webdataset(here, capsys):
     assert built(Path("both.yaml")) == 6
 
 
+@pytest.mark.slow
 def test_common_crawls_lists_of_warc_files_and_of_its_index(here, capsys):
     for name, kind, limit in (("warc.paths.gz", "warc", 10), ("cc-index-table.paths.gz", "common_crawl", 1)):
         (here / name).write_bytes(gzip.compress(b"cc-index/subset=warc/a.parquet\n"))
@@ -219,7 +221,7 @@ def test_a_warc_file(web, here, capsys):
     assert built(Path("crawl.yaml"), web.host) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_site_that_was_archived_makes_the_pairs_that_the_site_itself_makes(web, here, capsys):
     del web.pages["/"]  # of two equal pages the source's name decides which is kept
     with (here / "saved.warc.gz").open("wb") as file:
@@ -246,6 +248,7 @@ def test_a_site_that_was_archived_makes_the_pairs_that_the_site_itself_makes(web
     assert saved == live
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["crawl.warc.gz", "crawl.wacz"])
 def test_an_archive_with_its_pictures_needs_no_contact_and_asks_nobody(here, capsys, name):
     records = archived.page("http://a.cn/", "1.jpg", "2.jpg") + archived.jpeg("http://a.cn/1.jpg", b"x")
@@ -298,6 +301,7 @@ def test_names_are_made_of_paths(paths, name):
     assert guesses._name(*paths) == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["tables [2024]", "tables [2024]/rows.csv", "what?", "a*b/rows.csv"])
 def test_what_is_there_is_no_glob(given, here, capsys):
     folder = here / given.removesuffix("/rows.csv")

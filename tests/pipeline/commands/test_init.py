@@ -33,6 +33,7 @@ def test_several_inputs_and_a_spec_in_another_folder(photos, web, here, capsys):
     assert cli.main(["plan", "specs/all.yaml"]) == 0
 
 
+@pytest.mark.slow
 def test_pages_of_one_host_are_one_source(here, capsys):
     pages = [f"https://blog.example.org/{n}.html" for n in range(26)]
     others = ["https://bbs.example.org/a/", "https://bbs.example.org/b/", "https://example.org/"]
@@ -43,6 +44,7 @@ def test_pages_of_one_host_are_one_source(here, capsys):
     assert [source.options.get("within") for source in sources] == [None, ["/a/", "/b/"], None]
 
 
+@pytest.mark.slow
 def test_an_existing_spec_is_replaced_only_if_asked(photos, capsys):
     Path("photos.yaml").write_text("mine")
     assert cli.main(["init", "--from", "photos"]) == 2
@@ -61,6 +63,7 @@ def test_the_commands_that_come_next_can_be_pasted(photos, here, capsys):
     assert "then: wenlan-data build 'my specs/x.yaml' --out builds/photos --store store\n" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
@@ -123,6 +126,7 @@ def test_the_name_of_a_folder_adds_nothing_to_the_spec(here, capsys):
     load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2024", "null", "no", "1e3", "2026-11-27"])
 def test_a_folder_may_be_called_by_what_yaml_takes_for_no_text(name, photos, here, capsys):
     photos.rename(here / name)
@@ -131,6 +135,7 @@ def test_a_folder_may_be_called_by_what_yaml_takes_for_no_text(name, photos, her
     assert (spec.name, spec.sources[0].name, spec.sources[0].options["path"]) == (name, name, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "column", ["url\nfilters: [{name: lexicon}]\n#", "caption\u2028filters: []", "x\ud83d", "x\x00"]
 )
@@ -148,6 +153,7 @@ def test_the_name_of_a_column_adds_nothing_to_the_spec(column, here, capsys):
         assert len(raw["filters"]) > 3
 
 
+@pytest.mark.slow
 def test_a_spec_that_a_build_would_not_take_is_called_by_its_own_name(here, capsys):
     assert cli.main(["init", "--from", "https://news.example.org/", "--contact", "x", "--out", "new.yaml"]) == 2
     said = capsys.readouterr().err

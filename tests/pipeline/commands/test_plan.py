@@ -153,6 +153,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
 def test_every_shipped_spec_plans_and_says_what_it_misses(path, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -167,6 +168,7 @@ def test_every_shipped_spec_plans_and_says_what_it_misses(path, capsys, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_all_faults_of_a_spec_are_told_at_once(tmp_path, capsys):
     (tmp_path / "s.yaml").write_text(
         "name: a\ncontact: a@b.example\n"

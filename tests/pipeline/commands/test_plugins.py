@@ -16,6 +16,7 @@ from pipeline.plugins import find, names
 ALL = [(family, name) for family in FAMILIES for name in names(family)]
 
 
+@pytest.mark.slow
 def test_json_has_every_plug_in_with_its_options_as_the_models_have_them(capsys):
     assert cli.main(["plugins", "--json"]) == 0
     plug_ins = {(own["family"], own["name"]): own for own in json.loads(capsys.readouterr().out)["plugins"]}

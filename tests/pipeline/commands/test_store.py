@@ -34,6 +34,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -56,6 +57,7 @@ def test_a_store_that_is_none_is_refused_and_none_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_takedown_that_matches_nothing_fails_once_and_is_kept_for_future_builds(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_port_that_is_taken_is_one_line(noted: Build, capsys: pytest.CaptureFi
     assert f"--port {port}: Address already in use; use --port 0 to choose a free one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -88,7 +89,7 @@ def test_bad_usage_is_one_line(words: list[str], code: int, said: str, capsys: p
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_the_report_says_how_to_open_it(synthetic_build: Build) -> None:
     from pipeline.stages import report
 

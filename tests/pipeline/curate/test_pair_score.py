@@ -82,7 +82,7 @@ def test_the_end_of_a_band_is_within_it(scored: Callable[..., Build]) -> None:
     assert sorted(kept(build).values()) == ends[2:-2]
 
 
-@pytest.mark.parametrize(("parts", "share", "count"), [(1, 0.3, 3), (3, 0.3, 3), (2, 0.01, 1)])
+@pytest.mark.parametrize(("parts", "share", "count"), [(3, 0.3, 3), (2, 0.01, 1)])
 def test_a_share_keeps_the_best_however_the_build_is_cut(
     scored: Callable[..., Build], parts: int, share: float, count: int
 ) -> None:

@@ -124,7 +124,7 @@ def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: p
     assert first == second
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_pair_that_a_tower_cannot_read_has_no_score_and_stays(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = TextQuery.encode
 

@@ -94,6 +94,7 @@ def test_without_such_a_filter_there_is_no_stage_and_dedup_is_what_goes_on(scree
     assert len(curated.table_of(build, "shard")) == 10
 
 
+@pytest.mark.drill(1)
 def test_no_picture_is_looked_at_twice_whatever_the_threshold(screened: Callable[..., Build], looks: Looks) -> None:
     screened()
     assert len(looks.shown) == 10

@@ -34,7 +34,7 @@ def many(seed: int, count: int, widths: tuple[int, int]) -> list[alike.Shown]:
     return shown
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_increments_give_what_one_build_would_have_given(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     """Weeks of ever smaller pictures: the ranks of one build over all are the same, so must be what is kept."""
     weeks = [many(1, 14, (340, 400)), many(2, 14, (280, 330)), many(3, 14, (220, 270))]

@@ -55,7 +55,7 @@ def test_marked_pictures_of_the_host_go_and_all_others_stay(unmarked: Callable[.
     assert [line for line in faults(build, candidates) if line.startswith(("curate", "shard"))] == []
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_it_is_the_same_however_the_pairs_and_the_hosts_are_cut(
     unmarked: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from data_specs.build import Dedup
 from pipeline.decisions import DropReason
 from pipeline.dedup.greedy import BIT, NONE, EarlierResults, LeaderPass, Nodes, Pairs, first_by
-from pipeline.matching.contexts import ALT, WIDTH
-from pipeline.matching.crowds import Crowds, Partners, represent
+from pipeline.matching.contexts import WIDTH
+from pipeline.matching.crowds import Crowds, represent
 
 
 def drawn(rng: np.random.Generator, size: int, share: float) -> Any:
@@ -58,32 +58,6 @@ def bond(one: Any, other: Any) -> int:
     if (page and page == page2) or (strangers and not words[0] & words[1]):
         return 0
     return 2 if words[0] & words[1] else 1
-
-
-def test_a_crowd_under_different_words_is_not_asked_again_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of copies of one photograph some are without words: they go to the first, and then no pair asks for more."""
-    asked, of = [0], Partners.of
-
-    def counted(self: Partners, member: int, crowded: bool = True) -> Any:
-        partners = of(self, member, crowded)
-        asked[0] += len(partners)
-        return partners
-
-    monkeypatch.setattr(Partners, "of", counted)
-    size, words = 300, np.arange(1, 301)
-    contexts = np.zeros((size, WIDTH), np.uint64)
-    contexts[:, ALT] = np.where(words % 10, words, 0)
-    every, none = np.arange(size), np.full(size, NONE)
-    to_first = np.stack([np.zeros(size - 1, np.int64), every[1:]], axis=1)
-    crowd = Crowds.of([(every, every > 0)])
-    no_pairs = np.zeros((0, 2), np.int64)
-    images = Nodes(no_pairs, to_first, crowd, every, lambda one, others: np.ones(len(others), np.bool_))
-    no_texts = Nodes(no_pairs, no_pairs, Crowds.of([]), every, lambda *_: every < 0)
-    before = EarlierResults(none, none, np.zeros(size, np.int8), frozenset(), none, every[:0])
-    pairs = Pairs(every, np.arange(size + 1), none, contexts)
-    verdicts = LeaderPass(Dedup(), images, no_texts, before).decide(pairs)
-    assert (verdicts.reasons == 0).tolist() == (contexts[:, ALT] > 0).tolist()
-    assert asked[0] < 2 * size
 
 
 @pytest.mark.slow

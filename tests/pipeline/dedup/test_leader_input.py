@@ -62,7 +62,7 @@ def cut_small(patch: pytest.MonkeyPatch, chance: random.Random) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.drill(120))])
+@pytest.mark.parametrize("examples", [2, pytest.param(60, marks=pytest.mark.drill(120))])
 def test_builds_decide_what_the_definition_says(tmp_path_factory: Any, filtered: Any, examples: int) -> None:
     """Builds of two datasets that read each other; what STORE has cached of them may be lost at any time."""
 

@@ -7,13 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs.build import BuildSpec
-from pipeline.dedup import leaders
 from pipeline.records import split_of
 from pipeline.store.build import Build, Earlier
 from pipeline.store.identities import Identities
@@ -79,21 +76,6 @@ def test_texts_straddle_unless_they_are_held_apart(tmp_path: Path, filtered: Any
     assert (counts(build)["texts_left_out"], counts(build)["other_split"]) == (0, 0)
 
 
-def test_the_option_leaves_digests_and_fingerprints_as_they_were(tmp_path: Path, filtered: Any) -> None:
-    source = {"kind": "url_table", "name": "t", "source_kind": "library"}
-    common: dict[str, Any] = {"name": "x", "contact": "a@b.c", "sources": [source]}
-    plain, named, apart = (
-        BuildSpec.model_validate({**common, "shards": shards})
-        for shards in ({}, {"apart": "images"}, {"apart": "texts"})
-    )
-    assert plain.digest == named.digest != apart.digest
-    builds = [filtered.make(tmp_path, shared(filtered), shards=shards) for shards in (SHARES, APART)]
-    assert [leaders.token(build)["apart"] for build in builds] == ["images", "texts"]
-    for build, apart_ in zip(builds, (False, True), strict=True):
-        after(build)
-        assert ("texts_left_out" in counts(build)) == apart_
-
-
 def one_of_each(filtered: Any, most: int = 200) -> dict[str, Any]:
     """A picture of each split, by the hash of its bytes."""
     shown_of: dict[str, Any] = {}
@@ -143,27 +125,6 @@ def test_the_splits_of_earlier_builds_decide_first(tmp_path: Path, filtered: Any
     assert not straddling({**before, **kept})
 
 
-def test_a_dataset_that_had_not_the_option_goes_on_with_it(tmp_path: Path, filtered: Any) -> None:
-    """Its clusters are where the first pair with the text is."""
-    each = one_of_each(filtered)
-    val = replace(each["val"], texts=(each["val"].texts[0], "第二句话"))
-    first = filtered.make(tmp_path, [each["train"], val], shards=SHARES)
-    publish_after(first)
-    later = [
-        filtered.Shown("like-val", 600, (val.texts[0],)),
-        filtered.Shown("like-second", 601, ("第二句话",)),
-        filtered.Shown("like-train", 602, (each["train"].texts[0],)),
-    ]
-    kept = after(filtered.make(tmp_path, later, snapshot="2026-02-02", shards=APART))
-    assert {name: row["split"] for name, row in kept.items()} == {
-        "like-val": "val",
-        "like-second": "val",
-        "like-train": "train",
-    }
-    plain = after(filtered.make(tmp_path, later, snapshot="2026-02-03", shards=SHARES))
-    assert all(row["split"] == hashed(row) for row in plain.values()), "and without it again as before"
-
-
 def publish_after(build: Build) -> Kept:
     kept = after(build)
     publish(build)
@@ -190,23 +151,6 @@ def test_a_new_generation_keeps_splits_and_drops_what_straddles(tmp_path: Path, 
     assert [row["reasons"] for row in decided] == [["other_split"]]
     assert "are in another split" in decided[0]["evidence"]
     assert counts(anew)["other_split"] == 1
-
-
-def test_a_generation_is_made_again_though_a_takedown_has_renamed_what_the_last_one_kept(
-    tmp_path: Path, filtered: Any
-) -> None:
-    each = one_of_each(filtered)
-    first = filtered.make(tmp_path, [each["train"], each["val"]], shards=SHARES)
-    publish_after(first)
-    anew = filtered.make(tmp_path, [each["val"]], snapshot="2026-02-02", shards={"dev_share": 0, "val_share": 0})
-    identities = Identities(anew.store)
-    before = identities.of(first.build_id)
-    gone = bytes.fromhex(each["train"].sha256)
-    identities.forget(lambda rows: np.array([own == gone for own in rows["sha256"].to_pylist()]))
-    assert identities.of(first.build_id) != before
-    made_from = (Earlier(first.build_id, first.snapshot, first.out, before),)
-    [row] = after(replace(anew, generation=2, identities=(), made_from=made_from)).values()
-    assert row["split"] == "val", "as in the last generation"
 
 
 @st.composite

@@ -25,6 +25,8 @@ from pipeline.records import sha256_hex
 from pipeline.store import build_json
 from pipeline.store.dataset import Dataset
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 EVERY = exports.names()
 
 
@@ -72,7 +74,6 @@ def truth(shards_of: Path) -> dict[str, bytes]:
     return images
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("to", EVERY)
 def test_every_sample_is_in_it_once_with_its_stored_image(
     to: str, shards_of: Path, truth: dict[str, bytes], tmp_path: Path
@@ -95,7 +96,6 @@ def test_the_same_dataset_gives_the_same_bytes(to: str, shards_of: Path, tmp_pat
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b") != {}
 
 
-@pytest.mark.slow
 def test_what_was_taken_down_is_in_no_export(
     synthetic_build: Any, shards_of: Path, truth: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -114,7 +114,6 @@ def test_what_was_taken_down_is_in_no_export(
     assert row["key"].encode() not in whole
 
 
-@pytest.mark.slow
 def test_a_copy_has_no_store_and_may_be_given_one(
     synthetic_build: Any, shards_of: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,14 +148,12 @@ def test_a_release_of_several_builds_is_exported_as_one(weeks: Any, tmp_path: Pa
     assert len(list((tmp_path / "out/images").iterdir())) == 20
 
 
-@pytest.mark.slow
 def test_only_the_splits_that_are_asked_for(shards_of: Path, tmp_path: Path) -> None:
     counts = export(Dataset.open(shards_of), "csv", tmp_path / "out", ["val"])
     assert counts == {"val": Dataset.open(shards_of).manifest.samples["val"]}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images", "val.csv"]
 
 
-@pytest.mark.slow
 def test_an_export_of_nothing_is_an_error(
     synthetic_build: Any, shards_of: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,7 +166,6 @@ def test_an_export_of_nothing_is_an_error(
         assert not (tmp_path / to).exists()
 
 
-@pytest.mark.slow
 def test_nothing_is_overwritten(shards_of: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("mine")
@@ -180,7 +176,6 @@ def test_nothing_is_overwritten(shards_of: Path, tmp_path: Path, capsys: pytest.
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.slow
 def test_an_export_that_fails_leaves_nothing(shards_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(source: ExportData, out: Path) -> dict[str, int]:
         (out / "half").write_text("".join(stored.key for stored in itertools.islice(source.of("train"), 3)))
@@ -192,7 +187,6 @@ def test_an_export_that_fails_leaves_nothing(shards_of: Path, tmp_path: Path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build", "store"]
 
 
-@pytest.mark.slow
 def test_where_it_goes_is_asked_for_where_there_is_no_folder(
     shards_of: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,7 +203,6 @@ def test_every_format_says_what_it_is() -> None:
     assert all(title.endswith(".") and len(title) > 30 for title in titles.values())
 
 
-@pytest.mark.slow
 def test_a_tar_that_ends_early_is_named(shards_of: Path, tmp_path: Path) -> None:
     tar = next(shards_of.glob("train-*.tar"))
     tar.write_bytes(tar.read_bytes()[:2000])
@@ -259,7 +252,6 @@ def test_a_store_that_is_none_lets_no_export_pass(shards_of: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_what_is_taken_down_during_an_export_is_in_none(
     synthetic_build: Any, shards_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

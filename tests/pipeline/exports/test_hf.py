@@ -12,7 +12,7 @@ from tests.processes import value_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["hf", "parquet"])
+@pytest.mark.parametrize("to", ["hf", pytest.param("parquet", marks=pytest.mark.drill(2))])
 def test_hugging_face_reads_the_folder(
     to: str, exported: Callable[..., Path], rows: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:

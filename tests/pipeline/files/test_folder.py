@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import stat
 import uuid
 from pathlib import Path
@@ -123,28 +122,6 @@ def test_files_have_the_mode_of_the_umask_and_private_ones_are_their_owners(tmp_
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == {"open": 0o666 & ~umask, "private": 0o600}
-
-
-def test_a_folder_is_deleted_whole_though_another_process_deletes_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file that is gone when its turn comes ends the deletion of its folder, which is begun again."""
-    (tmp_path / "some").mkdir()
-    for name in ("a", "b", "c"):
-        (tmp_path / "some" / name).touch()
-    remove, begun = shutil.rmtree, list[str]()
-
-    def disturbed(path: str, *more: object) -> None:
-        begun.append(path)
-        if len(begun) == 1:
-            (tmp_path / "some/a").unlink()
-            raise FileNotFoundError(path)
-        remove(path)
-
-    monkeypatch.setattr("shutil.rmtree", disturbed)
-    Folder(str(tmp_path)).delete("some")
-    assert not (tmp_path / "some").exists()
-    Folder(str(tmp_path)).delete("some")  # nothing is there
 
 
 PARTS = st.lists(st.sampled_from(["a", "b", "link", "..", "c d"]), max_size=5)

@@ -35,6 +35,7 @@ def test_lines_are_python_s_and_longer_ones_are_faults_in_their_places(lines, en
     ]
 
 
+@pytest.mark.slow
 def test_a_line_without_an_end_is_not_held_in_memory(tmp_path):
     file = tmp_path / "endless.jsonl"
     with file.open("w") as f:

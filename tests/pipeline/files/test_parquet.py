@@ -52,24 +52,6 @@ print(pa.Table.from_pandas(pandas.DataFrame({"x": [1.5, float("nan")]}))["x"].nu
     assert in_a_process(WORK + rows, tmp_path) == ["False", "1"]
 
 
-@pytest.mark.slow
-def test_a_series_of_somebody_who_imports_pandas_later_is_one_to_pyarrow(tmp_path, monkeypatch) -> None:
-    """A plug-in may: its NaN means that there is nothing."""
-    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
-    later = """
-import pandas
-print(pa.array(pandas.Series([1.5, float("nan")])).null_count, pandas.__spec__.name)
-"""
-    assert in_a_process(WORK + later, tmp_path) == ["False", "1", "pandas"]
-
-
-@pytest.mark.slow
-def test_where_pandas_is_imported_already_nothing_changes(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
-    code = "import pandas\n" + WORK + "print(pa.array(pandas.Series([1.5, float('nan')])).null_count)"
-    assert in_a_process(code, tmp_path) == ["True", "1"]
-
-
 @pytest.mark.parametrize("columns", [None, ["texts", "n"], ["n"]])
 def test_columns_come_in_the_order_in_which_they_are_asked_for_as_pyarrow_reads_them(
     tmp_path: Path, columns: list[str] | None

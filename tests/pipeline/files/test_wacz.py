@@ -55,6 +55,7 @@ def test_any_other_file_is_itself() -> None:
         assert (wacz.warcs_in(name, "s"), wacz.file_of(name)) == ([name], name)
 
 
+@pytest.mark.slow
 def test_a_warc_file_that_the_zip_has_packed_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     archived.wacz(tmp_path / "x.wacz", {"a.warc.gz": b"\0" * 30_000_000}, zipfile.ZIP_DEFLATED)
     [address] = wacz.warcs_in(str(tmp_path / "x.wacz"), "s")

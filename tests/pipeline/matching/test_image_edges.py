@@ -81,7 +81,7 @@ def looks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(looks(), st.integers(0, 12))
 def test_images_agree_with_comparing_one_by_one(made: tuple[np.ndarray, np.ndarray], cut: int) -> None:
     phash, signature = made
@@ -113,7 +113,7 @@ def _compared(radius: int, fine: bool) -> list[tuple[Family, int, int]]:
     return [(family, *pair) for family, part in every for pair in {(family.asks, part), (part, family.asks)}]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.integers(0, 3), st.integers(0, 6))
 def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: int, flips: int, cut: int) -> None:
@@ -213,7 +213,7 @@ def joined(
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, 16),
@@ -290,25 +290,6 @@ def differing(rng: np.random.Generator, size: int) -> Any:
     return signature.reshape(size, GRIDS * SIZE)
 
 
-@pytest.mark.drill(4)
-def test_dense_ranges_are_parted_by_every_block_of_the_tones(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(5)
-    grids = differing(rng, 800).reshape(800, GRIDS, SIZE)
-    levels = rng.integers(0, 16, 800) * 16
-    key = plan(800, 4)[0]
-    last = key.family.blocks[-1]
-    cells = (2 + last // 4 * 4 + np.arange(4))[:, None] * 12 + last % 4 * 3 + np.arange(3)
-    grids[:, :, cells.ravel()] = levels[:, None, None]
-    own = coarse_of(np.full((800, HASHES), 12345, np.uint64), grids.reshape(800, -1))
-    monkeypatch.setattr(image_edges, "DENSE", 20)
-    signed, of = SignatureArrays(grids.reshape(800, -1), NO_DETAILS), hashes_by({False: own, True: fine_of(NO_DETAILS)})
-    join = ImageJoin(Rule(4, THRESHOLD), signed, of, np.zeros(800, np.uint32))
-    join.join(key, Loaded.concat([Loaded.of(key, entries, own) for entries in entries_of(key, own)]))
-    assert not len(join.edges()[0])
-    # a block of 16 levels of which three agree; in a crowd each two are looked at both ways
-    assert join.scanned < 0.8 * 800 * 800 * len(key.family.parts)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("alike_share", [1.0, 0.95])
 def test_a_crowd_costs_a_few_comparisons_for_each_of_its_images(alike_share: float) -> None:
@@ -328,6 +309,7 @@ def test_a_crowd_costs_a_few_comparisons_for_each_of_its_images(alike_share: flo
     assert not edges[lone].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "most"), [(200, 0), (600, crowds.AT_ONCE * (crowds.AT_ONCE - 1) // 2)])
 def test_pictures_that_contexts_tell_apart_cost_no_comparison_but_a_few_of_what_may_be_a_crowd(
     size: int, most: int
@@ -344,7 +326,7 @@ def test_pictures_that_contexts_tell_apart_cost_no_comparison_but_a_few_of_what_
     assert not len(join.edges()[0])
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_mirrored_and_turned_copies_are_alike_where_they_are_looked_for() -> None:
     """Of photographs and of screens, in every form, beside a larger copy in a frame; as comparing all finds them."""
     own = [Image.fromarray(blobs(1)), Image.fromarray(blobs(2)), dialog(*WORDS[:4]), dialog(*WORDS[3:], curve=90)]
@@ -365,12 +347,6 @@ def test_mirrored_and_turned_copies_are_alike_where_they_are_looked_for() -> Non
         asked = phash[first], signature[first], details.take(first)
         lead = first_alike(rule, (phash, signature, details), asked)
         assert (lead == of).tolist() == [turned or place < 2 for _ in own for place in range(len(forms) + 1)]
-
-
-def test_a_range_is_dense_by_its_images_of_which_each_has_a_part_once() -> None:
-    of_one_part, of_eight = np.full(300, 3, np.uint8), np.tile(np.arange(8, dtype=np.uint8), 60)
-    place = np.concatenate([of_one_part, of_eight])
-    assert image_edges._dense(place, np.array([0, 300, 0]), np.array([300, 780, 256])).tolist() == [True, False, False]
 
 
 def test_keys_are_longer_the_more_images_there_are() -> None:
@@ -474,21 +450,6 @@ def _copies(image: Image.Image) -> Iterator[tuple[str, bytes]]:
         yield f"a text at {place}", _jpeg(stamped)
 
 
-@pytest.mark.drill(6)
-def test_copies_of_drawn_pictures_are_found_from_either_side() -> None:
-    scenes = [_drawn(seed) for seed in range(8)]
-    originals = _leaders(*map(_jpeg, scenes))
-    missed, asked = [], 0
-    for number, scene in enumerate(scenes):
-        for what, copy in _copies(scene):
-            asked += 2
-            if _found(copy, originals) != number:
-                missed.append(f"{number}: {what}")
-            if _found(_jpeg(scene), _leaders(copy)) != 0:
-                missed.append(f"{number}: the original of {what}")
-    assert len(missed) <= 0.05 * asked, missed  # a faint text is no stamp, and pure colours are cut off
-
-
 @pytest.mark.drill(15)
 @pytest.mark.skipif(not PHOTOS.exists(), reason="needs shared/corpus beside the repository")
 def test_copies_of_a_photograph_are_found_where_its_framed_copy_leads() -> None:
@@ -510,7 +471,7 @@ def test_copies_of_a_photograph_are_found_where_its_framed_copy_leads() -> None:
 @pytest.mark.slow
 def test_a_drawing_is_found_whatever_its_margins() -> None:
     missed, pairs = [], 0
-    for seed in range(10):
+    for seed in range(4):
         files = []
         for left, top, right, bottom in ((0, 0, 0, 0), (90, 60, 70, 80), (20, 80, 110, 15)):
             page = Image.new("RGB", (420 + left + right, 300 + top + bottom), "white")
@@ -533,7 +494,7 @@ def _textured(seed: int) -> Image.Image:
 def test_copies_with_a_seal_or_another_exposure_are_found_where_there_is_texture() -> None:
     """A seal in the upper or the lower half; together with an exposure, too."""
     missed = []
-    for seed in range(6):
+    for seed in range(2):
         image = _textured(seed)
         leaders = _leaders(_jpeg(image))
         for x, y in ((20, 15), (300, 40), (40, 190), (310, 200)):
@@ -546,7 +507,7 @@ def test_copies_with_a_seal_or_another_exposure_are_found_where_there_is_texture
             for of in (ImageEnhance.Brightness, ImageEnhance.Contrast):
                 if _found(_jpeg(of(image).enhance(times)), leaders) != 0:
                     missed.append((seed, times, of.__name__))
-    assert len(missed) <= 0.05 * 6 * 12, missed
+    assert len(missed) <= 0.05 * 2 * 12, missed
 
 
 @pytest.mark.slow
@@ -563,6 +524,7 @@ def _flag(colour: str) -> Image.Image:
     return image
 
 
+@pytest.mark.slow
 def test_one_shape_in_two_colours_is_two_pictures() -> None:
     leaders = _leaders(_jpeg(_flag("#d02020")))
     red, *_ = _look(_jpeg(_flag("#d02020")))
@@ -582,6 +544,7 @@ def test_a_grey_copy_goes_to_the_first_of_its_brightness_and_joins_no_two_colour
     assert _found(_jpeg(blue.convert("L")), leaders) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", [_drawn, _textured])
 def test_what_differs_between_the_edges_is_another_picture(scene: Callable[[int], Image.Image]) -> None:
     """What differs along an edge may be a text on a photograph; of a drawing it is looked at more closely."""
@@ -643,7 +606,7 @@ def test_of_all_stamps_only_those_that_show_one_picture_are_merged() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not PHOTOS.exists(), reason="needs shared/corpus beside the repository")
 def test_real_photographs_are_found_again_and_not_mistaken() -> None:
-    files = [file.read_bytes() for file in sorted(PHOTOS.glob("*.jpg"))[::56]]
+    files = [file.read_bytes() for file in sorted(PHOTOS.glob("*.jpg"))[::140]]
     leaders = _look(*files)
     assert [_found(data, leaders) for data in files] == list(range(len(files)))
     asked = [

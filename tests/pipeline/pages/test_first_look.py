@@ -72,6 +72,7 @@ def test_a_page_with_a_picture_is_walked(html: str) -> None:
     assert not first_look.is_without_pictures(html)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", ["<meta ", "&#", "\\u", "<i", "&#x", "<meta content="])
 def test_a_first_look_takes_no_longer_than_a_page_is(piece: str) -> None:
     """Searched in quadratic time, these two million characters would not be done before the test's time is over."""

@@ -370,7 +370,7 @@ def test_no_markup_raises(html):
 def test_a_hostile_page_costs_no_more_than_its_size(page_of):
     """Twice the page is about twice the work; what looks at everything for everything would be four times."""
     work(page_of(20))
-    small, large = work(page_of(400)), work(page_of(800))
+    small, large = work(page_of(150)), work(page_of(300))
     assert small > 0
     assert large < 2.5 * small
 

@@ -26,8 +26,10 @@ NOISE = Image.fromarray(
 )
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "orientation"),
+    [*(("JPEG", number) for number in range(1, 9)), *((kind, 6) for kind in ("PNG", "WEBP", "TIFF", "AVIF"))],
+)
 def test_orientation_is_applied_as_pillow_would(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
@@ -107,10 +109,10 @@ def test_a_reduced_decode_keeps_the_asked_side_and_looks_the_same() -> None:
 
 @pytest.mark.slow
 def test_a_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    data = encoded(Image.new("1", (11_000, 11_000)), "PNG")
     assert len(data) < 100_000
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: pytest.fail("it was decoded"))
-    with pytest.raises(PictureError, match="20000 x 20000 pixels; at most 100,000,000 are allowed") as caught:
+    with pytest.raises(PictureError, match="11000 x 11000 pixels; at most 100,000,000 are allowed") as caught:
         pictures.decode(data)
     assert caught.value.too_many_pixels
 
@@ -180,7 +182,7 @@ JPEGS = [
 ]
 
 
-@pytest.mark.parametrize("reduce_to", [0, 8, 64])
+@pytest.mark.parametrize("reduce_to", [0, 8])
 @pytest.mark.parametrize("number", range(len(JPEGS)))
 def test_the_short_way_gives_the_pixels_that_pillow_gives(
     number: int, reduce_to: int, monkeypatch: pytest.MonkeyPatch
@@ -308,6 +310,7 @@ def _tiff(directories: int) -> bytes:
     return bytes(first) + b"".join(directory + struct.pack("<I", link) for link in links)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("make", [_gif, _tiff])
 def test_frames_are_counted_to_a_bound(make: Callable[[int], bytes]) -> None:

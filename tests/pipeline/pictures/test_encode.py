@@ -27,6 +27,8 @@ from pipeline.stages import shard
 from pipeline.store.build import Build
 from tests.drawn import encoded
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 Run = Callable[[Build, str], None]
 SIDE = 120
 
@@ -60,7 +62,6 @@ def samples(build: Build) -> dict[str, tuple[dict[str, Any], dict[str, bytes], l
     return stored
 
 
-@pytest.mark.slow
 def test_larger_pictures_are_stored_smaller_with_their_sides_and_boxes(small: Build, synthetic: Any) -> None:
     items = {item.candidate.candidate_id: item for item in synthetic.items() if item.stage == "shard"}
     stored, shrunk = samples(small), 0
@@ -87,7 +88,6 @@ def test_larger_pictures_are_stored_smaller_with_their_sides_and_boxes(small: Bu
     assert np.abs(looks).max() < 3, "it is the same picture"
 
 
-@pytest.mark.slow
 def test_the_manifest_says_how_and_verify_holds_it_to_that(small: Build, tmp_path: Path) -> None:
     place = Path(small.out) / "shards"
     manifest = read_manifest(place)
@@ -105,7 +105,6 @@ def test_the_manifest_says_how_and_verify_holds_it_to_that(small: Build, tmp_pat
     assert parse_manifest(json.dumps(raw), "an older one").images is None
 
 
-@pytest.mark.slow
 def test_training_reads_pictures_sides_and_boxes_that_fit(small: Build, tmp_path: Path) -> None:
     from training.data.index import open_dataset
 
@@ -132,7 +131,6 @@ def test_the_report_draws_boxes_on_stored_sides(small: Build) -> None:
             assert all(box[2] <= row["width"] + 0.05 and box[3] <= row["height"] + 0.05 for box in boxes)
 
 
-@pytest.mark.slow
 def test_reencode_all_leaves_no_byte_of_a_camera(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, items = synthetic.make(tmp_path, shards={"samples_per_shard": 8, "reencode": "all", "jpeg_quality": 70})
     run_stage(build, "shard")
@@ -151,7 +149,6 @@ def test_reencode_all_leaves_no_byte_of_a_camera(tmp_path: Path, synthetic: Any,
     assert b"where it was" not in as_stored(data, Shards(reencode="all"), (90, 50), 10_000)
 
 
-@pytest.mark.slow
 def test_other_options_are_other_shards(synthetic: Any, tmp_path: Path) -> None:
     def tokens(**options: Any) -> list[Any]:
         build = synthetic.make(tmp_path / repr(sorted(options)), shards=options)[0]

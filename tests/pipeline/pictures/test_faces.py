@@ -117,6 +117,7 @@ def _grey(picture: Any) -> Any:
     return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
 
 
+@pytest.mark.slow
 def test_a_mosaic_of_the_strongest_colours_is_one_after_a_jpeg_too() -> None:
     colours = np.array([[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)], np.uint8)
     rng = np.random.default_rng(0)

@@ -27,8 +27,7 @@ def planes(pictures: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opacity", [0.3, 0.6])
-@pytest.mark.parametrize("share", [1.0, 0.6])
+@pytest.mark.parametrize(("opacity", "share"), [(0.3, 0.6), (0.6, 1.0)])
 def test_a_logo_that_most_pictures_have_is_found_and_told_from_pictures_without_it(opacity, share) -> None:
     plain = textures(80)
     few = int(share * 40)

@@ -14,8 +14,9 @@ from pipeline.publish import card
 from pipeline.report.funnel import Funnel
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow  # all begin with a build
 
-@pytest.mark.slow
+
 def test_the_card_says_what_a_hub_and_a_reader_need(shards_of: Path) -> None:
     text = (shards_of / "README.md").read_text("utf-8")
     front = yaml.safe_load(text.split("---")[1])

@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +109,7 @@ def test_a_week_without_news_publishes_nothing_and_waits_for_nobody(week: Week) 
         release.publish(week("2026-11-15", 13, **manual))
 
 
+@pytest.mark.drill(2)
 def test_a_build_of_the_same_day_takes_the_place_of_the_one_before(week: Week) -> None:
     release.publish(week("2026-11-01", 12))
     other = week("2026-11-01", 12, filters=[{"name": "text_length", "min_chars": 11}])
@@ -159,6 +159,7 @@ def test_after_a_rollback_what_was_left_out_is_new_again(week: Week) -> None:
     assert len(keys(newest, releases_of(third).folder.url)) == 14
 
 
+@pytest.mark.drill(2)
 def test_a_dataset_is_withdrawn_while_its_shards_change(week: Week, tmp_path: Path) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -171,33 +172,6 @@ def test_a_dataset_is_withdrawn_while_its_shards_change(week: Week, tmp_path: Pa
     assert again is not None
     assert again.release == 1, "nothing has changed"
     assert open_manifest(releases_of(build).folder.url, read_url)[1] == again
-
-
-def test_a_build_of_a_release_is_known_by_the_place_of_its_folder(
-    week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a takedown under another spelling would change shards that readers are led to."""
-    build = week("2026-11-01", 12)
-    manifest = release.publish(build)
-    releases, newest = releases_of(build), releases_of(build).read()
-    with monkeypatch.context() as patch:
-        patch.setattr(dataset, "place_of", None)
-        assert dataset._remaining_ids(build.store, newest.builds) == {build.build_id}, (
-            "no disk is asked where it is spelled alike"
-        )
-    (tmp_path / "link").symlink_to(build.out)
-    linked = replace(build, out=f"{tmp_path}/link")
-    assert not dataset.lies_elsewhere(build.store, build.build_id, linked.shards.url)
-    dataset.withdraw(linked, "a reason")
-    assert releases.latest().withdrawn == "a reason"
-    build.store.register(linked.out, linked.noted, 0)
-    (tmp_path / "link/shards/manifest.json").unlink()  # as a takedown does for a while
-    assert dataset._remaining_ids(build.store, newest.builds) == {build.build_id}
-    other = {"build_id": "other"}
-    taking = dataset._with_build(
-        replace(linked, snapshot="2026-11-08", **other), newest, manifest.model_copy(update=other)
-    )
-    assert [own.build_id for own in taking.builds] == ["other"], "it lies where the first one lay"
 
 
 def test_a_copy_needs_nothing_else(week: Week, tmp_path: Path) -> None:
@@ -219,6 +193,7 @@ def test_a_copy_needs_nothing_else(week: Week, tmp_path: Path) -> None:
     assert {"README.md", "croissant.json", "manifest.json"} <= {path.name for path in moved.iterdir()}
 
 
+@pytest.mark.drill(1)
 def test_a_copy_of_what_was_taken_down_since_is_refused(week: Week, tmp_path: Path) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -280,16 +255,6 @@ def test_a_build_that_a_rollback_left_out_is_not_published_again_beside_what_cam
 
 
 @pytest.mark.drill(2)
-def test_a_build_begun_before_a_rollback_is_begun_again(week: Week) -> None:
-    first = week("2026-11-01", 12)
-    release.publish(first)
-    release.publish(week("2026-11-08", 14))
-    third = week("2026-11-15", 15)  # of which the second holds two
-    dataset.rollback(first.store, "photos", 1)
-    with pytest.raises(StoreError, match=r"photos-2026-11-08-\w+ has changed since this build started"):
-        release.publish(third)
-
-
 def test_a_publish_that_was_killed_before_store_knew_of_it_is_registered_by_the_next(
     week: Week, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +339,7 @@ def test_a_build_in_which_another_command_is_at_work_is_not_published(week: Week
         release.publish(build)
 
 
+@pytest.mark.drill(2)
 def test_what_was_replaced_is_not_held(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -416,17 +382,6 @@ def test_a_copy_writes_nothing_out_of_its_folder(week: Week, tmp_path: Path) -> 
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
 
 
-def test_a_release_says_how_its_own_builds_store_images_after_a_rollback_too(week: Week) -> None:
-    first, anew = week("2026-11-01", 6), week("2026-11-01", 6, shards={"reencode": "all"})
-    stored = []
-    for build in (first, anew):
-        release.publish(build)
-        stored.append(releases_of(build).read().images)
-    dataset.rollback(first.store, "photos", 1)
-    stored.append(releases_of(first).read().images)
-    assert [images.reencode for images in stored if images is not None] == ["never", "all", "never"]
-
-
 @pytest.mark.drill(3)
 def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -> None:
     blurring = {"shards": {"faces": "blur"}, "regions": {"detectors": [{"name": "faces"}]}}
@@ -445,6 +400,7 @@ def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -
     assert releases_of(later).read().images is not None
 
 
+@pytest.mark.drill(2)
 def test_a_copy_that_fails_leaves_nothing_and_can_be_made_again(
     week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,6 +423,7 @@ def test_a_copy_that_fails_leaves_nothing_and_can_be_made_again(
     assert verify(target) == []
 
 
+@pytest.mark.drill(2)
 def test_a_takedown_during_a_copy_ends_it(week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a shard that is copied already nothing would be seen in the files."""
     build = week("2026-11-01", 12)

@@ -107,7 +107,7 @@ def test_a_build_that_has_not_seen_what_was_published_since_is_held_back_whole(
     _publish(replace(synthetic_build, identities=("other-1.0.json",)), run_stage)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_changed_build_is_the_next_revision(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path)
     first = _publish(build, run_stage)
@@ -117,7 +117,7 @@ def test_a_changed_build_is_the_next_revision(tmp_path: Path, synthetic: Any, ru
     assert first.content_digest != second.content_digest
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_revisions_outlive_a_build_of_another_spec_in_the_same_folder(
     tmp_path: Path, synthetic: Any, run_stage: Run
 ) -> None:

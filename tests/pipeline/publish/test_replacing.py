@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_specs.shard import ContractError, read_manifest
-from pipeline import opening
-from pipeline.errors import StoreError
+from data_specs.shard import read_manifest
 from pipeline.publish import dataset, release, replacing
 from pipeline.store import build_json
 from pipeline.store.build import Build
@@ -150,24 +148,6 @@ def test_what_is_replaced_is_taken_back_in_store_and_the_manifest_goes_last(
     assert replacing.in_the_way(of(published, seed=7)) == [], "a build that is not published"
 
 
-@pytest.mark.parametrize("damaged", ["latest.json", "000001.json"])
-def test_a_damaged_release_of_another_dataset_stops_no_replacement(published: Build, damaged: str) -> None:
-    datasets = Path(published.store.url) / "datasets"
-    own, other = datasets / published.spec.name, datasets / "another"
-    shutil.copytree(own, other)
-    listed = (other / "latest.json").read_bytes().replace(published.build_id.encode(), b"another-2024-01-01-0")
-    (other / "latest.json").write_bytes(listed)
-    for folder in (other, own):
-        whole = (folder / damaged).read_bytes()
-        (folder / damaged).write_bytes(whole[:50])
-    with pytest.raises((ContractError, StoreError), match=f"{own.name}/{damaged}"):
-        replacing.withdraw(of(published, seed=7))
-    (own / damaged).write_bytes(whole)
-    replacing.withdraw(of(published, seed=7))
-    assert not published.shards.exists("manifest.json")
-    assert published.store.registered() == []
-
-
 def test_the_next_release_leaves_out_what_is_replaced(published: Build, tmp_path: Path, run_stage: Run) -> None:
     later = replace(of(published, snapshot="2024-01-08"), out=str(tmp_path / "later"))
     shutil.copytree(published.out, later.out)
@@ -188,25 +168,6 @@ def test_the_next_release_leaves_out_what_is_replaced(published: Build, tmp_path
     release.publish(published)
     assert [own.snapshot for own in releases.read().builds] == ["2024-01-01"]
     assert releases.latest().withdrawn == ""
-
-
-@pytest.mark.drill(3)
-def test_a_folder_that_is_replaced_takes_nothing_from_a_later_one_of_the_same_build(weeks: Any, tmp_path: Path) -> None:
-    builds = []
-    for name in ("first", "second"):
-        build = weeks.finish(opening.open_build(weeks.spec(range(6)), str(tmp_path / name), weeks.store, "2026-01-01"))
-        release.publish(build)
-        builds.append(build)
-    first, second = builds
-    replacing.withdraw(of(first, seed=7))
-    assert [known["out"] for known in second.store.registered()] == [second.out]
-    assert [own.folder for own in second.store.releases("weekly").read().builds] == [second.shards.url]
-    assert second.store.releases("weekly").latest().withdrawn == ""
-    assert Identities(second.store).of(second.build_id) != ""
-    replacing.withdraw(of(second, seed=7))
-    assert second.store.registered() == []
-    assert second.store.releases("weekly").latest().withdrawn != ""
-    assert Identities(second.store).of(second.build_id) == ""
 
 
 def _killed(folder: Any) -> None:

@@ -16,6 +16,8 @@ from data_specs.shard import read_manifest
 from pipeline.pictures import decode as pictures
 from pipeline.publish.verify import verify
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 
 def _regions(folder: Path) -> Path:
     return next((folder / "regions").glob("*/train-000000.parquet"))
@@ -41,7 +43,6 @@ def _short(rows: list[dict[str, Any]]) -> None:
     rows[0]["boxes"] = rows[0]["boxes"][:-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -64,7 +65,6 @@ def test_bad_regions_are_named_with_their_key(
     assert all(said in fault for fault in faults)
 
 
-@pytest.mark.slow
 def test_a_tar_whose_content_is_wrong_though_its_digest_holds(shards_of: Path, reseal: Any) -> None:
     tar = shards_of / "train-000000.tar"
     rows = pq.read_table(tar.with_suffix(".parquet")).to_pylist()
@@ -117,7 +117,6 @@ def _setting(**values: Any) -> Callable[[list[dict[str, Any]]], None]:
     return lambda rows: rows[0].update(values)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -151,7 +150,6 @@ def test_a_missing_number_among_the_regions_is_one_line(shards_of: Path, edit: A
     assert fault.endswith(": one of the columns of its regions is empty")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", [{"image_offset": -1}, {"text_size": 1 << 60}, {"json_offset": (1 << 63) - 1}])
 def test_a_member_outside_its_tar_is_one_line(shards_of: Path, edit: Any, reseal: Any, place: dict[str, int]) -> None:
     edit(shards_of / "train-000000.parquet", _setting(**place))
@@ -202,7 +200,6 @@ def test_a_member_that_is_no_plain_file_is_one_line(
     assert fault == f"train-000000.tar: {members[0][0].name} is not a regular file"
 
 
-@pytest.mark.slow
 def test_a_tar_of_long_names_only_is_one_line(shards_of: Path, reseal: Any) -> None:
     """Each long-name header makes `tarfile` read the next one: 2,000 of them are a RecursionError."""
     path = shards_of / "train-000000.tar"

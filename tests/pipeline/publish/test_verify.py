@@ -21,17 +21,17 @@ from pipeline.records import sha256_hex
 from pipeline.store import build_json
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 WEB = "a release may only refer to disks, object stores .* and the server that it comes from"
 
 
-@pytest.mark.slow
 def test_a_sound_dataset_has_no_fault(shards_of: Path) -> None:
     assert verify(shards_of) == []
     assert verify(shards_of, quick=True) == []
     assert verify(shards_of.parent) == [], "the build's folder will do"
 
 
-@pytest.mark.slow
 def test_a_missing_column_is_named(shards_of: Path, reseal: Any) -> None:
     path = shards_of / "train-000000.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["split"]), path)
@@ -39,7 +39,6 @@ def test_a_missing_column_is_named(shards_of: Path, reseal: Any) -> None:
     assert verify(shards_of) == ["train-000000.parquet: missing column split"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train-000001.tar", "train-000001.parquet"])
 def test_damaged_missing_and_short_files_are_named(shards_of: Path, name: str) -> None:
     path = shards_of / name
@@ -79,7 +78,6 @@ def test_a_path_that_leaves_the_folder_is_not_opened(shards_of: Path) -> None:
     assert not any("missing" in fault for fault in faults)
 
 
-@pytest.mark.slow
 def test_an_image_cluster_in_two_splits_and_a_key_twice_are_found(shards_of: Path, edit: Any, reseal: Any) -> None:
     leader = pq.read_table(shards_of / "val-000000.parquet")["image_leader"][0].as_py()
     edit(shards_of / "train-000000.parquet", lambda rows: rows[2].update(image_leader=leader))
@@ -92,7 +90,6 @@ def test_an_image_cluster_in_two_splits_and_a_key_twice_are_found(shards_of: Pat
     assert f"{own['key']}: duplicate key" in verify(shards_of, quick=True)
 
 
-@pytest.mark.slow
 def test_what_was_taken_down_since_is_named(synthetic_build: Build, shards_of: Path) -> None:
     row = pq.read_table(shards_of / "train-000000.parquet").to_pylist()[0]
     synthetic_build.store.folder.write_json("forgotten/1.json", {"hashes": [sha256_hex(row["image_url"])]})

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from data_specs.release import parse_latest
 from pipeline.publish import dataset as releases
 from pipeline.publish import release
 from pipeline.report import dataset, drift
@@ -74,14 +73,6 @@ def test_a_published_build_is_skipped_whatever_is_released_later(weeks: Any, sec
         assert again.stage("report").finished(), snapshot
 
 
-@pytest.mark.drill(2)
-def test_what_a_lost_report_remembered_is_found_in_the_releases(weeks: Any, second: tuple[Build, Build]) -> None:
-    first, build = second
-    for one in second:
-        (Path(one.out) / "report/report.json").unlink()
-    assert [dataset.earlier_number(one) for one in (first, build)] == [0, 1]
-
-
 @pytest.mark.drill(3)
 def test_a_report_is_written_anew_when_the_release_before_changed(weeks: Any, second: tuple[Build, Build]) -> None:
     weeks.build("2026-01-15", range(18))
@@ -102,29 +93,6 @@ def test_a_build_whose_report_is_gone_is_named_and_left_out(weeks: Any, second: 
     assert totals["before"]["all"] == 15, "the release lists its samples all the same"
     assert totals["drift"]["samples"] == [3, 6]
     assert second[0].build_id in (Path(build.out) / "report/index.html").read_text("utf-8")
-
-
-@pytest.mark.drill(2)
-def test_a_release_that_is_no_longer_kept_is_said(weeks: Any, second: tuple[Build, Build]) -> None:
-    build = weeks.open("2026-01-15", range(18))
-    folder = Path(build.store.url) / "datasets/weekly"
-    assert parse_latest((folder / "latest.json").read_bytes(), "").current is not None
-    before = dataset.earlier_release(build)
-    assert before is not None
-    (folder / "000001.json").unlink()
-    older = dataset.earlier_release(second[1])
-    assert older is not None
-    assert (older.release, older.parts) == (1, ())
-
-
-@pytest.mark.drill(2)
-def test_a_build_takes_the_place_of_one_of_its_snapshot(weeks: Any, second: tuple[Build, Build]) -> None:
-    other = weeks.open("2026-01-08", range(20), shards={"samples_per_shard": 5})
-    before = dataset.earlier_release(other)
-    assert before is not None
-    assert [part.build_id for part in before.parts] == [build.build_id for build in second]
-    assert [part.build_id for part in before.remaining_builds(other)] == [second[0].build_id]
-    assert before.remaining_samples(other) == other.earlier_samples == 12
 
 
 def test_the_figures_of_builds_add_up(second: tuple[Build, Build]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ def copied(weeks: Any) -> tuple[Build, Build]:
     return first, weeks.build_again("2026-01-08", build.spec)
 
 
+@pytest.mark.drill(2)
 def test_explain_says_which_build_holds_a_known_image(copied: tuple[Build, Build]) -> None:
     first, build = copied
     rows = [row for row in explain(build, "folder:///album/copy1.jpg") if row["reason"] == "known"]
@@ -48,39 +48,6 @@ def test_explain_says_which_build_holds_a_known_image(copied: tuple[Build, Build
 
 
 @pytest.mark.drill(2)
-def test_explain_says_where_an_earlier_build_dropped_what_it_compared(weeks: Any, tmp_path: Path) -> None:
-    """It goes on leading, as a known image, and stands in no shard."""
-    (tmp_path / "words").write_text("第0幅\n第2幅\n第3幅\n", encoding="utf-8")
-    balance = {"balance": {"entries": str(tmp_path / "words"), "unmatched": "drop"}}
-    first = weeks.build("2026-01-01", range(4), **balance)
-    release.publish(first)
-    second = weeks.build("2026-01-08", range(4), **balance)
-    held = {}
-    for number in range(4):
-        [row] = [r for r in explain(second, f"folder:///album/{number:03d}.jpg") if r["reason"] == "known"]
-        assert "its image is already in the dataset" in row["evidence"]
-        held[number] = row["held_by"]["dropped"]
-    assert held == {0: "", 1: "curate: no_concept, its text contains none of the entries", 2: "", 3: ""}
-    shutil.rmtree(first.out)
-    [row] = [r for r in explain(second, "folder:///album/001.jpg") if r["reason"] == "known"]
-    assert row["held_by"]["dropped"] == "", "nobody knows any more"
-
-
-def test_a_cluster_shows_the_leader_that_an_earlier_build_kept(copied: tuple[Build, Build]) -> None:
-    first, build = copied
-    report = json.loads((Path(build.out) / "report/report.json").read_bytes())
-    assert len(report["clusters"]) == 4
-    for cluster in report["clusters"]:
-        assert cluster["held_by"] == first.build_id
-        leader, copy = cluster["members"]
-        assert (leader["id"], leader["kept"], copy["reason"]) == (cluster["leader"], True, "known")
-        assert leader["sha256"] == copy["sha256"]
-    assert report["duplicates"] == 0, "what is known is counted as known"
-    html = (Path(build.out) / "report/index.html").read_text("utf-8")
-    assert html.partition('id="duplicates"')[2].count("<img") == 8
-
-
-@pytest.mark.drill(2)
 def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_stage: Any) -> None:
     first, build = copied
     shutil.rmtree(first.out)
@@ -96,6 +63,7 @@ def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_s
     assert html.partition('id="duplicates"')[2].count("<img") == 4
 
 
+@pytest.mark.drill(2)
 def test_samples_are_read_as_they_are_stored(copied: tuple[Build, Build]) -> None:
     first, build = copied
     ids = {row["duplicate_of"] for number in range(4) for row in explain(build, f"folder:///album/copy{number}.jpg")}

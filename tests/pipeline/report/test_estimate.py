@@ -57,6 +57,7 @@ def test_all_but_memory_grows_with_the_candidates(published: Callable[..., Build
     assert told["by"] == {"build_id": "a-2026-01-01", "snapshot": "2026-01-01", "candidates": 1_000}
 
 
+@pytest.mark.slow
 def test_a_build_asks_for_the_memory_that_the_last_one_needed(
     published: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

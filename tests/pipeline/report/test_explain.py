@@ -69,6 +69,7 @@ def test_a_duplicate_names_the_picture_that_was_kept(synthetic_build: Build, syn
     assert row["leader"]["kept"]
 
 
+@pytest.mark.drill(2)
 def test_beyond_a_number_of_rows_decisions_are_given_without_their_trace(
     synthetic_build: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,14 +16,11 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec, DropShares, SourceDropShares, SpecError
 from pipeline.account import Account, Units
 from pipeline.errors import GateError
-from pipeline.records import sha256_hex
 from pipeline.report import gates
-from pipeline.report.funnel import Funnel, faults, read_funnels, top_reasons
-from pipeline.report.sections.sources import pages
+from pipeline.report.funnel import Funnel, read_funnels, top_reasons
 from pipeline.report.translations import evidence_zh
 from pipeline.report.unreadable import Damage
 from pipeline.stages import STAGES
-from tests.drawn import mosaic
 
 NONE = Funnel({})
 
@@ -236,58 +233,6 @@ def test_what_is_unaccounted_for_is_judged_in_inputs_of_any_size_by_whole_units(
 def test_an_unknown_gate_is_refused() -> None:
     with pytest.raises(SpecError, match=r"--accept max_drop\.dedupe: no such gate; expected one of .*max_drop\.dedup"):
         gates.check_acceptance(STAGES, ["max_drop.dedupe"], "why")
-
-
-@pytest.mark.slow
-def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusals(
-    serve: Any, make_build: Any, run_stage: Any
-) -> None:
-    """300 pages that robots.txt forbids, 40 that cannot be read, 60 with a picture each, of which 20 are not there."""
-    names = [f"/p{i}.html" for i in range(60)] + [f"/odd{i}.html" for i in range(40)]
-    links = "".join(f'<a href="{name}">x</a>' for name in [*names, *(f"/no/{i}.html" for i in range(300))])
-    web = serve({"/robots.txt": (200, {"Content-Type": "text/plain"}, b"User-agent: *\nDisallow: /no/\n")})
-    web.pages["/"] = f"<html><body>{links}</body></html>".encode()
-    for i in range(60):
-        text = "".join(chr(0x4E00 + 97 * i + k) for k in range(12))  # no two alike, nor but for their numbers
-        web.pages[f"/p{i}.html"] = f'<html><body>{text}<img src="/{i}.jpg" alt="{text}"></body></html>'.encode()
-        if i < 40:
-            web.pages[f"/{i}.jpg"] = (200, {"Content-Type": "image/jpeg"}, mosaic(i))
-    for i in range(40):
-        odd = bytes(range(128, 255)) * (i + 1)
-        web.pages[f"/odd{i}.html"] = b"<html><meta charset='utf-8'><body>" + b"x" * i + odd
-    site = {"kind": "site", "name": "s", "source_kind": "news", "start": [web.url()]}
-    publish = {"judged_from": 1, "max_unreadable": 0.0, "max_drop": dict.fromkeys(DropShares.model_fields, 0.0)}
-    build = make_build(web, sources=[site], publish=publish)
-    build = replace(build, fingerprints={name: sha256_hex(name) for name in build.passes})
-    run_stage(build, *[name for name in STAGES if name != "report"])
-
-    candidates, captures = read_funnels(build)
-    [extracted] = [record.counts for record in build.stage("extract").records()]
-    assert extracted["pages_dropped"] >= 35
-    assert (captures.total, captures.dropped) == (401, 300 + extracted["pages_dropped"])
-    judged = named(gates.judge(build.spec, build.stages, candidates, captures))
-    assert judged["max_drop.crawl"].faults[0].startswith("crawl dropped 300 of 401 pages of s (74.8%)")
-    for name in (name for name in build.stages if name in build.passes):
-        gate = judged.get(f"max_drop.{name}")
-        if gate is None:
-            continue
-        rows = (captures if build.stages[name].subject == "capture" else candidates).stages(list(build.stages))
-        [row] = [row for row in rows if row.stage == name]
-        assert gate.found == f"s {row.dropped / row.seen:.1%}"
-        what = "pages" if build.stages[name].subject == "capture" else "candidates"
-        assert [f"dropped {row.dropped:,} of {row.seen:,} {what} " in fault for fault in gate.faults] == [True] * bool(
-            row.dropped
-        )
-        counts = [record.counts for record in build.stage(name).records()]
-        assert row.dropped == sum(count["dropped"] for count in counts), "what the stage itself counts"
-        assert row.seen == sum(count["seen"] for count in counts)
-    assert (judged["max_drop.crawl"].faults, judged["max_drop.fetch"].faults) != ((), ())
-    kept = sum(count["kept"] for count in (record.counts for record in build.stage("shard").records()))
-    assert (judged["min_samples"].found, candidates.kept) == (f"{kept}", kept)
-    assert judged["max_drop_share"].found == f"{candidates.dropped / candidates.total:.1%}"
-    none = dict.fromkeys(("too_deep", "beyond"), 0)
-    assert pages(build, captures) == {"seen": 401, "kept": 101, "dropped": 300, **none}
-    assert faults(build, candidates, captures) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_specs.build import BuildSpec, PluginRef, load
+from data_specs.build import BuildSpec, load
 from data_specs.shard import Manifest, content_digest
 from data_specs.storage.whole_files import sha256_of
 from pipeline import opening, run
@@ -32,12 +32,13 @@ from pipeline.report.trial import show_pictures
 from pipeline.stages import STAGES, detect, shard
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.store.region_cache import prune, stats
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.images import Pictures
 from tests.candidates import put
 from tests.drawn import encoded, with_faces
+
+pytestmark = pytest.mark.slow  # all begin with a build
 
 WITH, WITHOUT = 4, 3
 """Pictures with faces, and without any."""
@@ -103,7 +104,6 @@ def _faces(pixels: Any) -> int:
     return len(finder.find(finder.load(), pixels)[0])
 
 
-@pytest.mark.slow
 def test_no_byte_of_a_face_is_stored_and_pictures_without_faces_are_as_they_were(built: Build) -> None:
     photos, stored = Path(built.spec.base) / "photos", _stored(built)
     assert len(stored) == WITH + WITHOUT
@@ -123,7 +123,6 @@ def test_no_byte_of_a_face_is_stored_and_pictures_without_faces_are_as_they_were
     assert manifest.images.faces_blurred == detector.detector_id == manifest.detectors[1]
 
 
-@pytest.mark.slow
 def test_regions_of_faces_are_scaled_with_what_is_stored_and_none_is_left_out(built: Build) -> None:
     [path] = (Path(built.out) / "shards/regions").glob("faces-*/train-000000.parquet")
     stored = {row["key"]: row for _, row in _stored(built).values()}
@@ -134,7 +133,6 @@ def test_regions_of_faces_are_scaled_with_what_is_stored_and_none_is_left_out(bu
         assert max(own[0::2], default=0) <= stored[key]["width"]
 
 
-@pytest.mark.slow
 def test_verify_tells_a_face_that_was_put_back(built: Build, tmp_path: Path) -> None:
     for name, what, expected in (
         ("clear", lambda old, new: new, "has faces that are not blurred"),
@@ -194,7 +192,6 @@ def _reseal(shards: Path) -> None:
     (shards / "manifest.json").write_text(manifest.model_copy(update=update).model_dump_json(), encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_the_studio_shows_none_neither_of_samples_nor_of_what_was_fetched(built: Build, tmp_path: Path) -> None:
     catalog = Catalog(Frames.open(built.out, STAGES), tmp_path)
     pictures = Pictures(catalog, Takedowns())
@@ -207,7 +204,6 @@ def test_the_studio_shows_none_neither_of_samples_nor_of_what_was_fetched(built:
             assert _faces(decode(pictures.thumb({"pos": pos}, 960).jpeg).pixels) == 0
 
 
-@pytest.mark.slow
 def test_the_report_shows_none(built: Build) -> None:
     html = (Path(built.out) / "report/index.html").read_text(encoding="utf-8")
     shown = [base64.b64decode(data) for data in re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", html)]
@@ -220,7 +216,6 @@ def test_the_report_shows_none(built: Build) -> None:
     assert (_faces(two), _faces(hide(two))) == (2, 0)
 
 
-@pytest.mark.slow
 def test_a_trial_that_keeps_faces_shows_none_of_a_build_that_blurs_them(built: Build) -> None:
     paths = sorted((Path(built.out) / "shards/_decisions").glob("*.parquet"))
     rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
@@ -229,33 +224,6 @@ def test_a_trial_that_keeps_faces_shows_none_of_a_build_that_blurs_them(built: B
     shown = [base64.b64decode(row["picture"].partition(",")[2]) for row in rows]
     assert len(shown) == WITH + WITHOUT
     assert [_faces(decode(data).pixels) for data in shown] == [0] * len(shown)
-
-
-@pytest.mark.slow
-def test_another_detector_leaves_a_tar_the_boxes_by_which_it_was_blurred(
-    built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where STORE's cache was pruned, and faces would be found elsewhere today."""
-
-    def packed(spec: BuildSpec) -> tuple[Build, dict[str, bytes]]:
-        build = opening.open_build(spec, str(tmp_path / "build"), str(tmp_path / "store"), snapshot="2026-01-01")
-        for _ in run.run(build, here=True, until="shard"):
-            pass
-        release.publish(build)
-        shards = Path(build.out) / "shards"
-        files = [*shards.glob("*.tar"), *shards.glob("regions/faces-*/*.parquet")]
-        return build, {str(path.relative_to(shards)): path.read_bytes() for path in files}
-
-    build, before = packed(built.spec)
-    assert len(before) == 2
-    prune(build.store, [entry["detector"] for entry in stats(build.store)])
-    monkeypatch.setattr(Finder, "find", lambda *_: (np.array([[4, 4, 90, 90]], np.float32), np.ones(1, np.float32)))
-    more = [*built.spec.regions.detectors, PluginRef.model_validate({"name": "grid", "n": 3})]
-    regions = built.spec.regions.model_copy(update={"detectors": tuple(more)})
-    build, after = packed(built.spec.model_copy(update={"regions": regions}))
-    assert after == before
-    assert len(list((Path(build.out) / "shards/regions").iterdir())) == 3
-    assert verify(build.out) == []
 
 
 def test_verify_tells_of_a_shard_that_nobody_can_check_for_faces(built: Build, tmp_path: Path) -> None:
@@ -269,7 +237,6 @@ def test_verify_tells_of_a_shard_that_nobody_can_check_for_faces(built: Build, t
     assert verify(shards) == [f"train-000000.tar: no regions of {faces}"]
 
 
-@pytest.mark.slow
 def test_a_picture_at_which_nobody_could_look_is_not_stored(
     built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,7 +269,6 @@ def test_what_is_kept_and_what_is_blurred_are_other_shards(built: Build) -> None
     assert keep.digest != built.spec.digest
 
 
-@pytest.mark.slow
 def test_blurring_needs_the_detector() -> None:
     raw = {"name": "a", "contact": "a@b.example", "shards": {"faces": "blur"}}
     raw["sources"] = [{"kind": "folder", "name": "s", "source_kind": "library", "path": "x"}]  # type: ignore[assignment]

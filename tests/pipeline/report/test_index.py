@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from pipeline.errors import GateError, NothingNew, SourceError
 from pipeline.publish import release
 from pipeline.report import index as report_index
 from pipeline.store.build import Build
-
-Run = Callable[[Build, str], None]
 
 
 @pytest.mark.drill(2)
@@ -62,7 +59,7 @@ def test_an_index_lists_releases_and_says_what_became_of_each_build(weeks: Any, 
     assert "accepted:</span> min_samples" in page
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_report_of_another_tool_is_no_build(two: list[Build], tmp_path: Path) -> None:
     shutil.copytree(two[0].out, tmp_path / "all/ours")
     (tmp_path / "all/web/report").mkdir(parents=True)

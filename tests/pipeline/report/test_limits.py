@@ -124,6 +124,7 @@ def test_beside_a_limit_on_texts_stand_those_just_dropped_and_just_kept(
     assert charts["short_side"]["limits"][0]["just_dropped"] == []  # pictures have a sheet of their own
 
 
+@pytest.mark.slow
 def test_a_bar_is_on_the_side_of_its_limit(charts: dict[str, dict[str, Any]]) -> None:
     sides = charts["short_side"]
     [limit] = sides["limits"]

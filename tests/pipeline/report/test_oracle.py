@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,18 +16,15 @@ import pytest
 from PIL import Image
 
 from data_specs.build import BuildSpec
-from data_specs.shard import Text
 from pipeline import opening
 from pipeline.publish import release
-from pipeline.records import candidate_rows, candidates_of
 from pipeline.report import page
 from pipeline.report.hidden_content import HIDDEN
-from pipeline.stages.admit import admit
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.texts.words import stop_words, words_of
 from tests.drawn import blobs, encoded
-from tests.stages import run_noted, run_stage
+from tests.stages import run_noted
 from tests.weeks import Weeks
 
 pytestmark = pytest.mark.slow
@@ -62,23 +58,6 @@ def _image(seed: int, side: tuple[int, int]) -> Any:
     return Image.fromarray(blobs(seed, side))
 
 
-def by_hand(folder: Path, synthetic: Any) -> Build:
-    """The synthetic build, of which `admit` has taken texts off some candidates."""
-    build, _ = synthetic.make(folder)
-    stage = build.stage("admit")
-    record = stage.record(stage.partitions()[0])
-    rows = candidates_of(stage.table(record))
-    longer = [replace(c, texts=(Text("title", "<"), *c.texts)) if n % 3 else c for n, c in enumerate(rows)]
-    kept, _ = admit(longer, build.spec)
-    stage.delete_record(record.partition)
-    with stage.attempt(record.partition) as attempt:
-        attempt.decide(stage.table(record, "decisions.parquet"))
-        attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
-        attempt.commit(record.counts, record.info)
-    run_stage(build, "shard")
-    return build
-
-
 def weekly(folder: Path, synthetic: Any) -> Build:
     """The second week of a dataset: most of what it finds is known."""
     weeks = Weeks(folder, synthetic.encode)
@@ -86,7 +65,7 @@ def weekly(folder: Path, synthetic: Any) -> Build:
     return weeks.build("2026-01-08", range(8, 20))
 
 
-@pytest.fixture(scope="module", params=["odd_texts", "by_hand", "weekly"])
+@pytest.fixture(scope="module", params=["odd_texts", "weekly"])
 def told(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, synthetic: Any
 ) -> tuple[Tables, Values]:
@@ -94,7 +73,6 @@ def told(
     folder = tmp_path_factory.mktemp(request.param)
     makers: dict[str, Callable[[], Build]] = {
         "odd_texts": lambda: odd_texts(folder),
-        "by_hand": lambda: by_hand(folder, synthetic),
         "weekly": lambda: weekly(folder, synthetic),
     }
     build = makers[request.param]()

@@ -41,6 +41,7 @@ def test_opted_out_and_forgotten_items_are_not_shown(written: tuple[str, dict[st
         assert item.candidate.candidate_id not in json.dumps(figures)
 
 
+@pytest.mark.drill(1)
 def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
@@ -58,8 +59,7 @@ def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
     assert not shown & {items[0].candidate.image_url, items[4].candidate.image_url}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("by", ["image", "domain"])
+@pytest.mark.parametrize("by", ["image", pytest.param("domain", marks=pytest.mark.drill(1))])
 def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     synthetic_build: Build, synthetic: Any, run_stage: Run, by: str
 ) -> None:
@@ -80,6 +80,7 @@ def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     assert (made["not_shown"] > never) == (by != "image"), "what was taken down counts as not shown"
 
 
+@pytest.mark.drill(1)
 def test_the_sheet_is_the_same_every_time_and_balanced(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path, report={"pictures": 20})
     run_stage(build, "shard")

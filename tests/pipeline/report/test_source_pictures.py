@@ -74,12 +74,14 @@ def test_what_was_taken_down_is_not_shown_by_its_bytes_nor_by_its_looks(build: B
     assert rest.data == (tmp_path / "photos/web.jpg").read_bytes()
 
 
+@pytest.mark.slow
 def test_with_a_filter_that_looks_at_pixels_what_it_has_not_seen_is_not_shown(build: Build) -> None:
     filters = [*build.spec.filters, {"name": "image_nsfw"}]
     spec = BuildSpec.model_validate({**build.spec.model_dump(mode="json"), "filters": filters})
     assert list(source_pictures(replace(build, spec=spec), rows_of(build), NO_TAKEDOWNS)) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_gone_costs_its_pictures_only(build: Build, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "photos")
     folder._scan.cache_clear()

@@ -54,23 +54,7 @@ def test_a_build_is_ready_and_then_published_as_a_release(weeks: Any) -> None:
         assert record.files[suffix].sha256 == sha256_of(Path(build.out) / "report" / name)
 
 
-def test_a_refusal_names_gates_and_figures_and_an_acceptance_its_reason_as_text(weeks: Any) -> None:
-    build = weeks.build("2026-01-01", range(12), publish={"min_samples": 50})
-    assert (state_of(build)["verdict"], state_of(build)["failing"]) == ("refused", ["min_samples"])
-    assert "12 samples were kept, the spec requires 50" in shown(build)
-    assert f"wenlan-data publish {build.out} --accept min_samples --because" in shown(build)
-    since = state_of(build)["since"]
-    with pytest.raises(GateError):
-        release.publish(build)
-    assert state_of(build)["since"] == since, "it has been refused since then"
-    why = "a trial <b>only</b> <!--/state-->"
-    release.publish(build, accept=["min_samples"], because=why)
-    state = state_of(build)
-    assert (state["verdict"], state["accepted"]) == ("published", {"min_samples": why})
-    assert "a trial &lt;b&gt;only&lt;/b&gt; &lt;!--/state--&gt;" in shown(build)
-    assert "Accepted" in shown(build)
-
-
+@pytest.mark.drill(1)
 def test_manual_approval_waits_since_the_report_said_so(weeks: Any) -> None:
     build = weeks.build("2026-01-01", range(12), publish={"approve": "manual"})
     state = state_of(build)

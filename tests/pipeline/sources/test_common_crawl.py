@@ -103,10 +103,8 @@ def taken(made: CommonCrawl) -> list[PageRange | Decision]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows_per_part", [1, 7, 20, 10_000])
-@pytest.mark.parametrize(
-    ("first", "languages"), [(False, ("zho",)), (True, ("zho",)), (False, ("jpn", "deu")), (True, ("eng",))]
-)
+@pytest.mark.parametrize("rows_per_part", [7, 10_000])
+@pytest.mark.parametrize(("first", "languages"), [(False, ("zho",)), (True, ("eng",)), (False, ("jpn", "deu"))])
 def test_pages_of_the_language_are_found_however_the_index_is_divided(crawl, rows_per_part, first, languages):
     made = source(crawl, rows_per_part=rows_per_part, first_language=first, languages=languages)
     places = taken(made)

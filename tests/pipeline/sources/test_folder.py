@@ -21,7 +21,6 @@ from pipeline.account import Account
 from pipeline.errors import SourceError
 from pipeline.files.inputs import MAX_FILE
 from pipeline.records import Candidate, Provenance, candidate_rows
-from pipeline.sources import folder as folder_source
 from pipeline.sources.folder import FolderOfImages
 from tests.candidates import put, read, texts
 from tests.drawn import HEIC, encoded
@@ -112,17 +111,6 @@ def test_a_captions_file_with_any_columns(tmp_path, codec, separator):
     b, a = read(folder(tmp_path, captions="表.csv", columns=named))
     assert texts(a) == [("caption", "雪后的黄山，很冷"), ("caption", "黄山")]
     assert texts(b) == [("caption", "西湖的晚上")]
-
-
-def test_files_that_are_no_pictures_are_looked_at_once_and_texts_never(tmp_path, monkeypatch):
-    put(tmp_path, {f"a/{n}.md": "x" for n in range(200)})
-    put(tmp_path, {f"b/{n}.jpg": b"x" for n in range(20)} | {f"b/{n}.txt": "云" for n in range(20)})
-    looked = list[str]()
-    monkeypatch.setattr(folder_source, "first_bytes", lambda _, name, size: looked.append(name) or b"")
-    source = folder(tmp_path, images_per_part=50)
-    source.token()
-    assert [texts(entry) for entry in read(source)] == [[("caption", "云")]] * 20
-    assert sorted(looked) == sorted(f"a/{n}.md" for n in range(200))
 
 
 @pytest.mark.slow
@@ -347,6 +335,7 @@ def test_a_quote_that_nobody_closes_costs_no_other_caption(tmp_path):
     assert texts(got[2]) == [("caption", '"第2张')], "it is a quote of the text"
 
 
+@pytest.mark.slow
 def test_a_captions_file_whose_header_no_quote_ends_is_read_or_is_one_line(tmp_path):
     put(tmp_path, {"a.jpg": b"A", "t.csv": '"file,caption\na.jpg,云\n'})
     assert texts(read(folder(tmp_path, captions="t.csv"))[0]) == [("caption", "云")]

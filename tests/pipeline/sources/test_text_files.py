@@ -188,6 +188,7 @@ CAPTION = st.text(st.sampled_from('甲a",\n '), min_size=1, max_size=8).map(str.
 BROKEN = st.sampled_from(['"甲\t{}', '甲"\t{}', '"甲\n乙\t{}', '"', '"甲"乙\t{}', '甲\n"乙"\t{}', '\n"\n', '"甲\t"{}"'])
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(CAPTION, st.none() | BROKEN), min_size=1, max_size=30))
 def test_a_stray_quote_costs_no_other_row_whatever_is_quoted_around_it(table: list[tuple[str, str | None]]) -> None:
     """Oracle: what the csv module wrote, between rows that no writer of tables writes."""
@@ -248,7 +249,7 @@ def test_a_line_that_breaks_off_in_a_quote_takes_nothing_of_the_next_row() -> No
         assert read_back('"甲\n' + whole) == {"http://i/2": whole.split('"')[1]}
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_no_row_is_longer_than_is_read_however_often_its_quotes_open_anew() -> None:
     line = 'a",b,"c' + "长" * 1000 + "\n"
     count = 3 * MAX_ROW // len(line)

@@ -9,7 +9,6 @@ import gzip
 import io
 import json
 import lzma
-import os
 import re
 import socket
 from pathlib import Path
@@ -25,11 +24,10 @@ from pipeline.account import Account
 from pipeline.decisions import Decision
 from pipeline.errors import SourceError
 from pipeline.plugins import configure
-from pipeline.records import Candidate, candidate_rows
+from pipeline.records import Candidate
 from pipeline.sources import TableSource
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.url_table import UrlTable
-from pipeline.store.build import sha256_of
 
 ROWS = [{"url": f"http://i.test/{i}.jpg", "zh": f"第{i}张，“图”\n片", "page": f"http://p.test/{i}"} for i in range(7)]
 
@@ -57,7 +55,7 @@ def write(folder: Path, kind: str, rows: list[dict[str, str]] = ROWS) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz"])
-@pytest.mark.parametrize("rows_per_part", [2, 3, 100])
+@pytest.mark.parametrize("rows_per_part", [2, 100])
 def test_every_format_gives_the_same_candidates_however_it_is_cut(tmp_path, kind, rows_per_part):
     entries = read(table(write(tmp_path, kind), rows_per_part=rows_per_part))
     assert [(c.image_url, c.texts[0].kind, c.texts[0].text, c.page_url, c.row) for c in entries] == [
@@ -65,8 +63,9 @@ def test_every_format_gives_the_same_candidates_however_it_is_cut(tmp_path, kind
     ]
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("charset", ["utf-8", "gb18030", "utf-16"])
+@pytest.mark.parametrize(
+    ("end", "charset"), [("\n", "utf-16"), ("\r\n", "gb18030"), ("\r", "utf-8"), ("\r\n", "utf-16")]
+)
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_every_row_is_in_a_part_whatever_ends_a_line(tmp_path, end, charset, kind):
     rows = [f"http://i.test/{i}.jpg,“图”{i},http://p.test/{i}" for i in range(25)]
@@ -115,6 +114,7 @@ def test_a_broken_row_is_one_decision_that_names_file_and_row(tmp_path):
     assert len({f.id for f in entries if isinstance(f, Decision)}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_row_beyond_all_measure_is_one_decision_and_the_next_one_is_read(tmp_path, kind):
     """More text than any row has, then a line longer than is read at all; both lie between sound rows."""
@@ -279,16 +279,6 @@ def test_boxes_that_are_none_are_told(tmp_path: Path, bbox: str, fault: str) -> 
     assert fault in decision.evidence
 
 
-@pytest.mark.slow
-def test_a_header_that_no_quote_ends_is_read_or_is_one_line(tmp_path):
-    rows = "http://i.test/1.jpg,好,\n" * 60_000
-    (tmp_path / "t.csv").write_text('"url,zh,page\n' + rows)
-    assert len(read(table(tmp_path / "t.csv"))) == 60_000
-    (tmp_path / "t.csv").write_text('"address,zh,page\n' + rows)
-    with pytest.raises(SourceError, match=r"t\.csv: source t: field larger than"):
-        read(table(tmp_path / "t.csv"))
-
-
 @pytest.mark.parametrize("rows_per_part", [3, 100])
 def test_no_part_reads_a_row_of_another_where_texts_begin_with_quotes(tmp_path, rows_per_part):
     texts = {2: '"天下第一泉', 7: '他说"好', 8: '"趵突泉" 的水'}
@@ -409,18 +399,6 @@ def test_a_disk_that_fails_under_a_parquet_file_is_no_damage_of_the_file(tmp_pat
     monkeypatch.setattr(LocalFileOpener, "read", fail, raising=False)
     with pytest.raises(SourceError, match="Input/output error"):
         list(source.read(0, Account()))
-
-
-def test_a_file_may_be_called_in_the_encoding_of_a_chinese_windows(tmp_path):
-    write(tmp_path, "csv").rename(tmp_path / os.fsdecode("表.csv".encode("gbk")))
-    source = table(tmp_path / "*.csv")
-    sha256_of(source.token())
-    assert candidate_rows(read(source), 0).num_rows == len(ROWS)
-    posts = {"name": "s", "source_kind": "microblog", "path": str(tmp_path / "*.jsonl")}
-    (tmp_path / os.fsdecode("表.jsonl".encode("gbk"))).write_text('{"text": "云", "images": ["http://i.test/1.jpg"]}')
-    source = configure("sources", "microblog", posts, TableSource)
-    sha256_of(source.token())
-    assert candidate_rows(read(source), 0)["image_url"].to_pylist() == ["http://i.test/1.jpg"]
 
 
 @pytest.mark.parametrize("pack", ["gz", "bz2", "xz", "zst"])

@@ -21,12 +21,12 @@ from PIL import Image
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from data_specs.shard import Sample, Text, encode_sample
-from pipeline.decisions import Decision, Lost
+from pipeline.decisions import Decision
 from pipeline.errors import SourceError
 from pipeline.files.tar_members import _JoinedTar
-from pipeline.records import PROVENANCE, Candidate, Provenance, candidate_rows, sha256_hex
+from pipeline.records import PROVENANCE, Provenance, candidate_rows, sha256_hex
 from pipeline.sources import FileSource
-from pipeline.sources._look import Budget, Count
+from pipeline.sources._look import Budget
 from pipeline.sources.webdataset import WebDataset, _key_and_suffix, _samples
 from pipeline.store.build import sha256_of
 from pipeline.store.commits import DECISIONS
@@ -34,7 +34,6 @@ from pipeline.takedown.forget import Request, forget
 from tests import archived
 from tests.candidates import put, read, texts
 from tests.drawn import encoded
-from tests.pipeline.files.test_tar_members import tar_of
 from tests.places import ROOT
 
 PNG = encoded(Image.new("RGB", (8, 8)), "PNG")
@@ -72,17 +71,6 @@ def test_pictures_of_many_tars_are_read_in_any_order_and_each_tar_is_indexed_onc
             assert source.read_image(url) == f"{number} {name}".encode()
     assert (len(opened), len(looked)) == (100, 1)
     assert source.read_image("webdataset:///s/000.tar/d.jpg") is None
-
-
-def test_indexes_that_find_no_room_are_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.sources.webdataset.INDEXED_BYTES", 50)  # two pictures
-    for name in "ab":
-        tar(tmp_path / f"{name}.tar", {"1.jpg": f"{name}1", "2.jpg": f"{name}2"})
-    source, opened, whole = tars(str(tmp_path / "*.tar")), [], _JoinedTar.open
-    monkeypatch.setattr(_JoinedTar, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
-    for shard, number in ["a1", "b1", "a2", "b2", "b1"]:
-        assert source.read_image(f"webdataset:///s/{shard}.tar/{number}.jpg") == f"{shard}{number}".encode()
-    assert len(opened) == 4, "no more is held than there is room for"
 
 
 def test_a_tar_that_comes_changes_or_goes_is_seen(tmp_path):
@@ -315,43 +303,6 @@ def test_a_pipe_is_refused(tmp_path, monkeypatch, path):
     with pytest.raises(ValueError, match="commands are not allowed"):
         tars(path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_lies_behind_a_place_of_zeros_is_read(tmp_path):
-    tar(tmp_path / "a.tar", {"1.jpg": b"1", "1.txt": "云"})
-    tar(tmp_path / "b.tar", {"2.jpg": b"2", "2.txt": "海"})
-    (tmp_path / "ab.tar").write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
-    source = tars(str(tmp_path / "ab.tar"))
-    assert [(texts(row), source.read_image(row.image_url)) for row in read(source)] == [
-        ([("caption", "云")], b"1"),
-        ([("caption", "海")], b"2"),
-    ]
-    assert source.look(Budget(seconds=60)).counts == (Count("files", 1), Count("samples", 2))
-
-
-def of_damaged(path: Path, data: bytes) -> tuple[dict[str, str], list[Decision], WebDataset]:
-    """Captions by picture, and Decisions, of a tar of these bytes; every picture that it still holds is read."""
-    path.write_bytes(data)
-    source = tars(str(path))
-    entries = read(source)
-    captions = {c.image_url.rpartition("/")[2]: c.texts[0].text for c in entries if isinstance(c, Candidate)}
-    for entry in entries:
-        if isinstance(entry, Candidate):
-            assert source.read_image(entry.image_url) in data
-    return captions, [entry for entry in entries if isinstance(entry, Decision)], source
-
-
-@pytest.mark.parametrize("header", [bytes(512), b"\xff" * 512, b"x" * 100])
-def test_a_header_that_was_lost_costs_its_member(tmp_path, header):
-    whole = tar_of(40)
-    at = whole.index(b"007.jpg")
-    captions, decisions, source = of_damaged(tmp_path / "a.tar", whole[:at] + header + whole[at + len(header) :])
-    assert captions == {f"{n:03d}.jpg": f"第{n}张" for n in range(40) if n != 7}
-    lone, hole = decisions
-    assert (lone.reason, lone.evidence) == ("bad_row", "a.tar, 007: no picture")
-    assert (hole.reason, hole.lost) == ("unreadable", Lost(bytes=1536))
-    assert hole.evidence.startswith(f"a.tar: 1,536 bytes from byte {at:,} on cannot be read (")
-    assert source.look(Budget(seconds=60)).counts[1] == Count("samples", 40)
 
 
 def test_a_file_that_belongs_to_no_sample_is_a_decision(tmp_path):

@@ -67,6 +67,7 @@ def counts(build: Build) -> dict[str, int]:
     return {name: build.counted("extract", name) for name in named}
 
 
+@pytest.mark.slow
 def test_pictures_are_read_from_whichever_file_holds_them_and_nothing_is_asked(archives, serve):
     web = serve({"/gone.jpg": (200, {}, PICTURES[0])})
     where = web.url()
@@ -114,6 +115,7 @@ def test_of_several_captures_the_nearest_to_the_page_counts_in_any_order_of_file
     assert outcomes(archives(a=captures[0], b=captures[2] + later, c=shown)) == {f"{SITE}/1.jpg": PICTURES[5]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("known", "said"),
     [
@@ -140,6 +142,7 @@ def test_a_revisit_of_what_is_not_there_is_not_there(archives):
     assert outcomes(archives(a=page(f"{SITE}/p", "/1.jpg") + other + again)) == {f"{SITE}/1.jpg": "not_stored"}
 
 
+@pytest.mark.slow
 def test_redirects_are_followed_within_the_archive_and_not_without_end(archives):
     build = archives(
         a=page(f"{SITE}/p", "/1.jpg", "/2.jpg", "/loop.jpg") + moved(f"{SITE}/1.jpg", "/there.jpg"),
@@ -266,6 +269,7 @@ def test_images_of_other_sources_are_read_from_the_archive_too(archives, tmp_pat
     assert outcomes(build) == {f"{SITE}/1.jpg": PICTURES[1]}
 
 
+@pytest.mark.slow
 def test_a_wacz_gives_what_its_warc_files_give(archives, tmp_path):
     pages = page(f"{SITE}/p", "/1.jpg", "/2.jpg")
     first, second = pages + jpeg(f"{SITE}/1.jpg", PICTURES[1]), jpeg(f"{SITE}/2.jpg", PICTURES[2])

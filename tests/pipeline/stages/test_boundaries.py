@@ -75,6 +75,7 @@ def test_shards_end_at_their_bytes_and_hold_what_they_held(tmp_path: Path, synth
     assert len(names["train"]) > 3
 
 
+@pytest.mark.drill(2)
 def test_shards_are_the_same_in_whatever_order_they_are_packed(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     tars = []
     for name in ("a", "b"):

@@ -9,20 +9,17 @@ import socket
 import subprocess
 import sys
 import time
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from warcio.archiveiterator import ArchiveIterator
 
-from pipeline.errors import SourceError, StoreError
+from pipeline.errors import SourceError
 from pipeline.stages import crawl, extract
 from pipeline.store.commits import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import crawler, pace, policy
-from pipeline.web.frontier import Frontier
-from pipeline.web.page_visitor import Visitor
 from tests import odd_site
 from tests.crawled import html, run, site, take_down
 from tests.stages import run_stage
@@ -175,6 +172,7 @@ class Failing:
         handler.wfile.write(body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [0, 503, 429])
 @pytest.mark.parametrize("pages", [1, 2, 8])
 def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_build, monkeypatch, pages, status):
@@ -213,6 +211,7 @@ def test_pages_that_were_lost_while_a_host_was_down_are_asked_for_once_it_is_up(
     assert reasons == {}
 
 
+@pytest.mark.slow
 def test_pages_that_never_answer_end_no_crawl_of_a_host_that_is_up(serve, make_build, monkeypatch):
     """Such a crawl could never end: it stopped at the same pages each time that it was started again."""
     monkeypatch.setattr(crawler, "MAX_STREAK", 3)
@@ -247,7 +246,7 @@ def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
     web = serve({"/": html("/0.html"), **pages})
     build = make_build(web, sources=site(web.url()), egress={"delay_s": 0.05})
     kills = 0
-    for target in (8, 25):
+    for target in (8,):
         argv = [sys.executable, "-c", KILLED, build.spec.model_dump_json(), build.out, build.store.url]
         child = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
         deadline = time.monotonic() + 120
@@ -256,13 +255,13 @@ def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
         kills += child.poll() is None
         child.send_signal(signal.SIGKILL)
         child.wait()
-    assert kills == 2
+    assert kills == 1
     assert list(build.stage("crawl").records()) == []
     _, bodies, reasons = run(build)
     assert set(bodies) == {web.url(path) for path in web.pages}
     assert set(reasons.values()) == {"http_status"}  # the leaves of the tree are not there
     asked = [path for path in web.asked if path in web.pages]
-    assert len(asked) - len(set(asked)) <= 2, "at most the one page in the air is asked for again, a kill"
+    assert len(asked) - len(set(asked)) <= 1, "at most the one page in the air is asked for again"
     assert not list((Path(build.out) / "captures" / "_frontier").iterdir())
 
 
@@ -297,26 +296,6 @@ def test_pages_of_sitemaps_are_taken_and_those_of_other_sites_are_not(serve, mak
     assert "/a.html" in web.asked
 
 
-def test_the_pages_of_sitemaps_are_counted_once_however_often_a_crawl_is_killed(serve, make_build, monkeypatch):
-    web = serve({"/": html(), "/a.html": html(), "/b.html": html()})
-    web.pages["/robots.txt"] = f"Sitemap: {web.url('/a.xml')}\nSitemap: {web.url('/b.xml')}\n".encode()
-    for name in "ab":
-        web.pages[f"/{name}.xml"] = f"<urlset><url><loc>{web.url(f'/{name}.html')}</loc></url></urlset>".encode()
-    build, sitemap = make_build(web, sources=site(web.url())), Visitor.sitemap
-
-    async def stopped(self: Visitor, url: str) -> tuple[list[str], list[str]]:
-        if url.endswith("/b.xml"):
-            raise StoreError("b.xml", "stands for a kill")
-        return await sitemap(self, url)
-
-    monkeypatch.setattr(Visitor, "sitemap", stopped)
-    with pytest.raises(StoreError):
-        crawl.run_partition(build, "s")
-    monkeypatch.setattr(Visitor, "sitemap", sitemap)
-    counts, bodies, _ = run(build)
-    assert (counts["in_sitemaps"], len(bodies)) == (2, 3)
-
-
 def test_a_last_crawl_whose_table_is_damaged_is_none(serve, make_build):
     web = serve({"/": (200, {"ETag": '"1"'}, html())})
     before = make_build(web, sources=site(web.url()))
@@ -325,24 +304,6 @@ def test_a_last_crawl_whose_table_is_damaged_is_none(serve, make_build):
     Path(stage.folder.at(stage.record("s").files["parquet"].name)).write_bytes(b"PAR1")
     counts, _, _ = run(make_build(web, out="next", sources=site(web.url())))
     assert (counts["kept"], counts["unchanged"]) == (1, 0)
-
-
-@pytest.mark.drill(2)
-def test_pages_beyond_the_limits_are_written_without_an_object_for_each(make_build, monkeypatch, tmp_path):
-    monkeypatch.setattr(crawl, "PAGES_AT_ONCE", 500)
-    build = make_build(sources=site("http://a.test/"))
-    [source] = crawl._sites(build.spec)
-    with Frontier(tmp_path / "frontier", 100_000, {}) as frontier:
-        frontier.add((f"http://a.test/{n}.html" for n in range(20_000)), depth=1)
-        tracemalloc.start()
-        try:
-            record = crawl._commit(build.stage("crawl"), source, frontier, "digest")
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-    rows = build.stage("crawl").table(record, DECISIONS)
-    assert [row["url"] for row in rows.to_pylist()] == [f"http://a.test/{n}.html" for n in range(20_000)]
-    assert peak < 10_000_000
 
 
 class Calendar(dict[str, bytes]):
@@ -441,20 +402,6 @@ def test_each_host_has_its_own_limits(serve, make_build):
     assert set(reasons.values()) == {"over_budget"}
 
 
-def test_the_warc_is_read_by_fastwarc_too(serve, make_build):
-    fast = pytest.importorskip("fastwarc.warc")
-
-    web = serve({"/": html("/a.html"), "/a.html": html(text="甲")})
-    build = make_build(web, sources=site(web.url()))
-    _, bodies, _ = run(build)
-    stage = build.stage("crawl")
-    with stage.file(stage.record("s"), "warc.gz") as path, path.open("rb") as f:
-        records = {
-            r.headers["WARC-Target-URI"]: r.reader.read() for r in fast.ArchiveIterator(f, fast.WarcRecordType.response)
-        }
-    assert records == bodies
-
-
 def test_a_site_is_not_crawled_again_because_another_part_of_the_spec_changed(serve, make_build):
     web = serve({"/": html()})
     build = make_build(web, sources=site(web.url()))
@@ -517,6 +464,7 @@ def test_a_site_whose_domain_was_taken_down_leaves_an_empty_crawl_and_stops_no_b
     assert sum(record.counts["kept"] for record in build.stage("extract").records()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["http://[::1", "http://[x]/", "//[", "http://a:b/", "http://%/", "http://\u2488/"])
 def test_a_base_that_is_no_address_ends_no_crawl(serve, make_build, base):
     web = serve()

@@ -78,7 +78,7 @@ def test_a_mirrored_copy_is_one_where_the_spec_says_so(fetched_build: Any, got: 
     assert [row["reason"] for row in decided.values()] == ["near_image"]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_near_copies_in_a_format_of_screens_are_two_on_one_host(fetched_build: Any, got: Any) -> None:
     photo, brighter = Image.fromarray(blobs(4)), Image.fromarray((blobs(4) * 0.9 + 20).astype("uint8"))
     for kind, other, kept in (("JPEG", "site", 1), ("PNG", "site", 2), ("PNG", "elsewhere", 1)):
@@ -90,6 +90,7 @@ def test_near_copies_in_a_format_of_screens_are_two_on_one_host(fetched_build: A
         assert len(run(build)[0]) == kept
 
 
+@pytest.mark.slow
 def test_texts_are_not_merged_when_the_spec_says_so(fetched_build: Any, got: Any) -> None:
     images = [got("small", picture(1), "小图"), got("big", picture(1, (320, 240)), "大图")]
     kept, decided, _ = run(fetched_build(images, filters=[], dedup={"merge_texts": False}))
@@ -106,6 +107,7 @@ def test_partitions_and_their_order_do_not_matter(fetched_build: Any, got: Any) 
     assert 0 < len(one[0]) < 8
 
 
+@pytest.mark.slow
 def test_a_build_without_pairs_is_no_fault(fetched_build: Any) -> None:
     build = fetched_build([])
     kept, decided, counts = run(build)

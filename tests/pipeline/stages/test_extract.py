@@ -8,10 +8,8 @@ import http.server
 import io
 import json
 import random
-import re
 import threading
 import uuid
-import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from data_specs.build import BuildSpec
 from pipeline.decisions import Decision, Lost
@@ -122,46 +119,6 @@ INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "warc": ({"kind": "warc", "path": "in/*.warc.gz"}, ".warc.gz"),
     "pictures": ({"kind": "folder", "path": "in", "images_per_part": 1}, ".jpg"),
 }
-
-
-@pytest.mark.parametrize("kind", INPUTS)
-def test_a_folder_may_grow_at_its_end_while_it_is_read(tmp_path, kind):
-    """Files of a new day stand behind all others: no part gets another number."""
-    source, suffix = INPUTS[kind]
-    content = {".csv": b"url,zh\nhttp://a.test/1.jpg,x\n", ".warc.gz": warc(("http://a.test/1", "x")), ".jpg": b"x"}
-    (tmp_path / "in").mkdir()
-    for day in ("2026-01-01", "2026-01-02"):
-        (tmp_path / "in" / f"{day}{suffix}").write_bytes(content[suffix])
-    build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source})
-    first, second = extract.partitions(build)
-    extract.run_partition(build, first)
-    (tmp_path / "in" / f"2026-01-03{suffix}").write_bytes(content[suffix])
-    extract.sources_of(build.spec)[0].token()  # another process lists a folder anew
-    extract.run_partition(build, second)
-    assert build.stage("extract").partitions() == [first, second]
-
-
-@pytest.mark.parametrize(("kind", "times"), [("table", 2), ("warc", 1)])
-def test_to_see_whether_files_came_or_went_no_part_looks_at_those_that_the_spec_names(
-    tmp_path, monkeypatch, kind, times
-):
-    """Each part looked two times more at each of all files, which on a store is a request each."""
-    source, suffix = INPUTS[kind]
-    content = {".csv": b"url,zh\nhttp://a.test/1.jpg,x\n", ".warc.gz": warc(("http://a.test/1", "x"))}
-    named = [f"{name}{suffix}" for name in "ba"]
-    for name in named:
-        (tmp_path / name).write_bytes(content[suffix])
-    build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source, "path": named})
-    first, _ = extract.partitions(build)
-    looked, info = list[str](), LocalFileSystem.info
-
-    def looking(self: LocalFileSystem, path: str, **options: Any) -> Any:
-        looked.append(path.rpartition("/")[2])
-        return info(self, path, **options)
-
-    monkeypatch.setattr(LocalFileSystem, "info", looking)
-    extract.run_partition(build, first)
-    assert looked.count(named[1]) == times
 
 
 @pytest.mark.parametrize("kind", INPUTS)
@@ -424,90 +381,6 @@ def test_a_table_without_the_columns_of_the_spec_is_broken_unless_no_file_has_th
     assert sum(record.counts["kept"] for record in build.stage("extract").records()) == 3
     [warning] = [line for line in extract.sources_of(build.spec)[0].look(Budget(seconds=60)).warnings if "read" in line]
     assert warning.startswith("a build cannot read 8 of 9 files: a.csv (no column 'url'; columns: <html>")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
-@pytest.mark.parametrize("kind", ["jsonl", "posts", "csv"])
-def test_a_line_that_holds_many_rows_weighs_as_many(tmp_path, kind, pack):
-    """Of a file whose second half lost its line ends, half is unreadable; of one that is an array, all."""
-    source, suffix, _ = FILES[kind]
-    suffix = suffix if pack is gzip.compress else suffix.removesuffix(".gz")
-    dice = random.Random(3)
-    texts = ["".join(chr(dice.randrange(0x4E00, 0x9FA5)) for _ in range(100)) for _ in range(1_200)]
-    rows = [
-        f"http://a.test/{n}.jpg,{text}"
-        if kind == "csv"
-        else json.dumps({"url": f"http://a.test/{n}.jpg", "zh": text, "text": text, "pics": [f"http://a.test/{n}.jpg"]})
-        for n, text in enumerate(texts)
-    ]
-    head = ["url,zh"] if kind == "csv" else []
-    halves = "\n".join([*head, *rows[:600], ",".join(rows[600:]), ""])
-    array = "\n".join([*head, ",".join(rows), ""])
-    for name, text in (("a", halves), ("b", array)):
-        (tmp_path / f"{name}{suffix}").write_bytes(pack(text.encode("utf-8")))
-    build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source, "path": f"*{suffix}"})
-    for partition in extract.partitions(build):
-        extract.run_partition(build, partition)
-    first, second = build.stage("extract").records()
-    assert (first.counts["kept"], first.counts["dropped"], first.counts["unaccounted"]) == (600, 1, 0)
-    assert first.counts["lost_bytes"] / first.counts["input_bytes"] == pytest.approx(0.5, abs=0.05)
-    assert second.counts["lost_bytes"] / second.counts["input_bytes"] == pytest.approx(1, abs=0.001)
-    assert (second.counts["kept"], second.counts["lost_files"]) == (0, 1)
-    damage = read_damage(build)["s"]
-    assert (damage.lost_parts, damage.lost_rows, damage.lost_files) == (0, 0, 1)
-    lines = "\n".join(gates.in_words(build, gates.verdict(build, *read_funnels(build))))
-    assert "gate max_unreadable" in lines
-    (tmp_path / f"a{suffix}").unlink()
-    with pytest.raises(
-        BrokenFile, match=rf"^[^\n]*b{suffix}: source s: none of its 1 rows can be read; row 1: [^\n]+$"
-    ):
-        extract.run_partition(replace(build, out=str(tmp_path / "single")), "s-00000")
-
-
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_the_captions_file_of_a_folder_is_weighed_as_other_tables_are(tmp_path, suffix):
-    """Half of its lines lost their ends, which is one bad row among 150."""
-    for n in range(300):
-        (tmp_path / f"{n}.jpg").write_bytes(b"J")
-    rows = [
-        f"{n}.jpg,第{n}张图{'雪' * 50}"
-        if suffix == "csv"
-        else json.dumps({"file": f"{n}.jpg", "caption": f"第{n}张图{'雪' * 50}"})
-        for n in range(300)
-    ]
-    head = ["file,caption"] if suffix == "csv" else []
-    table = "\n".join([*head, *rows[:150], "".join(rows[150:]), ""])
-    (tmp_path / f"t.{suffix}").write_text(table)
-    options = {"kind": "folder", "path": str(tmp_path), "captions": f"t.{suffix}", "images_per_part": 200}
-    build = build_of(tmp_path / "out", {"name": "s", "source_kind": "library", **options})
-    for partition in extract.partitions(build):
-        extract.run_partition(build, partition)
-    first, second = build.stage("extract").records()
-    assert (first.counts["input_files"], second.counts["input_files"]) == (1, 0)
-    assert first.counts["input_bytes"] == len(table.encode())
-    assert first.counts["lost_bytes"] / first.counts["input_bytes"] == pytest.approx(0.5, abs=0.02)
-    assert first.info["file"].endswith(f"t.{suffix}")
-    lines = "\n".join(gates.in_words(build, gates.verdict(build, *read_funnels(build))))
-    assert re.search(r"gate max_unreadable: [\d,]+ of [\d,]+ bytes of s are unreadable \((49|50)\.", lines)
-
-
-def test_a_broken_wacz_of_several_is_a_decision_and_a_single_one_is_an_error(tmp_path):
-    empty = io.BytesIO()
-    zipfile.ZipFile(empty, "w").close()
-    for name, content in (("a", b""), ("b", b"PK\3\4" + bytes(500)), ("c", empty.getvalue())):
-        (tmp_path / f"{name}.wacz").write_bytes(content)
-    with zipfile.ZipFile(tmp_path / "d.wacz", "w") as archive:
-        archive.writestr("archive/d.warc.gz", page("d"))
-    options = {"kind": "warc", "name": "s", "source_kind": "news"}
-    build = build_of(tmp_path, {**options, "path": "*.wacz"})
-    for partition in extract.partitions(build):
-        extract.run_partition(build, partition)
-    records = list(build.stage("extract").records())
-    assert [record.counts.get("lost_files", 0) for record in records] == [1, 1, 1, 0]
-    assert records[3].counts["kept"] > 0
-    with pytest.raises(BrokenFile, match=r"^[^\n]*c\.wacz: source s: contains no WARC file below archive/$"):
-        extract.partitions(build_of(tmp_path, {**options, "path": "c.wacz"}))
 
 
 @pytest.mark.slow

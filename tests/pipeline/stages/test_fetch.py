@@ -46,6 +46,7 @@ def test_an_image_is_fetched_once_for_all_its_candidates(serve, make_build):
     assert web.asked.count("/a.png") == 1
 
 
+@pytest.mark.slow
 def test_the_same_images_give_the_same_tar(serve, make_build):
     web = serve({f"/{i}.png": picture(i) for i in range(12)})
     urls = [web.url(path) for path in web.pages]
@@ -93,6 +94,7 @@ def away(count: int, data: bytes) -> Any:
     return page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [{}, {"threads": 1}])
 def test_the_images_of_a_host_that_goes_away_for_a_while_come_at_the_end(serve, make_build, engine):
     web, other = serve({}), serve({"/9.png": picture(9)})
@@ -173,21 +175,6 @@ def test_a_fault_of_ours_is_not_swallowed_by_the_downloader(serve, make_build, m
     assert list(build.stage("fetch").records()) == []
 
 
-@pytest.mark.parametrize("status", [404, 503])
-def test_a_failure_that_a_wrong_clock_put_into_the_future_is_asked_for_again(serve, make_build, monkeypatch, status):
-    """With the clock a year ahead even a failure that may pass at once would have held for a year."""
-    web = serve({"/robots.txt": (404, {}, b""), "/a.png": (status, {}, b"")})
-    url, now = web.url("/a.png"), _spool.rfc3339
-    with monkeypatch.context() as patch:
-        patch.setattr(_spool, "rfc3339", lambda later_s=0.0: now(later_s + 365 * 24 * 3600))
-        assert run(make_build(web, out="one", sources=SITE), url)[url]["reason"] == "http_status"
-    web.pages["/a.png"] = picture(1)
-    assert run(make_build(web, out="two", sources=SITE), url)[url]["ok"]
-    web.asked.clear()
-    assert run(make_build(web, out="three", sources=SITE), url)[url]["ok"], "the later of the two counts"
-    assert "/a.png" not in web.asked
-
-
 KILLED = """
 import sys
 from data_specs.build import BuildSpec
@@ -249,6 +236,7 @@ def test_partitions_of_a_build_ask_a_host_for_its_rules_once_and_an_unreachable_
     assert [record.counts["kept"] for record in build.stage("fetch").records()] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_picture_that_looks_like_one_that_was_taken_down_is_not_kept(serve, make_build, tmp_path):
     """It was downloaded again at a new address, dropped by measure, and stayed in images/."""
     taken, other = Image.fromarray(blobs(1, (320, 240))), Image.fromarray(blobs(2, (320, 240)))

@@ -42,6 +42,7 @@ def run(build: Any) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], di
     return pairs, decided, counts
 
 
+@pytest.mark.slow
 def test_every_failing_filter_is_a_reason(fetched_build: Any, got: Any) -> None:
     filters = [{"name": "image_sides", "min_side": 50}, {"name": "image_aspect"}, {"name": "image_blank"}]
     images = [
@@ -60,6 +61,7 @@ def test_every_failing_filter_is_a_reason(fetched_build: Any, got: Any) -> None:
     assert (counts["seen"], counts["kept"], counts["dropped"]) == (3, 1, 2)
 
 
+@pytest.mark.slow
 def test_a_strip_with_words_of_its_own_may_be_longer(fetched_build: Any, got: Any) -> None:
     images = [
         got("described", busy((400, 90)), Text("alt", "长卷上的故宫")),

@@ -73,6 +73,7 @@ def test_members_are_where_the_index_says(synthetic_build: Build, synthetic: Any
             assert (image == item.data) == as_fetched
 
 
+@pytest.mark.slow
 def test_a_killed_stage_does_only_what_is_missing(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard.plan")
     for partition in shard.partitions(synthetic_build)[:2]:
@@ -105,7 +106,7 @@ def test_another_spec_clears_the_manifest_and_stale_shards_first(
     assert {path.stem for path in shards_of.glob("*.tar")} == set(names)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_going_back_to_an_earlier_spec_trusts_no_old_record(
     tmp_path: Path, synthetic: Any, synthetic_build: Build, run_stage: Run
 ) -> None:
@@ -162,7 +163,7 @@ def test_components_are_read_from_the_frame_header(mode: str, components: int, p
     assert encode.components_of(out.getvalue()[:40]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_another_detector_adds_a_folder_and_rewrites_no_image(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, items = synthetic.make(tmp_path)
     run_stage(build, "shard")
@@ -185,17 +186,6 @@ def test_another_detector_adds_a_folder_and_rewrites_no_image(tmp_path: Path, sy
     assert manifest.detectors == tuple(detector_ids(more)), "the spec's first one is a training's default"
     assert verify.verify(shards) == []
     assert [path.name for path in (shards / "_records").iterdir() if list(path.iterdir())] == ["5" * 16]
-
-
-@pytest.mark.slow
-def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
-    build, _ = synthetic.make(tmp_path)
-    run_stage(build, "shard")
-    tar = Path(build.out) / "shards" / "train-000000.tar"
-    before = tar.stat().st_mtime_ns
-    other = replace(build, fingerprints={**build.fingerprints, "shard.plan": "a" * 64, "shard": "5" * 64})
-    run_stage(other, "shard")
-    assert tar.stat().st_mtime_ns != before
 
 
 @pytest.mark.slow

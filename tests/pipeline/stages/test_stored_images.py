@@ -22,6 +22,7 @@ def test_a_lasting_failure_is_tried_again_when_its_time_has_come(serve, make_bui
     assert run(make_build(web, out="three", sources=SITE), url)[url]["ok"]
 
 
+@pytest.mark.slow
 def test_a_later_build_takes_from_the_store_and_asks_only_for_what_may_pass(serve, make_build):
     pages = {f"/{i}.png": (200, {"ETag": f'"{i}"'}, picture(i)) for i in range(4)}
     web = serve({**pages, "/gone.png": (404, {}, b""), "/500.png": (500, {}, b"")})
@@ -63,6 +64,7 @@ def test_what_the_store_says_is_checked_and_fetched_anew_where_it_fails(serve, m
     assert sorted(web.asked) == ["/0.png", "/2.png", "/robots.txt"], "/1.png lies in the second build"
 
 
+@pytest.mark.slow
 def test_a_failure_is_remembered_only_under_the_limits_it_was_seen_with(serve, make_build):
     web = serve({"/big.png": picture(1, side=200)})
     url = web.url("/big.png")

@@ -82,6 +82,7 @@ def extracted(build: Build, candidates: list[Candidate], parts: int) -> None:
             attempt.commit({"seen": len(own), "kept": len(own), "dropped": 0})
 
 
+@pytest.mark.slow
 def test_templates_are_the_same_however_the_pages_are_cut(tmp_path):
     one, three = built(tmp_path / "one", 1), built(tmp_path / "three", 3)
     for build in (one, three):

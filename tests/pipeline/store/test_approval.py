@@ -20,6 +20,8 @@ from pipeline.store.build import Build
 from tests.kept import Kept
 from tests.weeks import Weeks
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 
 @pytest.fixture(scope="module")
 def _once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any) -> tuple[Kept, Build]:
@@ -40,7 +42,6 @@ def published(build: Build) -> bool:
     return (Path(build.out) / "shards" / MANIFEST).exists()
 
 
-@pytest.mark.slow
 def test_a_refusal_stops_every_publish_until_somebody_approves(waiting: Build) -> None:
     approval.say(waiting, "refused", "李 静", "太多  图标")
     for approved in (False, True):
@@ -55,14 +56,12 @@ def test_a_refusal_stops_every_publish_until_somebody_approves(waiting: Build) -
     assert [word.verdict for word in approval.history(waiting)] == ["refused", "approved"]
 
 
-@pytest.mark.slow
 def test_a_refusal_is_accepted_with_a_reason_that_the_manifest_keeps(waiting: Build) -> None:
     approval.say(waiting, "refused", "Li", "logos")
     manifest = release.publish(waiting, accept=["approve"], because="looked at by Wang", approved=True)
     assert manifest.accepted == {"approve": "looked at by Wang"}
 
 
-@pytest.mark.slow
 def test_the_command_shows_it_and_fails_with_its_reason(waiting: Build, capsys: pytest.CaptureFixture[str]) -> None:
     approval.say(waiting, "refused", "Li", "too many logos")
     assert cli.main(["publish", waiting.out]) == 1
@@ -74,7 +73,6 @@ def test_the_command_shows_it_and_fails_with_its_reason(waiting: Build, capsys: 
     assert "was approved by Wang" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_word_outlives_the_same_build_and_no_other_shards(waiting: Build) -> None:
     approval.say(waiting, "refused", "Li", "logos")
     build_json.note(waiting)
@@ -85,7 +83,6 @@ def test_a_word_outlives_the_same_build_and_no_other_shards(waiting: Build) -> N
     assert len(approval.history(other)) == 1
 
 
-@pytest.mark.slow
 def test_the_report_says_it(waiting: Build) -> None:
     approval.say(waiting, "refused", "Li", "<b>logos</b>")
     page.update_state(waiting)
@@ -110,7 +107,6 @@ def test_a_word_needs_a_name_and_a_reason(waiting: Build, verdict: str, name: st
     assert approval.history(waiting) == []
 
 
-@pytest.mark.slow
 def test_nobody_is_asked_where_the_spec_asks_nobody(weeks: Any) -> None:
     with pytest.raises(SpecError, match="does not require"):
         approval.say(weeks.build("2026-01-01", range(12)), "approved", "Li", "x")

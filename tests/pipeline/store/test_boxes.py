@@ -22,6 +22,7 @@ from pipeline.store.cache import Cache
 from tests.drawn import encoded, picture
 
 
+@pytest.mark.slow
 def test_they_are_those_that_a_build_makes(tmp_path: Path) -> None:
     data = [picture(1), picture(2, (90, 200), "PNG")]
     detector = Proposals()
@@ -81,6 +82,7 @@ def test_no_picture_is_looked_at_twice_nor_by_another_maker_on_the_same_cache(tm
     assert len(Cache(Folder(str(tmp_path / Corner().detector_id)), "sha256").commits()) == 1
 
 
+@pytest.mark.slow
 def test_boxes_are_saved_as_they_come(tmp_path: Path) -> None:
     maker = BoxMaker(Corner(), str(tmp_path))
     for start in range(0, SAVE + 16, 16):

@@ -110,6 +110,7 @@ def test_a_folder_without_a_build_is_named(tmp_path: Path):
         opening.reopen(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_killed_build_shows_nothing_of_what_its_partitions_said_last(build, capsys):
     _begin(build, partitions=2, ago_s=30)
     _commit(build, "0")

@@ -56,6 +56,7 @@ def test_without_a_filter_every_row_comes_in_order_with_its_columns_as_asked(
     assert part.table(columns).equals(expected.select(columns or ["number", "text"]))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_row_group_not_of_the_file(tmp_path: Path) -> None:
     schema = pa.schema([("bytes", pa.binary())])
     with pq.ParquetWriter(tmp_path / "t.parquet", schema, compression="none", use_dictionary=False) as writer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ import pytest
 from data_specs.build import Dedup
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.matching.image_comparison import ROW, Details
+from pipeline.matching.image_comparison import Details
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     DETAILS,
     PARTS,
-    PLACEHOLDER_SCHEMA,
     SIGNATURES,
     Identities,
     commit_name,
-    write_without,
 )
 from pipeline.store.store import Store
 from tests.stages import run_stage
@@ -239,6 +236,7 @@ def test_a_takedown_that_was_killed_leaves_no_file_once_it_was_done_again(
     assert in_store(build) == {name, *(ref.name for ref in identities.read(name).files.values())}
 
 
+@pytest.mark.drill(2)
 def test_a_build_that_is_published_again_after_a_kill_has_one_commit(
     make: Any, filtered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,24 +263,6 @@ def test_a_build_that_is_published_again_after_a_kill_has_one_commit(
     assert len(orders) == 2, "digests of these builds show both orders"
 
 
-def test_a_takedown_holds_the_details_of_some_images_at_a_time(tmp_path: Path) -> None:
-    size = 25_000
-    rows = np.memmap(tmp_path / "all", np.uint8, "w+", shape=(size, ROW))
-    rows[:, :8] = np.arange(size).astype("<i8").view(np.uint8).reshape(-1, 8)
-    rows.flush()
-    images = pa.table({"candidate_id": pa.array([at.to_bytes(32, "big") for at in range(size)], pa.binary(32))})
-    removed = np.arange(size) == 7
-    paths = {part: tmp_path / part for part in ("images.parquet", SIGNATURES, "placeholders.parquet", DETAILS)}
-    (tmp_path / "signatures").write_bytes(bytes(4 * size))
-    tracemalloc.start()
-    placeholders = PLACEHOLDER_SCHEMA.empty_table()
-    write_without(paths, images, tmp_path / "signatures", tmp_path / "all", placeholders, removed)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert Details.read(paths[DETAILS]).of.tolist() == list(range(size - 1))
-    assert peak < 4 * 10_000 * ROW < 2 * size * ROW
-
-
 def test_a_file_behind_a_url_that_is_not_whole_is_named(make: Any, tmp_path: Path) -> None:
     build = make("2026-01", 1, 2, store=f"memory://{tmp_path.name}/store")
     identities = Identities(build.store)
@@ -292,19 +272,3 @@ def test_a_file_behind_a_url_that_is_not_whole_is_named(make: Any, tmp_path: Pat
     assert identities.raw(known, SIGNATURES, 0, 1, ref.bytes // 2).shape == (1, ref.bytes // 2)
     with pytest.raises(StoreError, match=f"{ref.name}: missing or incomplete; publish its build again"):
         identities.raw(known, SIGNATURES, 0, 2, ref.bytes // 2)
-
-
-def test_a_takedown_reads_ids_of_all_and_rows_of_what_it_changes(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [publish(make("2026-01", 1, 2)), publish(make("2026-02", 3))]
-    build = make("2026-03", 9)
-    identities, batches, whole = Identities(build.store), Identities.batches, list[str]()
-    (image,) = shas(build.store, names[1])
-
-    def noted(self: Identities, known: Any, part: str, columns: Any = None) -> Any:
-        whole.extend([known.snapshot] if columns is None and part == "images.parquet" else [])
-        return batches(self, known, part, columns)
-
-    monkeypatch.setattr(Identities, "batches", noted)
-    renamed = identities.forget(lambda rows: np.array([s.hex() == image for s in rows["sha256"].to_pylist()], np.bool_))
-    assert list(renamed) == [names[1]]
-    assert whole == ["2026-02"]

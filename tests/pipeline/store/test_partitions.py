@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from pathlib import Path
 
 import pandas as pd
@@ -121,30 +120,6 @@ def test_a_folder_behind_a_url_works_like_a_disk(tmp_path):
     assert remote.sweep() == ["_decisions/00001-dead.decisions.parquet"]
 
 
-@pytest.mark.parametrize("room", [1 << 20, 0])
-def test_small_files_behind_a_url_are_read_once_while_they_are_remembered(monkeypatch, room):
-    monkeypatch.setattr(partitions, "REMEMBERED_BYTES", room)
-    folder = StageDir(Folder(f"memory://remembered-{room}"), "fetch", "f" * 64)
-    with folder.attempt("00000") as attempt:
-        attempt.write_table("parquet", rows("a", "b"))
-        record = attempt.commit({"seen": 2, "kept": 2, "dropped": 0})
-    folder.check(record, "parquet")
-    read, find = [], Folder.find
-    monkeypatch.setattr(Folder, "find", lambda self, name: read.append(name) or find(self, name))
-    with partitions.remembering():
-        for _ in range(3):
-            assert folder.table(record, columns=["sha256"]).to_pydict() == {"sha256": ["a", "b"]}
-    assert len(read) == (1 if room else 3)
-    folder.folder.write(record.files["parquet"].name, b"cut")
-    for looked_at in (folder.check, folder.table):
-        with pytest.raises(StoreError, match=r"3 bytes, but \d+ in its record; delete"):
-            looked_at(record, "parquet")
-    folder.folder.delete(record.files["parquet"].name)
-    for looked_at in (folder.check, folder.table):
-        with pytest.raises(StoreError, match="missing; delete"):
-            looked_at(record, "parquet")
-
-
 @pytest.mark.parametrize("most", [3, 2])
 def test_records_are_read_once_while_they_are_remembered_and_never_more_than_a_limit(tmp_path, monkeypatch, most):
     """As many stages as the limit allows are remembered; others are read each time, and all is read anew afterwards."""
@@ -173,21 +148,6 @@ def test_records_are_read_once_while_they_are_remembered_and_never_more_than_a_l
     assert listed == ["0.json", "1.json", *["2.json"] * (1 if most == 3 else 3)]
     commit(first, "3")
     assert [record.partition for record in first.records()] == ["0", "1", "3"]
-
-
-def test_records_behind_a_url_are_read_several_at_a_time_and_in_order(monkeypatch):
-    place, names = StageDir(Folder("memory://records"), "fetch", "f" * 64), [f"p{number:03d}" for number in range(50)]
-    for name in names:
-        with place.attempt(name) as attempt:
-            attempt.commit({"seen": int(name[1:])})
-    meet, read = threading.Barrier(2, timeout=240), Folder.read
-
-    def in_pairs(self: Folder, name: str) -> bytes:
-        meet.wait()  # raises if nothing else is under way
-        return read(self, name)
-
-    monkeypatch.setattr(Folder, "read", in_pairs)
-    assert [record.counts["seen"] for record in place.records()] == list(range(50))
 
 
 def test_of_another_fingerprint_only_what_has_a_place_in_the_new_plan_is_taken_over(tmp_path):

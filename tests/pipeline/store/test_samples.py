@@ -48,6 +48,7 @@ def members(folder: Path) -> dict[str, dict[str, bytes]]:
     return files
 
 
+@pytest.mark.slow
 def test_every_sample_is_its_row_its_members_and_its_boxes(shards_of: Path) -> None:
     samples, files = Samples.of(Frames.of_dataset(Dataset.open(shards_of))), members(shards_of)
     rows = {row["key"]: row for path in shards_of.glob("*.parquet") for row in pq.read_table(path).to_pylist()}
@@ -83,6 +84,7 @@ def test_a_sample_is_found_by_its_key_or_the_beginning_of_it(shards_of: Path) ->
     assert len(samples.first(10_000)) == len(stored)
 
 
+@pytest.mark.slow
 def test_what_is_taken_down_is_in_no_sample_that_is_read(shards_of: Path) -> None:
     frames = Frames.of_dataset(Dataset.open(shards_of))
     whole = list(Samples.of(frames).read())

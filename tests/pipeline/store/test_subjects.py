@@ -54,6 +54,7 @@ def ids(build: Build, named: str) -> set[str]:
 ONE = "folder:///a/%E6%97%85%E8%A1%8C/%E4%B8%80.jpg"
 
 
+@pytest.mark.slow
 def test_one_file_under_all_its_names(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "甲/旅行/一.jpg"
     [key] = {
@@ -79,11 +80,13 @@ def test_one_file_under_all_its_names(build: Build, tmp_path: Path, monkeypatch:
         assert ids(build, named) == {ONE}, named
 
 
+@pytest.mark.slow
 def test_a_file_that_came_from_the_web_is_known_by_its_url_and_by_its_path(build: Build, tmp_path: Path) -> None:
     for named in ("https://img.example/w.jpg", "HTTPS://img.example:443/w.jpg", str(tmp_path / "乙/网.jpg")):
         assert ids(build, named) == {"https://img.example/w.jpg"}, named
 
 
+@pytest.mark.slow
 def test_what_is_ambiguous_or_unknown_is_one_line(build: Build, tmp_path: Path) -> None:
     both = "several sources contain this file: folder:///a/%E5%90%8C%E5%90%8D.jpg, folder:///b/%E5%90%8C%E5%90%8D.jpg"
     with pytest.raises(SpecError, match=both):

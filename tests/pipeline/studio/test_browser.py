@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from types import ModuleType
 from typing import Any
 
@@ -153,18 +152,6 @@ def test_a_picture_is_chosen_by_mouse_and_keys_and_told_with_its_regions(built: 
 
 
 @pytest.mark.drill(8)
-def test_a_folder_with_a_space_is_quoted_in_commands(built: Build, browse: Browse) -> None:
-    words = ["/data/1", "/data/my builds", "it's", "第一", ""]
-
-    async def visit(page: Any) -> None:
-        await page.run("import('/static/dom.js').then((dom) => { window.shell = dom.shell })")
-        await until(page, "window.shell !== undefined")
-        assert await page.run(f"{json.dumps(words)}.map(window.shell).join('\\n')") == "\n".join(map(quote, words))
-
-    browse(visit, built.out)
-
-
-@pytest.mark.drill(8)
 def test_a_duplicate_has_its_leader_beside_it_and_what_stages_noted(built: Build, browse: Browse) -> None:
     async def visit(page: Any) -> None:
         await choose(page, "near-copy of an image")
@@ -212,22 +199,6 @@ def test_why_is_this_not_in(built: Build, browse: Browse, synthetic: Any) -> Non
         assert "decisions about it" in await ask(page, "https://www.pages.example/1.html")
         await page.click("#why .answer-row")
         await until(page, "!document.querySelector('dialog') && document.querySelector('#detail .verdict')")
-
-    browse(visit, built.out)
-
-
-@pytest.mark.drill(8)
-def test_an_empty_result_says_what_to_do(built: Build, browse: Browse) -> None:
-    async def visit(page: Any) -> None:
-        await page.click("#search input")
-        await page.write("没有这样的文本")
-        await page.press("Enter")
-        await until(page, "!document.querySelector('#empty').hidden")
-        said = "document.querySelector('#empty').innerText"
-        await until(page, f"{said}.includes('No text or URL contains these words')")
-        assert await page.serious() == []
-        await text_of_button(page, "Clear all", "#empty")
-        await until(page, READY)
 
     browse(visit, built.out)
 

@@ -9,10 +9,11 @@ import pytest
 
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 Connect = Callable[..., Any]
 
 
-@pytest.mark.slow
 def test_a_row_is_shown_with_its_reason_in_both_languages(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     about = client.get("/api/about").json()
@@ -47,7 +48,6 @@ def test_what_each_stage_saw_is_told_with_all_texts(built: Build, client_of: Con
     assert measured["new"]["width"] == 20
 
 
-@pytest.mark.slow
 def test_why_is_this_not_in(built: Build, client_of: Connect, synthetic: Any) -> None:
     client = client_of(built.out)
 
@@ -83,7 +83,6 @@ def test_what_may_not_be_shown_is_counted_and_withheld(built: Build, client_of: 
         assert client.get("/api/saw", params={"pos": row["pos"], "g": g}).json()["texts"] == []
 
 
-@pytest.mark.slow
 def test_a_leader_that_is_nowhere_is_named_by_its_id(own: Callable[..., Build], client_of: Connect) -> None:
     build = own()
     for record in build.stage("shard").records():

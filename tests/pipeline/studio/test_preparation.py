@@ -16,10 +16,11 @@ from pipeline.studio import preparation
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.facets import Filters
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 StudioOf = Callable[..., Any]
 
 
-@pytest.mark.slow
 def test_sizes_and_kinds_are_those_that_the_stages_wrote(built: Build, studio_of: StudioOf, synthetic: Any) -> None:
     catalog = studio_of(built.out).opened.catalog
     rows = catalog.query(
@@ -57,7 +58,6 @@ def test_facets_that_need_the_index_count_what_they_choose(built: Build, studio_
     ]
 
 
-@pytest.mark.slow
 def test_it_is_kept_and_found_again_and_an_older_one_goes(own: Callable[..., Build], studio_of: StudioOf) -> None:
     build = own()
     folder = Path(build.out) / STUDIO
@@ -76,8 +76,7 @@ def test_it_is_kept_and_found_again_and_an_older_one_goes(own: Callable[..., Bui
     assert not [path for path in folder.iterdir() if path.name.startswith(".")], "nothing half made is left"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("left", [11, 0.5])
+@pytest.mark.parametrize("left", [11, pytest.param(0.5, marks=pytest.mark.drill(1))])
 def test_a_damaged_index_is_made_again(left: float, own: Callable[..., Build], studio_of: StudioOf) -> None:
     """Also one that DuckDB opens and that lacks its tables: a disk was full, or a machine lost its power."""
     build = own()
@@ -105,7 +104,6 @@ def test_what_is_stopped_half_way_leaves_no_index(
     catalog.close()
 
 
-@pytest.mark.slow
 def test_the_index_holds_neither_text_nor_address(own: Callable[..., Build], studio_of: StudioOf) -> None:
     """So that a takedown has nothing to remove from it."""
     build = own()
@@ -120,7 +118,6 @@ def test_the_index_holds_neither_text_nor_address(own: Callable[..., Build], stu
     assert b"example/" not in data
 
 
-@pytest.mark.slow
 @pytest.mark.drill(2)
 def test_what_is_new_is_new_against_the_baseline(weeks: Any, studio_of: StudioOf) -> None:
     from pipeline.publish import release
@@ -141,7 +138,6 @@ def test_what_is_new_is_new_against_the_baseline(weeks: Any, studio_of: StudioOf
     assert dict(catalog.counts(Filters()).facets["fate"]) == {"kept": 3, "known": 12}
 
 
-@pytest.mark.slow
 def test_a_missing_table_leaves_its_columns_empty(own: Callable[..., Build], studio_of: StudioOf) -> None:
     build = own()
     for stage in ("extract", "measure"):

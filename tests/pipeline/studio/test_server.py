@@ -6,7 +6,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from data_specs.web import PAGE_KIT
 from pipeline import cli
 from pipeline.errors import SourceError
 from pipeline.stages import STAGES
-from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.studio import server
 from pipeline.studio.server import app
@@ -37,7 +35,7 @@ def ended(client: Any, job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-@pytest.mark.slow
+@pytest.mark.drill(4)
 def test_a_takedown_is_shown_confirmed_once_and_gone(own: Make, client_of: Connect) -> None:
     build = own()
     client = client_of(build.out)
@@ -64,7 +62,6 @@ def test_a_takedown_is_shown_confirmed_once_and_gone(own: Make, client_of: Conne
     assert client.get("/api/rows", params={"q": row["url"]}).json()["rows"] == []
 
 
-@pytest.mark.slow
 @pytest.mark.drill(3)
 def test_a_takedown_by_somebody_else_is_seen_by_a_running_studio(
     own: Make, client_of: Connect, monkeypatch: pytest.MonkeyPatch
@@ -91,30 +88,6 @@ def test_a_takedown_needs_candidates_that_there_are(built: Build, client_of: Con
 
 
 @pytest.mark.slow
-@pytest.mark.drill(6)
-def test_a_build_is_refused_approved_and_published(weeks: Any, client_of: Connect) -> None:
-    build = replace(weeks, until="report").build("2026-01-01", range(12), publish={"approve": "manual"})
-    build.store.check()
-    client = client_of(build.out)
-    [own] = client.get("/api/about").json()["builds"]
-    assert (own["manual"], own["verdict"], own["word"]) == (True, "waiting", {})
-    assert [gate["holds"] for gate in own["gates"]]
-    said = {"build": build.build_id, "name": "李静", "because": "太多图标"}
-    assert client.post("/api/word", json={**said, "verdict": "refused"}).json()["verdict"] == "refused"
-    assert build_json.read(build.folder)["approvals"][0]["because"] == "太多图标"
-    job = ended(client, client.post("/api/publish", json={"build": build.build_id}).json())
-    assert job["code"] == 1
-    assert "refused by 李静" in "\n".join(job["lines"])
-    assert client.post("/api/word", json={**said, "verdict": "approved", "name": " "}).status_code == 400
-    client.post("/api/word", json={**said, "verdict": "approved"})
-    job = ended(client, client.post("/api/publish", json={"build": build.build_id}).json())
-    assert job["code"] == 0, job
-    [own] = client.get("/api/about").json()["builds"]
-    assert own["verdict"] == "published"
-    assert client.post("/api/word", json={**said, "build": "another"}).json() is not None
-    assert client.post("/api/word", json={**said, "build": "another", "verdict": "approved"}).status_code == 400
-
-
 def test_a_question_that_is_none_is_one_line(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     for path in (
@@ -157,6 +130,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nothing_is_answered_without_the_token(stranger: TestClient) -> None:
     for method, path in EVERY + CHANGES:
         assert stranger.request(method, path).status_code == 401, path
@@ -169,6 +143,7 @@ def test_nothing_is_answered_without_the_token(stranger: TestClient) -> None:
     assert "SameSite=Strict" in right.headers["set-cookie"]
 
 
+@pytest.mark.slow
 def test_a_name_that_was_pointed_at_this_machine_is_refused(built: Build, client_of: Connect) -> None:
     """DNS rebinding: the page of evil.example asks 127.0.0.1 by its own name."""
     client = client_of(built.out)
@@ -204,6 +179,7 @@ def test_a_page_of_another_site_can_change_nothing(own: Make, client_of: Connect
     )
 
 
+@pytest.mark.slow
 def test_no_path_leads_out_of_the_page(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     for name in (
@@ -218,6 +194,7 @@ def test_no_path_leads_out_of_the_page(built: Build, client_of: Connect) -> None
     assert set(server._files()) == {path.name for folder in folders for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_page_runs_its_own_scripts_alone(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     for path in ("/", "/api/about", "/static/main.js", "/none"):

@@ -19,8 +19,8 @@ from data_specs.build import PluginRef
 from data_specs.shard import decode_sample, read_manifest
 from pipeline import cli, opening, run
 from pipeline.errors import NothingNew, StoreError
-from pipeline.files.folder import Folder, place_of
-from pipeline.publish import release, replacing
+from pipeline.files.folder import place_of
+from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.records import order_key
 from pipeline.report.diff import diff
@@ -29,14 +29,11 @@ from pipeline.stages import STAGES
 from pipeline.stages.admit import admit
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.partitions import StageDir
 from pipeline.store.store import Store
-from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
+from pipeline.store.takedowns import Takedowns
 from pipeline.takedown import forget as forget_module
 from pipeline.takedown import garbage, known_builds, rewrite_shards
 from pipeline.takedown.forget import Request, forget
-from pipeline.takedown.rewrite import Removal
-from pipeline.takedown.rewrite_partitions import borrowed_texts
 
 pytestmark = pytest.mark.slow
 
@@ -115,47 +112,6 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(published: Build, synt
     assert [sample["key"] for sample in one["samples"]] == [item.candidate.candidate_id[:32]]
 
 
-@pytest.mark.parametrize("by", ["sha256", "like"])
-@pytest.mark.drill(4)
-def test_what_is_taken_down_is_in_no_file_and_all_else_is_as_it_was(
-    published: Build, synthetic: Any, tmp_path: Path, by: str
-) -> None:
-    item, other = kept(synthetic, 20), kept(synthetic, 14)
-    name, folder = shard_of(published, item), Path(published.out) / "shards"
-    request = Request(sha256s=[item.sha256])
-    if by == "like":
-        with Image.open(io.BytesIO(item.data)) as image:
-            image.convert("RGB").resize((image.width // 2, image.height // 2)).save(tmp_path / "seen.jpg", quality=60)
-        request = Request(pictures=[tmp_path / "seen.jpg"])
-    before, first = tree(folder), read_manifest(folder)
-    funnel = read_funnels(published)[0]
-
-    answer = forget(published.store, [published], request)
-
-    manifest, after = read_manifest(folder), tree(folder)
-    assert (manifest.revision, manifest.parent) == (1, f"{published.build_id}/0")
-    assert answer["builds"][0]["shards"] == [name]
-    assert sum(manifest.samples.values()) == sum(first.samples.values()) - 1
-    changed = {path for path in before if before[path] != after.get(path)}
-    own = {f"{name}.tar", f"{name}.parquet", f"_decisions/{name}.parquet"}
-    assert {path for path in changed if not path.startswith(("_records", "regions"))} == {
-        *own, "manifest.json", "README.md", "croissant.json", f"{name.split('-')[0]}.json"
-    }  # fmt: skip
-    assert {Path(path).stem for path in changed if path.startswith("regions")} == {name}
-    assert verify(folder) == []
-    remaining = read_funnels(published)[0]
-    assert (remaining.total, remaining.kept) == (funnel.total, funnel.kept - 1)
-    assert faults(published, remaining) == []
-    said = "".join(everything(Path(published.out).parent).values())
-    assert item.candidate.image_url not in said
-    assert item.data[:400].hex() not in said
-    assert other.candidate.image_url in everything(Path(published.out))["report/report.json"]
-    assert release.publish(published) == manifest, "and it can be published again"
-    again = tree(Path(published.out).parent)
-    assert forget(published.store, [published], request)["tombstone"] == ""
-    assert tree(Path(published.out).parent) == again
-
-
 def test_nothing_of_it_is_let_in_again(published: Build, synthetic: Any) -> None:
     item = kept(synthetic)
     forget(published.store, [published], Request(urls=[item.candidate.image_url]))
@@ -187,27 +143,6 @@ def test_a_domain_takes_what_was_found_there_and_leaves_pictures_that_others_sho
     )
 
 
-def test_texts_that_were_lent_are_looked_for_among_the_copies_of_what_goes_alone(
-    published: Build, synthetic: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A build of 30 million candidates has as many copies as make gigabytes."""
-    read, table = list[int](), StageDir.table
-
-    def counted(self: StageDir, record: Any, suffix: str = "parquet", columns: Any = None, filters: Any = None) -> Any:
-        rows = table(self, record, suffix, columns, filters)
-        read.append(rows.num_rows)
-        return rows
-
-    monkeypatch.setattr(StageDir, "table", counted)
-    copy = next(i for i in synthetic.items() if i.stage == "dedup")
-    alone = kept(synthetic, 20).candidate.candidate_id
-    for removed, leaders, most in ((alone, set[str](), 0), (copy.candidate.candidate_id, {copy.leader}, 9)):
-        read.clear()
-        borrowed = borrowed_texts(published, Removal({removed}, NO_TAKEDOWNS))
-        assert set(borrowed.allowed) == leaders
-        assert sum(read) <= most
-
-
 @pytest.mark.parametrize("what", ["detector", "list", "model"])
 @pytest.mark.drill(3)
 def test_a_takedown_does_not_wait_for_files_of_the_spec_that_are_gone(
@@ -237,6 +172,7 @@ def test_a_takedown_does_not_wait_for_files_of_the_spec_that_are_gone(
     assert not build.stage("report").finished()
 
 
+@pytest.mark.drill(2)
 def test_a_shard_of_which_nothing_is_left_goes(published: Build, synthetic: Any) -> None:
     removed = [i for i in synthetic.items() if i.stage == "shard" and synthetic.split_of(i) == "val"]
     forget(published.store, [published], Request(urls=[i.candidate.image_url for i in removed]))
@@ -247,23 +183,7 @@ def test_a_shard_of_which_nothing_is_left_goes(published: Build, synthetic: Any)
     assert faults(published, read_funnels(published)[0]) == []
 
 
-def test_another_detector_after_samples_were_left_out_packs_what_is_left(
-    published: Build, synthetic: Any, run_stage: Run
-) -> None:
-    """Rows behind a sample that is gone move up: the old tars would stand beside regions of other samples."""
-    item = next(i for i in synthetic.items() if i.stage == "shard" and shard_of(published, i) == "train-000000")
-    forget(published.store, [published], Request(urls=[item.candidate.image_url], exact=True), remember=False)
-    more = synthetic.spec(regions={"detectors": [{"name": "grid", "n": 3}, {"name": "grid"}]})
-    fingerprints = {**published.fingerprints, "detect": "d" * 64, "shard": "5" * 64, "report": "e" * 64}
-    build = replace(published, spec=more, fingerprints=fingerprints)
-    for partition in synthetic._ranges():
-        here = [i for i in synthetic.items() if i.stage == "shard" and synthetic._within(i, partition)]
-        synthetic._write(build, "detect", partition, here)
-    run_stage(build, "shard")
-    assert sum(release.publish(build).samples.values()) == synthetic.KEPT - 1
-    assert verify(Path(build.out)) == []
-
-
+@pytest.mark.drill(1)
 def test_what_a_killed_stage_left_before_its_first_record_goes_too(published: Build) -> None:
     """No record named it, so the folder was not looked at: rows of what is taken down stayed there."""
     victim = next(published.stage("shard").records())
@@ -276,38 +196,7 @@ def test_what_a_killed_stage_left_before_its_first_record_goes_too(published: Bu
     assert not list(left.glob("*"))
 
 
-@pytest.mark.drill(7)
-def test_a_published_build_that_is_run_again_after_a_takedown_stays_as_the_takedown_left_it(weeks: Any) -> None:
-    """It went on from `admit`, and its dataset was withdrawn until somebody published it again."""
-    weekly = {"2026-01-01": range(6), "2026-01-08": range(9)}
-    for snapshot, pictures in weekly.items():
-        release.publish(weeks.build(snapshot, pictures))
-    for number in ("001", "007"):  # the second one after a run that had nothing to do
-        builds = [opening.reopen(str(weeks.folder / snapshot)) for snapshot in weekly]
-        forget(builds[0].store, builds, Request(urls=[f"folder:///album/{number}.jpg"], exact=True))
-        releases = builds[0].store.releases("weekly")
-        for snapshot, pictures in weekly.items():
-            build, before = weeks.open(snapshot, pictures), read_manifest(weeks.folder / snapshot / "shards")
-            for result in run.run(build, here=True):
-                made = result.skipped or result.name in ("admit", "dedup", "report")
-                assert made, "runs in between are made again, of what is left"
-                assert read_manifest(weeks.folder / snapshot / "shards") == before
-                assert not releases.latest().withdrawn
-            newest = releases.latest()
-            assert release.publish(weeks.open(snapshot, pictures)) == before
-            assert releases.latest() == newest
-    assert sum(releases.read().samples.values()) == 7
-    assert verify(releases.folder.url, store=weeks.store) == []
-    fewer = weeks.open("2026-01-08", range(9), filters=[{"name": "text_length", "min_chars": 3}])
-    assert not fewer.stage("admit").finished(), "another spec is another build"
-    forget(Store(weeks.store), [], Request(urls=["folder:///album/008.jpg"], exact=True))
-    build = weeks.open("2026-01-08", range(9))
-    assert not build.stage("admit").finished(), "a takedown that has not reached it"
-    list(run.run(build, here=True))
-    assert sum(release.publish(build).samples.values()) == 1
-    assert sum(releases.read().samples.values()) == 6
-
-
+@pytest.mark.drill(2)
 def test_a_takedown_that_was_noted_during_another_one_does_not_count_as_carried_out(
     weeks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +245,7 @@ def test_a_takedown_that_goes_on_publishes_no_other_shards_than_it_withdrew(
     assert verify(Path(other.out)) == []
 
 
+@pytest.mark.drill(2)
 def test_a_takedown_reaches_a_build_that_was_begun_anew_and_killed(weeks: Any) -> None:
     """build.json does not name the shards of the published dataset then, and each takedown ended in an error."""
     first = weeks.build("2026-01-01", range(6))
@@ -407,20 +297,6 @@ def test_a_takedown_reaches_every_folder_in_which_a_build_was_published(weeks: A
         assert verify(Path(build.out)) == []
     assert verify(f"{weeks.store}/datasets/weekly") == []
     assert garbage.collect(Store(weeks.store), STAGES, keep=1)["deleted"] == [], "both are the newest build"
-
-
-@pytest.mark.drill(2)
-def test_a_build_that_was_replaced_in_one_of_its_folders_is_no_fault_of_a_takedown(weeks: Any, tmp_path: Path) -> None:
-    """Its dataset is withdrawn till another build is published, and lists the folder in which it is no longer."""
-    spec = weeks.spec(range(6))
-    for name in ("first", "second"):
-        release.publish(weeks.finish(opening.open_build(spec, str(tmp_path / name), weeks.store, "2026-01-01")))
-    other = weeks.spec(range(6), filters=[{"name": "text_length", "min_chars": 3}])
-    replacing.withdraw(opening.open_build(other, str(tmp_path / "second"), weeks.store, "2026-01-01"))
-    builds = [opening.reopen(str(tmp_path / "first"))]
-    answer = forget(Store(weeks.store), builds, Request(urls=["folder:///album/001.jpg"], exact=True))
-    assert answer["faults"] == []
-    assert sum(read_manifest(tmp_path / "first/shards").samples.values()) == 5
 
 
 @pytest.mark.drill(9)
@@ -482,28 +358,7 @@ def left(out: Path) -> int:
     return sum(read_manifest(out / "shards").samples.values())
 
 
-@pytest.mark.parametrize("text", ["[]", '{"spec": {"later": 1}}'])
-@pytest.mark.drill(4)
-def test_a_release_that_cannot_be_made_anew_for_its_newest_build_is_a_fault_and_no_traceback(
-    weeks: Any, capsys: pytest.CaptureFixture[str], text: str
-) -> None:
-    for n in (1, 2):
-        release.publish(weeks.build(f"2026-01-0{n}", range(n * 3, n * 3 + 3)))
-    older, newest = (weeks.folder / f"2026-01-0{n}" for n in (1, 2))
-    before = (newest / "build.json").read_bytes()
-    (newest / "build.json").write_text(text)
-    words = ["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/003.jpg"]
-    capsys.readouterr()
-    assert cli.main(words) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert f"{newest}/build.json: contains no readable spec, but a release needs it; restore the file" in said
-    assert sum(read_manifest(older / "shards").samples.values()) == 2
-    assert Store(weeks.store).releases("weekly").latest().withdrawn
-    (newest / "build.json").write_bytes(before)
-    assert cli.main(words) == 0
-    assert verify(f"{weeks.store}/datasets/weekly", store=weeks.store) == []
-
-
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("file", ["latest.json", pytest.param("000001.json", marks=pytest.mark.drill(2))])
 def test_a_dataset_whose_release_is_damaged_is_named_and_stops_nothing_in_the_others(
     published_builds: Any, file: str
@@ -534,59 +389,6 @@ def test_a_dataset_whose_release_is_damaged_is_named_and_stops_nothing_in_the_ot
     assert verify(f"{published.store.url}/datasets/b") == []
 
 
-@pytest.mark.drill(2)
-def test_who_deletes_a_damaged_manifest_is_told_to_publish_which_makes_it_anew(
-    published_builds: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """publish said what is wrong with it and not what to do, forget that the build is to be restored or rolled back."""
-    published = published_builds(2)
-    whole, damaged = published.outs
-    manifest = damaged / "shards/manifest.json"
-    manifest.write_bytes(manifest.read_bytes()[:500])
-    capsys.readouterr()
-    assert cli.main(["publish", str(damaged)]) == 1
-    said = capsys.readouterr().err
-    assert said.endswith(f"; if it is damaged, delete it and run wenlan-data publish {damaged}\n")
-    assert len(said.splitlines()) == 1
-    manifest.unlink()
-    code, said, answer = published.forget()
-    assert code == 1
-    [fault] = answer["faults"]
-    assert fault.endswith(
-        f"{manifest}: missing, but a release needs it; run wenlan-data publish {damaged} to recreate it"
-    )
-    assert cli.main(["publish", str(damaged)]) == 0
-    assert (left(whole), left(damaged)) == (5, 5)
-    assert published.forget()[0] == 0
-    assert verify(f"{published.store.url}/datasets/b") == []
-
-
-@pytest.mark.parametrize(
-    "spelled", ["link", *(pytest.param(form, marks=pytest.mark.drill(2)) for form in ("relative", "file"))]
-)
-def test_a_folder_is_one_build_however_it_is_spelled(
-    published_builds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
-) -> None:
-    """It was two: the second one met the first one's lock, and STORE by another name was another STORE."""
-    published = published_builds(1)
-    [out] = published.outs
-    (tmp_path / "link").symlink_to(out.parent)
-    monkeypatch.chdir(out.parent)
-    form = {"relative": "{name}", "link": f"{tmp_path}/link//{{name}}/",
-            "file": f"file://{out.parent}/{{name}}"}[spelled]  # fmt: skip
-    build, store = form.format(name=out.name), form.format(name=Path(published.store.url).name)
-    words = ["forget", build, "--store", store, "--exact", "--url", "folder:///album/001.jpg"]
-    assert cli.main(words) == 0
-    assert left(out) == 5
-    assert cli.main(["publish", build]) == 0
-    published.store.register(Folder(build).url, published.builds[0].noted, 2)
-    assert len(published.store.registered()) == 1
-    assert cli.main(["gc", "--store", store]) == 0
-    assert cli.main([*words[:-1], "folder:///album/002.jpg"]) == 0
-    assert left(out) == 4
-    assert verify(f"{published.store.url}/datasets/a") == []
-
-
 def test_builds_of_a_store_are_found_through_links_each_once(published_builds: Any, tmp_path: Path) -> None:
     published = published_builds(1)
     [build], [out] = published.builds, published.outs
@@ -599,6 +401,7 @@ def test_builds_of_a_store_are_found_through_links_each_once(published_builds: A
     assert [place_of(one.out) for one in known_builds.opened(store, STAGES)[0]] == [place_of(build.out)]
 
 
+@pytest.mark.drill(2)
 def test_a_takedown_goes_through_links_to_a_build_and_in_it(published_builds: Any, tmp_path: Path) -> None:
     published = published_builds(1)
     [out] = published.outs
@@ -652,24 +455,6 @@ def test_a_build_that_was_never_published_loses_what_is_taken_down_without_being
 
 
 @pytest.mark.drill(2)
-def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_that_build(
-    published_builds: Any,
-) -> None:
-    """The command said that no build has such a key, and nothing of the build that has it."""
-    published = published_builds(2)
-    first, second = published.outs
-    table = pq.read_table(next((first / "shards").glob("*.parquet")))
-    (second / "build.json").write_text("[]")
-    path = next((first / "images").glob("*.parquet"))
-    path.rename(path.with_suffix(".away"))
-    code, said, _ = published.run("forget", "--item", table["key"][0].as_py())
-    assert code == 1
-    assert any("no key, ID or sha256 with this prefix" in line for line in said)
-    for out in published.outs:
-        assert any(line.startswith(f"{out}: was left out, since it cannot be read (") for line in said)
-
-
-@pytest.mark.drill(2)
 def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(published_builds: Any) -> None:
     published = published_builds(2)
     builds, (first, second) = published.builds, published.outs
@@ -682,6 +467,7 @@ def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_ot
     assert left(first) == 5
 
 
+@pytest.mark.drill(2)
 def test_images_that_stay_are_found_where_they_lie_now(published: Build, synthetic: Any) -> None:
     item, other = kept(synthetic), None
     halves = {i: order_key(i.candidate.fetch_id, 0) < "8" for i in synthetic.items() if i.stage == "shard"}
@@ -695,6 +481,7 @@ def test_images_that_stay_are_found_where_they_lie_now(published: Build, synthet
     assert published.store.fetched().get([item.candidate.fetch_id]) is None
 
 
+@pytest.mark.drill(2)
 def test_a_build_that_was_not_named_is_not_published_with_what_was_taken_down(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
@@ -774,25 +561,6 @@ def test_exports_in_the_folder_of_a_build_go_with_the_samples_that_they_hold(pub
     assert cli.main(["export", str(published.outs[0]), "--to", "csv"]) == 0
     published.run("forget", "--missing-ok", "--url", "http://a.cn/of-nobody.jpg")
     assert (published.outs[0] / "csv/train.csv").exists(), "it holds nothing of that"
-
-
-def test_an_export_in_a_build_lies_where_a_takedown_looks(
-    published_builds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An export under another name kept the picture and its text, and forget exited with 0."""
-    published = published_builds(2)
-    one, other = published.outs
-    (tmp_path / "link").symlink_to(one)
-    release_of = f"{published.store.url}/datasets/b/latest.json"
-    for place, out in ((one, one / "mine"), (one, one / "shards/csv"), (one, tmp_path / "link/deep/csv")):
-        assert cli.main(["export", str(place), "--to", "csv", "--out", str(out)]) == 2
-        assert f"is in the build {one}, where no takedown would find it; give {one}/csv, or" in capsys.readouterr().err
-    for place in (str(other), release_of):
-        assert cli.main(["export", place, "--to", "csv", "--out", str(one / "csv")]) == 2
-    assert not any(path.name in ("mine", "csv", "deep") for path in one.rglob("*"))
-    assert cli.main(["export", str(one / "shards"), "--to", "csv"]) == 0
-    assert (one / "csv/train.csv").exists()
-    assert cli.main(["export", str(one), "--to", "csv", "--out", str(tmp_path / "mine")]) == 0
 
 
 def test_a_takedown_by_looks_finds_a_picture_that_was_fetched_and_not_measured(weeks: Any, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def traces_in(folder: Path, row: Any, vector: Any) -> list[str]:
     return [name for name, data in contents(folder).items() for trace in wanted if trace in data]
 
 
-@pytest.mark.parametrize("by", ["domain", "like", "item"])
+@pytest.mark.parametrize("by", ["domain", pytest.param("like", marks=pytest.mark.drill(1))])
 def test_what_is_taken_down_is_in_no_file_of_an_index(
     index: Path, synthetic: Any, synthetic_build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
 ) -> None:
@@ -89,18 +89,6 @@ def test_what_is_taken_down_is_in_no_file_of_an_index(
 
     code, answer = forget(capsys, "--store", store, index, *words)
     assert (code, answer["indexes"][0]["rows"]) == (0, 0), "the same again finds nothing"
-
-
-def test_an_index_that_was_elsewhere_is_made_good_by_what_store_remembers(
-    index: Path, synthetic: Any, synthetic_build: Build, capsys: pytest.CaptureFixture[str]
-) -> None:
-    item = [i for i in synthetic.items() if i.stage == "shard"][20]
-    store = synthetic_build.store.url
-    assert forget(capsys, "--store", store, "--url", item.candidate.image_url)[0] == 0
-    assert SearchIndex.open(index).row(item.candidate.candidate_id[:32]) is not None
-    code, answer = forget(capsys, "--store", store, index)
-    assert (code, answer["indexes"][0]["rows"]) == (0, 1)
-    assert SearchIndex.open(index).row(item.candidate.candidate_id[:32]) is None
 
 
 def test_an_index_of_pictures_that_no_build_knows(
@@ -148,6 +136,7 @@ def test_pictures_whose_digest_an_index_lacks_are_compared_by_their_looks(
     assert [hit.id for hit in SearchIndex.open(index).search(Query(np.ones(8, np.float32))).hits] == ["other"]
 
 
+@pytest.mark.drill(1)
 def test_texts_of_a_copy_that_goes_leave_the_index_too(
     tmp_path: Path,
     synthetic: Any,

@@ -46,7 +46,7 @@ def forget(build: Build, *words: str) -> int:
 
 @pytest.mark.parametrize(
     ("state", "by"),
-    [("expired", "url"), pytest.param("expired", "domain", marks=pytest.mark.drill(3)), ("crawled", "sha256")],
+    [pytest.param("expired", "domain", marks=pytest.mark.drill(3)), ("crawled", "sha256")],
 )
 def test_a_page_goes_with_its_picture_where_no_candidates_are_left(week: Week, site: Any, state: str, by: str) -> None:
     """After `gc --keep` the pages stayed in the captures; a build that had only crawled kept them too."""

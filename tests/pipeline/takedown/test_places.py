@@ -14,7 +14,6 @@ from data_specs.release import open_manifest
 from data_specs.shard import SPLITS
 from pipeline import cli, opening
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
@@ -43,10 +42,6 @@ def run(weeks: Weeks, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[
     """Exit code and stderr of a command with --store."""
     capsys.readouterr()
     return cli.main([*words, "--store", weeks.store]), capsys.readouterr().err
-
-
-def interrupted(*_: object) -> None:
-    raise KeyboardInterrupt  # not by a signal, which tests in the background ignore
 
 
 def samples(weeks: Weeks) -> int:
@@ -98,6 +93,7 @@ def test_a_folder_that_was_moved_is_named_before_anything_is_published_and_is_fo
     assert samples(two) == 2
 
 
+@pytest.mark.drill(3)
 def test_store_and_builds_that_are_moved_together_need_no_command(two: Weeks, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     two.folder.rename(moved)
@@ -118,6 +114,7 @@ def test_store_and_builds_that_are_moved_together_need_no_command(two: Weeks, tm
     assert list(two.folder.iterdir()) == []
 
 
+@pytest.mark.drill(3)
 @pytest.mark.parametrize("place", ["{}/../elsewhere/1", "{}/../weekly/1"])
 def test_a_build_that_is_given_by_a_path_with_dots_is_published_for_readers(weeks: Weeks, place: str) -> None:
     """`--out ../elsewhere/1` was noted as a place in the folder of STORE, which readers refuse as one outside it."""
@@ -175,29 +172,6 @@ def test_what_store_notes_of_pictures_and_crawls_moves_with_their_build(two: Wee
     assert store.folder.read_json("crawled/site.json")["warc"] == f"{away}/captures/a.warc.gz"
 
 
-def test_a_build_is_moved_after_its_store_and_by_the_path_to_which_a_link_leads(
-    two: Weeks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real, link = tmp_path.with_name(f"{tmp_path.name}-real"), tmp_path.with_name(f"{tmp_path.name}-link")
-    two.folder.rename(real)
-    link.symlink_to(real)
-    two = Weeks(link, two.encode)
-    third = two.build("2026-01-15", range(8))
-    releases = Store(two.store).releases("weekly")
-    with pytest.MonkeyPatch.context() as patch:  # killed: it is the newest, and not settled
-        patch.setattr(Releases, "finish_pending", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            release.publish(third)
-    for day in ("2026-01-15", "2026-01-01"):
-        (real / day).rename(tmp_path / day)
-        code, said = run(two, capsys, "store", "move", str(real / day), str(tmp_path / day))
-        assert code == 0, said
-    assert releases.newest().release == 3
-    assert samples(two) == 8
-    builds, faults = known_builds.opened(Store(two.store), STAGES)
-    assert ([Path(build.out).parent for build in builds], faults) == ([tmp_path, link, tmp_path], [])
-
-
 def test_a_copy_that_stays_where_it_was_is_no_move(two: Weeks, tmp_path: Path) -> None:
     first = two.folder / "2026-01-01"
     shutil.copytree(first, tmp_path / "copy")
@@ -206,7 +180,7 @@ def test_a_copy_that_stays_where_it_was_is_no_move(two: Weeks, tmp_path: Path) -
     assert samples(two) == 6
 
 
-@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("gone", [True, pytest.param(False, marks=pytest.mark.drill(1))])
 def test_a_deleted_build_leaves_its_dataset_and_what_it_held_is_new_again(two: Weeks, gone: bool) -> None:
     first, store = two.folder / "2026-01-01", Store(two.store)
     if gone:
@@ -217,28 +191,6 @@ def test_a_deleted_build_leaves_its_dataset_and_what_it_held_is_new_again(two: W
     assert samples(two) == 3
     again = two.build("2026-01-15", range(3))
     assert sum(release.publish(again).samples.values()) == 3
-
-
-def test_files_without_a_readable_build_are_not_said_to_be_gone(
-    two: Weeks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`store delete` left the captures of a build that had lost its build.json, and said "was gone already"."""
-    first, store = two.folder / "2026-01-01", Store(two.store)
-    record = (first / "build.json").read_bytes()
-    (first / "build.json").unlink()
-    code, said = run(two, capsys, "store", "delete", str(first))
-    assert (code, f"{first}: holds files that are not a readable build; nothing was changed" in said) == (1, True)
-    assert len(store.known_builds()) == 2
-    (first / "build.json").write_bytes(record)
-    delete = Folder.delete
-    with monkeypatch.context() as patch:  # killed before the last file
-        patch.setattr(Folder, "delete", lambda own, name: None if name == "build.json" else delete(own, name))
-        patch.setattr(Store, "drop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            places.delete(store, STAGES, str(first))
-    assert [path.name for path in first.iterdir()] == ["build.json"]
-    assert places.delete(store, STAGES, str(first))["deleted"] is True
-    assert samples(two) == 3
 
 
 def test_a_store_in_the_folder_of_a_build_stays_when_that_is_deleted(weeks: Weeks) -> None:

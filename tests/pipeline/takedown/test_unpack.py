@@ -170,6 +170,7 @@ def test_any_bytes_are_found_in_any_nesting(
     assert (b"\x00" + data in pieces.values(), faults) == (True, [])
 
 
+@pytest.mark.slow
 def test_a_file_that_unpacks_to_much_is_read_in_little_memory(tmp_path: Path) -> None:
     import tracemalloc
 

@@ -68,6 +68,7 @@ def test_an_opt_out_of_a_picture_whose_address_a_decision_cuts_is_honoured(week:
     assert released(second) == PAGES - 1
 
 
+@pytest.mark.drill(2)
 def test_what_was_killed_is_finished_by_the_same_build(week: Any, site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The earlier build had no manifest then, and was left alone: the dataset stayed withdrawn."""
     first = week("2026-11-01")
@@ -108,6 +109,7 @@ def test_an_earlier_build_that_is_not_there_is_named_and_is_done_once_it_is_back
     assert released(second) == PAGES - 1
 
 
+@pytest.mark.drill(2)
 def test_a_page_and_a_picture_that_are_gone_are_dropped_if_the_source_says_so(week: Any, site: Any) -> None:
     release.publish(week("2026-11-01", vanished="drop"))
     site.pages["/2.html"] = (410, {}, b"")
@@ -149,6 +151,7 @@ def test_known_addresses_are_asked_again_and_opt_outs_that_came_later_reach_thei
     assert released(second) == PAGES - len(found)
 
 
+@pytest.mark.drill(2)
 @pytest.mark.parametrize(("drops", "lost"), [pytest.param("keep", 0, marks=pytest.mark.drill(2)), ("drop", 2)])
 def test_known_addresses_that_are_gone_count_if_the_source_says_so_and_silent_hosts_never(
     week: Any, site: Any, drops: str, lost: int
@@ -166,6 +169,7 @@ def test_robots_rules_that_ask_for_long_pauses_are_no_opt_out() -> None:
     assert {words: _recheck._is_answer(failure) for words, failure in failures.items()} == said
 
 
+@pytest.mark.drill(2)
 @pytest.mark.parametrize(
     "reason", [pytest.param("opt_out", marks=pytest.mark.drill(2)), "robots_disallowed", "http_status"]
 )
@@ -193,6 +197,7 @@ def test_a_picture_that_was_refused_later_stays_out_though_its_page_still_shows_
     assert released(third) == PAGES - 1
 
 
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("pace", [pytest.param(0, marks=pytest.mark.drill(2)), 1_000])
 def test_a_site_that_disallows_everything_ends_no_build_and_loses_all_its_samples_at_once(
     week: Any, site: Any, pace: int
@@ -222,6 +227,7 @@ def test_each_shard_is_due_once_in_so_many_builds(every: int, shards: int, build
     assert due == dict.fromkeys(names, builds)
 
 
+@pytest.mark.drill(2)
 def test_the_turn_advances_though_nothing_new_is_published_and_is_the_same_in_a_second_run(weeks: Any) -> None:
     """It followed the builds in the newest release: what was not due in a quiet week never was."""
     options = {"fetch": {"recheck_every": 3}, "shards": {"samples_per_shard": 1}}
@@ -298,6 +304,7 @@ def test_only_opt_outs_are_honoured_while_a_build_waits(week: Any, site: Any) ->
     assert vanished.leave_out(second)["samples"] == 1
 
 
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("until", [pytest.param("published", marks=pytest.mark.drill(2)), "held by a gate", "fetch"])
 def test_an_opt_out_reaches_earlier_builds_that_were_never_published_and_waits_for_no_gate(
     week: Any, site: Any, until: str, capsys: pytest.CaptureFixture[str]

@@ -80,8 +80,16 @@ FINE = {"/fine.png": picture(9), "/fine.jpg": picture(8, "JPEG"), "/webp.gif": p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["wenlan", "img2dataset"])
-def test_a_hostile_server_costs_little_and_every_failure_has_its_reason(serve, make_build, engine):
+def test_a_hostile_server_costs_little_and_every_failure_has_its_reason(serve, make_build):
+    fetch_what_is_hostile(serve, make_build, "wenlan")
+
+
+@pytest.mark.drill(12)
+def test_failures_have_the_same_reasons_with_img2dataset(serve, make_build):
+    fetch_what_is_hostile(serve, make_build, "img2dataset")
+
+
+def fetch_what_is_hostile(serve, make_build, engine: str) -> None:
     inside = serve({"/x.png": (200, HEADERS, picture(1))})
     broken = serve({"/robots.txt": (500, {}, b""), "/x.png": picture(1)})
     web = serve({path: page for path, (page, _, _) in HOSTILE.items()})

@@ -54,6 +54,7 @@ def test_no_window_of_time_holds_more_requests_than_the_pace_allows(workers, del
             assert last - first + 1 <= (starts[last] - start + 2 * LEASE_S) / delay_s + workers + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.002, 1.0])
 def test_workers_in_a_hurry_use_the_whole_pace(delay_s):
     starts = asyncio.run(requests(3, delay_s, [0.0001], until=1000 * delay_s))

@@ -158,6 +158,7 @@ def conditional(etag: str, body: bytes):
     return page
 
 
+@pytest.mark.slow
 def test_the_next_crawl_fetches_only_what_has_changed_and_its_warc_is_whole(serve, make_build, tmp_path):
     web = serve({"/": conditional('"1"', html("/a.html", "/b.html", "/c.html"))})
     web.pages |= {"/a.html": conditional('"a"', html("/deep.html")), "/b.html": html(text="甲")}

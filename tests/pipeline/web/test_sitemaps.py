@@ -27,7 +27,7 @@ def test_an_unknown_charset_is_read_as_utf8():
 
 
 @pytest.mark.parametrize("charset", ["gb2312", "utf-7", "idna", "undefined", "x" * 5_000])
-@pytest.mark.parametrize("spaces", [1, 300, 3_000])
+@pytest.mark.parametrize("spaces", [3_000])
 def test_a_declaration_of_any_length_is_no_fault(charset, spaces):
     declared = f"<?xml version='1.0'{' ' * spaces}encoding='{charset}'?>"
     body = f"{declared}<urlset><url><loc>http://a.test/</loc></url></urlset>"

@@ -15,7 +15,7 @@ from pipeline.store.takedowns import Takedowns
 Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_before_and_after_stand_under_each_other(grown: Weeks, part: Callable[[str, str], str]) -> None:
     (first, _), (second, report) = grown
     assert part(first, "dataset") == ""

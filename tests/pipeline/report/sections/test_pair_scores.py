@@ -95,6 +95,7 @@ def test_the_page_says_it_in_both_languages_and_report_json_has_no_picture(
     assert '<a href="#pair_scores">' in html
 
 
+@pytest.mark.drill(1)
 def test_what_was_taken_down_or_opted_out_is_not_shown(
     build: Callable[..., Build], material: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,6 @@ from pipeline.report.sections import semantic_duplicates
 from pipeline.report.sections.semantic_duplicates import _rows, duplicates
 from pipeline.store.sql import Tables
 from tests import alike
-from tests.deduped import publish
 from tests.fetched import begun
 from tests.stages import run_stage
 
@@ -80,23 +79,3 @@ def test_it_shows_the_nearest_those_just_dropped_and_those_just_kept(build: Any,
     html = page.render(semantic_duplicates=said)
     assert ("Closest to each other" in html, "Just dropped" in html) == (True, False), "they are the same ones"
     assert "Just dropped" in page.render(semantic_duplicates={**said, "dropped": 99})
-
-
-@pytest.mark.slow
-def test_a_leader_of_an_earlier_build_is_counted_and_what_was_taken_down_is_not_shown(
-    build: Any, material: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = build(SHOWN[:1])
-    publish(first)
-    second = build(SHOWN[1:3], snapshot="2026-02-02")
-    said = duplicates(material(second))
-    assert said is not None
-    assert (said["by_earlier"], said["earlier"]) == (len(alike.dropped(second)), 1)
-    [pair, *_] = groups(said)["closest"]
-    assert pair["leader"] is None, "its build was not registered, so nobody knows where it lies"
-    gone = pair["other"]["id"]
-    taken = type("Takedowns", (), {"names": lambda self, row: row["id"] == gone, "hashes": frozenset()})()
-    monkeypatch.setattr(type(second.store), "takedowns", lambda self: taken)
-    said = duplicates(material(second))
-    assert said is not None
-    assert gone not in {pair["other"]["id"] for pairs in groups(said).values() for pair in pairs}

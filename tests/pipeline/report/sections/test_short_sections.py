@@ -27,11 +27,13 @@ from pipeline.store.build_json import Cost, Result
 from pipeline.store.commits import DECISIONS
 from tests.fetched import begun
 
+pytestmark = pytest.mark.slow  # all begin with a build
+
 Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
 Run = Callable[..., list[str]]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_the_page_begins_with_what_became_of_the_build(grown: Weeks) -> None:
     for (html, report), number in zip(grown, (1, 2), strict=True):
         main = html.partition("<main")[2]
@@ -42,7 +44,6 @@ def test_the_page_begins_with_what_became_of_the_build(grown: Weeks) -> None:
     assert '<b>3</b> <span data-zh="个新样本，">new samples,</span> 15' in grown[1][0]
 
 
-@pytest.mark.slow
 def test_samples_of_earlier_builds_that_were_left_out_are_counted(grown: Weeks) -> None:
     _, (html, report) = grown
     assert "were removed at the same time" not in html
@@ -109,7 +110,6 @@ def test_every_bar_has_a_colour() -> None:
     assert css.count("--known:") == css.count("--accent:") == 3, "light, dark by the system, dark by the switch"
 
 
-@pytest.mark.slow
 def test_removed_texts_and_templates_are_shown_and_what_pages_say_is_escaped(
     synthetic_build: Build, run_stage: Run
 ) -> None:
@@ -153,7 +153,6 @@ def test_the_whole_dataset_comes_first_and_few_samples_are_said_to_be_few(
     assert worst[0] < worst[1], "three of fifteen move the whole less than themselves"
 
 
-@pytest.mark.slow
 def test_what_a_run_noted_counts_only_for_the_results_that_it_made(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     rows = {row["stage"]: row for row in stage_costs(synthetic_build)}
@@ -190,7 +189,6 @@ def test_a_stage_costs_what_its_passes_cost_also_when_their_records_are_deleted(
     assert stage_costs(build) == [before]
 
 
-@pytest.mark.slow
 def test_a_lost_decision_is_the_first_thing_on_the_page(synthetic_build: Build, run_stage: Run) -> None:
     stage = synthetic_build.stage("filter")
     record = next(record for record in stage.records() if record.counts["dropped"])
@@ -205,7 +203,7 @@ def test_a_lost_decision_is_the_first_thing_on_the_page(synthetic_build: Build, 
     assert main.count("<li>filter: its records count 3 dropped") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_a_decision_that_is_lost_after_its_record_counted_it_is_a_fault_too(
     synthetic_build: Build, run_stage: Run
 ) -> None:
@@ -217,7 +215,7 @@ def test_a_decision_that_is_lost_after_its_record_counted_it_is_a_fault_too(
     assert "filter: its records count 3 dropped, but its decisions 2" in page.make_report(synthetic_build)["faults"]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_a_sound_build_has_no_alert(written: tuple[str, dict[str, Any]]) -> None:
     html, made = written
     assert made["faults"] == []
