@@ -10,7 +10,6 @@ import zlib
 import numpy as np
 import pytest
 import torch
-import torchvision.io
 from PIL import Image
 
 from tests.drawn import claiming
@@ -74,6 +73,8 @@ def test_pictures_that_fill_a_device_are_decoded_in_fewer_at_once_or_end_the_run
     said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A RuntimeError in the words of torchvision, as for a damaged picture, which is left to the CPU."""
+    import torchvision.io  # here: it takes four seconds
+
     fits, asked, real = 3, list[int](), torchvision.io.decode_jpeg
 
     def decode_few(data: list[torch.Tensor], **options: object) -> object:

@@ -43,7 +43,7 @@ def test_an_encoder_layer_is_counted_as_by_hand() -> None:
 
 
 def test_a_step_is_prefix_once_key_trunk_once_and_three_times_the_query_trunk() -> None:
-    config = resolve("tiny", ["image.dropout=0"])
+    config = resolve("tiny")
     step = Meter(config, torch.device("cpu")).step_flops(1, 5, 16)
     image, text = forward_flops(config, "image", 5), forward_flops(config, "text", 16)
     # Less than 4 forwards: the prefix is computed once, the frozen head has no gradient of weights, and the first
