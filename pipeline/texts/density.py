@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 
-from data_specs.text.segmenter import rust_segmenter
 from pipeline.texts.characters import REMEMBERED
 from pipeline.texts.forms import even
 from pipeline.texts.words import LATIN, stop_words
@@ -67,10 +66,12 @@ class Density:
 
 @functools.lru_cache(maxsize=REMEMBERED)  # each filter asks for all texts of a chunk before the next one does
 def density(text: str) -> Density:
+    import rjieba
+
     entries, distinct = _entries(), dict[str, float]()
     words = nouns = content = stop = 0
     information = 0.0
-    for word in rust_segmenter().cut(even(text), False):
+    for word in rjieba.cut(even(text), False):
         entry = entries[word]
         if entry is None:
             continue
@@ -86,7 +87,9 @@ def density(text: str) -> Density:
 
 def cut(text: str) -> list[str]:
     """Words of a text in its even form, with what stands between them."""
-    words: list[str] = rust_segmenter().cut(even(text), False)
+    import rjieba
+
+    words: list[str] = rjieba.cut(even(text), False)
     return words
 
 
