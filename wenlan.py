@@ -269,7 +269,7 @@ class Data:
 
         from pipeline.errors import StoreError
         from pipeline.report.funnel import read_funnels
-        from pipeline.store.stage import in_funnel
+        from pipeline.store.build import in_funnel
 
         lacking = self._check("decisions")
         builds = [own for own in self._frames.builds if own.build_id not in lacking and "shard" in own.fingerprints]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from urllib.parse import urlsplit
@@ -27,18 +28,12 @@ def advice_for(reason: DropReason, evidence: str) -> str:
     """Returns the key of the spec to change to allow an address, or what else is wrong with it; "" if unknown."""
     if reason is DropReason.EGRESS_REFUSED:
         named = _REFUSED.search(evidence)
-        if named is not None and _is_loopback(named[1]):
-            host = f"[{named[1]}]" if ":" in named[1] else named[1]
-            return f"to allow it, set egress.allow: ['{host}:{named[2]}']"
+        with contextlib.suppress(ValueError):  # a name
+            if named is not None and ipaddress.ip_address(named[1]).is_loopback:
+                host = f"[{named[1]}]" if ":" in named[1] else named[1]
+                return f"to allow it, set egress.allow: ['{host}:{named[2]}']"
         return "only public addresses are allowed, and loopback addresses listed in egress.allow"
     if reason is DropReason.HTTP_STATUS and evidence.endswith("outside the site"):
         target = urlsplit(evidence.partition(" to ")[2].removesuffix(", outside the site")).netloc
         return f"start from there, or set hosts: [{target}]"
     return _ADVICE.get(reason, "")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

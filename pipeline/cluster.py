@@ -1,8 +1,9 @@
 """The Ray executor: runs the partitions of a stage as tasks, on a cluster or on an embedded Ray on this machine.
 
-Without an address (or RAY_ADDRESS) an embedded Ray starts on this machine, bound to loopback, and ends with the build,
-also where the build is killed (`pipeline.watchdog`). It starts when the first pass has more than one partition to run:
-a single one before that runs in this process, since Ray and its workers take longer to start than a small build.
+Without an address (or RAY_ADDRESS) an embedded Ray starts on this machine, bound to loopback, and ends with the build.
+It starts when the first pass has more than one partition to run: a single one before that runs in this process, since
+Ray and its workers take longer to start than a small build. If the build is killed, Ray's workers end with it, and the
+two agents of its raylet within a minute.
 
 This module knows a stage by its name, its function and what its tasks ask of the cluster, never by import: the page
 (`pipeline.run`) hands these in. Objects that live on a cluster beside the tasks are `pipeline.actors`.
@@ -47,7 +48,6 @@ from pipeline.sessions import Sessions, lent
 from pipeline.store.build import Build
 from pipeline.store.commits import timed
 from pipeline.store.partitions import reading
-from pipeline.watchdog import Watchdog
 
 log = logging.getLogger("wenlan")
 
@@ -79,7 +79,6 @@ class Cluster:
 
     def __init__(self, address: str = "", workers: int = 0, here: bool = False) -> None:
         self._address, self._workers, self._ours = address or os.environ.get("RAY_ADDRESS", ""), workers, False
-        self._watchdog: Watchdog | None = None
         self._here = here
         self.started = False
 
@@ -161,8 +160,6 @@ class Cluster:
             import ray
 
             _leave(ray)
-        if self._watchdog is not None:
-            self._watchdog.close()
 
     def start(self) -> Any:
         """Join the cluster, or start one here, where that is not done yet; returns Ray. Raises StageError."""
@@ -172,10 +169,8 @@ class Cluster:
             if self._address:
                 _join(ray, self._address)
             else:
-                self._watchdog = Watchdog()
                 try:
-                    with self._watchdog.marking():
-                        start_ray(ray, num_cpus=self._workers or None, include_dashboard=False, **_log_options())
+                    start_ray(ray, num_cpus=self._workers or None, include_dashboard=False, **_log_options())
                 except RuntimeError as e:
                     raise StageError("ray", str(e)) from None
             self._ours = True
@@ -336,8 +331,6 @@ def _holders(num_gpus: float, nodes: Sequence[Resources]) -> contextlib.Abstract
 OPEN_FILES = 65_536
 """Files that a worker may have open, where the system lets it."""
 
-NO_SPACE = 1 << 20
-"""Bytes free on a disk below which an unexplained failure of SQLite is taken for a full one."""
 
 HEAD_LOOK_S = 2.0
 """Seconds between two looks of the driver for the head of its cluster."""
@@ -391,10 +384,7 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
                 raise
             raise StageError(_fullest_folder(build), _full_disk_message(stage, partition)) from None
         except sqlite3.OperationalError as e:  # of the frontier of a crawl
-            # where the file beside its log cannot grow SQLite speaks of I/O, as of a disk that fails
-            if "disk is full" not in str(e) and not (
-                "disk I/O" in str(e) and _free_bytes(_fullest_folder(build)) < NO_SPACE
-            ):
+            if "disk is full" not in str(e):
                 raise
             raise StageError(_fullest_folder(build), _full_disk_message(stage, partition)) from None
 
@@ -415,12 +405,7 @@ def _full_disk_message(stage: str, partition: str) -> str:
 def _fullest_folder(build: Build) -> str:
     """The folder whose disk has the least space left, of those written to: an OSError seldom says which it was."""
     folders = [f.url for f in (build.folder, build.store.folder) if f.is_local] + [tempfile.gettempdir()]
-    return min(filter(os.path.isdir, folders), key=_free_bytes)
-
-
-def _free_bytes(folder: str) -> int:
-    """Bytes that are free on a folder's disk."""
-    return shutil.disk_usage(folder).free
+    return min(filter(os.path.isdir, folders), key=lambda folder: shutil.disk_usage(folder).free)
 
 
 def _log_options() -> dict[str, Any]:

@@ -76,7 +76,6 @@ class DropReason(enum.StrEnum):
     STOP_WORDS = "stop_words", "mostly stop words", "停用词过多"
     TEXT_ENTROPY = "text_entropy", "low word entropy", "词语信息量低"  # its words say little
     UNKNOWN_CHARACTERS = "unknown_characters", "unknown characters", "生僻字符过多"
-    PERPLEXITY = "perplexity", "unusual language", "困惑度异常"  # too likely, or too unlikely, to a language model
     # fetch and measure
     EMPTY_BODY = "empty_body", "empty file", "空内容"
     NOT_AN_IMAGE = "not_an_image", "not an image", "不是图像"
@@ -104,7 +103,6 @@ class DropReason(enum.StrEnum):
     TEXT_HEAVY = "text_heavy", "mostly text", "文字过多"
     QR_CODE = "qr_code", "QR code", "二维码"
     FACES = "faces", "faces", "人脸"  # more than allowed
-    COLOURFULNESS = "colourfulness", "colourfulness", "色彩丰富度"  # too little, or too much
     LOW_DETAIL = "low_detail", "less detail than its size suggests", "细节不足"  # enlarged, or out of focus
     # curate: watermark
     WATERMARK = "watermark", "watermark of its host", "站点水印"  # a mark that many of its pictures have

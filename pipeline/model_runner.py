@@ -1,20 +1,19 @@
 """Runs models over the images of a partition: decodes each image once, and runs each model once per image.
 
 What a model says of an image depends on the image's bytes and the model's id alone, so its values are cached in STORE
-under the image's sha256 and shared by all builds. `model_values` takes from the caches what is there, claims what is
-missing (`pipeline.store.claims`), decodes each claimed image once for all models that lack it, hands the pictures over
-in batches to the process that holds the model (`pipeline.sessions`), and puts the values into the caches. What a worker
-of another build is computing is waited for. `text_values` does the same for texts, under the sha256 of each.
+under the image's sha256 and shared by all builds. `model_values` takes from the caches what is there, decodes each
+other image once for all models that lack it, hands the pictures over in batches to the process that holds the model
+(`pipeline.sessions`), and puts the values into the caches. `text_values` does the same for texts, under the sha256 of
+each.
 
-Limits: an image that cannot be decoded gets no values and is tried again by each build. Between two flushes of a cache
-up to SAVE values of a model are in memory; a kill loses them.
+Limits: an image that cannot be decoded gets no values and is tried again by each build. Two builds at once over the
+same images may both compute a value. Between two flushes of a cache up to SAVE values of a model are in memory; a kill
+loses them.
 """
 
 from __future__ import annotations
 
 import abc
-import contextlib
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
@@ -26,7 +25,6 @@ from pipeline.pictures.decode import PictureError, Pixels, decode
 from pipeline.sessions import Answer, Queue
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
-from pipeline.store.claims import claim
 from pipeline.store.commits import on_gpu
 from pipeline.store.images import partition_images
 from pipeline.store.store import Store
@@ -41,9 +39,6 @@ TEXT_BATCH = 512
 
 SAVE = 1_000
 """New values of a model after which they go into its cache, so that a killed worker repeats no more."""
-
-WAIT_S = 0.5
-"""Between two looks at whether another build's worker is done with what is needed here too."""
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -144,31 +139,8 @@ class _Runner(abc.ABC, Generic[Item, Value]):
         self.result = ModelValues(cached, cached=sum(map(len, cached.values())))
 
     def complete(self) -> None:
-        """Compute what no other worker is computing, and take the rest from the caches as it appears there.
-
-        An image whose worker died, or could not decode it, is free to be claimed in the next round.
-        """
-        while any(self._missing.values()):
-            with contextlib.ExitStack() as claims:
-                self._compute({name: claims.enter_context(self._claim(name)) for name in self._models})
-            if any(self._missing.values()):
-                time.sleep(WAIT_S)
-
-    @contextlib.contextmanager
-    def _claim(self, name: str) -> Iterator[set[str]]:
-        """Images that are a model's to compute here, from now on; what others have added to its cache is taken over."""
-        wanted = self._missing[name]
-        with claim(self._caches[name].folder, wanted) as free:
-            added = self._read_cache(
-                name, wanted
-            )  # after the claim: a worker caches its values before it gives them free
-            self.result.values[name] |= added
-            self._missing[name] = wanted - free - added.keys()
-            yield free - added.keys()
-
-    def _compute(self, claimed: Mapping[str, set[str]]) -> None:
-        """Run each model over the images claimed for it. Those on a GPU come first: they compute meanwhile."""
-        lacking = {name: images for name, images in claimed.items() if images}
+        """Run each model over what its cache lacks. Those on a GPU come first: they compute meanwhile."""
+        lacking = {name: images for name, images in self._missing.items() if images}
         first = sorted(lacking, key=lambda name: -self._models[name].gpus)
         queues = {name: Queue(self._models[name], self.WHAT) for name in first}
         new: dict[str, dict[str, Value]] = {name: {} for name in queues}

@@ -25,10 +25,9 @@ from pipeline.files.folder import Folder
 from pipeline.sources import sources_of
 from pipeline.stages import STAGES
 from pipeline.store import build_json
-from pipeline.store.build import Build, Earlier, sha256_of
+from pipeline.store.build import Build, Earlier, Stages, sha256_of
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import reading
-from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
 
@@ -198,12 +197,12 @@ def open_trial(spec: BuildSpec, on: Build, out: str) -> Build:
     of_sources = {name: on.fingerprints[name] for name in names if name.partition(".")[0] in ("crawl", "extract")}
     mine, theirs = dict(of_sources), dict(of_sources)  # of sources as they were
     for name in (name for name in theirs_all if name not in theirs):
-        theirs[name] = _fingerprint(name, replace(on, fingerprints=theirs))[0]
+        theirs[name] = _fingerprint(name, replace(on, fingerprints=theirs))
     for name in (name for name in names if name not in mine):
-        mine[name] = _fingerprint(name, replace(trial, fingerprints=mine, on=None))[0]
+        mine[name] = _fingerprint(name, replace(trial, fingerprints=mine, on=None))
     same = {name for name in names if mine[name] == theirs.get(name)}
     fingerprints = {name: on.fingerprints[name] if name in same else mine[name] for name in names}
-    return replace(trial, fingerprints=fingerprints, tokens={}, on=on)
+    return replace(trial, fingerprints=fingerprints, on=on)
 
 
 COMPARED = "curate"
@@ -218,17 +217,13 @@ def _passes_until(build: Build) -> list[str]:
 
 def _add_fingerprints(build: Build) -> Build:
     for name in build.passes:
-        fingerprint, token = _fingerprint(name, build)
-        fingerprints, tokens = {**build.fingerprints, name: fingerprint}, {**build.tokens, name: token}
-        build = replace(build, fingerprints=fingerprints, tokens=tokens)
+        build = replace(build, fingerprints={**build.fingerprints, name: _fingerprint(name, build)})
     return build
 
 
-def _fingerprint(name: str, build: Build) -> tuple[str, str]:
-    """Fingerprint of a pass in a build that has those of what it reads, and the sha256 of its token."""
+def _fingerprint(name: str, build: Build) -> str:
+    """Fingerprint of a pass in a build that has those of what it reads."""
     own, reads = build.passes[name], build.reads(name)
     with reading(name, reads):
         token = own.token(build)
-    return sha256_of([name, own.version, token, {other: build.fingerprints[other] for other in reads}]), sha256_of(
-        token
-    )
+    return sha256_of([name, own.version, token, {other: build.fingerprints[other] for other in reads}])

@@ -13,16 +13,21 @@ from dataclasses import dataclass
 from pipeline import observe
 from pipeline.cluster import Cluster
 from pipeline.errors import StageError
-from pipeline.memory import memory_for
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass
 from pipeline.store.build_json import Result, Running
 from pipeline.store.commits import Record
 from pipeline.store.partitions import StageDir, reading
 from pipeline.store.progress import Progress, Watch
-from pipeline.store.stage import Pass
 
 log = logging.getLogger("wenlan")
+
+
+MARGIN = 1.25
+"""Memory that is asked for, over the most that an earlier build needed."""
+
+UNKNOWN = 1 << 29
+"""Bytes that are asked for where no build has noted what it needed."""
 
 
 class PassRunner:
@@ -111,7 +116,7 @@ class PassRunner:
         to."""
         build, own = self._build, chain[0]
         passes, spent = [(each.name, each.run) for each in chain], [0.0] * len(states)
-        memory = max(memory_for(self._peaks.get(each.name, 0)) for each in chain)
+        memory = max(int(MARGIN * self._peaks.get(each.name, 0)) or UNKNOWN for each in chain)
         resources = {**own.resources(build.spec), "memory": memory}
         with Watch(build, own.name, partitions, states[0].committed.records(), self._progress) as watch:
             for some in self._cluster.each(build, passes, resources, missing):

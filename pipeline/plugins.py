@@ -1,4 +1,4 @@
-"""Plug-ins: sources, filters, detectors and image features. One file each; the file's name is the name in a spec.
+"""Plug-ins: sources, filters and detectors. One file each; the file's name is the name in a spec.
 
 A plug-in is a frozen pydantic model: **file name = the name in the spec, its fields = its options**. There is no
 registry: `pipeline/filters/text_length.py` holds exactly one class derived from the family's face (declared in the
@@ -26,7 +26,7 @@ from data_specs.build import BuildSpec, PluginRef, SourceRef, SpecError
 from data_specs.spec_file import OptionLines, describe, read
 from pipeline.urls import loopback_pairs
 
-Family = Literal["sources", "filters", "detectors", "features"]
+Family = Literal["sources", "filters", "detectors"]
 T = TypeVar("T", bound="Plugin")
 
 
@@ -142,7 +142,8 @@ def _plugin_faults(values: Mapping[str, Any]) -> tuple[list[str], set[tuple[Fami
     """(faults of the plug-ins that a spec names, which those are). values: of the spec, as they are written; what is
     not a plug-in at all is a fault of its schema.
     """
-    problems, faulty = list[str](), set[tuple[Family, str]]()
+    problems, faulty, egress = list[str](), set[tuple[Family, str]](), values.get("egress")
+    offline = isinstance(egress, dict) and egress.get("network") == "never"
     for family, plugin, options, where in _named_plugins(values):
         try:
             made = configure(family, plugin, options, Plugin, where, values["base"])
@@ -152,14 +153,9 @@ def _plugin_faults(values: Mapping[str, Any]) -> tuple[list[str], set[tuple[Fami
         else:
             if made.NEEDS_SECTION and values.get(made.NEEDS_SECTION) is None:
                 problems.append(f"{where}: {plugin} needs the section {made.NEEDS_SECTION} of the spec")
-            if family == "sources" and plugin == "site" and _network_options(values) == "never":
+            if family == "sources" and plugin == "site" and offline:
                 problems.append(f"{where}: egress.network: never forbids crawling a site; use a WARC of it")
     return problems, faulty
-
-
-def _network_options(values: Mapping[str, Any]) -> Any:
-    egress = values.get("egress")
-    return egress.get("network") if isinstance(egress, dict) else None
 
 
 def _named_plugins(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, dict[str, Any], str]]:

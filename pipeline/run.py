@@ -2,7 +2,7 @@
 
     crawl -> extract -> admit -> fetch -> measure -> filter -> dedup -> curate -> detect -> shard -> report -> (publish)
 
-A stage is one object (`pipeline.store.stage.Stage`), `STAGES` is their order, and each has its passes. A pass is cut
+A stage is one object (`pipeline.store.build.Stage`), `STAGES` is their order, and each has its passes. A pass is cut
 into partitions; each runs as one task, which commits its own record (`pipeline.pass_runner`). A pass's
 fingerprint is made of its version, its token (its part of the spec and what it reads outside the build) and the
 fingerprints of the passes that it reads: same fingerprint, same result, so a finished pass is skipped and a killed one
@@ -22,10 +22,9 @@ from pipeline.cluster import Cluster
 from pipeline.pass_runner import PassRunner
 from pipeline.report.estimate import Reference
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import EVERY, Build
 from pipeline.store.build_json import Result
 from pipeline.store.progress import Progress, Silent
-from pipeline.store.stage import EVERY
 from pipeline.takedown import forget
 
 log = logging.getLogger("wenlan")
@@ -52,7 +51,7 @@ def run(
         cluster = Cluster(address, workers, here)
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         if build.on is None:
-            build.store.begin(build)
+            build.store.begin(build.out, build.noted)
         stages = _stages_to_run(build, until)
         filled = _self_contained_after(build, stages)
         reference = None if here else Reference.newest(build.store, build.spec.name)

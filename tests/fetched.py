@@ -14,9 +14,8 @@ from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.records import FETCH_SCHEMA, Candidate, candidate_rows, order_range
 from pipeline.stages import STAGES
-from pipeline.store.build import Build
+from pipeline.store.build import Build, passes_of
 from pipeline.store.identities import Identities
-from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 
 FETCHED_AT = "2026-01-02T03:04:05Z"

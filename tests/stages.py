@@ -43,7 +43,7 @@ def run_noted(build: Build, *names: str) -> None:
     results: list[Result] = []
     build_json.note(build)
     build.store.check()
-    build.store.begin(build)
+    build.store.begin(build.out, build.noted)
     try:
         for name in passes(build, *names):
             if name == "report":

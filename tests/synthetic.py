@@ -40,10 +40,9 @@ from pipeline.records import (
 )
 from pipeline.stages import STAGES
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, passes_of
 from pipeline.store.commits import ROWS_DIGEST, rows_digest
 from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
-from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 
 FORMATS = ("jpeg", "grey jpeg", "cmyk jpeg", "rotated jpeg", "png", "alpha png", "palette png", "gif", "webp", "bmp")

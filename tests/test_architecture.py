@@ -122,8 +122,8 @@ FLOORS = {
         ("files", "records"),
         ("decisions",),
         ("account",),
-        ("advice", "memory", "pulse"),
-        ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
+        ("advice", "pulse"),
+        ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable"),
         ("detectors", "features", "filters", "matching", "pages", "sessions", "sources"),
         ("store",),
         ("cluster", "dedup", "model_runner", "report", "web"),
@@ -234,7 +234,7 @@ def test_the_pipeline_needs_no_torch():
 
 
 def test_what_is_installed_imports_no_test():
-    """The demo, the study and the training of the detector's weights are in tests/: programs of a checkout."""
+    """The demo and the study are in tests/: programs of a checkout."""
     for package in (*PACKAGES, "dags"):
         assert offenders(package, ("tests",)) == []
 
@@ -255,7 +255,7 @@ def test_encoders_are_found_by_name_and_know_neither_data_nor_method() -> None:
 
 def test_no_module_is_called_like_one_of_the_standard_library():
     # plug-ins are named by the spec (`kind: site`), and nobody imports them but through `pipeline.plugins`
-    plugins = {"sources", "filters", "detectors", "features", "encoders", "objectives", "exports"}
+    plugins = {"sources", "filters", "detectors", "encoders", "objectives", "exports"}
     named = [p for package in PACKAGES for p in modules(package) if p.parent.name not in plugins]
     shadowing = [p for p in named if p.stem in sys.stdlib_module_names - {"__main__"}]
     assert shadowing == []
@@ -272,10 +272,8 @@ TESTED_ELSEWHERE = {
     "pipeline/filters/han_share.py": "test_text_filters.py: one table of four filters",
     "pipeline/curate/judging.py": "the judges that it asks: curate/test_*.py",
     "pipeline/opening.py": "test_run.py, test_build.py: what the same command does in each state of a folder",
-    "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",
     "pipeline/takedown/removed_content.py": "test_forget.py: a takedown from its request to the last byte",
     "pipeline/takedown/rewrite_shards.py": "test_forget.py",
-    "pipeline/watchdog.py": "test_cluster.py: the cluster whose driver is killed",
 }
 """Modules of more than 100 lines whose tests are in a file of another name, and why."""
 

@@ -1,14 +1,14 @@
-"""Benchmarks are run seldom, by people: here is seen that they still run, and that what they measure is a dataset."""
+"""Benchmarks are run seldom, by people: here is seen that each starts, and that what they measure is a dataset."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import io
-import os
-import subprocess
+import json
+import re
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -16,56 +16,70 @@ from PIL import Image
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import report
+from tests.benchmarks import __main__ as benchmarks
+from tests.benchmarks import builds
+from tests.benchmarks.harness import at_most
+from tests.benchmarks.harness import report as printed
 from tests.places import ROOT
 
 BENCHMARKS = ROOT / "tests/benchmarks"
-
-IMPORTS = """
-import ast, importlib, pathlib, sys
-
-here, root = map(pathlib.Path, sys.argv[1:])
-sys.path[:0] = [str(here), str(root)]
-own = {"pipeline", "training", "data_specs", "tests", "wenlan"}
-own |= {path.stem for folder in (here, here.parent) for path in folder.glob("*.py")}
-asked = {}
-for path in sorted(here.glob("*.py")):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in own:
-            for alias in node.names:
-                asked.setdefault((node.module, alias.name), path.name)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] in own:
-                    asked.setdefault((alias.name, ""), path.name)
-for (module, name), asking in asked.items():
-    try:
-        if name and not hasattr(importlib.import_module(module), name):
-            importlib.import_module(f"{module}.{name}")
-        importlib.import_module(module)
-    except ImportError as e:
-        if e.name is None or e.name.split(".")[0] in own:  # not a package of a peer
-            print(f"{asking}: {e}")
-"""
-
-
-@pytest.mark.drill(20)
-def test_each_finds_what_it_imports_of_this_repository() -> None:
-    words = [sys.executable, "-W", "ignore", "-c", IMPORTS, str(BENCHMARKS), str(ROOT)]
-    environment = {**os.environ, "PYTHONPATH": ""}
-    done = subprocess.run(words, cwd=ROOT.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not done.stdout.strip(), done.stdout
-
-
-@pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """tests/benchmarks/builds.py, whose builds most benchmarks of packed datasets are about."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("builds")
+OURS = {"data_specs", "pipeline", "training", "tests", "wenlan", *(path.stem for path in BENCHMARKS.glob("*.py"))}
 
 
 @pytest.mark.slow
-def test_the_builds_they_measure_are_sound_and_can_be_reported(builds: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", benchmarks.NAMES)
+def test_each_starts(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"tests.benchmarks.bench_{name}")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        module.main()
+    assert "--quick" in capsys.readouterr().out
+
+
+def test_each_finds_what_it_imports_of_this_repository() -> None:
+    """Also within functions, where the peers' and heavy packages are imported."""
+    imports = {
+        (node.module, alias.name, path.name)
+        for path in BENCHMARKS.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS
+        for alias in node.names
+    }
+    assert [of for of in sorted(imports) if not _has(of[0], of[1])] == []
+
+
+def _has(module: str, name: str) -> bool:
+    """Whether a module of this repository defines or imports a name, or a package has a module of this name."""
+    path = ROOT.joinpath(*module.split("."))
+    if any((path / f"{name}{end}").exists() for end in (".py", "/__init__.py")) or (path / name).is_dir():
+        return True
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    defined = rf"^(?:def |class |async def )?{name}\b|^\w+, {name}\b.* = "
+    imported = rf"^(?:from|import) .*\b{name}\b|^    (?:\w+ as )?{name},$"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return re.search(f"{defined}|{imported}", text, re.MULTILINE) is not None
+
+
+def test_one_table_ends_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed({"slow": at_most(2.0, 1.0, "s"), "fast": at_most(0.5, 1.0, "s")})
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(benchmarks, "LOGS", tmp_path)
+    monkeypatch.setattr(benchmarks, "run", lambda name, quick: figures if name == "words" else "no nginx here")
+    (tmp_path / "results.json").write_text(json.dumps({"words": {"quick": {"fast": 0.7}}}))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "words", "fetch", "--quick", "--record"])
+    assert benchmarks.main() == 1
+    *_, slow, fast, lacking = (line.split() for line in capsys.readouterr().err.splitlines())
+    assert slow == ["words.slow", "2.0", "s", "bar", "1.0", "DOES", "NOT", "HOLD"]
+    assert fast == ["words.fast", "0.5", "s", "bar", "1.0", "holds", "last", "0.7"]
+    assert " ".join(lacking) == "no figures: fetch: no nginx here"
+    assert json.loads((tmp_path / "results.json").read_text())["words"]["quick"]["fast"] == 0.5
+
+
+@pytest.mark.slow
+def test_the_builds_they_measure_are_sound_and_can_be_reported(tmp_path: Path) -> None:
     picture = io.BytesIO()
     Image.effect_noise((64, 64), 80).convert("RGB").save(picture, "JPEG")
     build = builds.made(tmp_path, 40, 0.5, 25, [picture.getvalue()], shared=False)

@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 
 from tests import licences
-from tests.benchmarks.proposals.cutouts import DRAWN, RENDERED
 from tests.places import ROOT
 
 
@@ -98,6 +97,7 @@ def test_the_package_is_under_apache_alone_and_names_what_it_holds_of_others() -
     assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE", "NOTICE"])
     assert not [path for top in ("pipeline", "training", "data_specs") for path in (ROOT / top).rglob("*.license")]
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
-    named = {RENDERED: "MIT License", DRAWN: "Apache License 2.0", "HowToCook": "public", "torchvision": "BSD 3-Clause"}
+    named = {"@lobehub/fluent-emoji-3d": "MIT License", "@iconify-json/noto": "Apache License 2.0"}
+    named |= {"HowToCook": "public", "torchvision": "BSD 3-Clause"}
     for name, licence in named.items():
         assert any(name in line and licence in line for line in notice.splitlines()), name

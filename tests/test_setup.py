@@ -39,7 +39,7 @@ def _fake_python(folder: Path, name: str, version: tuple[int, int]) -> None:
 @pytest.mark.slow
 def test_finder_skips_what_does_not_run_or_does_not_fit(tmp_path: Path) -> None:
     _fake_program(tmp_path, "python3", 'echo "pyenv: python3: command not found" >&2; exit 127\n')
-    _fake_python(tmp_path, "python3.13", (3, 14))
+    _fake_python(tmp_path, "python3.13", (3, 15))
     _fake_python(tmp_path, "python3.12", (3, 10))
     _fake_python(tmp_path, "python3.11", (3, 11))
     done = _find(tmp_path)
@@ -55,11 +55,11 @@ def test_finder_prefers_python3_and_obeys_python(tmp_path: Path) -> None:
 
 
 def test_finder_without_a_fitting_python_says_what_it_wants(tmp_path: Path) -> None:
-    _fake_python(tmp_path, "python3", (3, 14))
+    _fake_python(tmp_path, "python3", (3, 15))
     done = _find(tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("wenlan needs Python 3.11, 3.12 or 3.13 (tried: python3 ")
+    assert done.stderr.startswith("wenlan needs Python 3.11 to 3.14 (tried: python3 ")
     assert done.stdout == ""
 
 

@@ -6,6 +6,7 @@ this environment, so that it takes seconds and no network.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,9 @@ def _run(installed: Path, folder: Path, name: str, *words: str) -> str:
 def test_the_commands_of_the_wheel_run_without_the_working_tree(installed: Path, tmp_path: Path) -> None:
     where = _run(installed, tmp_path, "python", "-c", "import pipeline, training, data_specs as d; print(d.__file__)")
     assert str(installed.parent) in where, "what runs is what was installed"
-    assert "0.1.0" in _run(installed, tmp_path, "wenlan-data", "--version")
+    version = _run(installed, tmp_path, "wenlan-data", "--version").split()[1]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"(?m)^## \[(.*?)\]", changes)[1] == version, "the version that the changes are of"
     assert "fit" in _run(installed, tmp_path, "wenlan-train", "--help")
     assert "text_length" in _run(installed, tmp_path, "wenlan-data", "plugins")
     schema = _run(installed, tmp_path, "wenlan-data", "schema")

@@ -3,8 +3,9 @@
 A recipe is a function that returns a whole `Config` (training/recipes.py); `--set a.b=c` changes one value of it
 (training/resolve.py); a checkpoint stores `to_dict(config)`, and `from_dict` reads it back.
 
-Every number has its range in its annotation, and a misspelt key is an error that names the nearest right one instead of
-an option that does nothing. Reading is strict: `1.5` and `true` are not whole numbers, `"1"` is not a number at all.
+Every number has its limits in its annotation, and a misspelt key is an error that names the nearest right one instead
+of an option that does nothing. Other errors of one value are in pydantic's words. Reading is strict: `1.5` and `true`
+are not whole numbers, `"1"` is not a number at all.
 
 Why pydantic's dataclasses and not its models: `dataclasses.replace` checks the copy again, `model_copy` does not.
 
@@ -21,48 +22,30 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from data_specs.names import DERIVED_KINDS, SOURCE_KINDS, TEXT_KINDS
 from training.errors import ConfigError
 
 
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """Annotation of a number from `low` to `high`, both included; the error names both."""
-
-    low: float
-    high: float = math.inf
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    def _check(self, number: float) -> float:
-        if self.low <= number <= self.high:
-            return number
-        raise PydanticCustomError(
-            "out_of_range", f"{number} is out of range; it must be between {self.low:g} and {self.high:g}"
-        )
-
-
 def _scalar(value: object) -> object:
     if isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise PydanticCustomError("not_scalar", "is not a number, text, true or false")
+    raise PydanticCustomError("not_scalar", "not a number, text, true or false")
 
 
-Count = Annotated[int, Range(0)]
-Positive = Annotated[int, Range(1)]
-Amount = Annotated[float, Range(0)]
-Fraction = Annotated[float, Range(0, 1)]
-Dropout = Annotated[float, Range(0, 0.99)]
-Temperature = Annotated[float, Range(1e-4)]
-Beta = Annotated[float, Range(0, 0.999999)]
-Seed = Annotated[int, Range(-(2**63), 2**64 - 1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, le=0.99)]
+Temperature = Annotated[float, Field(ge=1e-4)]
+Beta = Annotated[float, Field(ge=0, le=0.999999)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 """Range of torch.manual_seed."""
 
 
@@ -71,7 +54,7 @@ def _interval(value: object) -> object:
         return value
     if isinstance(value, str) and _MINUTES.fullmatch(value):
         return value
-    raise PydanticCustomError("interval", "a number of steps or minutes such as 5min")
+    raise PydanticCustomError("interval", "not a number of steps or minutes such as 5min")
 
 
 _MINUTES = re.compile(r"(\d+(?:\.\d+)?)min")
@@ -198,7 +181,7 @@ class MocoConfig:
     """Train log(1/T), without weight decay. siglip always does, and a bias beside it."""
     temperature_range: tuple[Temperature, Temperature] = (0.01, 1.0)
     """A learned temperature is clipped to this range after every step."""
-    bias: Annotated[float, Range(-1000, 1000)] = -10.0
+    bias: Annotated[float, Field(ge=-1000, le=1000)] = -10.0
     """siglip: where the learned bias of its logits begins."""
     in_batch_keys: bool = False
     """moco: count the other keys of the same batch as negatives too (BriVL 2). The other objectives always do."""
@@ -222,13 +205,13 @@ class MocoConfig:
 class DataConfig:
     """Selection of the dataset's content, and its conversion into tensors."""
 
-    image_size: Annotated[int, Range(32)] = 380
+    image_size: Annotated[int, Field(ge=32)] = 380
     max_boxes: Count = 36
     """Boxes of the detector; the whole image is one more."""
     max_pixels: Positive = 100_000_000
     """Pixels of a picture, by its header, above which it is left out as a corrupt one: few bytes may claim gigabytes.
     The default is that of a build's fetch.max_pixels."""
-    max_tokens: Annotated[int, Range(3)] = 80
+    max_tokens: Annotated[int, Field(ge=3)] = 80
     """Tokens of a text with its marks: [CLS], one token at least, [SEP]."""
     text_kinds: _PrimaryOrKinds = "primary"
     """`primary`, or by source kind the probability with which a text of each kind is taken, if the sample has it.
@@ -237,7 +220,7 @@ class DataConfig:
     """Strength of brightness, contrast, saturation and hue."""
     color_jitter_p: Fraction = 0.8
     grayscale_p: Fraction = 0.2
-    crop_least: Annotated[float, Range(0.05, 1)] = 1.0
+    crop_least: Annotated[float, Field(ge=0.05, le=1)] = 1.0
     """Least share of a picture's area that a random crop keeps; 1 for no crop. Boxes move along."""
     flip_p: Fraction = 0.0
     """Probability of a mirrored picture, with its boxes. Characters in it are mirrored too."""
@@ -246,7 +229,7 @@ class DataConfig:
     window_shards: Positive = 8
     """Shards within whose samples the order is shuffled."""
     num_workers: Count = 2
-    worker_nice: Annotated[int, Range(0, 19)] = 19
+    worker_nice: Annotated[int, Field(ge=0, le=19)] = 19
     """Niceness added to a worker where the step runs on the CPU too. 0 where others fill the machine's cores."""
     decoder: Literal["cpu", "device"] = "cpu"
     """Device that decodes and resizes JPEGs: the CPU, or the GPU that trains (nvJPEG), with num_workers=0."""
@@ -279,7 +262,7 @@ class OptimConfig:
     """Factor on lr for the trained layers of the image backbone."""
     lr_text_backbone: Amount = 1.0
     """Factor on lr for the trained layers of the text backbone."""
-    layer_decay: Annotated[float, Range(1e-6, 1)] = 1.0
+    layer_decay: Annotated[float, Field(ge=1e-6, le=1)] = 1.0
     """Factor on lr for each step down a backbone: once for its last stage or layer, twice for the one before ..."""
     weight_decay: Amount = 1e-5
     warmup_samples: Count = 0
@@ -342,8 +325,8 @@ class RunConfig:
     """Training images whose cosines with each other's texts a finished run keeps, to measure scores against
     (wenlan-train calibrate); 0 for none. Not with --workers."""
     log_every: Positive = 10
-    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
-    """Destination of metrics beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Destination of metrics beside metrics.jsonl. W&B takes its settings from its own environment."""
     profile_steps: Count = 0
     """Steps, after the first three, of which torch's profiler writes a trace into OUT/profile."""
     device: str = "auto"
@@ -431,7 +414,7 @@ def read_record(adapter: TypeAdapter[Record], values: Mapping[str, Any], name: s
         return adapter.validate_json(json.dumps(values))
     except ValidationError as e:
         faults = e.errors(include_url=False)
-    raise _config_error(min(faults, key=_order), name, separator)
+    raise _config_error(faults[0], name, separator)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -440,49 +423,15 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
-_NOT = {
-    "int_type": "a whole number",
-    "float_type": "a finite number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "dict_type": "an object of keys and values",
-    "not_scalar": "a number, text, true or false",
-}
-"""Type that a value should have had, by pydantic's name of the error."""
-
-
-def _of_tuple(fault: ErrorDetails) -> bool:
-    """True if a tuple, and not one of its numbers, is at fault; pydantic places a missing number at its index."""
-    kind, last = fault["type"], fault["loc"][-1] if fault["loc"] else ""
-    return kind in ("tuple_type", "too_long", "too_short") or (kind == "missing" and isinstance(last, int))
-
-
-def _order(fault: ErrorDetails) -> int:
-    """Precedence of faults: the length of a tuple before its numbers, types before ranges."""
-    return 0 if _of_tuple(fault) else 2 if fault["type"] == "out_of_range" else 1
-
-
 def _config_error(fault: ErrorDetails, name: str, separator: str) -> ConfigError:
     place = [part for part in fault["loc"] if isinstance(part, str) and not part.startswith("<")]
-    key, kind, value = ".".join(place), fault["type"], fault["input"]
-    where = f"{name}{separator}{key}"
-    if kind == "out_of_range":
-        return ConfigError(key, fault["msg"])
-    if kind == "unexpected_keyword_argument":
+    where = f"{name}{separator}{'.'.join(place)}" if place else name
+    if fault["type"] == "unexpected_keyword_argument":
         hint = suggestion(place[-1], fields_of(place[:-1]))
         return ConfigError(where, f"unknown key{'; ' + hint if hint else ''}")
-    if kind == "dataclass_type":
-        return ConfigError(name, f"{key or 'it'} must be an object of keys and values")
-    if _of_tuple(fault):
-        length = len(get_args(fields_of(place[:-1])[place[-1]]))
-        return ConfigError(where, f"{value!r} is not {length} numbers")
-    if kind == "missing":
+    if fault["type"] == "missing" and isinstance(fault["loc"][-1], str):
         return ConfigError(where, "missing")
-    if kind == "literal_error":
-        choices = fault["ctx"]["expected"].replace("' or '", "', '")
-        return ConfigError(where, f"{value!r} is not one of {choices}")
-    return ConfigError(where, f"{value!r} is not {_NOT.get(kind, fault['msg'])}")
+    return ConfigError(where, f"{fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
 
 
 def fields_of(place: Iterable[str]) -> dict[str, Any]:

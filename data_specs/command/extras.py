@@ -22,7 +22,6 @@ _IMPORTED_AS = {
     "faiss_cpu": "faiss",
     "opencv_python_headless": "cv2",
     "pillow": "PIL",
-    "scikit_learn": "sklearn",
     "standard_imghdr": "imghdr",  # before Python 3.13 of the standard library
 }
 """Packages by their distribution, where the names differ by more than a hyphen."""

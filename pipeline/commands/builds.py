@@ -175,7 +175,7 @@ def released(build: Build) -> dict[str, Any]:
     say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {builds}, {path}")
     counts = {split: current.samples.get(split, 0) for split in ("dev", "val")}
     if few := [f"{split} {count}" for split, count in counts.items() if 0 < count < FEWEST_MEASURED]:
-        advice = "splits never change, so set shards.dev_share and val_share in a dataset's first build"
+        advice = "splits never change: larger shards.dev_share and val_share count in a dataset's first build"
         say(f"warning: too few samples to measure (at least {FEWEST_MEASURED}): {', '.join(few)}; {advice}")
     return {
         "dataset": build.spec.name,
@@ -281,9 +281,13 @@ def opened(args: argparse.Namespace, spec: BuildSpec | None = None) -> Build:
 
 
 def say_if_new(args: argparse.Namespace, build: Build) -> None:
-    """Warn that a STORE does not exist yet: its address may be mistyped, or its disk not mounted."""
-    if build.store.url != build.folder.at("store") and not build.store.version():
+    """Warn that a STORE does not exist yet: its address may be mistyped, its disk not mounted, or none was given."""
+    if build.store.version():
+        return
+    if build.store.url != build.folder.at("store"):
         say(f"STORE {build.store.url} does not exist yet; a build creates it")
+    elif args.out:
+        say(f"no --store: builds into other folders will not know this one, whose STORE is {build.store.url}")
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:

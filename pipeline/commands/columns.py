@@ -164,9 +164,10 @@ def _texts(columns: Sequence[_Column]) -> tuple[dict[TextKind, str | list[str]],
         kinds.setdefault(kind or "caption", []).append(column.name)
         lengths = sorted(map(len, column.cells))
         said = "by its name" if kind else "by default"
-        about = f"{column.share(HAN):.0%} contain Chinese characters, median length {lengths[len(lengths) // 2]}"
-        why.append(f"column {column.name} is of kind {kind or 'caption'} ({said}): {about}")
-    return {kind: names[0] if len(names) == 1 else names for kind, names in kinds.items()}, remarks, why
+        about = f"{column.share(HAN):.0%} Chinese, median length {lengths[len(lengths) // 2]}"
+        why.append(f"{column.name} is of kind {kind or 'caption'} {said} ({about})")
+    named = {kind: names[0] if len(names) == 1 else names for kind, names in kinds.items()}
+    return named, ["; ".join(remarks)] * bool(remarks), [f"texts: {'; '.join(why)}"] * bool(why)
 
 
 def _kind_named(name: str) -> TextKind | None:

@@ -3,9 +3,9 @@
 Every spec gets the default filters, whose thresholds depend on the kind of its sources: a spec that a user writes by
 hand keeps the same pictures. Only the lengths of a web source's texts are moved, to those of the texts looked at.
 
-`spec_text` writes the options that a draft sets, and every other option as a comment with its default and meaning. A
-commented option begins with `# NAME:`; without its `# ` it says what holds anyway. Meanings are the descriptions of the
-models (`pipeline.commands.options`), so the text of a new option needs no change here.
+`spec_text` writes the options that a draft sets beside their reasons; with `every`, all others too, as comments with
+their default and meaning. A commented option begins with `# NAME:`; without its `# ` it says what holds anyway.
+Meanings are the descriptions of the models (`pipeline.commands.options`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Draft:
-    """A spec to be written. `sections`: option -> (value, comment) of each part of a spec that sets one."""
+    """A spec to be written. `sections`: part of a spec -> (the options that it sets, why)."""
 
     name: str
     description: str
@@ -72,7 +72,7 @@ class Draft:
     contact: str
     sources: tuple[Source, ...]
     filters: tuple[Filter, ...]
-    sections: dict[str, dict[str, tuple[Any, str]]]
+    sections: dict[str, tuple[dict[str, Any], str]]
 
 
 def draft(
@@ -108,10 +108,8 @@ def _filters(sources: Sequence[Source]) -> tuple[Filter, ...]:
 
 
 def _plain(name: str, used: bool = True) -> Filter:
-    """A filter with its defaults; its comment says what it does, and where its thresholds come from."""
-    told = about(find("filters", name))
-    whence = f" Thresholds: {told.thresholds}" if told.thresholds not in ("", "none.") else ""
-    return Filter(name, {}, told.summary + whence, used)
+    """A filter with its defaults; its comment says what it does, up to the details."""
+    return Filter(name, {}, about(find("filters", name)).summary.partition(": ")[0].removesuffix("."), used)
 
 
 def _lengths(sources: Sequence[Source]) -> Filter:
@@ -119,10 +117,9 @@ def _lengths(sources: Sequence[Source]) -> Filter:
     do."""
     texts = [text for source in sources for text in source.texts]
     every = sorted(map(_chars, texts))
-    found = f"{len(every):,} sampled texts have {every[0]:,} to {every[-1]:,} characters"
     dropped = _dropped(TextLength(), sources)
-    origin = about(find("filters", "text_length")).thresholds
-    why = f"{found}; the defaults drop {dropped:,} of them. Thresholds: {origin}"
+    found = f"{len(every):,} sampled, of {every[0]:,} to {every[-1]:,} characters"
+    why = f"Drops texts that are too short or too long: by default {dropped:,} of {found}"
     if dropped <= FEW * len(every) or all(is_collection(_ref(source)) for source in sources):
         return Filter("text_length", {}, why)
     naming = sorted(_chars(text) for text in texts if text.kind not in RUNNING_KINDS)
@@ -150,107 +147,101 @@ def _chars(text: Text) -> int:
 def _han(sources: Sequence[Source]) -> Filter:
     """han_share, unless many texts of a user's own pictures are not Chinese, as their owner knows."""
     foreign, count = _dropped(HanShare(), sources), sum(len(source.texts) for source in sources)
-    why = f"drops texts that are not Chinese: {foreign:,} of {count:,} sampled"
-    return Filter("han_share", {}, why, used=any(s.asks for s in sources) or foreign <= FEW * count)
+    used = any(source.asks for source in sources) or foreign <= FEW * count
+    why = f"Drops texts that are not Chinese: {foreign:,} of {count:,} sampled{'' if used else '; hence not used'}"
+    return Filter("han_share", {}, why, used)
 
 
-def _sections(sources: Sequence[Source]) -> dict[str, dict[str, tuple[Any, str]]]:
-    """Options that differ from the defaults, by part of the spec, each with its reason."""
-    sections: dict[str, dict[str, tuple[Any, str]]] = {}
+def _sections(sources: Sequence[Source]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Options that differ from the defaults, by part of the spec, with their reason."""
+    sections: dict[str, tuple[dict[str, Any], str]] = {}
     if allow := [host for source in sources for host in source.allow]:
-        why = "loopback addresses are refused unless listed here"
-        sections["egress"] = {"allow": (allow, why), "delay_s": (0, "no delay for this machine")}
+        why = "servers of this machine are refused unless listed here; they need no delay"
+        sections["egress"] = {"allow": allow, "delay_s": 0}, why
     if any(source.archived for source in sources) and all(source.archived or not source.asks for source in sources):
-        sections["egress"] = {"network": ("never", "the archive holds the pictures; allowed: download missing ones")}
+        why = "sends no request, since the archive holds the pictures; allowed: downloads missing ones"
+        sections["egress"] = {"network": "never"}, why
+    if all(source.entries < LOOKED_AT and "path_list" not in source.options for source in sources):
+        known = sum(source.entries for source in sources)
+        count = f"{known:,} pictures are few" if known else "an unknown number of pictures"
+        why = f"{count}: below {LOOKED_AT:,}, a split of 0.01, the default, is too small to measure by"
+        half_more = math.ceil(150 * FEWEST_MEASURED / known) / 100 if known else 0.0  # since shares are of hashes
+        share = min(MOST_APART, max(LEAST_APART, half_more))
+        sections["shards"] = {"dev_share": share, "val_share": share}, why
     counted = Counter(text.text for source in sources for text in source.texts)
     text, times = max(counted.items(), key=lambda pair: pair[1], default=("", 0))
     if times > 10 and not any(source.asks for source in sources):
-        why = f"one text belongs to {times:,} pictures ({text[:20]}); the default, Wukong's 10, would drop most of them"
-        sections["dedup"] = {"max_pairs_per_text": (1_000_000, why)}
-    small = all(source.entries < LOOKED_AT and "path_list" not in source.options for source in sources)
-    if small:
-        known = sum(source.entries for source in sources)
-        count = f"{known:,} pictures" if known else "an unknown number of pictures"
-        why = f"for {count}: below {LOOKED_AT:,}, the default share of 0.01 is too small to measure"
-        wanted = (
-            math.ceil(150 * FEWEST_MEASURED / known) / 100 if known else 0.0
-        )  # half more, since shares are of hashes
-        share = min(MOST_APART, max(LEAST_APART, wanted))
-        sections["shards"] = {"dev_share": (share, why), "val_share": (share, why)}
+        why = f"{times:,} pictures share one text ({text[:20]}); the default, Wukong's 10, would drop most of them"
+        sections["dedup"] = {"max_pairs_per_text": 1_000_000}, why
     return sections
 
 
-_WRITTEN = ("name", "description", "licence", "contact", "sources", "filters", "base")
-"""Options of a spec that `spec_text` writes itself; `base` is the spec's own folder."""
-
 _HEAD = """\
-# Spec of a dataset for wenlan-data; written by wenlan-data init.
+# Spec of a dataset, written by wenlan-data init from what it found. Options that are not here have their defaults:
+# see wenlan-data plugins NAME (a source or filter), wenlan-data init --all (all), wenlan-data schema (for editors).
+"""
+_HEAD_OF_ALL = """\
+# Spec of a dataset, written by wenlan-data init from what it found.
 # Commented-out options show their defaults; remove the `# ` to change one.
-# To list the options of sources, filters and detectors: wenlan-data plugins. For editors: wenlan-data schema.
 """
 
 
-def spec_text(draft: Draft) -> str:
-    lines = [_HEAD]
-    head = {"name": draft.name, "description": draft.description, "licence": draft.licence, "contact": draft.contact}
+def spec_text(draft: Draft, every: bool = False) -> str:
+    """Returns the draft as a spec. every: with all options that it does not set, as comments."""
     spec = {option.name: option for option in options_of(BuildSpec)}
-    lines += [f"{name}: {as_yaml(value)}{_comment(spec[name].description)}" for name, value in head.items()]
-    rest = [option for option in spec.values() if option.name not in _WRITTEN]
-    lines += _lines([option for option in rest if not option.options], {}, "")
+    lines = [_HEAD_OF_ALL if every else _HEAD]
+    for name in ("name", "contact", "licence", "description"):
+        lines.append(f"{name}: {as_yaml(getattr(draft, name))}{_comment(spec.pop(name).description)}")
     lines += ["", "sources:"]
     for source in draft.sources:
-        lines += _source(source)
+        lines += _source(source, every)
+    for name, (values, why) in draft.sections.items():
+        lines += ["", f"{name}:{_comment(why)}", *_lines(spec.pop(name).options, values, "  ", every)]
     lines += ["", "filters:"]
     for own in draft.filters:
-        lines += _filter(own)
-    for option in rest:
-        if option.options:
-            lines += ["", *_lines([option], {option.name: draft.sections.get(option.name, {})}, "")]
+        lines += _filter(own, every)
+    if every:
+        for option in (own for name, own in spec.items() if name not in ("sources", "filters", "base")):
+            lines += [*([""] if option.options else []), *_lines([option], {}, "", every)]
     return "\n".join(lines) + "\n"
 
 
-def _source(source: Source) -> Iterator[str]:
+def _source(source: Source, every: bool) -> Iterator[str]:
     for why in source.why:
         yield f"  # - {_on_one_line(why)}"
     yield f"  - kind: {source.kind}"
     yield f"    name: {as_yaml(source.name)}"
-    kinds = next(option for option in options_of(SourceRef) if option.name == "source_kind")
-    yield f"    source_kind: {source.source_kind}{_comment(kinds.type)}"
-    own = options_of(find("sources", source.kind))
-    shared = [option for option in options_of(SourceRef) if option.name not in ("kind", "name", "source_kind")]
-    values = {name: (value, "") for name, value in source.options.items()}
-    yield from _lines([*own, *shared], values, "    ")
+    shared = [option for option in options_of(SourceRef) if option.name not in ("kind", "name")]
+    collection = "a collection: small pictures and short texts are kept" if is_collection(_ref(source)) else ""
+    yield f"    source_kind: {source.source_kind}{_comment(collection or shared.pop(0).type)}"
+    own = [*options_of(find("sources", source.kind)), *(o for o in shared if o.name != "source_kind")]
+    yield from _lines(own, source.options, "    ", every)
 
 
-def _filter(own: Filter) -> Iterator[str]:
-    """A filter with its options; one that is not used is one line."""
+def _filter(own: Filter, every: bool) -> Iterator[str]:
+    """A filter with its options; one that is not used is a comment."""
     options = options_of(find("filters", own.name))
     if own.used:
         yield f"  - name: {own.name}{_comment(own.why)}"
-        yield from _lines(options, {name: (value, "") for name, value in own.options.items()}, "    ")
-    else:
+        yield from _lines(options, own.options, "    ", every)
+    elif every or own.name == "han_share":
         given = example_of("filters", own.name) if any(option.required for option in options) else {}
         yield f"  # - {as_yaml({'name': own.name, **given})}{_comment(own.why)}"
 
 
-def _lines(options: Sequence[Option], values: Mapping[str, Any], indent: str) -> Iterator[str]:
-    """One line per option: set, as `values` has it with its comment, or commented with its default."""
+def _lines(options: Sequence[Option], values: Mapping[str, Any], indent: str, every: bool) -> Iterator[str]:
+    """One line per option that `values` has; with `every` also its meaning, and the others commented."""
     for option in options:
-        given = values.get(option.name)
-        if isinstance(given, tuple):
-            value, why = given
-            meaning = f"{option.description} ({why})" if why else option.description
-            yield f"{indent}{option.name}: {as_yaml(value)}{_comment(meaning)}"
-        elif option.options and given:
-            yield f"{indent}{option.name}:{_comment(option.description)}"
-            yield from _lines(option.options, given, f"{indent}  ")
-        elif option.options and not all(inner.default is None for inner in option.options):
-            yield f"{indent}# {option.name}:{_comment(option.description)}"
-            for line in _lines(option.options, {}, "  "):
+        comment = _comment(option.description) if every else ""
+        if option.name in values:
+            yield f"{indent}{option.name}: {as_yaml(values[option.name])}{comment}"
+        elif every and option.options and not all(inner.default is None for inner in option.options):
+            yield f"{indent}# {option.name}:{comment}"
+            for line in _lines(option.options, {}, "  ", every):
                 yield f"{indent}# {line.replace('# ', '', 1)}"
-        else:
+        elif every:
             default = {} if option.options else option.default
-            yield f"{indent}# {option.name}: {as_yaml(default)}{_comment(option.description)}"
+            yield f"{indent}# {option.name}: {as_yaml(default)}{comment}"
 
 
 def _comment(text: str) -> str:

@@ -1,6 +1,6 @@
 """Inspects the input of a new spec: the kind of source, its options and its content.
 
-What was concluded stands in the spec with its reason. Texts and sides of pictures are read by the source plug-in itself
+What was concluded stands in the spec with its reason. Texts are read by the source plug-in itself
 (at most LOOKED_AT of them), so that what is measured here is what a build will read; nothing is requested from a web
 site, and images behind URLs are not fetched.
 """
@@ -12,7 +12,6 @@ import glob
 import itertools
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,9 +42,6 @@ LOOKED_AT = 3_000
 
 FEW_PICTURES = 0.01
 """Share of the images on the pages of WARC files from which on the files are taken to hold the pictures."""
-
-LOOK_S = 10.0
-"""Seconds after which no further picture of a source is opened: each is read whole."""
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|wacz|paths)$", re.I)
@@ -317,7 +313,7 @@ def _table(*given: str) -> Source:
         return _folder(folder)[0]
     why = [f"{len(rows):,}{' and more' * (len(rows) == LOOKED_AT)} rows in {PurePosixPath(first).name}"]
     if failed := sum(str(row.get("status", "")).startswith("failed_to_") for row in rows):  # as img2dataset writes
-        why.append(f"{failed:,} of these rows are marked as failed downloads; a build retries them")
+        why[0] += f"; {failed:,} of them are marked as failed downloads, which a build retries"
     options: dict[str, Any] = {"path": _one_or_many(given)}
     if is_brivl:
         options |= {"format": "brivl_jsonl", "images": first.rpartition("/")[0] or "."}
@@ -354,7 +350,7 @@ def _measured(
     source_kind: SourceKind,
     asks: bool = False,
 ) -> Source:
-    """A table source with the texts of its first entries, and the sides of those pictures that it holds itself."""
+    """A table source with the texts of its first entries."""
     name, read = _name(*given), options
     if others := kind in _COUNTING and len(files := expand(given, name)) > 1:
         read = {**options, "path": files[:1]}
@@ -364,35 +360,14 @@ def _measured(
     entries = list(itertools.islice(parts, LOOKED_AT))
     candidates = [entry for entry in entries if isinstance(entry, Candidate)]
     texts = tuple(text for candidate in candidates for text in candidate.texts)
-    shorter = [] if asks else sorted(map(min, _sides(source, candidates)))
     faults = [entry for entry in entries if not isinstance(entry, Candidate)]
-    why = [*why, f"{len(candidates):,} of {len(entries):,} sampled entries have texts"]
+    found = f"{len(candidates):,} of {len(entries):,} sampled entries have texts"
+    found += f", for example: {texts[0].text[:40]}" if texts else ""
     if faults:
-        why.append(
-            encodable(f"{len(faults):,} cannot be used, for example {faults[0].evidence or faults[0].url}"[:200])
-        )
-    if shorter:
-        why.append(f"shorter sides of {shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}")
+        found += encodable(f"; {len(faults):,} cannot be used: {faults[0].evidence or faults[0].url}"[:200])
+    why = [*why, found]
     looked_at = max(len(entries), LOOKED_AT) if others else len(entries)
     return Source(kind, name, source_kind, options, tuple(why), asks, texts, looked_at)
-
-
-def _sides(source: TableSource, candidates: list[Candidate]) -> Iterator[tuple[int, int]]:
-    """Width and height of the candidates' pictures, by their headers; of as many as LOOK_S allows."""
-    from pipeline.pictures.decode import PictureError, header
-
-    end = time.monotonic() + LOOK_S
-    for candidate in candidates:
-        if time.monotonic() > end:
-            return
-        stored = candidate.provenance.stored_at if candidate.provenance else ""
-        try:
-            data = source.read_image(stored or candidate.image_url)
-            own = header(data) if data else None
-        except (PictureError, ValueError):
-            continue  # a build drops it with the reason
-        if own is not None:
-            yield own.width, own.height
 
 
 def _rows(file: str) -> Iterator[dict[str, Any]]:

@@ -48,6 +48,7 @@ def add_init(commands: Commands) -> None:
     init.add_argument("--description", default="", metavar="TEXT", help="description of the dataset, for its card")
     init.add_argument("--source-kind", choices=SOURCE_KINDS, help="kind of source (default: guessed)")
     init.add_argument("--out", default="", metavar="FILE", help="spec to write (default: NAME.yaml)")
+    init.add_argument("--all", action="store_true", help="also write every other option, as a comment with its meaning")
     init.add_argument("--force", action="store_true", help="overwrite an existing file")
 
 
@@ -82,7 +83,7 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
     told = draft(
         sources, out.parent, name=name, contact=contact or UNKNOWN, licence=licence, description=args.description
     )
-    _write(out, spec_text(told))
+    _write(out, spec_text(told, args.all))
     for source in sources:
         say(f"source {source.name}, kind {source.kind}")
         for why in source.why:

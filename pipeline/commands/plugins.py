@@ -1,4 +1,4 @@
-"""`wenlan-data plugins`: the sources, filters, features and detectors that a spec may name, and their options.
+"""`wenlan-data plugins`: the sources, filters and detectors that a spec may name, and their options.
 
 Everything shown is read from the plug-ins themselves (`pipeline.commands.options`). Works in a base install too.
 """
@@ -18,7 +18,7 @@ from pipeline.commands.terminal import Commands, command, console, say
 if TYPE_CHECKING:
     from pipeline.plugins import Family
 
-FAMILIES: tuple[Family, ...] = ("sources", "filters", "features", "detectors")
+FAMILIES: tuple[Family, ...] = ("sources", "filters", "detectors")
 
 
 def add_plugins(commands: Commands) -> None:
@@ -26,7 +26,7 @@ def add_plugins(commands: Commands) -> None:
         commands,
         "plugins",
         _plugins,
-        "list the sources, filters, features and detectors that a spec may name",
+        "list the sources, filters and detectors that a spec may name",
         "wenlan-data plugins",
         "wenlan-data plugins text_length",
         "wenlan-data plugins filters --json",
@@ -81,7 +81,7 @@ def describe(family: Family, name: str) -> dict[str, Any]:
 
 
 def example(family: Family, name: str) -> str:
-    """A piece of a spec that names the plug-in; "" for a feature, which no spec names."""
+    """A piece of a spec that names the plug-in."""
     import yaml
 
     from pipeline.commands.options import example_of
@@ -97,7 +97,7 @@ def example(family: Family, name: str) -> str:
         value = {"regions": {family: [{"name": name, **options}]}}
     value = {**_section_of(family, name), **value}
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-    return "" if family == "features" else text
+    return text
 
 
 def _section_of(family: Family, name: str) -> dict[str, Any]:

@@ -40,18 +40,16 @@ from pipeline.actors import Actors
 from pipeline.curate import _towers
 from pipeline.curate._towers import models_of
 from pipeline.curate.judging import pair_partitions
-from pipeline.dedup.runs import kept_by
 from pipeline.files.digests import DIGEST, bytes_of, column_of, digests_of, hexed, unhex
 from pipeline.files.parquet import Rows
 from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, codes_of, merge_nearest, millionths, resolved
 from pipeline.model_runner import model_values
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Attempt, Record
 from pipeline.store.identities import SEMANTIC, Identities, Published
 from pipeline.store.pair_scores import in_units
 from pipeline.store.pairs import SCORES, pairs_before, primary_texts, reads_before
 from pipeline.store.sql import in_order
-from pipeline.store.stage import Pass, PassFile
 
 log = logging.getLogger("wenlan")
 
@@ -101,15 +99,13 @@ CHUNK_BYTES = 1 << 30
 def codes_column(codes: Codes) -> pa.ChunkedArray:
     """Codes [N, D] as a binary column, in chunks: an array counts its bytes in 32 bits."""
     width = codes.itemsize * codes.shape[1]
-    rows = max(1, CHUNK_BYTES // max(1, width))
-    chunks = [_codes_array(codes[start : start + rows], width) for start in range(0, len(codes), rows)]
+    rows, chunks = max(1, CHUNK_BYTES // max(1, width)), []
+    for start in range(0, len(codes), rows):
+        some = np.ascontiguousarray(codes[start : start + rows])
+        offsets = np.arange(len(some) + 1, dtype=np.int32) * np.int32(width)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(some)]
+        chunks.append(pa.BinaryArray.from_buffers(pa.binary(), len(some), buffers))
     return pa.chunked_array(chunks, pa.binary())
-
-
-def _codes_array(codes: Codes, width: int) -> pa.Array:
-    offsets = np.arange(len(codes) + 1, dtype=np.int32) * np.int32(width)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(codes))]
-    return pa.BinaryArray.from_buffers(pa.binary(), len(codes), buffers)
 
 
 def codes_in(column: Any) -> Codes:
@@ -151,8 +147,9 @@ def _vectors_of(build: Build, partition: str) -> None:
 
 def _rank_rows(build: Build, partition: str, rows: pa.Table, codes: Codes) -> pa.Table:
     ids = {name: unhex(rows[name].to_pylist()) for name in ("candidate_id", "fetch_id", "sha256")}
+    kept = Identities(build.store).kept_by(build, ids["candidate_id"], SEMANTIC)
     ranks = [
-        kept_by(build, ids["candidate_id"], SEMANTIC).astype(">u4").view(np.uint8).reshape(-1, 4),
+        kept.astype(">u4").view(np.uint8).reshape(-1, 4),
         (np.iinfo(np.int64).max - _rank_values(build, rows)).astype(">u8").view(np.uint8).reshape(-1, 8),
         ids["candidate_id"],
     ]
@@ -296,7 +293,7 @@ def _near_rows(
     numbers = nearest.number[rows]
     columns = {
         "candidate_id": hexed(ids[rows]),
-        "leader": hexed(leaders.ids_of(numbers)),
+        "leader": hexed(leaders.ids[numbers]),
         "earlier": pa.array(numbers < earlier),
         "millionths": pa.array(nearest.millionths[rows], pa.int32()),
         "dropped": pa.array(~stay[rows]),
@@ -305,13 +302,14 @@ def _near_rows(
 
 
 class _Leaders:
-    """All leaders, spread over holders; here only their ids. count: of leaders, which are numbered as they come."""
+    """All leaders, spread over holders; here only their ids. count: of leaders, which are numbered as they come; ids:
+    by number."""
 
     def __init__(self, distance: float, holders: int) -> None:
         self._within = millionths(distance)
         self._reach = max(self._within, millionths(min(1.0, distance * LOOK)))
         self._holders = Actors(SemanticLeaders, [(self._reach,)] * holders)
-        self._ids: Ids = np.zeros((1024, 32), np.uint8)
+        self.ids: Ids = np.zeros((1024, 32), np.uint8)
         self.count = 0
 
     def __enter__(self) -> _Leaders:
@@ -330,15 +328,12 @@ class _Leaders:
     def add(self, ids: Ids, codes: Codes) -> None:
         """Enter leaders, distributed over the holders."""
         first, self.count = self.count, self.count + len(ids)
-        while self.count > len(self._ids):
-            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
-        self._ids[first : self.count] = ids
+        while self.count > len(self.ids):
+            self.ids = np.concatenate([self.ids, np.zeros_like(self.ids)])
+        self.ids[first : self.count] = ids
         numbers, of = np.arange(first, self.count), len(self._holders)
         shares = [(codes[numbers % of == i], numbers[numbers % of == i]) for i in range(of)]
         self._holders.ask("add", shares)
-
-    def ids_of(self, numbers: npt.NDArray[np.int64]) -> Ids:
-        return self._ids[numbers]
 
 
 NEAREST = Pass(

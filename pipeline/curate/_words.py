@@ -2,7 +2,7 @@
 
 A logistic regression over the kind and the words of the primary text and what the other texts repeat of it. Its weights
 are fitted to pairs of real sites that people read: tests/benchmarks/words.csv has their features and marks, and
-`python tests/benchmarks/bench_words.py` fits the weights again and says what the scores are worth on other sites.
+`python -m tests.benchmarks.bench_words` fits the weights again and says what the scores are worth on other sites.
 
 Limits: the picture is not looked at, so the fluent caption of a neighbouring picture has a high score. A picture with
 many texts has a low one, since it was merged from lists of posts, or is the stock picture of a theme.
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.pages.lines import HAN
+from pipeline.texts.characters import HAN
 from pipeline.texts.density import density
 
 VERSION = 2

@@ -28,17 +28,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_specs.build import Balance, BuildSpec, resolve_path
+from data_specs.build import Balance, BuildSpec
 from pipeline import pulse
 from pipeline.curate.judging import KEEP, Judge, Verdict, Verdicts, pair_partitions
 from pipeline.decisions import DropReason
-from pipeline.errors import SourceError
 from pipeline.filters import Drop
 from pipeline.store import concept_counts
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.concept_counts import CONCEPTS, COUNTS_SCHEMA, Probabilities
 from pipeline.store.pairs import pairs_before, primary_texts, reads_before
-from pipeline.store.stage import Pass, PassFile
 from pipeline.texts.concepts import concepts, digest
 
 _WHOLE = float(1 << 64)
@@ -60,27 +58,17 @@ def when(spec: BuildSpec) -> bool:
 
 
 def token(build: Build) -> Any:
-    return (
-        None
-        if build.spec.balance is None
-        else _token(build, build.spec.balance, digest(build.spec.balance, build.spec.base))
-    )
-
-
-def _token(build: Build, balance: Balance, entries: str) -> Any:
-    return [entries, balance.model_dump(mode="json", exclude={"entries"}), build.spec.seed]
+    own = build.spec.balance
+    if own is None:
+        return None
+    return [digest(own, build.spec.base), own.model_dump(mode="json", exclude={"entries"}), build.spec.seed]
 
 
 def _count(build: Build, partition: str) -> None:
-    """Counts of the pairs of a partition. Raises SourceError for another word list than the build began with.
-
-    What another one counted would stay under the fingerprint of this one, also when it has been put back.
-    """
+    """Counts of the pairs of a partition."""
     balance = build.spec.balance
     assert balance is not None
     known = concepts(balance, build.spec.base)
-    if not build.is_token(CONCEPTS, _token(build, balance, known.sha256)):
-        raise _changed_entries(build)
     counts, matched = np.zeros(len(known.entries), np.int64), 0
     texts = primary_texts(pairs_before(build, partition, "balance", ["texts"]))
     pulse.expect(len(texts))
@@ -123,8 +111,6 @@ def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Verdicts:
     balance = build.spec.balance
     assert balance is not None
     known, probabilities = concepts(balance, build.spec.base), concept_counts.read(build)
-    if not build.is_token(CONCEPTS, _token(build, balance, known.sha256)):
-        raise _changed_entries(build)
     pulse.expect(rows.num_rows)
     verdicts, of_pairs, matches = list[Verdict](), list[list[int]](), Counter[int]()
     for name, text in zip(rows["candidate_id"].to_pylist(), primary_texts(rows), strict=True):
@@ -156,12 +142,6 @@ def draw(candidate_id: str, seed: int) -> float:
     """A number in [0, 1) that follows from a pair's id and the seed."""
     key = f"balance {seed}".encode()
     return int.from_bytes(hashlib.blake2b(candidate_id.encode(), digest_size=8, key=key).digest(), "big") / _WHOLE
-
-
-def _changed_entries(build: Build) -> SourceError:
-    assert build.spec.balance is not None
-    where = resolve_path(build.spec.base, build.spec.balance.entries)
-    return SourceError(where, "has changed since the build started; run the same command again")
 
 
 JUDGE = Judge(

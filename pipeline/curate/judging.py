@@ -15,10 +15,9 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec
 from pipeline.filters import Drop
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, one_cpu
 from pipeline.store.commits import ROWS_DIGEST
 from pipeline.store.pairs import PAIRS, pass_name, reaching, reads_before
-from pipeline.store.stage import Pass, PassFile, one_cpu
 
 ROW_GROUP = 10_000
 

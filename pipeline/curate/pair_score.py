@@ -40,20 +40,15 @@ from pipeline.filters import Drop, PairFilter, names_filter, pair_filters
 from pipeline.model_runner import model_values, text_values
 from pipeline.records import sha256_hex
 from pipeline.store import pair_scores
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, no_partitions, no_run
 from pipeline.store.commits import ROWS_DIGEST
 from pipeline.store.pair_scores import CUTS, UNITS, UNSCORED, Counts, Cut, Cuts, in_units
 from pipeline.store.pairs import PAIRS, SCORES, columns_of, pairs_before, primary_texts, reaching, reads_before
-from pipeline.store.stage import Pass, PassFile, no_partitions, no_run
 
 log = logging.getLogger("wenlan")
 
 AT_ONCE = 4_096
 """Pairs whose features are multiplied together."""
-
-
-def _is_scored(spec: BuildSpec) -> bool:
-    return spec.pair_score is not None
 
 
 def _score_token(build: Build) -> Any:
@@ -69,7 +64,11 @@ def _uses_words(build: Build) -> bool:
 
 def _score(build: Build, partition: str) -> None:
     rows = pairs_before(build, partition, "pair_score", ["sha256", "texts"])
-    scores, counts, models = _score_by_words(rows) if _uses_words(build) else _score_by_towers(build, partition, rows)
+    counts, models = dict[str, int](), [_words.ID]
+    if _uses_words(build):
+        scores = _in_four_decimals(_words.chances(rows["texts"].to_pylist()))
+    else:
+        scores, counts, models = _score_by_towers(build, partition, rows)
     with build.stage(SCORES).attempt(partition) as attempt:
         table = spread({PAIR_SCORE.name: scores}, reaching(build, partition, "pair_score"), SCORE_COLUMN)
         attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
@@ -80,10 +79,6 @@ def _score(build: Build, partition: str) -> None:
 
 Scored = tuple[pa.Array, dict[str, int], list[str]]
 """Scores of pairs, counts of the work, and the ids of the models."""
-
-
-def _score_by_words(rows: pa.Table) -> Scored:
-    return _in_four_decimals(_words.chances(rows["texts"].to_pylist())), {}, [_words.ID]
 
 
 def _score_by_towers(build: Build, partition: str, rows: pa.Table) -> Scored:
@@ -134,7 +129,7 @@ SCORE = Pass(
     run=_score,
     token=_score_token,
     version=2,
-    when=_is_scored,
+    when=lambda spec: spec.pair_score is not None,
     resources=resources,
     files=(PassFile("parquet", SCORE_COLUMN, aligned=PAIRS),),
     unit="pairs",

@@ -40,7 +40,7 @@ from pipeline.decisions import DropReason
 from pipeline.filters import Drop
 from pipeline.pictures.decode import PictureError, decode
 from pipeline.pictures.marks import Mark, Plane, correlation, estimate, plane, reduced, sides_of
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.host_marks import (
     GROUPED_BY,
     MARK_SCHEMA,
@@ -54,7 +54,6 @@ from pipeline.store.host_marks import (
 )
 from pipeline.store.images import partition_images, read_images
 from pipeline.store.pairs import PAIRS, judge_names, pairs_before, pass_name, reads_before
-from pipeline.store.stage import Pass, PassFile
 from pipeline.unreadable import OURS, evidence
 
 PAIRS_PER_PART = 10_000

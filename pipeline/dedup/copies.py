@@ -26,8 +26,7 @@ from pipeline.files.arrays import Arrays
 from pipeline.files.digests import Digests
 from pipeline.matching.image_keys import Codes, Ints
 from pipeline.matching.sketches import spread
-from pipeline.store.build import Build
-from pipeline.store.stage import Pass, PassFile
+from pipeline.store.build import Build, Pass, PassFile
 
 AT_ONCE = 1 << 22
 """Images and texts of a partition."""

@@ -169,12 +169,6 @@ def _name(build: Build, piece: Piece, keys: Sequence[Key]) -> str:
     return f"{TEXTS}.{hashlib.sha256(canonical_json([VERSION, sketch])).hexdigest()[:12]}.{rows}"
 
 
-def is_of_now(file: str) -> bool:
-    """Returns whether a build by these features may read a file of a commit's folder; texts count as such."""
-    kind, features = [*file.split("."), ""][:2]
-    return kind != IMAGES or features == feature_id()
-
-
 @contextlib.contextmanager
 def opened(build: Build, piece: Piece, keys: Sequence[Key]) -> Iterator[Arrays]:
     """The arrays of a piece, which are made if they are not there."""

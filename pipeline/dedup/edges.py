@@ -39,9 +39,8 @@ from pipeline.matching.image_edges import Asking, ImageJoin, KeptJoin, Loaded
 from pipeline.matching.image_keys import Ints, Key
 from pipeline.matching.sketches import bands, distinct
 from pipeline.matching.text_edges import BUCKETS, KeptTextJoin, TextJoin
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Record
-from pipeline.store.stage import Pass, PassFile
 
 ENTRIES = 1 << 22
 """Entries of a partition, on average."""

@@ -17,6 +17,7 @@ from pipeline.decisions import DropReason
 from pipeline.dedup.greedy import BIT, NONE, Flags, Ints, LeaderPass, Verdicts
 from pipeline.dedup.leader_input import LeaderInput
 from pipeline.dedup.merged_texts import MergedTexts
+from pipeline.dedup.runs import ROW_SCHEMA
 from pipeline.dedup.splits import TextSplits
 from pipeline.files.digests import DIGEST, Digests, column_of, digests_of
 from pipeline.files.parquet import Rows
@@ -338,11 +339,5 @@ def _gathered(inputs: LeaderInput, pairs: Ints, columns: list[str]) -> pa.Table:
         rows = inputs.rows[number].select(columns)
         parts.append(rows.take(pa.array(pairs[here] - inputs.runs.starts[number])))
     if not parts:
-        return inputs.rows[0].select(columns).slice(0, 0) if inputs.rows else _no_rows(columns)
+        return ROW_SCHEMA.empty_table().select(columns)
     return pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(order))))
-
-
-def _no_rows(columns: list[str]) -> pa.Table:
-    from pipeline.dedup.runs import ROW_SCHEMA
-
-    return ROW_SCHEMA.empty_table().select(columns)

@@ -30,7 +30,7 @@ from pipeline.dedup.merged_texts import MergedTexts
 from pipeline.dedup.splits import TextSplits
 from pipeline.features import feature_id
 from pipeline.matching import text_rows
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.identities import (
     DETAILS,
     IMAGE_SCHEMA,
@@ -38,7 +38,6 @@ from pipeline.store.identities import (
     SIGNATURES,
     TEXT_SCHEMA,
 )
-from pipeline.store.stage import Pass, PassFile
 
 ALL = "all"
 """The one partition, which goes over all runs in order."""

@@ -31,7 +31,7 @@ from pipeline.matching.sketches import Sketches, distinct
 from pipeline.records import LOOKS, OWN_WORDS, TEXTS_TYPE
 from pipeline.store.build import Build
 from pipeline.store.commits import Record
-from pipeline.store.identities import DETAILS, SIGNATURES, Identities
+from pipeline.store.identities import DETAILS, SIGNATURES
 from pipeline.store.ranges import KeyRange
 
 ROWS, ARRAYS = "rows.arrow", "arrays.bin"
@@ -46,7 +46,7 @@ ROW_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("phash", pa.list_(pa.uint64())),
         ("words", pa.int32()),  # 0 for the best words; see `words_of`
-        ("kept_by", pa.int32()),  # number of the earlier build that kept it, oldest first; see `kept_by`
+        ("kept_by", pa.int32()),  # number of the earlier build that kept it, oldest first; see `Identities.kept_by`
         ("texts", TEXTS_TYPE),
     ]
 )
@@ -79,22 +79,6 @@ def pairs_of(build: Build, run: str, columns: list[str]) -> pa.Table:
         row = pc.index_in(table["sha256"], images["sha256"].combine_chunks())
         tables.append(pa.table({name: (images[name].take(row) if name in looks else table[name]) for name in columns}))
     return pa.concat_tables(tables).combine_chunks()
-
-
-def kept_by(build: Build, candidate_id: Digests, part: str) -> npt.NDArray[np.int32]:
-    """[N] the number of the build in `made_from` that kept each of distinct candidates, 0 for the oldest one.
-
-    As many as there are builds for a candidate that none kept. part: the file of STORE's identities that lists what a
-    build kept; a build without it kept none.
-    """
-    identities, number = Identities(build.store), np.full(len(candidate_id), len(build.made_from), np.int32)
-    own = np.ascontiguousarray(candidate_id).view("V32").ravel()
-    for at, known in enumerate(map(identities.read, identities.made_from(build))):
-        for batch in identities.batches(known, part, ["candidate_id"]) if part in known.files else ():
-            kept = np.ascontiguousarray(digests_of(batch["candidate_id"])).view("V32").ravel()
-            _, rows, _ = np.intersect1d(own, kept, return_indices=True)
-            number[rows] = np.minimum(number[rows], at)
-    return number
 
 
 def records_of(build: Build) -> list[Record]:

@@ -28,7 +28,7 @@ from data_specs.text.folding import normals
 from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.piece import write_images, write_texts
-from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, kept_by, order_of, pairs_of, pixels_of, run_name, words_of
+from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, order_of, pairs_of, pixels_of, run_name, words_of
 from pipeline.features import feature_id
 from pipeline.files.arrays import ArrayWriter
 from pipeline.files.digests import column_of, digests_of, rows_of, unhex
@@ -38,10 +38,9 @@ from pipeline.matching.image_comparison import Details, coarse_of, fine_of, hash
 from pipeline.matching.image_keys import Key, plan
 from pipeline.matching.text_rows import TextRows
 from pipeline.records import LOOKS, split_of
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Attempt
-from pipeline.store.identities import DETAILS, SIGNATURES
-from pipeline.store.stage import Pass, PassFile
+from pipeline.store.identities import DETAILS, SIGNATURES, Identities
 
 RUN = 100_000
 """Pairs of a run at most, unless a single partition of filter has more."""
@@ -104,7 +103,7 @@ def run_partition(build: Build, partition: str) -> None:
             attempt.commit({"pairs": 0, "texts": 0, "detailed": 0, "made": made}, {"compared": size})
             return
         pairs = pairs_of(build, partition, _READ)
-        number = kept_by(build, digests_of(_digest(pairs, "candidate_id")), "images.parquet")
+        number = Identities(build.store).kept_by(build, digests_of(_digest(pairs, "candidate_id")), "images.parquet")
         pulse.expect(pairs.num_rows)
         counts = _write(attempt, pairs, number, keys, build.spec)
         attempt.commit({"pairs": pairs.num_rows, **counts}, {"compared": size})
@@ -136,7 +135,7 @@ def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], sp
         writer = ArrayWriter(out)
         turned = spec.dedup.image_turned
         looks_of = coarse_of(hashes_of(rows), signature, turned), fine_of(details, turned)
-        lists = _texts_of(rows)
+        lists = rows["texts"].combine_chunks()
         forms = normals(lists.flatten().field("text").to_pylist())
         contexts = _contexts_of(pairs.select(_CONTEXT).take(by_rank), lists, forms, details.of)
         write_images(writer, digests_of(rows["sha256"]), contexts, looks_of, keys)
@@ -163,11 +162,6 @@ def splits_of(spec: BuildSpec, sha256: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     shares = spec.shards.dev_share, spec.shards.val_share
     splits = [split_of(name.hex(), spec.seed, *shares) for name in rows_of(digests_of(sha256))]
     return np.array([SPLITS.index(split) for split in splits], np.int8)
-
-
-def _texts_of(rows: pa.Table) -> pa.ListArray:
-    column = rows["texts"]
-    return column.combine_chunks() if column.num_chunks else pa.array([], column.type)
 
 
 def _contexts_of(pairs: pa.Table, lists: pa.ListArray, forms: Sequence[str], plain: npt.NDArray[np.int64]) -> Context:

@@ -1,7 +1,7 @@
 """Boxes around objects of any kind, by a small packaged network, so nothing has to be downloaded.
 
 The net says where something stands out and how well a box outlines it, not what it is: every label is 0.
-`tests.benchmarks.proposals` trains it, on what permits Apache-2.0 (NOTICE).
+It was trained on what permits Apache-2.0 (NOTICE).
 
 Thresholds: ours.
 

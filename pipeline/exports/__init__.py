@@ -1,9 +1,9 @@
 """Exports: write a published dataset in the format of another tool. One file per format.
 
-**File name = the name after --to**, with a hyphen for each underscore; a file `_*.py` is a helper. Each file ends with
-one `Format`, whose `write` gets the samples as a stream and an empty folder. Everything else is done here, the same for
-all formats: which samples (splits, takedowns), the detector of the boxes, and that the result appears whole or not at
-all. The same dataset gives the same bytes (`lance` alone names its files at random).
+**File name = the name after --to**, with a hyphen for each underscore; a file `_*.py` is a helper. Each file has a
+function `write(data, out)`, which gets the samples as a stream and an empty folder. Everything else is done here, the
+same for all formats: which samples (splits, takedowns), the detector of the boxes, and that the result appears whole or
+not at all. The same dataset gives the same bytes (`lance` alone names its files at random).
 
 Limits: exports go to a local folder. A later takedown deletes BUILD/FORMAT, the only one that may lie in a build, names
 what has other names there, and knows no other: export again then. A killed export leaves a folder `.tmp-*` beside its
@@ -52,14 +52,6 @@ Write = Callable[[ExportData, Path], dict[Split, int]]
 """Writes the splits of a source into an empty folder; returns the number of samples per split."""
 
 
-@dataclass(frozen=True)
-class Format:
-    """One format. splits: those written by default."""
-
-    write: Write
-    splits: tuple[Split, ...] = SPLITS
-
-
 def _files() -> dict[str, Path]:
     """The file of each format, by its name as --to takes it, sorted."""
     files = (file for folder in __path__ for file in Path(folder).glob("[!_]*.py"))
@@ -76,9 +68,10 @@ def titles() -> dict[str, str]:
     return {name: source.partition("\n")[0].partition(": ")[2] for name, source in sources.items()}
 
 
-def find(name: str) -> Format:
-    form: Format = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").FORMAT
-    return form
+def find(name: str) -> Write:
+    """The function `write` of a format's file."""
+    write: Write = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").write
+    return write
 
 
 def export(
@@ -96,7 +89,7 @@ def export(
     from pipeline.store.store import Store
     from pipeline.store.takedowns import Takedowns
 
-    form, as_given = find(to), out
+    write, as_given = find(to), out
     out = out.resolve()  # what a link leads to is replaced, not the link
     _check_place(dataset, to, out, as_given)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -111,12 +104,12 @@ def export(
         return Store(store).takedowns() if store else Frames.of_dataset(dataset).takedowns
 
     samples = Samples.of(Frames.of_dataset(dataset), detector, taken_down())
-    chosen = tuple(split for split in SPLITS if split in (splits or form.splits))
+    chosen = tuple(split for split in SPLITS if split in (splits or SPLITS))
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.parent / f".tmp-{out.name}-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
     try:
-        counts = form.write(ExportData(samples, chosen), scratch)
+        counts = write(ExportData(samples, chosen), scratch)
         if not any(counts.values()):
             empty = ", ".join(counts)
             raise StoreError(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_specs.shard import Split
-from pipeline.exports import ExportData, Format
+from pipeline.exports import ExportData
 from pipeline.store.samples import Stored
 
 KINDS = {"alt": "alt_text", "title": "alt_text", "surrounding": "sur_text"}
@@ -74,6 +74,3 @@ def whole_pixels(boxes: list[float], width: int, height: int) -> list[list[int]]
     high = np.maximum(corners[:, 1].clip(0, (width, height)), low + 1)
     pixels: list[list[int]] = np.concatenate([low, high], axis=1).tolist()
     return pixels
-
-
-FORMAT = Format(write)

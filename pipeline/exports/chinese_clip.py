@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data_specs.shard import Split
-from pipeline.exports import ExportData, Format
+from pipeline.exports import ExportData
 
 NAMES = {"train": "train", "dev": "valid", "val": "test"}
 """The tool's names of our splits."""
@@ -59,6 +59,3 @@ def _write_text(file: TextIO, answers: TextIO, number: int, text: str, images: l
     line = {"text_id": number, "text": text, "image_ids": images}
     file.write(json.dumps(line, ensure_ascii=False) + "\n")
     answers.writelines(json.dumps({"image_id": image, "text_ids": [number]}) + "\n" for image in images)
-
-
-FORMAT = Format(write)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import Split
-from pipeline.exports import ExportData, Format
+from pipeline.exports import ExportData
 from pipeline.exports._rows import COPIED
 from pipeline.store.samples import Stored
 
@@ -53,6 +53,3 @@ def _row(stored: Stored) -> dict[str, Any]:
         **{name: stored.row[name] for name in COPIED},
         "boxes": json.dumps([[round(x, 2) for x in box] for box in stored.boxes_R4.tolist()]),
     }
-
-
-FORMAT = Format(write)

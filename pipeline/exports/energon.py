@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from data_specs.shard import Split
-from pipeline.exports import ExportData, Format
+from pipeline.exports import ExportData
 from pipeline.exports._tars import image_and_text, write_tars
 
 DATASET = {
@@ -52,6 +52,3 @@ def _index(path: Path) -> int:
         offsets.append(tar.offset)
     path.with_name(f"{path.name}.idx").write_bytes(np.array(offsets, "<u8").tobytes())
     return len(offsets) - 1
-
-
-FORMAT = Format(write)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import Split, canonical_json
-from pipeline.exports import ExportData, Format
+from pipeline.exports import ExportData
 from pipeline.exports._card import card
 from pipeline.exports._tars import Members, image_and_text, write_tars
 from pipeline.store.samples import Stored
@@ -71,6 +71,3 @@ def _members(stored: Stored) -> Members:
         "labels": stored.labels_R.tolist(),
     }
     return [*image_and_text(stored), (f"{stored.key}.json", canonical_json(values))]
-
-
-FORMAT = Format(write)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from data_specs.build import SpecError
 from data_specs.command.extras import install
 from data_specs.shard import Split
-from pipeline.exports import ExportData, Format
+from pipeline.exports import ExportData
 from pipeline.exports._rows import batches, schema
 
 SCHEMA = schema(pa.large_binary())
@@ -33,6 +33,3 @@ def write(data: ExportData, out: Path) -> dict[Split, int]:
         rows = pa.RecordBatchReader.from_batches(SCHEMA, batches(data, split, SCHEMA))
         counts[split] = int(lance.write_dataset(rows, str(out / f"{split}.lance")).count_rows())
     return counts
-
-
-FORMAT = Format(write)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_specs.shard import Split
-from pipeline.exports import ExportData, Format
+from pipeline.exports import ExportData
 from pipeline.exports._card import card
 from pipeline.exports._rows import batches, schema
 
@@ -54,6 +54,3 @@ def _write_split(data: ExportData, split: Split, out: Path) -> int:
             writer.write_batch(batch)  # a row group each
             count, size = count + batch.num_rows, size + batch["image"].nbytes
     return count
-
-
-FORMAT = Format(write)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.features import features
+from pipeline.features.columns import FEATURES
 from pipeline.pictures.decode import Header, Picture, PictureError, Pixels, decode
 from pipeline.pictures.details import may_have_map, squares_of
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, content, fill, unframed
@@ -30,7 +30,7 @@ class FeatureRows:
     """
 
     def __init__(self) -> None:
-        self._plugins, self._waiting = features(), list[tuple[str, int, Header]]()
+        self._waiting = list[tuple[str, int, Header]]()
         self._squares = np.empty((BATCH, THUMB, THUMB, 4), np.uint8)
         # squares of what lies inside a frame, and between margins, by number in the batch
         self._inside, self._contents = dict[int, Pixels](), dict[int, Pixels]()
@@ -87,7 +87,7 @@ class FeatureRows:
 
     def _values(self, views: Views) -> dict[str, list[Any]]:
         """The values of every feature for each of some pictures."""
-        return {name: plugin.of(views) for name, plugin in self._plugins.items()}
+        return {name: feature.of(views) for name, feature in FEATURES.items()}
 
     def _append(self, pictures: list[tuple[str, int, Header]], values: dict[str, list[Any]]) -> None:
         """Add the rows of some pictures."""

@@ -1,4 +1,4 @@
-"""Drops files that are too small to hold a photograph (LAION-5B: below 5 KB), or larger than the spec allows.
+"""Drops files that are too small to hold a photograph (below 5 KB, as in LAION-5B), or larger than the spec allows.
 
 Not among the default filters: a drawing of two colours is a good picture in 2 KB.
 

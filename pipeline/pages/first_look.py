@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 
-_HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+from pipeline.texts.characters import HAN
+
 _NO_HAN_BEGINS = bytes(set(range(256)) - set(range(0xE3, 0xEA)) - {0xF0})
 """Bytes of UTF-8 with which the encoding of no Han character begins. Deleting them is much faster than a search."""
 _PART = 1 << 12
@@ -33,7 +34,7 @@ def is_without_han(html: str, encoded: bytes | None = None) -> bool:
     if not html.isascii():
         encoded = html.encode("utf-8", "replace") if encoded is None else encoded
         parts = (encoded[at : at + _PART].translate(None, _NO_HAN_BEGINS) for at in range(0, len(encoded), _PART))
-        if any(parts) and _HAN.search(html):
+        if any(parts) and HAN.search(html):
             return False
     # one character is found at once, and two by a pattern three times as fast as by `in`
     if "&" in html and _REFERENCE.search(html):

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 
+from pipeline.texts.characters import HAN
+
 MAX_SURROUNDING = 150
 """Characters kept of a surrounding text, the ones nearest to the image: those of a paragraph, since its last sentence
 alone often leaves out its subject, which Chinese names once."""
@@ -26,7 +28,6 @@ MIN_BESIDE = 4
 MIN_FRAME = 6
 """Han characters of words without content around an alt from which on they are taken off it."""
 
-HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 POINTS_DOWN = re.compile(r"[这這](?:就|也)?(?:是|[张張幅])|下[图圖]|[如见見][图圖]|如下|(?:下面|以下)的?是|[：:]$")
 """Sentences about the picture below them."""
 POINTS_UP = re.compile(

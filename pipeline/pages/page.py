@@ -51,7 +51,6 @@ from pipeline.pages import bounds, linked_data, site_rules, unread_pictures
 from pipeline.pages.head import MAX_TAGS, Meta, elements_of, headline_of
 from pipeline.pages.lines import (
     CAPTION_MARKS,
-    HAN,
     MAX_LINE,
     MAX_SURROUNDING,
     MIN_BESIDE,
@@ -74,6 +73,7 @@ from pipeline.pages.scopes import Scope, scopes_of
 from pipeline.pages.sides import texts_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
 from pipeline.pages.walk import MAX_NEAR, SILENT, SRCSETS, ImagePlace, Walk
+from pipeline.texts.characters import HAN
 from pipeline.texts.cleaning import clean
 
 MAX_TEXT = 1000

@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.pages.lines import HAN
 from pipeline.pages.markup import attributes_of, pieces_of, unescaped, value_of
+from pipeline.texts.characters import HAN
 from pipeline.texts.cleaning import clean
 
 MAX_NEAR = 2000

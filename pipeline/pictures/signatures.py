@@ -23,7 +23,6 @@ drawing is a difference. Of a shape in two colours of one brightness, a grey cop
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -116,7 +115,8 @@ def distance(a: Grids, b: Grids, blocks: Blocks = ALL) -> npt.NDArray[np.float64
     textured = _both_textured(a, b)
     distances = _distance(_cell_differences(a, b), textured, blocks)
     rows = np.flatnonzero(textured)
-    for one, other in _exposure_pairs(a[rows], b[rows]):
+    near, far = a[rows], b[rows]
+    for one, other in ((exposed(near, far), far), (near, exposed(far, near))):  # levels that one lacks are lost
         distances[rows] = np.minimum(distances[rows], _distance(_cell_differences(one, other), textured[rows], blocks))
     return np.where(of_one_tone(tones(a), tones(b), blocks), distances, 2.0)
 
@@ -129,12 +129,6 @@ def exposed(a: Grids, b: Grids) -> Grids:
     level = level * gain[:, None] + np.where(_IS_COLOUR, 128, added[:, None])
     grids: Grids = np.rint(np.clip(level, 0, 255)).astype(np.uint8)
     return grids
-
-
-def _exposure_pairs(a: Grids, b: Grids) -> Iterator[tuple[Grids, Grids]]:
-    """The first of both exposed as the second one is, then the other way round: levels that one lacks are lost."""
-    yield exposed(a, b), b
-    yield a, exposed(b, a)
 
 
 def tones(grids: Grids) -> Tones:

@@ -65,12 +65,10 @@ def unframed(picture: Picture) -> Pixels | None:
 def content(picture: Picture) -> Pixels | None:
     """The square [64, 64, 4] of what lies between a picture's margins; None of a picture without margins."""
     found = content_of(picture.pixels)
-    return None if found is None else _to_square(picture, found)
-
-
-def _to_square(picture: Picture, pixels: Pixels) -> Pixels:
+    if found is None:
+        return None
     square = np.empty((THUMB, THUMB, 4), np.uint8)
-    fill(square, Picture(picture.header, np.ascontiguousarray(pixels)))
+    fill(square, Picture(picture.header, np.ascontiguousarray(found)))
     return square
 
 

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS, FileDigest, Manifest, ShardFiles, Split
 from pipeline.report.funnel import Funnel
-from pipeline.store.build import Build
-from pipeline.store.stage import in_funnel
+from pipeline.store.build import Build, in_funnel
 from pipeline.urls import shown
 
 if TYPE_CHECKING:

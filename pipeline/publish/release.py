@@ -105,7 +105,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
             _check_takedowns(build)  # an expired build is not repeated for a takedown that has not reached it
             identities.publish(build)  # a no-op, unless they were lost
             dataset.include(build, manifest)
-            build.store.register(build, manifest.revision)
+            build.store.register(build.out, build.noted, manifest.revision)
         _remember(build, manifest)
     else:
         dataset.check_reachable(build)
@@ -166,7 +166,7 @@ def _write(
         _check_takedowns(build)
         identify(build)
         make_visible(build, manifest, functools.partial(folder.write, MANIFEST))
-        build.store.register(build, manifest.revision)
+        build.store.register(build.out, build.noted, manifest.revision)
     _remember(build, manifest)
     return manifest
 

@@ -6,8 +6,8 @@ stays the same afterwards, whatever is released later. Its number is part of the
 Bins of histograms are fixed, so the figures of a release are the sums of those of its builds, taken from each
 report.json. A build whose report is gone is named (`EarlierRelease.missing`) and left out.
 
-Limits: report.json lists the DOMAINS largest hosts and the VOCABULARY most frequent words of each build
-(`pipeline.report.sections.shapes`), so a rare host or word may seem new although an earlier build had it.
+Limits: report.json lists the DOMAINS largest hosts of each build (`pipeline.report.sections.shapes`), so a rare host
+may seem new although an earlier build had it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from data_specs.shard import ShardFiles
 from pipeline.report import drift, state
-from pipeline.report.words import VOCABULARY, ranked
+from pipeline.report.words import ranked
 from pipeline.store.build import Build
 from pipeline.store.dataset import samples_by_split
 
@@ -135,7 +135,6 @@ def total_of(reports: Sequence[Values], name: str) -> Values:
         "formats": _rows(reports, "formats", "count"),
         "sources": _rows(reports, "sources", "kept"),
         "image_domains": _rows(reports, "image_domains", "count")[:DOMAINS],
-        "vocabulary": dict(ranked(words(reports), VOCABULARY)),
         "reasons": [],
     }
 
@@ -149,10 +148,3 @@ def _rows(reports: Iterable[Values], part: str, count: str) -> list[Values]:
     for report in reports:
         total.update({row["name"]: row[count] for row in report[part]})
     return [{"name": name, count: n} for name, n in ranked(total, len(total))]
-
-
-def words(reports: Iterable[Values]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for report in reports:
-        total.update(report["vocabulary"])
-    return total

@@ -26,7 +26,7 @@ STEADY, MOVED = 0.1, 0.25
 FEW = 1_000
 """Samples below which a PSI is noise."""
 LISTED = 20
-"""Most domains and reasons that are listed."""
+"""Most reasons that are listed."""
 DOMAIN_SHARE = 0.001
 """Share of the samples below which a new or lost domain is not listed."""
 
@@ -63,7 +63,6 @@ def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         **sample_drift(now, before),
         "baseline": before["build"]["id"],
         "snapshot": before["build"]["snapshot"],
-        "domains": {"new": _domains(now, before), "lost": _domains(before, now)},
         "reasons": reason_changes(*reasons)[:LISTED],
     }
 
@@ -98,13 +97,6 @@ def sample_drift(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 def _row(name: str, title: str, title_zh: str, before: list[int], now: list[int]) -> dict[str, Any]:
     index = round(psi(before, now), 4)
     return {"name": name, "title": title, "title_zh": title_zh, "psi": index, "level": level(index)}
-
-
-def _domains(report: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
-    """Image domains that a report lists and the other does not, with at least DOMAIN_SHARE of the samples."""
-    names, total = {row["name"] for row in other["image_domains"]}, max(1, report["totals"]["kept"])
-    large = (row for row in report["image_domains"] if row["count"] / total >= DOMAIN_SHARE)
-    return [row for row in large if row["name"] not in names][:LISTED]
 
 
 def reasons_of(report: dict[str, Any]) -> dict[str, int]:

@@ -20,14 +20,13 @@ from data_specs.shard import KEY_LENGTH, PAIR_SCORE
 from pipeline.records import order_key
 from pipeline.report import earlier_samples
 from pipeline.store import pair_scores
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Record
 from pipeline.store.images import records_between
 from pipeline.store.pairs import PAIRS, columns_of
 from pipeline.store.partitions import StageDir
 from pipeline.store.ranges import KeyRange
 from pipeline.store.sql import Tables
-from pipeline.store.stage import Pass, PassFile
 from pipeline.store.subjects import subject_of
 
 MAX_TRACED = 20

@@ -13,14 +13,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.account import Account
 from pipeline.decisions import DropReason
-from pipeline.store.build import Build
+from pipeline.store.build import Build, in_funnel
 from pipeline.store.commits import REMOVED_LATER
 from pipeline.store.sql import Tables
-from pipeline.store.stage import in_funnel
 
 Counts = dict[tuple[str, str, str], int]
 
@@ -195,21 +193,3 @@ def top_reasons(build: Build, stage: str = "", limit: int = 3, sources: Sequence
             example = tables.rows(first, [*values, row["reason"]]) or [{"url": "", "evidence": ""}]
             reasons.append(Reason(**row, **example[0]))
     return reasons
-
-
-def examples(build: Build, most: int, subject: str = "candidate") -> list[str]:
-    """`most` dropped candidates (or captures), one line each, taken in turn from the reasons there are.
-
-    Opt-outs and takedowns are counted but not named.
-    """
-    where = f"subject = ? AND NOT kept AND reason <> '{DropReason.KNOWN.value}' AND {_MAY_NAME}"
-    one = f"SELECT stage, reason, url, text, evidence FROM decisions WHERE {where} AND reason = ? LIMIT ?"
-    with Tables.of(build) as tables:
-        reasons = tables.column(f"SELECT DISTINCT reason FROM decisions WHERE {where} ORDER BY 1", [subject])
-        piles = [[_line(row) for row in tables.rows(one, [subject, reason, most])] for reason in reasons]
-    return [pile[at] for at in range(most) for pile in piles if at < len(pile)][:most]
-
-
-def _line(row: dict[str, Any]) -> str:
-    text = f" {row['text'][:40]!r}" if row["text"] else ""
-    return f"{row['stage']}/{row['reason']}: {row['url'][:120]}{text} {row['evidence'][:80]}".rstrip()

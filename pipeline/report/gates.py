@@ -45,8 +45,7 @@ from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, accounts, top_reasons
 from pipeline.report.unreadable import Damage, Unreadable, read_damage, read_undetected, unreadable
 from pipeline.store import approval
-from pipeline.store.build import Build
-from pipeline.store.stage import Stage, Stages
+from pipeline.store.build import Build, Stage, Stages
 
 FIGURE_GATES = ("max_drift", "max_domain_share", "max_fallback_share", "min_regions")
 """Gates that need the report's figures."""

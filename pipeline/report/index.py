@@ -1,7 +1,7 @@
-"""An index over the builds in a folder: one index.html with a table and trends per dataset, by snapshot.
+"""An index over the builds in a folder: one index.html with a table per dataset, by snapshot.
 
-It draws the dataset as it grew from release to release, and says of each build what became of it. It is made from each
-build's report/report.json; a folder without one is skipped. Like the report, it is a single file that loads nothing.
+It says of each build what became of it, and how the dataset grew from release to release. It is made from each build's
+report/report.json; a folder without one is skipped. Like the report, it is a single file that loads nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from pipeline.files.folder import Folder
 from pipeline.report import drift
 from pipeline.store import build_json
 from pipeline.store.store import Store
-
-WIDE, HIGH = 220.0, 44.0
-"""Size of a trend line, in units of the SVG in templates/index.html."""
 
 
 def write(place: str) -> tuple[str, int]:
@@ -47,12 +44,13 @@ def render(datasets: list[dict[str, Any]]) -> str:
 
 
 def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """A dataset's rows, oldest first, its trends, and its newest release."""
+    """A dataset's rows, oldest first, and its newest release."""
     reports = sorted(reports, key=lambda r: (r["build"]["snapshot"], r["build"]["id"]))
     rows = []
     for at, report in enumerate(reports):
         drifts = _drift(report, reports[at - 1] if at else None)
-        state = report["state"]
+        state, kept = report["state"], report["totals"]["kept"]
+        cpu = sum(stage["cpu_seconds"] for stage in report["cost"])
         rows.append(
             {
                 "id": report["build"]["id"],
@@ -60,20 +58,20 @@ def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
                 "place": report["place"],
                 "state": state,
                 "candidates": report["totals"]["candidates"],
-                "kept": report["totals"]["kept"],
+                "kept": kept,
                 "known": report["totals"]["known"],
                 "dropped": report["totals"]["dropped"],
                 "total": state["total"] if state["release"] else None,
                 "duplicates": report["duplicates"],
                 "bytes": sum(split["bytes"] for split in report["splits"]),
-                "cpu_seconds": sum(stage["cpu_seconds"] for stage in report["cost"]),
+                "cpu_per_thousand": 1000 * cpu / kept if kept else None,
                 "failed": [gate["name"] for gate in report["gates"] if not gate["holds"]],
                 "accepted": sorted(state["accepted"]),
                 "faults": len(report["faults"]),
                 "worst": drifts[0] if drifts else None,
             }
         )
-    return {"name": name, "rows": rows, "trends": _trends(rows), "newest": _newest_release(name, reports)}
+    return {"name": name, "rows": rows, "newest": _newest_release(name, reports)}
 
 
 def _drift(report: dict[str, Any], previous: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -98,38 +96,3 @@ def _newest_release(name: str, reports: list[dict[str, Any]]) -> dict[str, Any] 
     if current is None:
         return None
     return {"release": current.release, "samples": sum(current.samples.values()), "builds": len(current.builds)}
-
-
-def _trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trend lines of a dataset: its size over the builds that made a release, costs over those that kept something,
-    the rest over all builds."""
-    released, grown = [row for row in rows if row["total"] is not None], [row for row in rows if row["kept"]]
-    drifts = [row["worst"]["psi"] if row["worst"] else 0.0 for row in rows]
-    costs = [1000 * row["cpu_seconds"] / row["kept"] for row in grown]
-    size = [
-        _trend(released, "samples in the release", "版本样本总数", [float(row["total"]) for row in released], "{:,.0f}")
-    ]
-    return [
-        *(size if released else ()),
-        _trend(rows, "new samples per build", "每次新增样本", [float(row["kept"]) for row in rows], "{:,.0f}"),
-        _share(rows, "share of candidates kept", "保留比例", "kept"),
-        _share(rows, "share of candidates known", "已在数据集中的比例", "known"),
-        _share(rows, "share of duplicates", "重复比例", "duplicates"),
-        _trend(rows, "largest drift", "最大漂移", drifts, "{:.3f}"),
-        _trend(grown, "CPU seconds per 1,000 kept", "每千个保留样本的 CPU 秒", costs, "{:.1f}"),
-    ]
-
-
-def _share(rows: list[dict[str, Any]], title: str, title_zh: str, part: str) -> dict[str, Any]:
-    shares = [100 * row[part] / row["candidates"] if row["candidates"] else 0.0 for row in rows]
-    return _trend(rows, title, title_zh, shares, "{:.1f}%")
-
-
-def _trend(rows: list[dict[str, Any]], title: str, title_zh: str, values: list[float], form: str) -> dict[str, Any]:
-    """A trend: its line through the values, one per row, scaled from zero to the largest, and its labels."""
-    top, step = max([*values, 1e-9]), WIDE / max(1, len(values) - 1)
-    points = [(round(at * step, 1), round(HIGH - HIGH * value / top, 1)) for at, value in enumerate(values)]
-    labels = [form.format(value) for value in values]
-    names = [f"{row['state']['release'] or ''} {row['snapshot']}".strip() for row in rows]
-    last = labels[-1] if labels else "–"
-    return {"title": title, "title_zh": title_zh, "points": points, "labels": labels, "names": names, "last": last}

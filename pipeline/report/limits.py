@@ -1,4 +1,4 @@
-"""Limits of filters: what was kept and dropped by measure, and what other limits would add.
+"""Limits of filters: what was kept and dropped by measure, and the texts nearest to a limit.
 
 A filter says which of its options is a limit on which measure (`pipeline.filters.Limit`). What it dropped is measured
 again here: texts from the decisions of `admit`, pictures from their features. What later stages leave out, copies above
@@ -6,8 +6,7 @@ all, has passed every limit and is not counted.
 
 Of a limit on texts, the texts nearest to it on either side are shown: those just dropped for it, and those just kept.
 
-"Let in" counts what was dropped for that limit alone and would pass the other one. It is a floor: a candidate with
-several texts is judged by its first. `wenlan-data try` says what a changed spec makes of the whole dataset.
+A candidate with several texts is judged by its first. `wenlan-data try` says what another limit makes of the dataset.
 
 Limits: decisions hold 200 characters of a text, so a longer one that was dropped counts as one of 200. Where the
 LOOKED_AT texts nearest to a limit are mostly the same, fewer than EXAMPLES are shown.
@@ -28,9 +27,6 @@ from pipeline.store.sql import Tables
 
 PASSED = (DropReason.SAME_CANDIDATE.value, DropReason.CAP_PER_IMAGE_URL.value, DropReason.FORGOTTEN.value)
 """Reasons of `admit` that do not judge a text."""
-
-MAX_STEPS = 6
-"""Other limits that are listed for each limit."""
 
 EXAMPLES, LOOKED_AT = 20, 200
 """Different texts that are shown on each side of a limit, and texts that are looked at for them."""
@@ -69,24 +65,11 @@ class _Line:
         return self.limit.least if self.is_least else self.limit.most
 
     @property
-    def steps(self) -> list[float]:
-        """Other limits that let in more, the nearest first."""
-        outer = [s for s in self.measure.steps if (s < self.bound if self.is_least else s > self.bound)]
-        return sorted(outer, key=lambda step: abs(step - self.bound))
-
-    @property
-    def _value(self) -> str:
-        own = self.measure.value
-        return f"greatest({own}, 1 / greatest({own}, 1e-9))" if self.limit.mirrored else own
-
-    @property
     def beyond_sql(self) -> str:
         """SQL condition: a value is beyond the limit."""
-        return f"{self._value} {'<' if self.is_least else '>'} {number(self.bound)}"
-
-    def passes(self, step: float) -> str:
-        """SQL of whether a value passes another limit."""
-        return f"{self._value} {'>=' if self.is_least else '<='} {number(step)}"
+        own = self.measure.value
+        value = f"greatest({own}, 1 / greatest({own}, 1e-9))" if self.limit.mirrored else own
+        return f"{value} {'<' if self.is_least else '>'} {number(self.bound)}"
 
     @property
     def nearest(self) -> str:
@@ -133,11 +116,8 @@ def _measures(lines: Sequence[_Line]) -> list[Measure]:
 
 
 def _count_dropped(tables: Tables, lines: Sequence[_Line], dropped: str) -> dict[str, Any]:
-    """Counts drops: `own NAME` and `other NAME` of a measure by bin; `dropped N`, `alone N`, `would N S` of a
-    line and its steps, and `just_dropped N`, the nearest texts.
-
-    Two filters may drop for one reason (too few pixels, too few bytes), so what was dropped for a limit alone has one
-    reason, and is beyond no other limit of that reason.
+    """Counts drops: `own NAME` and `other NAME` of a measure by bin; of a line `dropped N`, and `just_dropped N`, the
+    nearest texts.
     """
     if not lines:
         return {}
@@ -147,18 +127,12 @@ def _count_dropped(tables: Tables, lines: Sequence[_Line], dropped: str) -> dict
         columns.append(f'histogram({m.bin}) FILTER ({mine}) AS "own {m.name}"')
         columns.append(f'histogram({m.bin}) FILTER (NOT ({mine})) AS "other {m.name}"')
     for line in lines:
-        alone = f"own{line.at} AND single"
         columns.append(f'count(*) FILTER (own{line.at}) AS "dropped {line.at}"')
-        columns.append(f'count(*) FILTER ({alone}) AS "alone {line.at}"')
-        for at, step in enumerate(line.steps):
-            columns.append(f'count(*) FILTER ({alone} AND {line.passes(step)}) AS "would {line.at} {at}"')
         if line.measure.of == "text":
             columns.append(f'{line.nearest} FILTER (own{line.at}) AS "just_dropped {line.at}"')
     rows = measured(tables, _measures(lines), dropped)
     owned = f"SELECT *, {', '.join(f'{line.dropped_sql} AS own{line.at}' for line in lines)} FROM ({rows})"
-    times = " + ".join(f"own{line.at}::INTEGER" for line in lines)
-    single = f"SELECT *, len(reasons) = 1 AND {times} = 1 AS single FROM ({owned})"
-    return tables.row(f"SELECT {', '.join(columns)} FROM ({single})")
+    return tables.row(f"SELECT {', '.join(columns)} FROM ({owned})")
 
 
 def _count_kept(tables: Tables, lines: Sequence[_Line], known: Container[str]) -> dict[str, Any]:
@@ -180,13 +154,6 @@ def _value(line: _Line, counts: Mapping[str, Any]) -> dict[str, Any]:
     at = [line.bound + 1 if line.measure.whole and not line.is_least else line.bound]
     if line.limit.mirrored:
         at.insert(0, 1 / line.bound)
-    would: list[dict[str, float]] = []
-    last = 0
-    for number_of_step, step in enumerate(line.steps):
-        count = counts[f"would {line.at} {number_of_step}"]
-        if count > last and len(would) < MAX_STEPS:
-            would.append({"value": step, "count": count})
-            last = count
     return {
         "filter": line.filter,
         "option": line.limit.option,
@@ -196,8 +163,6 @@ def _value(line: _Line, counts: Mapping[str, Any]) -> dict[str, Any]:
         "keeps": "from" if line.is_least else "to",
         "at": [round(line.measure.position(value), 3) for value in at],
         "dropped": counts[f"dropped {line.at}"],
-        "alone": counts[f"alone {line.at}"],
-        "would": would,
         **{side: _distinct(counts.get(f"{side} {line.at}")) for side in ("just_dropped", "just_kept")},
     }
 

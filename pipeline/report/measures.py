@@ -14,9 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline.filters import text_filters
-from pipeline.store.build import Build
-from pipeline.store.image_features import known_features
 from pipeline.store.sql import Tables
 from pipeline.texts.density import density
 
@@ -28,19 +25,13 @@ _HAN = r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-"
 _NO_SPACE = f"CASE WHEN regexp_matches(text, '{_WHITE}') THEN regexp_replace(text, '{_WHITE}', '', 'g') ELSE text END"
 
 
-def _length_without(characters: str, text: str = "text") -> str:
-    """SQL for the length of a text without some characters."""
-    return f"length(regexp_replace({text}, '{characters}', '', 'g'))"
+def _length_without(characters: str) -> str:
+    """SQL for the length of `text` without some characters."""
+    return f"length(regexp_replace(text, '{characters}', '', 'g'))"
 
 
-def _share(part: str, whole: str) -> str:
-    return f"coalesce({part} / nullif({whole}, 0), 0)"
-
-
-HAN_SHARE = _share(_length_without(f"[^{_HAN}\\x{{2FFFF}}]+"), f"length({_NO_SPACE})")
-"""SQL of the share of Han characters among all characters of `text` but white space."""
-
-HAN_LETTERS = _share(_length_without(f"[^{_HAN}\\x{{323AF}}〇]+"), _length_without(r"[^\pL〇]+"))
+_HAN_LETTERS, _LETTERS = _length_without(f"[^{_HAN}\\x{{323AF}}〇]+"), _length_without(r"[^\pL〇]+")
+HAN_LETTERS = f"coalesce({_HAN_LETTERS} / nullif({_LETTERS}, 0), 0)"
 """SQL of the share of Han characters among the letters of `text` (`filters.han_share.scripts`)."""
 
 
@@ -48,9 +39,9 @@ HAN_LETTERS = _share(_length_without(f"[^{_HAN}\\x{{323AF}}〇]+"), _length_with
 class Measure:
     """A number that every text, or every picture, has.
 
-    sql: the number, from the column `text`, or from those of FEATURE_SCHEMA or of the samples. steps: limits that
-    a user may want to try. whole: it is a whole number, so that `at most 50` ends before 51. of_words: it needs a
-    dictionary, and is taken only where a filter limits it; `sql` then reads the column `words` (`measured`).
+    sql: the number, from the column `text`, or from those of FEATURE_SCHEMA or of the samples. whole: it is a whole
+    number, so that `at most 50` ends before 51. of_words: it needs a dictionary, and is taken only where a filter
+    limits it; `sql` then reads the column `words` (`measured`).
     """
 
     name: str
@@ -59,7 +50,6 @@ class Measure:
     edges: Sequence[float]
     labels: Sequence[str]
     sql: str
-    steps: Sequence[float] = ()
     whole: bool = True
     of: Literal["text", "picture"] = "text"
     of_words: bool = False
@@ -110,7 +100,7 @@ def measured(tables: Tables, measures: Sequence[Measure], rows: str) -> str:
     return f"SELECT *{''.join(f', ({m.sql})::DOUBLE AS {m.value}' for m in measures)} FROM ({rows})"
 
 
-_DENSITY = ("nouns", "content_share", "stop_share", "entropy", "perplexity")
+_DENSITY = ("nouns", "content_share", "stop_share", "entropy")
 
 
 def _densities(texts: pa.Array) -> pa.Array:
@@ -154,9 +144,6 @@ _SHARP = (0, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 _FRAMES = (1, 2, 3, 6, 11, 51)
 _NOUNS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15)
 _ENTROPY = (0, 1e-4, 6e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
-_PERPLEXITY = (0, 100, 1e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7)
-_TRIED = (32, 64, 100, 128, 150, 160, 180, 200, 224, 256, 320, 384, 512, 1024, 2048, 4096, 8192, 20_000, 30_000, 65_500)
-_TWENTIETHS = tuple(i / 20 for i in range(21))
 
 MEASURES = {
     measure.name: measure
@@ -165,79 +152,67 @@ MEASURES = {
         Measure(
             "characters", "Characters per primary text", "主文本字数", _CHARS, ranges(_CHARS),
             f"greatest(length({_NO_SPACE}), CASE WHEN length(text) >= {SHOWN_TEXT} THEN {SHOWN_TEXT} ELSE 0 END)",
-            (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 60, 70, 80, 100, 120, 150),
         ),
         Measure(
             "han_letters", "Share of Han among the letters of the primary text", "主文本字母中汉字的比例", _TENTHS,
-            _PERCENT, HAN_LETTERS, _TWENTIETHS[1:20], whole=False,
+            _PERCENT, HAN_LETTERS, whole=False,
         ),
         Measure(
             "nouns", "Nouns of the primary text", "主文本名词数", _NOUNS, ranges(_NOUNS), "words.nouns",
-            (0, 1, 2, 3, 4, 5), of_words=True,
+            of_words=True,
         ),
         Measure(
             "content_share", "Share of content words in the primary text", "主文本实词比例", _TENTHS, _PERCENT,
-            "words.content_share", _TWENTIETHS[:20], whole=False, of_words=True,
+            "words.content_share", whole=False, of_words=True,
         ),
         Measure(
             "stop_share", "Share of stop words in the primary text", "主文本停用词比例", _TENTHS, _PERCENT,
-            "words.stop_share", _TWENTIETHS[1:], whole=False, of_words=True,
+            "words.stop_share", whole=False, of_words=True,
         ),
         Measure(
             "word_entropy", "Word entropy of the primary text, nats", "主文本词熵（奈特）", _ENTROPY,
-            [f"{edge:g}+" for edge in _ENTROPY], "words.entropy", _ENTROPY, whole=False, of_words=True,
-        ),
-        Measure(
-            "perplexity", "Perplexity of the primary text, by word frequencies", "主文本困惑度（按词频）", _PERPLEXITY,
-            [f"{edge:g}+" for edge in _PERPLEXITY], "words.perplexity", _PERPLEXITY[1:], whole=False, of_words=True,
+            [f"{edge:g}+" for edge in _ENTROPY], "words.entropy", whole=False, of_words=True,
         ),
         Measure(
             "short_side", "Shorter side, pixels", "短边（像素）", _SIDES, ranges(_SIDES), "least(width, height)",
-            _TRIED, of="picture",
+            of="picture",
         ),
         Measure(
             "long_side", "Longer side, pixels", "长边（像素）", _SIDES, ranges(_SIDES), "greatest(width, height)",
-            _TRIED, of="picture",
+            of="picture",
         ),
         Measure(
             "aspect", "Aspect ratio (width / height), from", "宽高比（下限）", _ASPECT, _ASPECT_LABELS,
-            "width / height", (1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 20), whole=False, of="picture",
+            "width / height", whole=False, of="picture",
         ),
         Measure(
             "blankness", "Share of the picture in one grey level", "同一灰度所占画面比例", _BLANK,
             (*_PERCENT[:9], "90–95%", "95–98%", "98–100%"), "blankness",
-            (0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 1), whole=False, of="picture",
+            whole=False, of="picture",
         ),
         Measure(
             "entropy", "Entropy of the grey levels, bits", "灰阶熵（比特）", range(8),
-            [f"{i}–{i + 1}" for i in range(8)], "entropy", tuple(i / 2 for i in range(16)), whole=False, of="picture",
+            [f"{i}–{i + 1}" for i in range(8)], "entropy", whole=False, of="picture",
         ),
         Measure(
             "sharpness", "Sharpness (variance of the Laplacian)", "清晰度（拉普拉斯方差）", _SHARP, ranges(_SHARP),
-            "sharpness", (0, 5, 10, 20, 30, 50, 75, 100, 200, 500), whole=False, of="picture",
+            "sharpness", whole=False, of="picture",
         ),
         Measure(
-            "frames", "Frames per file", "文件帧数", _FRAMES, ranges(_FRAMES), "frames", (1, 2, 3, 5, 10, 50, 100),
+            "frames", "Frames per file", "文件帧数", _FRAMES, ranges(_FRAMES), "frames",
             of="picture",
         ),
         Measure(
             "file_bytes", "Size of the file as fetched, kB", "原始文件大小（kB）", [1_000 * kb for kb in _KB],
-            ranges(_KB), "bytes",
-            (0, 500, 1_000, 2_000, 3_000, 4_000, 5_000, 10_000, 20_000, 10**7, 2 * 10**7, 5 * 10**7),
-            of="picture",
+            ranges(_KB), "bytes", of="picture",
         ),
     )
 }  # fmt: skip
 """Measures that a filter may limit, by name, in the order of the page."""
 
-_HAN_SHARE = Measure(
-    "han_share", "Share of Han characters in the primary text", "主文本汉字比例", _TENTHS, _PERCENT, HAN_SHARE,
-    whole=False,
-)  # fmt: skip
-
 SAMPLED = (
     dataclasses.replace(MEASURES["characters"], sql="length(text)"),
-    _HAN_SHARE,
+    MEASURES["han_letters"],
     Measure("texts", "Texts per sample", "每个样本的文本数", _TEXTS, ranges(_TEXTS), "len(texts)"),
     MEASURES["short_side"],
     MEASURES["long_side"],
@@ -253,31 +228,3 @@ def regions_of(detector: str) -> Measure:
     """Number of regions that a detector found in a sample."""
     titles = f"Regions per image, {detector}", f"每幅图像的区域数，{detector}"
     return Measure(f"regions/{detector}", *titles, _REGIONS, ranges(_REGIONS), "len(scores)")
-
-
-_OF_FEATURES = ("width", "height", "blankness", "entropy", "sharpness", "frames", "bytes")
-
-
-def add_bins(build: Build, tables: Tables, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Set `bins` of rows of the report's sheet: measure -> the bar of its histogram in which the row is counted.
-
-    Of a picture that no build has measured, only what its sides tell. Returns the names of the measures.
-    """
-    limited = {limit.measure for f in text_filters(build.spec) for limit in f.limits()}
-    measures = [*(m for m in MEASURES.values() if not m.of_words or m.name in limited), _HAN_SHARE]
-    features = known_features(build.store, {row["sha256"] for row in rows if row["sha256"]})
-    known = {row["sha256"]: row for row in features.select(["sha256", *_OF_FEATURES]).to_pylist()}
-    values = []
-    for at, row in enumerate(rows):
-        sides = {name: row[name] for name in ("width", "height")} if row["width"] else {}
-        values.append({"number": at, "text": row["text"] or None, **known.get(row["sha256"], {}), **sides})
-    numbers = [(name, pa.float64()) for name in _OF_FEATURES]
-    schema = pa.schema([("number", pa.int32()), ("text", pa.string()), *numbers])
-    tables.put("shown_rows", pa.Table.from_pylist(values, schema=schema))
-    bins = ", ".join(
-        f'CASE WHEN {"text IS NOT NULL" if m.of == "text" else True} THEN {m.bin} END AS "{m.name}"' for m in measures
-    )
-    for found in tables.rows(f"SELECT number, {bins} FROM ({measured(tables, measures, 'SELECT * FROM shown_rows')})"):
-        own = rows[found.pop("number")]
-        own["bins"] = {name: at for name, at in found.items() if at is not None}
-    return [measure.name for measure in measures]

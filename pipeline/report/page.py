@@ -28,12 +28,11 @@ from pipeline.report.section import Material, Values, compute, merge
 from pipeline.report.sections import SECTIONS
 from pipeline.report.sections import state as state_section
 from pipeline.report.translations import en, evidence_zh, zh
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Stages
 from pipeline.store.commits import FileRef
 from pipeline.store.partitions import remembering
 from pipeline.store.progress import size_of
 from pipeline.store.sql import Tables
-from pipeline.store.stage import Stages
 from pipeline.urls import place, shown
 
 

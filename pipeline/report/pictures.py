@@ -1,9 +1,7 @@
 """Pictures of the rows that a report shows: thumbnails, and the boxes that are drawn on them.
 
 Candidates that were dropped before their image was fetched are shown by their text, and with the picture if it lies in
-their source. Regions are drawn on kept samples as their shards hold them. A dropped candidate never reached `detect`:
-its boxes come from STORE's cache if any build has detected them. Otherwise the spec's first detector runs here, and so
-does every detector that needs no pixels.
+their source. Regions are drawn on kept samples as their shards hold them; a dropped candidate never reached `detect`.
 
 Items that were dropped as not safe for work, and copies of them, are shown without their picture; so are, where the
 spec has a filter that looks at pixels, pictures of a source that no stage has looked at
@@ -28,10 +26,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.pictures.boxes import cleaned
 from data_specs.shard import KEY_LENGTH
-from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
-from pipeline.detectors._boxes import blank, boxes_of, max_boxes, raw_boxes
+from pipeline.detectors import detector_ids
 from pipeline.errors import SourceError
 from pipeline.features import feature_id
 from pipeline.filters import pixel_filters
@@ -40,11 +36,10 @@ from pipeline.pictures.encode import stored_sides
 from pipeline.records import PROVENANCE
 from pipeline.report.hidden_content import Hide, faces_hider, hidden_candidates, hidden_images
 from pipeline.sources import TableSource, sources_of
-from pipeline.store.build import Build
+from pipeline.store.build import Build, in_funnel
 from pipeline.store.image_features import measure_images
 from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.sql import Tables
-from pipeline.store.stage import in_funnel
 from pipeline.store.takedowns import Takedowns
 from pipeline.unreadable import OURS, evidence
 
@@ -125,72 +120,23 @@ def thumbnail(
 
 
 def add_boxes(build: Build, tables: Tables, rows: Iterable[dict[str, Any]]) -> None:
-    """Set `boxes` of rows with a picture: detector id -> [[x1, y1, x2, y2, score], ...], pixels of the stored image."""
-    kept: dict[str, list[dict[str, Any]]] = {}
-    dropped: dict[str, list[dict[str, Any]]] = {}
+    """Set `boxes` of kept rows with a picture, from the regions of the shards.
+
+    By detector id: [[x1, y1, x2, y2, score], ...] in pixels of the stored image.
+    """
+    rows_of_key: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["picture"] and row["kept"]:
-            kept.setdefault(row["id"][:KEY_LENGTH], []).append(row)
-        elif row["picture"]:
-            dropped.setdefault(row["sha256"], []).append(row)
-    if kept:
-        _add_stored_boxes(build, tables, kept)
-    images = {sha256: same[0] for sha256, same in dropped.items()}
-    for sha256, boxes in boxes_of_images(build, images, detects=True).items():
-        for row in dropped[sha256]:
-            row["boxes"] = boxes
-
-
-def _add_stored_boxes(build: Build, tables: Tables, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
-    """Boxes of kept samples, from the regions of the shards."""
+            rows_of_key.setdefault(row["id"][:KEY_LENGTH], []).append(row)
     sql = "SELECT detector, key, boxes, scores FROM regions WHERE key IN (SELECT unnest(?::VARCHAR[]))"
     order = detector_ids(build.spec).index
-    for found in sorted(tables.rows(sql, [sorted(rows_of_key)]), key=lambda own: order(own["detector"])):
+    stored = tables.rows(sql, [sorted(rows_of_key)]) if rows_of_key else ()
+    for found in sorted(stored, key=lambda own: order(own["detector"])):
         for row in rows_of_key[found["key"]]:
             row["boxes"][found["detector"]] = rounded_boxes(found["boxes"], found["scores"])
     for row in (row for rows in rows_of_key.values() for row in rows):
         sides = stored_sides(row["width"], row["height"], build.spec.shards.max_side)
         row["width"], row["height"] = map(int, sides)
-
-
-def boxes_of_images(
-    build: Build, images: Mapping[str, Mapping[str, Any]], detects: bool = False
-) -> dict[str, dict[str, list[list[float]]]]:
-    """Boxes of dropped images, by sha256 and detector: from STORE's cache, and of detectors that need no pixels.
-
-    images: by sha256, with width, height and fetch_id. detects: run the spec's first detector on those that are not in
-    the cache. STORE is only read: only the next report would look it up. Raises DetectorError.
-    """
-    shown: dict[str, dict[str, list[list[float]]]] = {sha256: {} for sha256 in images}
-    for number, detector in enumerate(detectors_of(build.spec) if images else ()):
-        cached = build.store.regions(detector.detector_id).get(images)
-        raw = {} if cached is None else boxes_of(cached)
-        if detects and number == 0 and detector.NEEDS_PIXELS:
-            raw |= _detect(build, detector, [own["fetch_id"] for sha256, own in images.items() if sha256 not in raw])
-        for sha256, image in images.items():
-            sides = image["width"], image["height"]
-            if sha256 not in raw and not detector.NEEDS_PIXELS:
-                raw |= {sha256: raw_boxes(detector, None, [blank(*sides)])[0]}
-            if sha256 in raw:
-                boxes, scores, _ = cleaned(raw[sha256], *sides, max_boxes(detector, build.spec))
-                shown[sha256][detector.detector_id] = rounded_boxes(boxes.ravel().tolist(), scores.tolist())
-    return shown
-
-
-def _detect(build: Build, detector: Detector, fetch_ids: list[str]) -> dict[str, Boxes]:
-    """Raw boxes by sha256. Holds one picture in memory at a time."""
-    state, detected = detector.load() if fetch_ids else None, dict[str, Boxes]()
-    for image in read_images(build, fetch_ids, sparse=True):
-        try:
-            picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
-            detected[image.sha256] = raw_boxes(detector, state, [picture])[0]
-        except pictures.PictureError:
-            continue  # it decodes at the size of a thumbnail only, and is shown without boxes
-        except OURS:
-            raise
-        except Exception as e:
-            log.warning("the report shows no boxes: %s", evidence(e, f"image {image.sha256}"))
-    return detected
 
 
 def rounded_boxes(boxes: Sequence[float], scores: Sequence[float]) -> list[list[float]]:

@@ -158,6 +158,5 @@ def merge(parts: Iterable[Values]) -> Values:
 
 
 def judges_limit(judge: str, option: str, value: float, at: list[float], dropped: int) -> Values:
-    """The limit of a judge as the macro `histogram` draws it, in bins from the left; no other limit is tried."""
-    own = {"filter": judge, "option": option, "value": value, "at": at}
-    return {**own, "dropped": dropped, "alone": dropped, "would": []}
+    """The limit of a judge as the macro `histogram` draws it, in bins from the left."""
+    return {"filter": judge, "option": option, "value": value, "at": at, "dropped": dropped}

@@ -12,7 +12,7 @@ import re
 
 from pipeline.account import Named
 from pipeline.decisions import DropReason
-from pipeline.store.stage import Stages
+from pipeline.store.build import Stages
 
 REASONS = {reason.value: (reason.en, reason.zh) for reason in DropReason} | {"kept": ("kept", "保留")}
 """English and Chinese words of each reason."""
@@ -98,7 +98,6 @@ _PHRASES = [
         (rf"{_N} nouns", r"\1 个名词"),
         (r"(\d+) of (\d+) words are content words", r"\2 个词中 \1 个是实词"),
         (r"(\d+) of (\d+) words are stop words", r"\2 个词中 \1 个是停用词"),
-        (r"perplexity ([\d.,e+]+|inf)", r"困惑度 \1"),
         (rf"{_N} words", r"\1 个词"),
         (r"(\d+) of (\d+) letters are Han", r"\2 个字母中 \1 个是汉字"),
         (r"(\d+) of (\d+) letters are", r"\2 个字母中 \1 个是"),
@@ -120,7 +119,6 @@ _PHRASES = [
         (rf"QR codes cover {_N}", r"二维码占 \1"),
         (r"(\d+) faces", r"\1 张人脸"),
         (r"faces could not be detected", r"未能检测人脸"),
-        (rf"colourfulness {_N}", r"色彩丰富度 \1"),
         (rf"detail of {_N} of its side", r"细节相当于其边长的 \1"),
         (r"(\d+) candidates for one image URL", r"同一图址有 \1 个候选"),
         (r"(\d+) pairs with this or nearly this text are already kept", r"已保留 \1 个文本相同或相近的图文对"),

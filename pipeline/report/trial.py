@@ -20,10 +20,9 @@ from pipeline.report.hidden_content import faces_hider, hidden_candidates, hidde
 from pipeline.report.page import environment
 from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Values
-from pipeline.store.build import Build
+from pipeline.store.build import Build, in_funnel
 from pipeline.store.pairs import SELECTION
 from pipeline.store.sql import Tables
-from pipeline.store.stage import in_funnel
 from pipeline.urls import shown
 
 SHOWN = 60

@@ -11,15 +11,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.decisions import DropReason
 from pipeline.store.sql import Tables
 from pipeline.texts.words import stop_words, words_of
 
 WORD_SAMPLES = 10_000
 """Most texts that are segmented into words."""
-
-VOCABULARY = 1_000
-"""Words that report.json lists, with the samples in which each occurs."""
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
@@ -39,12 +35,6 @@ def word_counts(texts: Iterable[str]) -> tuple[Counter[str], list[int]]:
         lengths.append(len(words))
         in_texts.update({w for w in words if len(w) > 1 and w not in stop_words() and HAN.search(w)})
     return in_texts, lengths
-
-
-def known_words(tables: Tables) -> Counter[str]:
-    """Words of candidates whose image the dataset holds already."""
-    sql = f"SELECT text FROM decisions WHERE reason = '{DropReason.KNOWN.value}' LIMIT {WORD_SAMPLES}"
-    return word_counts(tables.column(sql))[0]
 
 
 def ranked(counter: Counter[str], count: int) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.store.stage import Stage
+    from pipeline.store.build import Stage
 
 ORDER = ("crawl", "extract", "admit", "fetch", "measure", "filter", "dedup", "curate", "detect", "shard", "report")
 """The names of all stages. This is the order of a build."""

@@ -21,11 +21,10 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from data_specs.shard import SPLITS
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, no_partitions, no_run
 from pipeline.store.commits import Record
 from pipeline.store.pairs import PAIRS, SELECTION, SURVIVORS, survivors
 from pipeline.store.partitions import read_at_once
-from pipeline.store.stage import Pass, no_partitions, no_run
 
 NAME = "shard.plan"
 

@@ -36,9 +36,8 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import Capture
 from pipeline.sources.site import Site
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import DECISIONS
-from pipeline.store.stage import Pass, PassFile
 from pipeline.unreadable import OURS
 from pipeline.web import policy
 from pipeline.web.client import Kind, RequestFailed, page_kind

@@ -29,10 +29,9 @@ from pipeline.records import ARCHIVED, PROVENANCE, SOURCE_BOXES, USERINFO, WITH_
 from pipeline.stages import _templates
 from pipeline.stages._furniture import without_repeated_words
 from pipeline.stages._templates import NAME_SCHEMA, NAMES
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Attempt, Record
 from pipeline.store.partitions import REDUCED, StageDir
-from pipeline.store.stage import Pass, PassFile
 
 NAME = _templates.PASS_NAME
 

@@ -64,7 +64,8 @@ def stored_images(
     reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool, userinfos)
     outcomes |= reused
     if build.made_from:
-        outcomes |= _from_shards(build, {i: url for i, url in urls.items() if _is_missing(outcomes.get(i))}, spool)
+        there = {fetch_id for fetch_id, outcome in outcomes.items() if not outcome.reason}
+        outcomes |= _from_shards(build, {i: url for i, url in urls.items() if i not in there}, spool)
     if not build.asks:
         message = "not in an archive or STORE, and this build sends no requests"
         missing = failure(DropReason.NOT_STORED, message)
@@ -173,10 +174,6 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Map
         for row, data in _bytes_of(build.store.resolve_place(tar), rows):
             outcomes[row["fetch_id"]] = spool.add(data, row["fetched_at"], row["etag"])
     return outcomes
-
-
-def _is_missing(outcome: Outcome | None) -> bool:
-    return outcome is None or bool(outcome.reason)
 
 
 def _from_shards(build: Build, urls: dict[str, str], spool: Spool) -> dict[str, Outcome]:

@@ -51,9 +51,8 @@ from pipeline.records import (
 from pipeline.stages import _sort, _templates
 from pipeline.stages._furniture import SHOWN_ON_PAGES, is_about_image
 from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.ranges import KeyRange
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.texts.characters import CHUNK
 from pipeline.texts.cleaning import clean
@@ -99,7 +98,8 @@ def run_partition(build: Build, partition: str) -> None:
     """Admit one range and commit it."""
     with build.stage("admit").attempt(partition) as attempt:
         candidates, first_snapshot = _candidates(build, *KeyRange.of_partition(partition).bounds)
-        rewritten = Counter(dict.fromkeys(rewriters(text_filters(build.spec)), 0))
+        rewriters = (f for f in text_filters(build.spec) if type(f).rewrite is not TextFilter.rewrite)
+        rewritten = Counter({f.plugin_name(): 0 for f in rewriters})
         templates = _templates.read(build)
         kept, decisions = admit(candidates, build.spec, build.store.takedowns(), rewritten, first_snapshot, templates)
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
@@ -151,7 +151,11 @@ def admit(
     by_image: dict[str, dict[str, Candidate]] = {}
     decisions: list[Decision] = []
     allowed: list[Candidate] = []
-    pages, filters_of, most_removed = _count_pages(candidates), _filters_by_source(spec), spec.admit.max_text_rank
+    # by image URL the pages that show it; rows of tables are not pages
+    pages = Counter(url for url, _ in {(c.image_url, c.page_url) for c in candidates if c.origin == c.page_url})
+    sources = {source.name: source for source in spec.sources}
+    filters_of = functools.cache(lambda name: text_filters(spec, sources.get(name)))
+    most_removed = spec.admit.max_text_rank
     for candidate in sorted(candidates, key=_sort_key):
         if why := takedowns.takedown_reason(candidate.image_url, candidate.page_url):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, why))
@@ -185,19 +189,8 @@ def admit(
     return sorted(kept, key=lambda c: c.candidate_id), decisions
 
 
-def _count_pages(candidates: Sequence[Candidate]) -> Counter[str]:
-    """By image URL the pages that show it; rows of tables are not pages."""
-    shown = {(c.image_url, c.page_url) for c in candidates if c.origin == c.page_url}
-    return Counter(image_url for image_url, _ in shown)
-
-
 FiltersOf = Callable[[str], list[TextFilter]]
 """The text filters of a source, by its name."""
-
-
-def _filters_by_source(spec: BuildSpec) -> FiltersOf:
-    sources = {source.name: source for source in spec.sources}
-    return functools.cache(lambda name: text_filters(spec, sources.get(name)))
 
 
 def _masked(candidate: Candidate, filters: Sequence[TextFilter]) -> Candidate:
@@ -226,10 +219,6 @@ def _judge_by_source(
 def _sort_key(candidate: Candidate) -> tuple[Any, ...]:
     """Order of candidates: depends on what they are, not on where they were read."""
     return candidate.candidate_id, candidate.row, [(t.kind, t.text) for t in candidate.texts]
-
-
-def rewriters(filters: Sequence[TextFilter]) -> list[str]:
-    return [f.plugin_name() for f in filters if type(f).rewrite is not TextFilter.rewrite]
 
 
 def judge(

@@ -48,10 +48,9 @@ from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, SHOWN, SHOWN_SCHEMA, sha2
 from pipeline.sources import IMAGE_CAPS, sources_of
 from pipeline.sources.site import Site
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import DECISIONS, Record
 from pipeline.store.partitions import StageDir
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.web.policy import DISALLOWED, user_agent
 
 if TYPE_CHECKING:
@@ -274,7 +273,8 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
     """Commit the WARC, the table of its pages and the decisions about all others."""
     totals = frontier.totals()
     if totals.too_deep:
-        log.warning("%s", too_deep_message(site.name, totals.too_deep, site.max_depth))
+        skipped = f"skipped {totals.too_deep:,} linked pages beyond max_depth {site.max_depth}"
+        log.warning("source %s: %s", site.name, skipped)
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
         link(Path(frontier.warc), target)  # not moved: until the record is there the frontier must be able to go on
@@ -306,11 +306,6 @@ def _batches(rows: Iterator[T]) -> Iterator[list[T]]:
     """Rows AT_ONCE at a time."""
     while batch := list(itertools.islice(rows, PAGES_AT_ONCE)):
         yield batch
-
-
-def too_deep_message(source: str, count: int, max_depth: int) -> str:
-    """The message about pages that `max_depth` cut off."""
-    return f"source {source}: skipped {count:,} linked pages beyond max_depth {max_depth}"
 
 
 STAGE = Stage(

@@ -24,10 +24,9 @@ from pipeline.curate.judging import Judge, pair_partitions
 from pipeline.decisions import Decision, DropReason, drop
 from pipeline.records import candidates_of
 from pipeline.store import pairs
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import ROWS_DIGEST
 from pipeline.store.pairs import KEPT_SCHEMA, PAIRS, SCORES, SELECTION, columns_of, judge_names, pass_name
-from pipeline.store.stage import Pass, PassFile, Stage
 
 JUDGES: tuple[Judge, ...] = tuple(import_module(f"pipeline.curate.{name}").JUDGE for name in pairs.JUDGES)
 

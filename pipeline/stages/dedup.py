@@ -31,9 +31,8 @@ from pipeline.dedup.greedy import REASONS
 from pipeline.dedup.runs import partitions_of
 from pipeline.files.digests import Digests, column_of, digests_of, hexed, unhex
 from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, candidates_of
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import ROWS_DIGEST, rows_digest
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.texts.text_order import TextOrder
 
 ROW_GROUP = 1_000

@@ -30,11 +30,10 @@ from pipeline.detectors.given import Given
 from pipeline.model_runner import Model, model_values
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
 from pipeline.stages import _sort
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.cache import Cache
 from pipeline.store.pairs import SURVIVORS, survivors
 from pipeline.store.ranges import KeyRange
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
@@ -66,7 +65,7 @@ def _gpus(spec: BuildSpec, detector: Detector) -> float:
 
 def run_partition(build: Build, partition: str) -> None:
     """One file per detector, `{detector_id}.parquet`: BOX_SCHEMA rows of the partition's kept images, by sha256."""
-    kept = _kept_images(build, partition)
+    kept = survivors(build, partition, ["fetch_id", "sha256", "width", "height"])
     sides: dict[str, tuple[int, int]] = {
         s: (w, h) for s, w, h in zip(*(kept[c].to_pylist() for c in ("sha256", "width", "height")), strict=True)
     }
@@ -109,11 +108,6 @@ def run_partition(build: Build, partition: str) -> None:
                 "regions": regions,
             }
         )
-
-
-def _kept_images(build: Build, partition: str) -> pa.Table:
-    """fetch_id, sha256, width, height of the pairs that go on, in the partition's range of order keys."""
-    return survivors(build, partition, ["fetch_id", "sha256", "width", "height"])
 
 
 def _from_sources(build: Build, partition: str, kept: pa.Table) -> dict[str, Boxes]:

@@ -60,10 +60,9 @@ from pipeline.sources.warc import Warc
 from pipeline.stages._archived_images import Archive
 from pipeline.stages._furniture import cap_per_host, without_furniture, without_list_covers, without_traps
 from pipeline.stages._stored_crawls import StoredCrawls
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import FileRef, Record
 from pipeline.store.partitions import StageDir
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web.warc import read_captures, read_ranges

@@ -51,9 +51,8 @@ from pipeline.records import FETCH_SCHEMA, candidates_of
 from pipeline.stages import _recheck, _sort
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.stages._stored_images import IN_BASE_BUILD, limits_digest, limits_of, stored_images, userinfos_of
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.image_features import features_of, without_images
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.takedowns import Takedowns
 from pipeline.web import gateway, images
 from pipeline.web.client import RequestFailed

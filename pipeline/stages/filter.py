@@ -17,8 +17,7 @@ from pipeline import pulse
 from pipeline.decisions import Decision, DropReason, drop
 from pipeline.filters import Drop, ImageFilter, image_filters
 from pipeline.records import FEATURE_SCHEMA, OWN_WORDS, PAIR_SCHEMA, Features, candidates_of
-from pipeline.store.build import Build
-from pipeline.store.stage import Pass, PassFile, Stage
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 
 

@@ -27,10 +27,9 @@ from pipeline.decisions import Decision, DropReason, drop
 from pipeline.errors import StageError
 from pipeline.features import feature_id
 from pipeline.records import FEATURE_SCHEMA, candidates_of
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.image_features import Fault, known_features, measure_images, without_images
 from pipeline.store.images import partition_images
-from pipeline.store.stage import Pass, PassFile, Stage
 
 
 def token(build: Build) -> Any:
@@ -48,7 +47,10 @@ def run_partition(build: Build, partition: str) -> None:
     fetched = fetch.table(fetch.record(partition), columns=columns, filters=[("ok", "==", True)])
     cache = build.store.features(feature_id())
     known = known_features(build.store, fetched["sha256"].to_pylist())
-    new, faults = _measure_new(build, partition, fetched, set(known["sha256"].to_pylist()))
+    done = set(known["sha256"].to_pylist())
+    only = set(fetched["sha256"].to_pylist()) - done if build.on is not None else None  # a trial reads what it must
+    pulse.expect(fetched.num_rows)
+    new, faults = measure_images(_new_images(build, partition, only, done), limit)
     takedowns = build.store.takedowns()
     if takedowns:
         measured = pa.concat_tables([new, known])
@@ -91,13 +93,6 @@ def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, F
         address = "" if reason is DropReason.FORGOTTEN else f" ({candidate.image_url[:150]})"
         decisions.append(drop(candidate, "measure", reason, f"{message[:140]}{address}"))
     return candidates.num_rows, decisions
-
-
-def _measure_new(build: Build, partition: str, fetched: pa.Table, known: set[str]) -> tuple[pa.Table, dict[str, Fault]]:
-    """Feature rows, and faults by sha256, of the partition's images that the cache lacks. Raises StageError."""
-    only = set(fetched["sha256"].to_pylist()) - known if build.on is not None else None  # a trial reads what it must
-    pulse.expect(fetched.num_rows)
-    return measure_images(_new_images(build, partition, only, set(known)), build.spec.fetch.max_pixels)
 
 
 def _new_images(build: Build, partition: str, only: set[str] | None, done: set[str]) -> Iterator[tuple[str, Bytes]]:

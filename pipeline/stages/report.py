@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.report import dataset
-from pipeline.store.build import Build
-from pipeline.store.stage import EVERY, Pass, PassFile, Stage
+from pipeline.store.build import EVERY, Build, Pass, PassFile, Stage
 from pipeline.urls import shown
 
 

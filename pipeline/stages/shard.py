@@ -46,12 +46,10 @@ from pipeline.files.tars import HashedFile, TarWriter
 from pipeline.pictures.encode import Boxes, as_stored, scaled_boxes, stored_sides
 from pipeline.records import text_of
 from pipeline.stages import _boundaries
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import DECISIONS, Attempt, Record
 from pipeline.store.images import read_images, records_between
 from pipeline.store.pairs import SURVIVORS, survivors
-from pipeline.store.partitions import StageDir
-from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 
 PACKED = ("tar", "parquet", DECISIONS)
@@ -185,16 +183,11 @@ def _earlier_record(build: Build, partition: str, rows: pa.Table) -> Record | No
         if partition in other.partitions():
             record = other.record(partition)
             if record.info.get("packing") == _packing(build) and stage.has_files(record, packed_files(build.spec)):
-                if _has_rows(other, record, rows):
+                packed = other.table(record, DECISIONS, ["id"])["id"].to_pylist()
+                if set(packed) == set(rows["candidate_id"].to_pylist()):
                     return record
                 other.delete_record(partition)
     return None
-
-
-def _has_rows(stage: StageDir, record: Record, rows: pa.Table) -> bool:
-    """True if a shard was packed from these rows."""
-    seen = stage.table(record, DECISIONS, ["id"])["id"]
-    return set(seen.to_pylist()) == set(rows["candidate_id"].to_pylist())
 
 
 def _reusable(build: Build) -> Callable[[Record], Set[str]]:
@@ -285,8 +278,6 @@ def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Tab
     """The index of a shard, SHARD_SCHEMA, and PAIR_SCORE where the spec asks for scores."""
     width, height = stored_sides(rows["width"].to_numpy(), rows["height"].to_numpy(), build.spec.shards.max_side)
     texts, leaders = rows["texts"].combine_chunks(), rows["text_leaders"].combine_chunks()
-    if not texts.offsets.equals(leaders.offsets):
-        raise StageError("shard", "rows of dedup have texts and text_leaders of different lengths")
     flat = texts.flatten()
     entries = pa.StructArray.from_arrays(
         [flat.field("kind"), flat.field("text"), leaders.flatten()], ["kind", "text", "text_leader"]
@@ -297,18 +288,13 @@ def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Tab
         "key": pc.utf8_slice_codeunits(rows["candidate_id"], 0, KEY_LENGTH),
         "width": width,
         "height": height,
-        "texts": pa.ListArray.from_arrays(_offsets(texts), entries),
+        "texts": pa.ListArray.from_arrays(pc.subtract(texts.offsets, texts.offsets[0]), entries),
     }
     arrays = {field.name: columns[field.name] for field in SHARD_SCHEMA}
     index = pa.table({n: pa.array(c) if isinstance(c, list | np.ndarray) else c for n, c in arrays.items()}).cast(
         SHARD_SCHEMA
     )
     return index if build.spec.pair_score is None else index.append_column(PAIR_SCORE, rows[PAIR_SCORE.name])
-
-
-def _offsets(lists: pa.ListArray) -> pa.Array:
-    """Begin of each list in `lists.flatten()`."""
-    return pc.subtract(lists.offsets, lists.offsets[0])
 
 
 def _write_regions(build: Build, detector_id: str, rows: pa.Table, path: Path) -> None:
@@ -342,7 +328,8 @@ def _scale_boxes(boxes: pa.ListArray, rows: pa.Table, max_side: int) -> pa.ListA
     counts = boxes.value_lengths().to_numpy(zero_copy_only=False) // 4
     sides = (np.repeat(np.stack(pair, 1), counts, axis=0) for pair in (fetched, stored_sides(*fetched, max_side)))
     scaled = scaled_boxes(boxes.flatten().to_numpy().reshape(-1, 4), *sides)
-    return pa.ListArray.from_arrays(_offsets(boxes), pa.array(scaled.reshape(-1), pa.float32()))
+    offsets = pc.subtract(boxes.offsets, boxes.offsets[0])
+    return pa.ListArray.from_arrays(offsets, pa.array(scaled.reshape(-1), pa.float32()))
 
 
 def _kept_decisions(rows: pa.Table) -> pa.Table:

@@ -32,11 +32,10 @@ from data_specs.storage.whole_files import is_locked
 from pipeline import pulse
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.store.build import Build, Earlier
+from pipeline.store.build import Build, Earlier, Stages
 from pipeline.store.commits import Record
 from pipeline.store.partitions import StageDir
 from pipeline.store.progress import Figures, Ran, counts_of, figures
-from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.urls import without_userinfo
 

@@ -9,7 +9,6 @@ the keys are opened. A build's partition asks for the images of one range of `or
 committed together, so these are few. Sixteen index files of one level are merged into one of the next, so that there
 are few of them whatever the number of commits.
 
-An index that is deleted is made again from the commits.
 
 Limits: rows that are spread over many commits (builds of other seeds) cost the opening of each; on an object store a
 process copies an index file once, 12 bytes per row.
@@ -44,8 +43,6 @@ MOST_KEYS = 8_000_000
 ALONE_S = 600.0
 """Seconds to wait for another process that removes rows."""
 
-LAST = 99
-"""Level of an index file that was made from all commits: it is merged with no other one."""
 
 ROW_GROUP = 1_000
 
@@ -146,25 +143,11 @@ class Cache:
     def _segments(self) -> list[_Segment]:
         """All index files as they are at one moment."""
         for _ in range(20):
-            names = _arrows(self._index) or self._reindex()
             try:
-                return [self._read(name) for name in names]
+                return [self._read(name) for name in _arrows(self._index)]
             except FileNotFoundError:  # merged into another one since it was listed
                 continue
         raise TimeoutError(f"{self._index.url} is being merged without end")
-
-    def _reindex(self) -> list[str]:
-        """Indexes the commits of a folder whose index was deleted.
-
-        In one file, whatever its size: killed between two, this would leave an index that lacks commits for good.
-        """
-        segments = []
-        for name in self.commits():
-            with self.folder.local(name) as path:
-                segments.append(_segment(name, read_parquet(path, [self.key])[self.key].to_pylist()))
-        if segments:
-            self._write(LAST, _merged(segments))
-        return _arrows(self._index)
 
     def _read(self, name: str) -> _Segment:
         return _mapped(self._index.at(name)) if self._index.is_local else _copied(self._index.url, name)

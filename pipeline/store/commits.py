@@ -30,7 +30,6 @@ from data_specs.storage.whole_files import sha256_of
 from pipeline.decisions import Decision, decision_rows
 from pipeline.files.folder import Folder
 from pipeline.files.parquet import read_parquet, write_parquet
-from pipeline.memory import begin_peak, peak_bytes
 from pipeline.records import USERINFO
 
 DECISIONS = "decisions.parquet"
@@ -133,6 +132,22 @@ def file_name(partition: str, attempt: str, suffix: str) -> str:
     name = f"{partition}-{attempt}.{suffix}"
     kind = suffix.removesuffix(".parquet").removesuffix(".bin").rpartition(".")[2]
     return f"_{kind}/{name}" if kind in APART else name
+
+
+def begin_peak() -> None:
+    """Let `peak_bytes` count from what is in memory now. Without effect but on Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes() -> int:
+    """The most bytes that this process had in memory at once since the count began, as the kernel counts; 0 where
+    unknown. What runs in one process at the same time is counted together."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 @dataclass

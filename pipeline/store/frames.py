@@ -46,11 +46,10 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import SMALL, Folder
 from pipeline.records import CANDIDATE_SCHEMA, FEATURE_SCHEMA
 from pipeline.store import build_json
-from pipeline.store.build import REGIONS, Build, shard_files
+from pipeline.store.build import REGIONS, Build, Stages, shard_files
 from pipeline.store.commits import DECISIONS, Record
 from pipeline.store.dataset import Dataset
 from pipeline.store.partitions import small_file
-from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 

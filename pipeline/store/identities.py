@@ -39,7 +39,8 @@ from pydantic import BaseModel, ConfigDict
 
 from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import StoreError
-from pipeline.files.digests import DIGEST
+from pipeline.features import feature_id
+from pipeline.files.digests import DIGEST, Digests, digests_of
 from pipeline.files.folder import Folder
 from pipeline.files.parquet import write_parquet
 from pipeline.matching.contexts import CONTEXT
@@ -172,6 +173,21 @@ class Identities:
         The build keeps the names that it began with, of which its fingerprints are made.
         """
         return [self.of(own.build_id) or own.identities for own in build.made_from]
+
+    def kept_by(self, build: Build, candidate_id: Digests, part: str) -> npt.NDArray[np.int32]:
+        """[N] the number of the build in `made_from` that kept each of distinct candidates, 0 for the oldest one.
+
+        As many as there are builds for a candidate that none kept. part: the file of a commit that lists what its build
+        kept; a build without it kept none.
+        """
+        number = np.full(len(candidate_id), len(build.made_from), np.int32)
+        own = np.ascontiguousarray(candidate_id).view("V32").ravel()
+        for at, known in enumerate(map(self.read, self.made_from(build))):
+            for batch in self.batches(known, part, ["candidate_id"]) if part in known.files else ():
+                kept = np.ascontiguousarray(digests_of(batch["candidate_id"])).view("V32").ravel()
+                _, rows, _ = np.intersect1d(own, kept, return_indices=True)
+                number[rows] = np.minimum(number[rows], at)
+        return number
 
     def batches(self, known: Published, part: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Rows of one of PARTS, or of SEMANTIC where the build has it, in order.
@@ -412,6 +428,12 @@ class Identities:
                 return
             time.sleep(0.01 * attempt)
         raise StoreError(dealt.at(stem), f"{fault}; run the same command again")
+
+
+def is_of_now(file: str) -> bool:
+    """True if a build with the features of today may read a file in a commit's folder of DEALT; texts count as such."""
+    kind, features = [*file.split("."), ""][:2]
+    return kind != "images" or features == feature_id()
 
 
 def commit_name(build: Build) -> str:

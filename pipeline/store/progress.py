@@ -20,9 +20,8 @@ from typing import Protocol
 from pipeline import pulse
 from pipeline.pulse import Beat
 from pipeline.records import rfc3339
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass
 from pipeline.store.commits import Record
-from pipeline.store.stage import Pass
 
 LONG_S = 3600
 """Seconds from which the wait for a host is shown, with what would shorten it."""

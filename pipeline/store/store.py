@@ -13,7 +13,7 @@ import hashlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_specs.release import LATEST
 from pipeline.errors import StoreError
@@ -21,10 +21,6 @@ from pipeline.files.folder import Folder, noted_in, place_in, place_of, root_of
 from pipeline.store.cache import Cache
 from pipeline.store.releases import Releases
 from pipeline.store.takedowns import Takedowns, merged
-
-if TYPE_CHECKING:
-    from pipeline.store.build import Build
-
 
 WAIT_S = 60.0
 """Seconds to wait for another publisher."""
@@ -85,20 +81,23 @@ class Store:
         """Returns the path or URL that STORE noted."""
         return place_in(self.root, noted)
 
-    def begin(self, build: Build) -> None:
-        """Note a build that begins, before it writes anything that a takedown must reach. A published one stays so."""
-        before = self._find(build.out)
-        if before is None or before["build_id"] != build.build_id:
-            self._note(build, None, "")
+    def begin(self, out: str, noted: Mapping[str, str]) -> None:
+        """Note a build that begins, before it writes anything that a takedown must reach. A published one stays so.
 
-    def register(self, build: Build, revision: int) -> None:
+        noted: its build_id, name and snapshot.
+        """
+        before = self._find(out)
+        if before is None or before["build_id"] != noted["build_id"]:
+            self._note(out, noted, None, "")
+
+    def register(self, out: str, noted: Mapping[str, str], revision: int) -> None:
         """Note that a build is published, for `forget` and `gc`. The caller holds the lock."""
-        before = self._find(build.out)
-        if before is not None and (before["build_id"], before["revision"]) == (build.build_id, revision):
-            same = [entry for entry in self.known_builds() if entry["build_id"] == build.build_id]
+        before = self._find(out)
+        if before is not None and (before["build_id"], before["revision"]) == (noted["build_id"], revision):
+            same = [entry for entry in self.known_builds() if entry["build_id"] == noted["build_id"]]
             if same[-1]["published_at"] == before["published_at"]:  # published again, and nowhere else since
                 return
-        self._note(build, revision, datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"))
+        self._note(out, noted, revision, datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"))
 
     def unregister(self, build_id: str, out: str) -> None:
         """Take back that a build is published in a folder, which stays noted. The caller holds the lock."""
@@ -156,11 +155,8 @@ class Store:
         record: dict[str, Any] | None = self.folder.find_json(self._record_of(out), None)
         return record
 
-    def _note(self, build: Build, revision: int | None, published_at: str) -> None:
-        about = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot}
-        self._write(
-            {**about, "out": self.relative_place(build.out), "revision": revision, "published_at": published_at}
-        )
+    def _note(self, out: str, noted: Mapping[str, str], revision: int | None, published_at: str) -> None:
+        self._write({**noted, "out": self.relative_place(out), "revision": revision, "published_at": published_at})
 
     def _write(self, record: dict[str, Any]) -> None:
         self.folder.write_json(self._record_of(self.resolve_place(record["out"])), record)

@@ -48,10 +48,10 @@ PAGE = 120
 """Most rows of one listing."""
 
 PREPARED_COLUMNS = (
-    ("kind", "VARCHAR"), ("split", "VARCHAR"), ("width", "INTEGER"), ("height", "INTEGER"), ("sharpness", "FLOAT"),
-    ("entropy", "FLOAT"), ("blankness", "FLOAT"), ("cluster", "INTEGER"), ("new", "VARCHAR"),
+    ("kind", "VARCHAR"), ("split", "VARCHAR"), ("width", "INTEGER"), ("height", "INTEGER"), ("cluster", "INTEGER"),
+    ("new", "VARCHAR"),
 )  # fmt: skip
-
+"""Name and SQL type of the columns that need the index."""
 
 SHOWN = ("subject", "id", "fetch_id", "source", "page_url", "url", "stage", "kept", "reason", "reasons", "evidence",
          "duplicate_of", "text")  # fmt: skip
@@ -129,20 +129,18 @@ def sources_of_index(similar: Similar) -> tuple[DecisionFile, ...]:
 class Catalog:
     """The candidates of a place. Safe for several threads.
 
-    scratch: a local folder for what does not fit into memory. scores: names of the filters whose scores are columns.
+    scratch: a local folder for what does not fit into memory.
     """
 
-    def __init__(
-        self, frames: Frames, scratch: Path, scores: Sequence[str] = (), sources: tuple[DecisionFile, ...] | None = None
-    ) -> None:
+    def __init__(self, frames: Frames, scratch: Path, sources: tuple[DecisionFile, ...] | None = None) -> None:
         import duckdb
 
-        self.frames, self.scores = frames, tuple(scores)
+        self.frames = frames
         listed = sources_of_place(frames) if sources is None else sources
         there = {part.url for part in present(source.part for source in listed)}
         self.sources = tuple(source for source in listed if source.part.url in there)
         self.missing = [source.part.url for source in listed if source.part.url not in there]
-        self.facets: dict[str, Facet] = facets(scores)
+        self.facets: dict[str, Facet] = facets()
         self.ready = False
         self._codes: dict[str, dict[str, int]] = {}
         self._whole: dict[str, list[tuple[str, int]]] = {}
@@ -162,7 +160,7 @@ class Catalog:
             self._db.execute(f"CREATE VIEW decisions AS {self.decisions_sql}")
         except duckdb.Error as e:
             raise StoreError(frames.place, str(e).splitlines()[0][:300]) from None
-        absent = [f"NULL::{kind} AS {name}" for name, kind in self.columns]
+        absent = [f"NULL::{kind} AS {name}" for name, kind in PREPARED_COLUMNS]
         self._db.execute(f"CREATE VIEW c AS SELECT {self.columns_sql}, {', '.join(absent)} FROM decisions")
 
     columns_sql = ""
@@ -170,11 +168,6 @@ class Catalog:
 
     def close(self) -> None:
         self._db.close()
-
-    @property
-    def columns(self) -> tuple[tuple[str, str], ...]:
-        """Name and SQL type of the columns that need the index."""
-        return (*PREPARED_COLUMNS, *((name, "FLOAT") for name in self.facets if name.startswith("score_")))
 
     @functools.cached_property
     def digest(self) -> str:

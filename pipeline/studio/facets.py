@@ -1,7 +1,7 @@
 """Facets of the page, by which candidates are counted and chosen, as SQL expressions over the catalog's columns.
 
 Facets of the decisions themselves are there at once. Those that need a join (`preparation`) come when the index is
-ready. Bins of measures are those of the report's histograms.
+ready. Bins of sizes are those of the report's histogram.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from data_specs.build import SpecError
 from pipeline.report.measures import MEASURES, bin_of
 from pipeline.report.translations import KINDS, en, zh
-from pipeline.store.stage import Stages
+from pipeline.store.build import Stages
 
 MOST_VALUES = 200
 """Values of one facet that a request may choose, and that are shown."""
@@ -72,28 +72,10 @@ class Facet:
         return _FIXED.get(value, (value, value))
 
 
-def _measure(name: str, column: str) -> Facet:
-    m = MEASURES[name]
-    labels = tuple((label, label) for label in m.labels)
-    return Facet(name, column, m.title, m.title_zh, True, tuple(map(float, m.edges)), labels, "given")
-
-
-def score(name: str) -> Facet:
-    """The facet of a model's score, 0 to 1, by the name of its filter."""
-    edges = tuple(i / 10 for i in range(10))
-    labels = tuple((f"{edge:.1f}–{edge + 0.1:.1f}",) * 2 for edge in edges)
-    return Facet(
-        score_column(name), score_column(name), f"Score of {name}", f"{name} 得分", True, edges, labels, "given"
-    )
-
-
-def score_column(name: str) -> str:
-    return f"score_{name}"
-
-
-def facets(scores: Sequence[str] = ()) -> dict[str, Facet]:
-    """All facets by name, in the order of the page. scores: names of pixel filters."""
-    many = (*_CLUSTER, _MANY)
+def facets() -> dict[str, Facet]:
+    """All facets by name, in the order of the page."""
+    side, many = MEASURES["short_side"], (*_CLUSTER, _MANY)
+    sides = tuple((label, label) for label in side.labels)
     clusters = tuple((en_, zh_) for _, en_, zh_ in many)
     every = [
         Facet("fate", "fate", "Outcome", "去向", order="given"),
@@ -104,13 +86,10 @@ def facets(scores: Sequence[str] = ()) -> dict[str, Facet]:
         Facet("new", "new", "Since the baseline", "与基线相比", True, order="given"),
         Facet("kind", "kind", "Kind of the primary text", "主文本类型", True),
         Facet("split", "split", "Split", "划分", True, order="given"),
-        _measure("short_side", "least(width, height)"),
+        Facet("short_side", "least(width, height)", side.title, side.title_zh, True, tuple(map(float, side.edges)),
+              sides, "given"),
         Facet("cluster", "cluster", "Size of the group of duplicates", "重复组大小", True,
               tuple(float(least) for least, *_ in many), clusters, "given"),
-        *(score(name) for name in scores),
-        _measure("sharpness", "sharpness"),
-        _measure("entropy", "entropy"),
-        _measure("blankness", "blankness"),
         Facet("subject", "subject", "Subject", "决定对象", order="given"),
     ]  # fmt: skip
     return {facet.name: facet for facet in every}
@@ -121,7 +100,6 @@ SORTS = {
     "random": ("hash(pos), pos", "Shuffled", "随机"),
     "large": ("width * height DESC NULLS LAST, pos", "Largest pictures first", "大图在前"),
     "small": ("width * height ASC NULLS LAST, pos", "Smallest pictures first", "小图在前"),
-    "blurred": ("sharpness ASC NULLS LAST, pos", "Least sharp first", "最模糊在前"),
     "cluster": ("cluster DESC NULLS LAST, leader, pos", "Largest groups of duplicates first", "最大的重复组在前"),
 }
 """Orders by name: SQL, English, Chinese. Those but "" and random need the index."""

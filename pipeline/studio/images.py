@@ -196,14 +196,14 @@ class Pictures:
         rows = self._catalog.query(f"SELECT key, image_offset, image_size, sha256 FROM {parquet([url])}")
         return {key: (offset, size, sha256) for key, offset, size, sha256 in rows}
 
-    def stored_boxes(self, row: Row) -> dict[str, list[list[float]]] | None:
-        """Regions of a sample [[x1, y1, x2, y2, score], ...] by detector, as its shard holds them; None of no sample.
+    def stored_boxes(self, row: Row) -> dict[str, list[list[float]]]:
+        """Regions of a sample [[x1, y1, x2, y2, score], ...] by detector, as its shard holds them; empty for others.
 
         A detector whose file is missing has none.
         """
         shard = self._source(row).shard if row["kept"] else None
         if shard is None:
-            return None
+            return {}
         found: dict[str, list[list[float]]] = {name: [] for name in shard[1].regions}
         for name, file in shard[1].regions.items():
             with contextlib.suppress(StoreError):

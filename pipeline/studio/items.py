@@ -6,18 +6,14 @@ Evidence is what the stages wrote when they decided; `explain` of the command li
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from data_specs.command.printable import printable
 from data_specs.shard import KEY_LENGTH
-from pipeline.errors import DetectorError
 from pipeline.report import earlier_samples
 from pipeline.report.explain import trace
-from pipeline.report.pictures import boxes_of_images
 from pipeline.report.translations import KINDS, en, evidence_zh, zh
-from pipeline.store.build import Build
-from pipeline.store.stage import Stages
+from pipeline.store.build import Build, Stages
 from pipeline.store.subjects import subject_of
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog
@@ -80,19 +76,8 @@ class Items:
             thumb = self._pictures.thumb(row, 960)
         except NoPicture as e:
             return {"why": {"en": e.en, "zh": e.zh}}
-        regions = self._regions(row, thumb.sha256, thumb.width, thumb.height)
-        return {"width": thumb.width, "height": thumb.height, "sha256": thumb.sha256, "regions": regions}
-
-    def _regions(self, row: Row, sha256: str, width: int, height: int) -> dict[str, list[list[float]]]:
-        """Boxes by detector: of a sample its shard's; of others what STORE's cache has, or needs no pixels."""
-        stored = self._pictures.stored_boxes(row)
-        if stored is not None:
-            return stored
-        build = self._catalog.source(row["pos"]).build
-        if build is not None and sha256:
-            with contextlib.suppress(DetectorError):
-                return boxes_of_images(build, {sha256: {"width": width, "height": height}})[sha256]
-        return {}
+        sides = {"width": thumb.width, "height": thumb.height, "sha256": thumb.sha256}
+        return {**sides, "regions": self._pictures.stored_boxes(row)}
 
     def _leader(self, row: Row) -> Values | None:
         """Returns the leader of a candidate: a row of this place, or a sample that an earlier build holds."""

@@ -18,9 +18,8 @@ from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.report import dataset, drift, gallery, state
 from pipeline.store import approval, build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Stages
 from pipeline.store.frames import Frames
-from pipeline.store.stage import Stages
 from pipeline.store.takedowns import UNFINISHED
 
 Values = dict[str, Any]
@@ -171,7 +170,7 @@ def notices(place: Place) -> list[Values]:
 _TABLES = {
     "decisions": ("some dropped candidates cannot be shown", "部分被丢弃的内容无法显示"),
     "candidates": ("texts other than the primary one no longer exist", "主文本以外的文本已不可用"),
-    "measures": ("sizes and sharpness of dropped pictures no longer exist", "被丢弃图片的尺寸与清晰度已不可用"),
+    "measures": ("sizes of dropped pictures no longer exist", "被丢弃图片的尺寸已不可用"),
 }
 
 

@@ -7,7 +7,6 @@ used that is older than the build's records.
 
     kind              of the primary text: extract's candidates; of samples, their shard
     width, height     of the picture as fetched: fetch joined with measure; of samples, as stored
-    sharpness ...     of measure; score_NAME: STORE's scores of a model, by the picture's sha256
     cluster           how many candidates have the same leader, itself included
     new               whether the baseline build decided on the same candidate
 
@@ -29,32 +28,18 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_specs.build import SpecError
-from pipeline.errors import ModelError, PipelineError
-from pipeline.filters import PixelFilter, pixel_filters
+from pipeline.errors import PipelineError
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.sql import Tables, head, parquet, quoted
 from pipeline.studio.catalog import Catalog, code_column
-from pipeline.studio.facets import score_column
 from pipeline.studio.similar import ID_OF_INDEX
 
-VERSION = 3
+VERSION = 4
 """Raised when the index has other columns, or the same input gives other values."""
 
 LEFT_S = 3600.0
 """Seconds without a write after which a half-made index counts as abandoned."""
-
-
-def score_filters(frames: Frames) -> dict[str, tuple[PixelFilter, Build]]:
-    """Filters of the builds' specs whose models are installed here, by name, each with a build that has it."""
-    found: dict[str, tuple[PixelFilter, Build]] = {}
-    for build in frames.builds:
-        for own in pixel_filters(build.spec):
-            with contextlib.suppress(ModelError, SpecError):
-                if own.score_id:
-                    found.setdefault(own.plugin_name(), (own, build))
-    return found
 
 
 class Preparation:
@@ -99,14 +84,8 @@ class Preparation:
         import duckdb
 
         base = [part.url for part in Frames.of(self.baseline).parts("decisions")] if self.baseline else []
-        scores = [(name, f.score_id, b.store.features(f.score_id).commits()) for name, (f, b) in self._scores.items()]
-        value = (VERSION, duckdb.__version__, self.catalog.digest, base, scores, self.catalog.columns)
+        value = (VERSION, duckdb.__version__, self.catalog.digest, base)
         return f"index-{hashlib.sha256(repr(value).encode()).hexdigest()[:16]}.duckdb"
-
-    @property
-    def _scores(self) -> dict[str, tuple[PixelFilter, Build]]:
-        own = score_filters(self.catalog.frames)
-        return {name: own[name] for name in self.catalog.scores if name in own}
 
     def _run(self) -> None:
         self._woken.wait(self._after_s)
@@ -160,7 +139,11 @@ class Preparation:
             "FROM candidates GROUP BY 1"
         )
         yield _stored(self.catalog)
-        yield _pictures(self._scores)
+        yield (
+            f"CREATE TEMP TABLE pictures AS SELECT fid, any_value(width) AS width, any_value(height) AS height "
+            f"FROM (SELECT {head('fetch_id')} AS fid, {head('sha256')} AS sha FROM fetched WHERE ok) "
+            f"JOIN (SELECT *, {head('sha256')} AS sha FROM measures) USING (sha) GROUP BY fid"
+        )
         yield (
             f"CREATE TEMP TABLE groups AS SELECT {head('duplicate_of')} AS leader, count(*) AS count FROM listed "
             "WHERE duplicate_of <> '' AND duplicate_of <> id GROUP BY 1"
@@ -174,16 +157,15 @@ class Preparation:
         yield self._codes_sql()
 
     def _join_sql(self) -> str:
-        scores = "".join(f", p.{score_column(name)}" for name in self.catalog.scores)
         new = "NULL::VARCHAR" if self.baseline is None else (
             "CASE WHEN d.subject <> 'candidate' THEN NULL WHEN b.cid IS NULL THEN 'new' ELSE 'seen' END"
         )  # fmt: skip
         return f"""
             CREATE TEMP TABLE joined AS
             SELECT d.*, coalesce(s.kind, k.kind) AS kind, s.split, coalesce(s.width, p.width) AS width,
-                coalesce(s.height, p.height) AS height, p.sharpness, p.entropy, p.blankness,
+                coalesce(s.height, p.height) AS height,
                 CASE WHEN d.subject = 'candidate' THEN coalesce(g.count, 0) + 1 END::INTEGER AS cluster,
-                {new} AS new{scores}
+                {new} AS new
             FROM (SELECT {self.catalog.columns_sql}, {head("fetch_id")} AS fid FROM listed) d
             LEFT JOIN kinds k USING (cid) LEFT JOIN stored s ON s.cid = d.cid AND d.kept
             LEFT JOIN pictures p USING (fid) LEFT JOIN groups g ON g.leader = d.leader
@@ -198,7 +180,7 @@ class Preparation:
         return f"CREATE TABLE made.prepared AS SELECT pos, cid, leader, {_SORTED}, {codes} FROM joined ORDER BY pos"
 
 
-_SORTED = "width, height, cluster, sharpness"
+_SORTED = "width, height, cluster"
 """Columns that a listing may be in the order of."""
 
 
@@ -221,18 +203,3 @@ def _stored(catalog: Catalog) -> str:
     rows += f" UNION ALL SELECT {head(f'({ID_OF_INDEX})')}, {columns} FROM {parquet(indexes)}" if indexes else ""
     values = ", ".join(f"any_value({name}) AS {name}" for name in ("kind", "split", "width", "height"))
     return f"CREATE TEMP TABLE stored AS SELECT cid, {values} FROM ({rows}) GROUP BY cid"
-
-
-def _pictures(scores: dict[str, tuple[PixelFilter, Build]]) -> str:
-    joins, names = "", ["width", "height", "sharpness", "entropy", "blankness", *map(score_column, scores)]
-    for name, (own, build) in scores.items():
-        cache = build.store.features(own.score_id)
-        files = [cache.folder.at(commit) for commit in cache.commits()]
-        score = f"{head('sha256')} AS sha, any_value(score) AS {score_column(name)} FROM {parquet(files)} GROUP BY 1"
-        none = f"NULL::UBIGINT AS sha, NULL::FLOAT AS {score_column(name)} WHERE false"
-        joins += f" LEFT JOIN (SELECT {score if files else none}) {score_column(name)}_of USING (sha)"
-    return (
-        f"CREATE TEMP TABLE pictures AS SELECT fid, {', '.join(f'any_value({name}) AS {name}' for name in names)} "
-        f"FROM (SELECT {head('fetch_id')} AS fid, {head('sha256')} AS sha FROM fetched WHERE ok) "
-        f"JOIN (SELECT *, {head('sha256')} AS sha FROM measures) USING (sha){joins} GROUP BY fid"
-    )

@@ -1,10 +1,9 @@
 """The studio's server: JSON about the candidates of a place, thumbnails, and the page that shows them.
 
     GET  /                    the page; /static/NAME its parts; /report the build's own report
-    GET  /api/about           the place, its notices, facets, orders, saved views
+    GET  /api/about           the place, its notices, facets, orders
     GET  /api/facets, /api/rows, /api/item, /api/saw, /api/why, /api/where, /api/similar, /api/thumb
     POST /api/takedown, /api/confirm, /api/word, /api/publish, /api/reload;  GET /api/job
-    PUT, DELETE /api/views
 
 A row is named by its place and by `g`, the state of the files that the place belongs to: after a takedown, or when a
 running build went on, an old name gets 409 and the page asks again, so that no picture is shown for another row.
@@ -39,18 +38,16 @@ from data_specs.web import PAGE_KIT
 from data_specs.web.http_app import App, Limits, error_body, with_checks
 from pipeline.errors import SourceError
 from pipeline.store import build_json
-from pipeline.store.build import STUDIO
+from pipeline.store.build import STUDIO, Stages
 from pipeline.store.frames import Frames
-from pipeline.store.stage import Stages
 from pipeline.store.takedowns import NO_TAKEDOWNS
 from pipeline.studio import actions, place
 from pipeline.studio.catalog import PAGE, Catalog, sources_of_index
 from pipeline.studio.facets import SORTS, Filters
 from pipeline.studio.images import NoPicture, Pictures
 from pipeline.studio.items import Items
-from pipeline.studio.preparation import Preparation, score_filters
+from pipeline.studio.preparation import Preparation
 from pipeline.studio.similar import Similar, index_beside
-from pipeline.studio.views import Views
 
 if TYPE_CHECKING:
     import uvicorn
@@ -108,7 +105,6 @@ class Studio:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
         self._looked, self._seen = time.monotonic(), self._signature()
-        self.views = Views(self._home)
         self.jobs = actions.Jobs(self.reload)
 
     @property
@@ -159,7 +155,7 @@ class Studio:
             self.opened_place = place.open_place(self._where, self._stages, self._baseline, self._folder)
         here = self.opened_place
         sources = sources_of_index(alone) if alone is not None else None
-        catalog = Catalog(here.frames, self._scratch, tuple(score_filters(here.frames)), sources)
+        catalog = Catalog(here.frames, self._scratch, sources)
         preparation = Preparation(catalog, here.baseline, self._home or self._scratch / "index")
         takedowns = here.frames.takedowns if alone is None else NO_TAKEDOWNS
         pictures = Pictures(catalog, takedowns, alone)
@@ -201,7 +197,6 @@ class Studio:
             "g": now.catalog.digest,
             "facets": facets,
             "sorts": sorts,
-            "views": self.views.all(),
             "prepared": self.prepared(),
             "similar": None if self.similar is None else self.similar.value(),
             "store": now.place.store,
@@ -279,11 +274,6 @@ class _Publish(_Body):
     build: str = Field(max_length=300)
 
 
-class _View(_Body):
-    name: str = Field(max_length=1_000)
-    query: str = Field("", max_length=10_000)
-
-
 def app(studio: Studio, token: str | None, once: Iterable[str] = ()) -> App:
     """The ASGI application, behind the checks of every request. The page's own files, which are public, need no
     token: who comes without the link is told so by the page. once: as `with_checks` has it."""
@@ -297,7 +287,6 @@ def _routes(studio: Studio) -> FastAPI:
     _add_files(api, studio)
     _add_reading(api, studio)
     _add_actions(api, studio)
-    _add_views(api, studio)
     return api
 
 
@@ -456,18 +445,6 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
     def reload() -> Values:
         studio.reload()
         return studio.first_data()
-
-
-def _add_views(api: FastAPI, studio: Studio) -> None:
-    @api.put("/api/views")
-    def save(asked: _View) -> Values:
-        studio.views.save(asked.name, asked.query)
-        return {"views": studio.views.all()}
-
-    @api.delete("/api/views")
-    def delete(name: str = Query(max_length=1_000)) -> Values:
-        studio.views.delete(name)
-        return {"views": studio.views.all()}
 
 
 def _id_of(row: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ from pipeline.publish import dataset, release
 from pipeline.records import rfc3339
 from pipeline.report import drift, page
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import STUDIO, Build
 from pipeline.store.commits import DECISIONS
 from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import IDENTITY_STAGES, Identities, build_of
@@ -261,8 +261,7 @@ def _take_out(loss: RemovedContent, takedowns: Takedowns) -> dict[str, Any]:
         _report_again(build)
     build_json.note_counts(build, "shard")
     rewrite_shards.sweep_scratch(build)
-    for name in build.prepared():
-        build.folder.delete(name)
+    build.folder.delete(STUDIO)
     return answer
 
 

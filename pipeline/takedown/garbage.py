@@ -6,7 +6,7 @@ written since a day, as a build may be writing younger ones; what was prepared o
 another version, or of what was replaced since.
 
 `--keep N` also expires builds: of each dataset the N newest builds stay whole, older ones keep what cannot be had
-again or is what they are for: captures, shards, report, build.json, releases.json, saved views. Their other stages go,
+again or is what they are for: captures, shards, report, build.json, releases.json. Their other stages go,
 and the index that the studio has made of them. Before images go, STORE/fetched learns of newer builds that hold the
 same, so that they are not fetched again. Features of images and texts go with the last build that was
 scored by their model.
@@ -35,15 +35,13 @@ import fsspec
 import pyarrow as pa
 
 from data_specs.shard import ContractError
-from pipeline.dedup import earlier
 from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
-from pipeline.store.build import Build
-from pipeline.store.identities import DEALT, Identities
+from pipeline.store.build import STUDIO, Build, Stages
+from pipeline.store.identities import DEALT, Identities, is_of_now
 from pipeline.store.releases import Releases, file_name
-from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown import known_builds
@@ -230,8 +228,7 @@ def _expire(store: Store, build: Build, others: list[Build], deletions: Deletion
     for stage in build.stages.values():
         if stage.expires:
             deletions.delete("expired", build.folder, stage.folder)
-    for name in build.prepared():
-        deletions.delete("expired", build.folder, name)
+    deletions.delete("expired", build.folder, STUDIO)
 
 
 def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
@@ -271,7 +268,7 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
         for name in (dealt / stem).names():
             if _is_abandoned(dealt / stem, name):
                 deletions.delete("left over", dealt / stem, name)
-            elif not name.startswith(".") and not earlier.is_of_now(name):
+            elif not name.startswith(".") and not is_of_now(name):
                 deletions.delete("pieces for another version", dealt / stem, name)
     features = store.folder / "features"
     for name in features.names():

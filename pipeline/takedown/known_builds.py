@@ -13,9 +13,8 @@ from data_specs.shard import ContractError
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Stages
 from pipeline.store.releases import Releases
-from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
 _AGAIN = "mount its disk or restore it, and run the same command again"

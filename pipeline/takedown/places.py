@@ -20,8 +20,8 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, place_of
 from pipeline.publish import card, dataset
 from pipeline.store import build_json
+from pipeline.store.build import Stages
 from pipeline.store.identities import Identities
-from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.takedown.known_builds import names_outside
 

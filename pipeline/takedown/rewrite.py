@@ -26,9 +26,9 @@ from pipeline.decisions import DropReason
 from pipeline.files.digests import DIGEST
 from pipeline.files.parquet import write_parquet
 from pipeline.records import sha256_hex
+from pipeline.store.build import ID_COLUMNS
 from pipeline.store.commits import REMOVED_LATER, ROWS_DIGEST, Record, rows_digest
 from pipeline.store.partitions import StageDir
-from pipeline.store.stage import ID_COLUMNS
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
 

@@ -31,11 +31,10 @@ import pyarrow.dataset
 from data_specs.shard import canonical_json, nfc
 from pipeline.files.folder import place_of
 from pipeline.files.tars import TarWriter
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Kind, Pass, PassFile
 from pipeline.store.commits import DECISIONS, ROWS_DIGEST, Record, rows_digest
 from pipeline.store.identities import DETAILS, SIGNATURES, write_without
 from pipeline.store.partitions import REDUCED, StageDir
-from pipeline.store.stage import Kind, Pass, PassFile
 from pipeline.store.store import Store
 from pipeline.takedown.request import text_array
 from pipeline.takedown.rewrite import BorrowedTexts, Removal, Rewrite, repoint_images, scratch

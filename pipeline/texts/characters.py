@@ -6,6 +6,7 @@ thousand characters are the same two thousand.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 CHUNK = 512
@@ -13,6 +14,9 @@ CHUNK = 512
 
 REMEMBERED = 2 * CHUNK
 """Answers that a function of a text remembers, for the filters that ask the same of it."""
+
+HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+"""A Han character."""
 
 
 class Table(dict[int, str]):

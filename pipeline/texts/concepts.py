@@ -31,10 +31,9 @@ MOST_BYTES = 200_000_000
 
 @dataclass(frozen=True, slots=True)
 class Concepts:
-    """Entries [E] of a list in their even form, in the list's order, each once. sha256: of the list, as `digest`."""
+    """Entries [E] of a list in their even form, in the list's order, each once."""
 
     entries: Sequence[str]
-    sha256: str
     _automaton: Any
 
     def find(self, text: str) -> list[int]:
@@ -81,7 +80,7 @@ def _build(content: bytes, min_letters: int) -> Concepts:
     entries = list(dict.fromkeys(_words(content, min_letters)))
     # of the three implementations the fastest on captions, and a quarter of the memory of the automaton with all edges
     automaton = AhoCorasick(entries, implementation=Implementation.ContiguousNFA)
-    return Concepts(entries, hashlib.sha256(content).hexdigest(), automaton)
+    return Concepts(entries, automaton)
 
 
 def _words(content: bytes, min_letters: int) -> Iterator[str]:

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 
-from pipeline.texts.characters import REMEMBERED
 from pipeline.texts.forms import even
 from pipeline.texts.words import LATIN, stop_words
 
@@ -39,11 +37,10 @@ FUNCTION = ("u", "p", "c", "r", "y", "e", "o", "k", "h")
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """Counts of the words of a text, and two measures of how common they are.
+    """Counts of the words of a text, and how common they are.
 
     words: all with a letter or digit. nouns, content, stop: those that are nouns, content words, stop words.
     entropy: sum over the distinct words of -p ln p, where p is a word's share of the dictionary's corpus.
-    perplexity: exp of the mean of -ln p over all words; infinite for a text without words.
     """
 
     words: int
@@ -51,7 +48,6 @@ class Density:
     content: int
     stop: int
     entropy: float
-    perplexity: float
 
     @property
     def content_share(self) -> float:
@@ -64,14 +60,10 @@ class Density:
         return self.stop / self.words if self.words else 0.0
 
 
-@functools.lru_cache(maxsize=REMEMBERED)  # each filter asks for all texts of a chunk before the next one does
 def density(text: str) -> Density:
-    import rjieba
-
     entries, distinct = _entries(), dict[str, float]()
     words = nouns = content = stop = 0
-    information = 0.0
-    for word in rjieba.cut(even(text), False):
+    for word in cut(text):
         entry = entries[word]
         if entry is None:
             continue
@@ -79,10 +71,8 @@ def density(text: str) -> Density:
         nouns += entry.noun
         content += entry.content
         stop += entry.stop
-        information += entry.surprise
         distinct[word] = entry.part
-    perplexity = math.exp(information / words) if words else math.inf
-    return Density(words, nouns, content, stop, math.fsum(distinct.values()), perplexity)
+    return Density(words, nouns, content, stop, math.fsum(distinct.values()))
 
 
 def cut(text: str) -> list[str]:
@@ -91,12 +81,6 @@ def cut(text: str) -> list[str]:
 
     words: list[str] = rjieba.cut(even(text), False)
     return words
-
-
-def outside_dictionary(words: Iterable[str]) -> set[str]:
-    """Returns the words that jieba's dictionary lacks: names, and newer words."""
-    entries = _entries()
-    return {word for word in words if not entries.has(even(word))}
 
 
 def outside_gbk(text: str) -> int:
@@ -110,12 +94,11 @@ def outside_gbk(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A word: which kinds it counts for, its surprise -ln p, and its part -p ln p of a text's entropy."""
+    """A word: which kinds it counts for, and its part -p ln p of a text's entropy."""
 
     noun: bool
     content: bool
     stop: bool
-    surprise: float
     part: float
 
 
@@ -142,9 +125,6 @@ class _Entries(dict[str, "_Entry | None"]):
         self[word] = entry = self._entry(word) if any(map(str.isalnum, word)) else None
         return entry
 
-    def has(self, word: str) -> bool:
-        return word in self._lines
-
     def _entry(self, word: str) -> _Entry:
         name = len(word) > 1 and LATIN.fullmatch(word) and not word.isdigit()
         times, tag = self._lines.get(word, f"1 {'nz' if name else 'x'}").split()
@@ -152,7 +132,7 @@ class _Entries(dict[str, "_Entry | None"]):
         stop = word in stop_words() or tag.startswith(FUNCTION)
         noun = not stop and (tag.startswith(NAMING) or (tag == "x" and not word.isascii() and word.isalpha()))
         content = not stop and (noun or tag.startswith(CONTENT))
-        return _Entry(noun, content, stop, -math.log(p), -p * math.log(p))
+        return _Entry(noun, content, stop, -p * math.log(p))
 
 
 @functools.cache

@@ -37,11 +37,23 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 
-from captions import captions
-from harness import Figure, at_least, at_most, quick, report
-from loopback import PEER, PHOTOS, ROOT, missing, nginx
+from tests.benchmarks.captions import captions
+from tests.benchmarks.harness import (
+    PEERS,
+    ROOT,
+    Figure,
+    at_least,
+    at_most,
+    below,
+    peer,
+    photos,
+    quick,
+    report,
+    shown,
+    told,
+)
+from tests.benchmarks.loopback import nginx
 
-HERE = Path(__file__).parent
 WORKERS, THREADS, SMALL = 2, 32, 20
 SIDE, QUALITY = 400, 82
 COPIES = 20  # one in so many is a copy of an earlier one
@@ -66,50 +78,58 @@ process:
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     count, rounds = (2_000, 1) if small else (20_000, 3)
-    if missing(PEER / "img2dataset", PEER / "dj-process"):
-        return 1
+    has_peers = peer("img2dataset") is not None and peer("dj-process") is not None
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what Ray leaves behind becomes ours to wait for
     with tempfile.TemporaryDirectory(prefix="wenlan-chain-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # for nginx, which may run as somebody else
         made = pictures(folder / "web", count)
+        mine, theirs = list[tuple[tuple[float, float], float]](), list[tuple[float, float]]()
         with nginx(folder / "web") as port:
             table(folder / "table.csv", port, made, count)
-            sides = [both(folder, port, count) for _ in range(rounds)]  # (ours, chain, busy share)
+            for _ in range(rounds):
+                mine.append(ours(folder, port, count))
+                theirs += [chain(folder, count)] if has_peers else []
         short = starts(folder, made[:SMALL], 1 if small else 5)
-    wall, cpu = ((median(side[0][i] for side in sides), median(side[1][i] for side in sides)) for i in (0, 1))
-    print(f"wall: ours {wall[0]:.1f} s, chain {wall[1]:.1f} s; CPU: {cpu[0]:.1f}, {cpu[1]:.1f} s", file=sys.stderr)
+    wall = median(spent[0] for spent, _ in mine)
     figures = {
-        "chain_to_ours": at_least(wall[1] / wall[0], 5.0),
-        "chain_to_ours_cpu": at_least(cpu[1] / cpu[0], 5.0),
-        "busy_share": at_least(median(side[2] for side in sides), 0.9),
-        "pairs_per_second": Figure(round(count / wall[0]), "1/s", 0.0, True),
+        "busy_share": at_least(median(busy for _, busy in mine), 0.9),
+        "pairs_per_second": shown(count / wall, "1/s"),
         **short,
     }
+    if theirs:
+        figures["chain_to_ours"] = at_least(median(wall for wall, _ in theirs) / wall, 5.0)
+        cpu = median(cpu for _, cpu in theirs) / median(spent[1] for spent, _ in mine)
+        figures["chain_to_ours_cpu"] = at_least(cpu, 5.0)
     return report(figures)
 
 
-def both(folder: Path, port: int, count: int) -> tuple[tuple[float, float], tuple[float, float], float]:
-    """(wall, CPU) seconds of ours and of the chain, one after the other; then the busy share of ours."""
-    mine, theirs = folder / "ours", folder / "chain"
-    spec = folder / "chain.json"
+def ours(folder: Path, port: int, count: int) -> tuple[tuple[float, float], float]:
+    """(wall, CPU) seconds of a build, and its busy share."""
+    spec, mine = folder / "chain.json", folder / "ours"
     spec.write_text(json.dumps(spec_of(port)), encoding="utf-8")
     place = ["--out", str(mine / "build"), "--store", str(mine / "store"), "--snapshot", "2026-01-01"]
     build = [sys.executable, "-m", "pipeline", "build", str(spec), *place, "--workers", str(WORKERS), "--json"]
-    ours, said = timed(build, folder)
+    spent, said = timed(build, folder)
     answer = json.loads(said.splitlines()[-1])
     stages = {stage["name"]: stage for stage in answer["stages"]}
     assert answer["published"], answer
     fetched = stages["fetch"]["funnel"]
     assert fetched["kept"] == fetched["seen"] > 0.99 * count, fetched  # a few captions are dropped before
-    spent = {name: (s["seconds"], s["cost"]["cpu_seconds"]) for name, s in stages.items() if s["partitions"]}
-    print(f"ours: {ours[0]:.1f} s, CPU {ours[1]:.1f} s, {sum(answer['samples'].values()):,} samples", file=sys.stderr)
-    together = [spent[name] for name in ("fetch", "measure", "filter")]  # their passes run in one task
+    by_stage = {name: (s["seconds"], s["cost"]["cpu_seconds"]) for name, s in stages.items() if s["partitions"]}
+    told(f"ours: {spent[0]:.1f} s, CPU {spent[1]:.1f} s, {sum(answer['samples'].values()):,} samples")
+    together = [by_stage[name] for name in ("fetch", "measure", "filter")]  # their passes run in one task
     busy = sum(cpu for _, cpu in together) / (WORKERS * sum(seconds for seconds, _ in together))
-    print("    seconds, CPU:", ", ".join(f"{n} {w:.1f}, {c:.1f}" for n, (w, c) in spent.items()), file=sys.stderr)
+    told("    seconds, CPU: " + ", ".join(f"{n} {w:.1f}, {c:.1f}" for n, (w, c) in by_stage.items()))
+    shutil.rmtree(mine)
+    return spent, busy
 
+
+def chain(folder: Path, count: int) -> tuple[float, float]:
+    """(wall, CPU) seconds of the peers' tools, one after the other."""
+    theirs, peers = folder / "chain", PEERS / "bin"
     theirs.mkdir()
     recipe, rows, kept = theirs / "recipe.yaml", theirs / "rows.jsonl", theirs / "kept/rows.jsonl"
     recipe.write_text(RECIPE.format(source=rows, out=kept), encoding="utf-8")
@@ -118,22 +138,25 @@ def both(folder: Path, port: int, count: int) -> tuple[tuple[float, float], tupl
         "output_format": "files", "processes_count": WORKERS, "thread_count": THREADS,
         "disable_all_reencoding": True, "resize_mode": "no", "number_sample_per_shard": 2_500, "enable_wandb": False,
     }  # fmt: skip
-    python, side = str(PEER / "python"), str(HERE / "chain_side.py")
+    side = str(Path(__file__).with_name("chain_side.py"))
     steps = [
-        [str(PEER / "img2dataset"), str(folder / "table.csv"), *(f"--{name}={value}" for name, value in fetch.items())],
-        [python, side, "list", str(theirs / "fetched"), str(rows)],
-        [str(PEER / "dj-process"), "--config", str(recipe)],
-        [python, side, "pack", str(kept), str(theirs / "tars")],
+        [
+            str(peers / "img2dataset"),
+            str(folder / "table.csv"),
+            *(f"--{name}={value}" for name, value in fetch.items()),
+        ],
+        [str(peers / "python"), side, "list", str(theirs / "fetched"), str(rows)],
+        [str(peers / "dj-process"), "--config", str(recipe)],
+        [str(peers / "python"), side, "pack", str(kept), str(theirs / "tars")],
     ]
     costs = [timed(step, folder)[0] for step in steps]
     with rows.open("rb") as fetched, kept.open("rb") as left:
         numbers = sum(1 for _ in fetched), sum(1 for _ in left)
     assert numbers[0] == count, f"the chain fetched {numbers[0]} of {count}"
-    shown = ", ".join(f"{Path(s[0]).name} {w:.1f}, {c:.1f}" for s, (w, c) in zip(steps, costs, strict=True))
-    print(f"chain: {numbers[1]:,} samples; seconds, CPU: {shown}", file=sys.stderr)
-    for used in (mine, theirs):
-        shutil.rmtree(used)
-    return ours, (sum(wall for wall, _ in costs), sum(cpu for _, cpu in costs)), busy
+    each = ", ".join(f"{Path(s[0]).name} {w:.1f}, {c:.1f}" for s, (w, c) in zip(steps, costs, strict=True))
+    told(f"chain: {numbers[1]:,} samples; seconds, CPU: {each}")
+    shutil.rmtree(theirs)
+    return sum(wall for wall, _ in costs), sum(cpu for _, cpu in costs)
 
 
 def starts(folder: Path, names: Sequence[str], rounds: int) -> dict[str, Figure]:
@@ -168,7 +191,7 @@ def starts(folder: Path, names: Sequence[str], rounds: int) -> dict[str, Figure]
     print("CPU:", ", ".join(f"{name} {own:.2f} s" for name, own in used_by.items()), file=sys.stderr)
     return {
         "help_cpu": at_most(max(used_by["help"], used_by["usage"], used_by["train_help"]), 0.25, "s"),
-        "help_to_bare_cpu": Figure(round(used_by["help"] / used_by["bare"], 2), "x", 0.0, True),
+        "help_to_bare_cpu": shown(used_by["help"] / used_by["bare"]),
         "plan_20_cpu": at_most(used_by["plan_20"], 0.6, "s"),
         "build_20_beside_work_cpu": at_most(used_by["build_20"] - used_by["work_20"], 1.5, "s"),
     }
@@ -177,9 +200,9 @@ def starts(folder: Path, names: Sequence[str], rounds: int) -> dict[str, Figure]
 def alone(command: Sequence[str], folder: Path) -> tuple[float, str]:
     """(CPU seconds, stdout) of a command that starts no process which outlives it."""
     before = os.times()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    own.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=own, check=False)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system, done.stdout
 
@@ -202,20 +225,20 @@ def spec_of(port: int) -> dict[str, object]:
 
 def timed(command: Sequence[str], folder: Path) -> tuple[tuple[float, float], str]:
     """((seconds, CPU seconds of all processes), stdout) of a command. Raises RuntimeError if it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    own = {**os.environ, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
+    own.pop("PYTHONDONTWRITEBYTECODE", None)
     if command[0] != sys.executable:  # the peers see nothing of ours
-        del environment["PYTHONPATH"]
-    before = _below()
+        del own["PYTHONPATH"]
+    before = below()
     with _Used() as used:
         start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=own, check=False)
         wall = time.perf_counter() - start
         if done.returncode:
             raise RuntimeError(f"{command[0]} failed: {done.stdout[-1000:]} {done.stderr[-3000:]}")
         until = time.monotonic() + LEFT_BEHIND_S
-        while time.monotonic() < until and _below().keys() - before.keys():
-            for process in _below().keys() - before.keys():
+        while time.monotonic() < until and below().keys() - before.keys():
+            for process in below().keys() - before.keys():
                 with contextlib.suppress(ChildProcessError):  # it is nobody's yet that waits for it
                     os.waitpid(process, os.WNOHANG)
             time.sleep(0.05)
@@ -231,11 +254,11 @@ class _Used(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._before, self._seen, self._ended = _below(), dict[int, float](), threading.Event()
+        self._before, self._seen, self._ended = below(), dict[int, float](), threading.Event()
 
     def run(self) -> None:
         while not self._ended.wait(0.1):
-            self._seen.update(_below())
+            self._seen.update(below())
 
     def __enter__(self) -> _Used:
         self.start()
@@ -249,30 +272,13 @@ class _Used(threading.Thread):
         return sum(seconds for process, seconds in self._seen.items() if process not in self._before)
 
 
-def _below() -> dict[int, float]:
-    """CPU seconds of every process below this one, by its id."""
-    parents, used = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            values = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            parents[int(folder.name)] = int(values[1])
-            used[int(folder.name)] = (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
-
-    def is_below(pid: int) -> bool:
-        while pid not in (0, 1, os.getpid()):
-            pid = parents.get(pid, 0)
-        return pid == os.getpid()
-
-    return {pid: seconds for pid, seconds in used.items() if pid != os.getpid() and is_below(pid)}
-
-
 def pictures(root: Path, count: int) -> list[str]:
     """Make `count` pictures below a folder; their paths. One in COPIES is a smaller one of the one before."""
-    photos = sorted(PHOTOS.glob("*.jpg"))
+    files = photos()
     root.mkdir()
     (root / "robots.txt").write_text("User-agent: *\nAllow: /\n", encoding="utf-8")
-    each = -(-count // len(photos))
-    jobs = [(str(photo), str(root / f"{n}"), each, n) for n, photo in enumerate(photos)]
+    each = -(-count // len(files))
+    jobs = [(str(photo), str(root / f"{n}"), each, n) for n, photo in enumerate(files)]
     with ProcessPoolExecutor(WORKERS) as pool:
         made = [name for names in pool.map(_crops, jobs, chunksize=8) for name in names]
     return [str(Path(name).relative_to(root)) for name in made[:count]]

@@ -34,16 +34,14 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from harness import Figure, at_most, quick, report
-
 from data_specs.build import BuildSpec
 from pipeline import cluster, run
 from pipeline.pass_runner import EVERY
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Pass, Stage
 from pipeline.store.commits import DecisionCounts, Fate, FileRef, Record
 from pipeline.store.partitions import StageDir
-from pipeline.store.stage import Pass, Stage
 from pipeline.store.store import Store
+from tests.benchmarks.harness import Figure, at_most, environment, program, quick, report, shown, told
 
 PARTITIONS, FEWER = 215_000, 21_500
 TASKS, KILLED_AFTER, NODES = 1_000, 50, 4
@@ -254,8 +252,8 @@ class Server:
 
 
 def child(what: str, url: str, partitions: int, first: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, what, url, str(partitions)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "BENCH_FIRST": str(first)})
+    command, env = program("bench_driver", what, url, partitions), environment(BENCH_FIRST=str(first))
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
 
 def said_by(process: subprocess.Popen[str]) -> dict[str, float]:
@@ -276,7 +274,7 @@ def measured(where: str, folder: Path, url: str, partitions: int, requests: Any)
     finally:
         killed.kill()
         killed.wait()
-    print(f"{where}: killed a driver", file=sys.stderr)
+    told(f"{where}: killed a driver")
     time.sleep(5)  # its Ray ends
     began, asked = time.time(), requests()
     own = said_by(child("drive", url, partitions, folder / "first"))
@@ -291,13 +289,13 @@ def measured(where: str, folder: Path, url: str, partitions: int, requests: Any)
         "core_percent": at_most(own["cpu"] / own["ran"] * 1_000 / 60 * 100, 5, "%"),
     }
     if asked:
-        figures["requests"] = at_most(asked / own["ran"], 1e9, "")
-    print({name: figure.value for name, figure in figures.items()}, file=sys.stderr)
+        figures["requests"] = shown(asked / own["ran"], "a task")
+    told(str({name: figure.value for name, figure in figures.items()}))
     return {f"{where}_{name}": figure for name, figure in figures.items()}
 
 
 def main() -> int:
-    partitions = FEWER if quick(__doc__ or "") else PARTITIONS
+    partitions = FEWER if quick(__doc__) else PARTITIONS
     figures = dict[str, Figure]()
     with tempfile.TemporaryDirectory(prefix="wenlan-driver-") as name:
         folder = Path(name)
@@ -305,7 +303,7 @@ def main() -> int:
         place = Path(stage.folder.url, stage.records_name)
         place.mkdir(parents=True)
         leave(stage, partitions, TASKS, lambda name, data: (place / name).write_bytes(data))
-        print("records are written", file=sys.stderr)
+        told("records are written")
         figures |= measured("disk", folder, f"{folder}/disk", partitions, lambda: 0)
     with tempfile.TemporaryDirectory(prefix="wenlan-driver-") as name, Server() as server:
         keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -314,8 +312,8 @@ def main() -> int:
         stage = build_at("s3://data", partitions).stage("fetch")
         key = stage.folder.url.removeprefix("s3://data/") + f"/{stage.records_name}"
         leave(stage, partitions, TASKS, lambda name, data: server.put(f"{key}/{name}", data))
-        print("records are written", file=sys.stderr)
-        from ray_nodes import Nodes  # and its drills, which drivers and tasks do without
+        told("records are written")
+        from tests.benchmarks.ray_nodes import Nodes  # and its drills, which drivers and tasks do without
 
         with Nodes(Path(name), NODES) as nodes:
             os.environ |= nodes.environment

@@ -15,11 +15,12 @@ import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from harness import Figure, at_least, at_most, interleaved, quick, report
-from loopback import PEER, SITE, missing, nginx
+from tests.benchmarks.harness import SITE, Figure, at_least, at_most, interleaved, needed, peer, quick, report, told
+from tests.benchmarks.loopback import nginx
 
 FORMS = ("plain", "lazy", "gb18030", "figure")
 Found = dict[tuple[str, str], set[str]]
@@ -41,23 +42,23 @@ for page in sorted(root.rglob("*.html")):
 
 
 def main() -> int:
-    rounds = 3 if quick(__doc__ or "") else 15
-    if missing(PEER / "python"):
-        return 1
-    truth = [json.loads(line) for line in SITE.with_suffix(".truth.jsonl").read_text().splitlines()]
+    rounds = 3 if quick(__doc__) else 15
+    truth = [json.loads(line) for line in needed(SITE.with_suffix(".truth.jsonl")).read_text().splitlines()]
     found, pages = ours()
-    sides = {"ours": found, "trafilatura": trafilatura(), "alt only": alt_only()}
+    sides = {"ours": found, "alt only": alt_only()}
+    if python := peer("python"):
+        sides["trafilatura"] = trafilatura(python)
     figures: dict[str, Figure] = {}
     for side, pairs in sides.items():
         shares = {form: share([t for t in truth if t["allowed"] and t["form"] == form], pairs) for form in FORMS}
         taken = sum((t["page"], t["image"]) in pairs for t in truth if not t["allowed"])
-        print(side, {form: f"{value:.1%}" for form, value in shares.items()}, f"forbidden: {taken}", file=sys.stderr)
+        told(f"{side}: { {form: f'{value:.1%}' for form, value in shares.items()} }, forbidden: {taken}")
         if side == "ours":
             figures |= {f"pairs_{form}": at_least(value, 0.99, "share") for form, value in shares.items()}
             figures["forbidden_taken"] = at_most(taken, 0, "pairs")
-    seconds, parsing = interleaved(lambda: extracted(pages), lambda: parsed(pages), rounds)
+    seconds, parsing = interleaved(lambda: extracted(pages), lambda: parsed(pages), rounds=rounds)
     each, size = 1000 * seconds / len(pages), sum(len(page.body) for page in pages) / len(pages) / 1000
-    print(f"{each:.2f} ms a page of {size:.1f} kB, parsing {1000 * parsing / len(pages):.3f} ms", file=sys.stderr)
+    told(f"{each:.2f} ms a page of {size:.1f} kB, parsing {1000 * parsing / len(pages):.3f} ms")
     figures["rate_to_parsing_alone"] = at_least(parsing / seconds, 0.5)
     return report(figures)
 
@@ -97,9 +98,9 @@ def ours() -> tuple[Found, list[Any]]:
             return found, list(read_captures(str(path), 1 << 20, {}))
 
 
-def trafilatura() -> Found:
+def trafilatura(python: Path) -> Found:
     """What trafilatura gives for the pages as files, in its own environment."""
-    command = [str(PEER / "python"), "-c", _TRAFILATURA, str(SITE)]
+    command = [str(python), "-c", _TRAFILATURA, str(SITE)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     found: Found = {}
     for line in done.stdout.splitlines():

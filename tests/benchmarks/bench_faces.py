@@ -18,22 +18,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 import cv2
-from harness import at_least, at_most, quick, report
 
 from pipeline.detectors.faces import Faces
 from pipeline.filters.image_faces import ImageFaces
 from pipeline.pictures.faces import Finder
+from tests.benchmarks.harness import PEERS, at_least, at_most, photos, quick, report, told
 from tests.demo.packages import DemoError, download_deb, download_npm, unpack_deb, unpack_npm
 
-ROOT = Path(__file__).parents[2]
-PLACE = ROOT / ".bench" / "faces"
-SITE = ROOT.parent / "shared" / "corpus" / "howtocook-site" / "images"
+PLACE = PEERS / "faces"
 SIDE, IOU = 512, 0.3
 
 Box = tuple[int, int, int, int]
@@ -143,18 +138,18 @@ def overlap(a: Box, b: Box) -> float:
     return shared / (a[2] * a[3] + b[2] * b[3] - shared)
 
 
-def judged(find: Callable[[Any], list[Box]], photos: dict[str, Any], without: list[Any]) -> dict[str, float]:
+def judged(find: Callable[[Any], list[Box]], faces: dict[str, Any], without: list[Any]) -> dict[str, float]:
     """Share of the faces found, false alarms among the photos with faces and without, milliseconds per photo."""
     hits, wrong = 0, 0
     started = time.process_time()
-    found = {name: find(picture) for name, picture in photos.items()}
+    found = {name: find(picture) for name, picture in faces.items()}
     spent = time.process_time() - started
     for name, boxes in found.items():
         hits += sum(any(overlap(face, box) >= IOU for box in boxes) for face in FACES[name])
         wrong += sum(all(overlap(face, box) < IOU for face in FACES[name]) for box in boxes)
-    total = sum(len(FACES[name]) for name in photos)
+    total = sum(len(FACES[name]) for name in faces)
     alarms = sum(len(find(picture)) for picture in without)
-    return {"recall": hits / total, "false": wrong, "alarms": alarms, "ms": 1_000 * spent / len(photos)}
+    return {"recall": hits / total, "false": wrong, "alarms": alarms, "ms": 1_000 * spent / len(faces)}
 
 
 def by(finder: Finder) -> Callable[[Any], list[Box]]:
@@ -173,36 +168,36 @@ def plain() -> Callable[[Any], list[Box]]:
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     cv2.setNumThreads(1)
     try:
         fetched()
     except (DemoError, subprocess.CalledProcessError) as e:
-        print(f"bench_faces needs its packages: {e}", file=sys.stderr)
-        return 1
-    photos = {name: photo(name) for name in FACES}
-    without = [sized(cv2.imread(str(path))) for path in sorted(SITE.glob("*.jpg"))[:: 8 if small else 1]]
+        raise SystemExit(f"needs its packages: {e}") from None
+    shown = {name: photo(name) for name in FACES}
+    without = [sized(cv2.imread(str(path))) for path in photos()[:: 8 if small else 1]]
     sides = {
         "plain": plain(),
         "faces": by(Faces().finder),
         "image_faces": by(ImageFaces().finder),
     }
-    told = {name: judged(find, photos, without) for name, find in sides.items()}
+    found = {name: judged(find, shown, without) for name, find in sides.items()}
     faces = sum(map(len, FACES.values()))
-    print(f"{len(photos)} photos with {faces} faces, {len(without)} without any", file=sys.stderr)
-    for name, own in told.items():
-        print(f"{name:12} {json.dumps({key: round(value, 3) for key, value in own.items()})}", file=sys.stderr)
+    told(f"{len(shown)} photos with {faces} faces, {len(without)} without any")
+    for name, own in found.items():
+        told(f"{name:12} {json.dumps({key: round(value, 3) for key, value in own.items()})}")
     return report(
         {
-            "faces_recall": at_least(told["faces"]["recall"], 0.65, "share"),
-            "faces_recall_to_plain": at_least(told["faces"]["recall"] / told["plain"]["recall"], 0.8),
+            "faces_recall": at_least(found["faces"]["recall"], 0.65, "share"),
+            "faces_recall_to_plain": at_least(found["faces"]["recall"] / found["plain"]["recall"], 0.8),
             "faces_alarms_to_plain": at_most(
-                (told["faces"]["alarms"] + told["faces"]["false"]) / (told["plain"]["alarms"] + told["plain"]["false"]),
+                (found["faces"]["alarms"] + found["faces"]["false"])
+                / (found["plain"]["alarms"] + found["plain"]["false"]),
                 0.25,
             ),
-            "faces_ms": at_most(told["faces"]["ms"], 40, "ms"),
-            "image_faces_recall": at_least(told["image_faces"]["recall"], 0.5, "share"),
-            "image_faces_ms": at_most(told["image_faces"]["ms"], 7, "ms"),
+            "faces_ms": at_most(found["faces"]["ms"], 40, "ms"),
+            "image_faces_recall": at_least(found["image_faces"]["recall"], 0.5, "share"),
+            "image_faces_ms": at_most(found["image_faces"]["ms"], 7, "ms"),
         }
     )
 

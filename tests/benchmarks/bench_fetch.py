@@ -18,28 +18,39 @@ largest of any worker, with photos and with bombs (PNG headers of 32,000 x 32,00
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import Figure, at_least, at_most, interleaved, quick, report
-from hostile import hostile
-from loopback import PEER, ROOT, free_port, missing, nginx, photo_urls
+from tests.benchmarks.harness import (
+    Figure,
+    answer_of,
+    at_least,
+    at_most,
+    environment,
+    interleaved,
+    peer,
+    program,
+    quick,
+    report,
+    told,
+)
+from tests.benchmarks.hostile import answers, hostile
+from tests.benchmarks.loopback import nginx, photo_urls
+from tests.processes import free_ports
 
 PER_PARTITION, THREADS = 2_500, 32
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     count, rounds, sizes = (2_000, 1, [500, 2_000]) if small else (20_000, 3, [1_000, 10_000, 50_000])
-    if missing(PEER / "img2dataset"):
-        return 1
     figures: dict[str, Figure] = {}
     with nginx() as port, tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
         folder = Path(name)
@@ -52,13 +63,13 @@ def main() -> int:
             found.update(ours(folder, **job))
             assert found["runs"][0]["reasons"] == {"": count}, found
 
-        seconds, theirs = interleaved(mine, lambda: peer(folder, urls, count), rounds, warm=False)
-        print(
-            f"ours {count / seconds:,.0f}, img2dataset {count / theirs:,.0f} images/s, whole processes", file=sys.stderr
-        )
-        figures["fetch_to_img2dataset"] = at_least(theirs / seconds, 1.3)
+        if img2dataset := peer("img2dataset"):
+            theirs = partial(by_img2dataset, img2dataset, folder, urls, count)
+            seconds, their_seconds = interleaved(mine, theirs, rounds=rounds, warm=False)
+            told(f"ours {count / seconds:,.0f}, img2dataset {count / their_seconds:,.0f} images/s, whole processes")
+            figures["fetch_to_img2dataset"] = at_least(their_seconds / seconds, 1.3)
         engine = {**job, "fetch": {"engine": "img2dataset"}}
-        by_peer, seconds = interleaved(lambda: ours(folder, **engine), mine, 1, warm=False)
+        by_peer, seconds = interleaved(lambda: ours(folder, **engine), mine, rounds=1, warm=False)
         figures["engine_img2dataset_to_wenlan"] = at_least(seconds / by_peer, 0.2)
         figures["worker_memory_photos"] = at_most(found["worker_mb"], 800, "MB")
         figures["troubled_hosts_to_none"] = at_most(
@@ -67,9 +78,7 @@ def main() -> int:
         urls.write_text("\n".join(photo_urls(port, sum(sizes), start=count)))
         grown = ours(folder, **{**job, "sizes": [sizes[0], *sizes]})["runs"][1:]  # the first one imports
         each = [run["seconds"] / run["size"] for run in grown]
-        print(
-            "ms a URL:", {run["size"]: round(1000 * s, 3) for run, s in zip(grown, each, strict=True)}, file=sys.stderr
-        )
+        told(f"ms a URL: { {run['size']: round(1000 * s, 3) for run, s in zip(grown, each, strict=True)} }")
         figures["growth_largest_to_smallest"] = at_most(each[-1] / each[0], 1.2)
     figures["worker_memory_bombs"] = at_most(bombs(20 if small else 200), 800, "MB")
     return report(figures)
@@ -80,15 +89,12 @@ def ours(folder: Path, **job: Any) -> dict[str, Any]:
     out = folder / "ours"
     given = {"out": str(out), "per_partition": PER_PARTITION, "threads": THREADS, **job}
     given["limits"] = {"connections_per_host": THREADS, **given["limits"]}
-    command = [sys.executable, str(Path(__file__).with_name("fetch_side.py")), json.dumps(given)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    found = answer_of(program("fetch_side", json.dumps(given)), environment(RAY_worker_niceness="0"))
     shutil.rmtree(out)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def peer(folder: Path, urls: Path, count: int) -> None:
+def by_img2dataset(program: Path, folder: Path, urls: Path, count: int) -> None:
     """img2dataset's own command line."""
     out = folder / "peer"
     options = {
@@ -96,9 +102,9 @@ def peer(folder: Path, urls: Path, count: int) -> None:
         "resize_mode": "no", "number_sample_per_shard": PER_PARTITION, "output_format": "webdataset",
         "enable_wandb": False,
     }  # fmt: skip
-    command = [str(PEER / "img2dataset"), str(urls), *(f"--{name}={value}" for name, value in options.items())]
-    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    command = [str(program), str(urls), *(f"--{name}={value}" for name, value in options.items())]
+    own = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
+    subprocess.run(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     stats = [json.loads(file.read_text()) for file in out.glob("*_stats.json")]
     assert sum(stat["successes"] for stat in stats) == count, stats
     shutil.rmtree(out)
@@ -106,8 +112,8 @@ def peer(folder: Path, urls: Path, count: int) -> None:
 
 def troubled(folder: Path, photos: list[str], allow: list[str], rounds: int) -> float:
     """Seconds of a list with three hosts in trouble, relative to the list without them."""
-    plain, with_them, refusing = folder / "plain.txt", folder / "troubled.txt", f"127.0.0.1:{free_port()}"
-    with hostile() as server:
+    plain, with_them, refusing = folder / "plain.txt", folder / "troubled.txt", f"127.0.0.1:{free_ports(1)[0]}"
+    with hostile(answers()) as server:
         hosts = (f"{server.url}/slow?", f"http://{refusing}/", "http://no-such-host.invalid/")
         plain.write_text("\n".join(photos))
         with_them.write_text("\n".join([*photos, *(f"{host}{n}" for n in range(20) for host in hosts)]))
@@ -118,13 +124,13 @@ def troubled(folder: Path, photos: list[str], allow: list[str], rounds: int) -> 
                 found = ours(folder, urls=str(urls), **job)["runs"][0]
                 assert found["reasons"][""] == len(photos), found
                 seconds.append(found["seconds"])
-    print(f"troubled hosts: {runs[with_them]} s, without them {runs[plain]} s", file=sys.stderr)
+    told(f"troubled hosts: {runs[with_them]} s, without them {runs[plain]} s")
     return min(runs[with_them]) / min(runs[plain])
 
 
 def bombs(count: int) -> float:
     """The largest memory of a worker over a list of what is meant to fill it, MB."""
-    with hostile() as server, tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name, contextlib.ExitStack():
+    with hostile(answers()) as server, tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
         urls = Path(name) / "urls.txt"
         kinds = ("png-bomb", "gzip-bomb", "endless")
         urls.write_text("\n".join(f"{server.url}/{kind}?{n}" for n in range(count) for kind in kinds))

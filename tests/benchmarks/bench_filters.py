@@ -16,18 +16,13 @@ import json
 import multiprocessing
 import random
 import re
-import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import harness
 
 from data_specs.shard import Text
 from pipeline.decisions import Decision
@@ -37,9 +32,8 @@ from pipeline.records import Candidate
 from pipeline.stages.admit import judge
 from pipeline.texts.characters import CHUNK
 from pipeline.texts.text_order import TextOrder
+from tests.benchmarks.harness import CORPUS, SITE, at_least, interleaved, needed, peer, quick, report, told
 
-CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
-PEERS = Path(__file__).parents[2] / ".bench" / "bin" / "python"
 PROCESSES = 2
 DOUBTFUL = "国立西洋美術館常設展示作品一覧"
 """A text for which `language` loads its model, once per process: 80 ms that are no part of a caption's cost."""
@@ -121,14 +115,12 @@ def captions(count: int) -> list[str]:
     from pipeline.texts.charset import decode
 
     clauses: dict[str, None] = {}
-    for page in sorted((CORPUS / "howtocook-site").rglob("*.html")):
+    for page in sorted(needed(SITE).rglob("*.html")):
         decoded = decode(page.read_bytes(), "text/html")
         for image in parse(decoded[0]).images if decoded else ():
             for text in image.texts:
                 clauses.update(dict.fromkeys(re.split(r"[，。！？；：\s]+", text.text)))
     real = [clause for clause in clauses if 3 <= len(clause) <= 20 and not re.search("[^\\w（）、-]", clause)]
-    if not real:
-        sys.exit(f"{CORPUS}: no pages to take captions from")
     dice = random.Random(7)
     made = dict.fromkeys(clause for clause in real if len(clause) >= 5)
     while len(made) < count:
@@ -188,11 +180,11 @@ def ours(texts: Sequence[str]) -> tuple[float, Counter[str]]:
     return max(seconds for seconds, _ in found), sum((counts for _, counts in found), Counter())
 
 
-def peer(script: str, given: Any) -> Any:
-    """What a script prints last, run in the peers' environment."""
-    done = subprocess.run([str(PEERS), "-c", script], input=json.dumps(given), capture_output=True, text=True)
+def printed(python: Path, script: str, given: Any) -> Any:
+    """The value that a script prints last, run in the peers' environment."""
+    done = subprocess.run([str(python), "-c", script], input=json.dumps(given), stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"{PEERS}: {done.stderr.strip().splitlines()[-1]}")
+        raise SystemExit(f"a peer of the filters ended with {done.returncode}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -214,32 +206,32 @@ def by_filter(texts: Sequence[str]) -> None:
                 f.rewrite(text)
             seconds[f.plugin_name()] += time.process_time() - start
     for name, spent in seconds.items():
-        print(f"{name:15} {spent / len(texts) * 1e6:6.2f} us", file=sys.stderr)
+        told(f"{name:15} {spent / len(texts) * 1e6:6.2f} us")
 
 
 def main() -> int:
-    quick = harness.quick("captions a second through every text filter")
-    texts = captions(20_000 if quick else 100_000)
-    rounds = 1 if quick else 3
-    print(f"{len(texts):,} captions of {sum(map(len, texts)) / len(texts):.1f} characters", file=sys.stderr)
+    count, rounds = (20_000, 1) if quick(__doc__) else (100_000, 3)
+    texts, python, decided = captions(count), peer("python"), Counter[str]()
+    told(f"{len(texts):,} captions of {sum(map(len, texts)) / len(texts):.1f} characters")
     by_filter(texts[:20_000])
-    mine, theirs, counts = [], [], Counter[str]()
-    for turn in range(rounds):
+
+    def mine() -> float:
         seconds, counts = ours(texts)
-        mine.append(seconds)
-        if PEERS.exists():
-            theirs.append(float(peer(DATA_JUICER, texts)))
-        print(f"round {turn + 1} of {rounds}: {mine[-1]:.2f} s, data-juicer {theirs[-1:]}", file=sys.stderr)
-    print(f"what became of them: {dict(counts.most_common())}", file=sys.stderr)
-    figures = {"captions_per_second": harness.at_least(len(texts) / statistics.median(mine), 80_000, "/s")}
-    if not PEERS.exists():
-        print(f"{PEERS} is not there: no ratios; run `make bench-venv`", file=sys.stderr)
-        return harness.report(figures)
-    figures["of_data_juicer"] = harness.at_least(statistics.median(theirs) / statistics.median(mine), 1.0)
-    words = sorted({w for p in (CORPUS / "lexicon").glob("*.txt") for w in p.read_text("utf-8").lower().split()})
-    fast, slow = peer(SEARCH, [words, texts[:50_000]])
-    figures["search_of_pyahocorasick"] = harness.at_least(slow / fast, 1.0)
-    return harness.report(figures)
+        decided.update(counts)
+        return seconds
+
+    sides: list[Callable[[], float]] = [mine]
+    if python:
+        sides.append(lambda: float(printed(python, DATA_JUICER, texts)))
+    seconds, *theirs = interleaved(*sides, rounds=rounds, warm=False)
+    told(f"{seconds:.2f} s, data-juicer {theirs}; decided: {dict(decided.most_common())}")
+    figures = {"captions_per_second": at_least(count / seconds, 100_000, "/s")}
+    if python:
+        figures["of_data_juicer"] = at_least(theirs[0] / seconds, 1.0)
+        words = sorted({w for p in (CORPUS / "lexicon").glob("*.txt") for w in p.read_text("utf-8").lower().split()})
+        fast, slow = printed(python, SEARCH, [words, texts[:50_000]])
+        figures["search_of_pyahocorasick"] = at_least(slow / fast, 1.0)
+    return report(figures)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from harness import at_least, at_most, quick, report
 
 from data_specs.build import BuildSpec
 from pipeline.matching.sketches import mixed
@@ -28,10 +27,10 @@ from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import order_key, order_range
 from pipeline.stages import STAGES
-from pipeline.store.build import Build
+from pipeline.store.build import Build, passes_of
 from pipeline.store.identities import Identities
-from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
+from tests.benchmarks.harness import at_least, at_most, quick, report, told
 from tests.filtered import MEASURED_SCHEMA, commit
 from tests.stages import run_stage
 
@@ -41,16 +40,24 @@ SHARED = 20_000
 
 
 def pairs(seed: int, first: int, count: int, side: int) -> pa.Table:
-    """MEASURED_SCHEMA rows number first to first + count, of images at least `side` pixels wide, by order_key."""
+    """MEASURED_SCHEMA rows number first to first + count, of images at least `side` pixels wide."""
     rng = np.random.default_rng([seed, first])
     number = np.arange(first, first + count)
     kind = np.where(rng.random(count) < 0.2, rng.integers(0, SHARED, count), SHARED + number)
     changed = (rng.random(count) < 0.7) | (kind >= SHARED)  # else the very same bytes
     phash, signature = _looks(seed, kind)
     phash ^= np.where(changed[:, None], np.uint64(1) << rng.integers(0, 64, phash.shape, dtype=np.uint64), np.uint64(0))
-    names = [f"http://img{n % 50}.test/{n}" for n in number.tolist()]
+    sides = side + (rng.integers(0, 100, count) if side else np.zeros(count, np.int64))
+    sha256 = [_hash(f"{k} {n if c else ''}") for k, n, c in zip(kind, number, changed, strict=True)]
+    return measured(first, captions(rng, count), sides, phash, signature, sha256)
+
+
+def measured(first: int, texts: list[str], sides: Any, phash: Any, signature: Any, sha256: list[str]) -> pa.Table:
+    """MEASURED_SCHEMA rows from number `first` on, by their texts, sides, hashes [N, hashes], signatures [N, bytes]."""
+    count = len(texts)
+    number = range(first, first + count)
+    names = [f"http://img{n % 50}.test/{n}" for n in number]
     fetch_ids = [_hash(name) for name in names]
-    sides = side + (rng.integers(0, 100, count) if side else 0)
     columns: dict[str, Any] = {
         "order_key": [order_key(name, 0) for name in fetch_ids],
         "candidate_id": [_hash(f"candidate {name}") for name in names],
@@ -58,14 +65,14 @@ def pairs(seed: int, first: int, count: int, side: int) -> pa.Table:
         "source": ["table"] * count,
         "source_kind": ["library"] * count,
         "origin": names,
-        "page_url": [f"http://site{n % 500}.test/{n}" for n in number.tolist()],
+        "page_url": [f"http://site{n % 500}.test/{n}" for n in number],
         "image_url": names,
-        "texts": [[{"kind": "caption", "text": text}] for text in captions(rng, count)],
-        "row": number,
-        "text_rank": np.zeros(count, np.int64),
+        "texts": [[{"kind": "caption", "text": text}] for text in texts],
+        "row": list(number),
+        "text_rank": [0] * count,
         "shown": ["alone"] * count,
         "pixels": [int(name[:16], 16) for name in fetch_ids],
-        "sha256": [_hash(f"{k} {n if c else ''}") for k, n, c in zip(kind, number, changed, strict=True)],
+        "sha256": sha256,
         "format": ["jpeg"] * count,
         "width": sides,
         "height": sides,
@@ -76,7 +83,7 @@ def pairs(seed: int, first: int, count: int, side: int) -> pa.Table:
     arrays = [
         pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in MEASURED_SCHEMA
     ]
-    return pa.table(arrays, schema=MEASURED_SCHEMA).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
+    return pa.table(arrays, schema=MEASURED_SCHEMA)
 
 
 def captions(rng: np.random.Generator, count: int) -> list[str]:
@@ -109,21 +116,25 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -> Build:
-    """A build whose stages measure and filter hold the tables' rows (MEASURED_SCHEMA)."""
+def build_of(folder: Path, store: Path, snapshot: str) -> Build:
+    """A build that knows what the builds before it left in STORE."""
     source = {"kind": "url_table", "name": "table", "source_kind": "library"}
     spec = BuildSpec.model_validate({"name": "bench", "contact": "mailto:a@b.c", "sources": [source]})
-    build_id, kept = f"bench-{snapshot}", Store(str(store))
     build = Build(
         stages=STAGES,
         spec=spec,
         out=str(folder / snapshot),
-        store=kept,
-        build_id=build_id,
+        store=Store(str(store)),
+        build_id=f"bench-{snapshot}",
         snapshot=snapshot,
         fingerprints=dict.fromkeys(passes_of(STAGES, spec), "f" * 64),
     )
-    build = replace(build, identities=Identities(kept).before(build))
+    return replace(build, identities=Identities(build.store).before(build))
+
+
+def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -> Build:
+    """A build whose stages measure and filter hold the tables' rows (MEASURED_SCHEMA)."""
+    build = build_of(folder, store, snapshot)
     rows = pa.concat_tables(tables).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
     parts = max(1, rows.num_rows // PER_PARTITION)
     keys = np.array(rows["order_key"].to_pylist())
@@ -152,7 +163,7 @@ def kept(build: Build) -> set[tuple[str, ...]]:
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     scale, rounds = (2, 2) if small else (1, 3)
     sizes = [50_000 // scale, *[10_000 // scale] * 5]
     starts = np.cumsum([0, *sizes])
@@ -177,14 +188,14 @@ def main() -> int:
             of_one = at_once[clock] / sum(sizes)
             found.append([own[clock] / (of_one * n) for own, n in zip(spent, sizes, strict=True)])
             seconds = ", ".join(f"{own[clock]:.2f}" for own in spent)
-            print(f"round {turn + 1} of {rounds}, {name}: {seconds}; at once {at_once[clock]:.2f} s", file=sys.stderr)
+            told(f"round {turn + 1} of {rounds}, {name}: {seconds}; at once {at_once[clock]:.2f} s")
     figures = {"union_equals_from_scratch": at_least(float(same), 1, "yes")}
     for name, found in shares.items():
         medians = [statistics.median(turn[i] for turn in found) for i in range(len(sizes))]
-        print(f"{name}: {', '.join(f'{m:.2f}' for m in medians)} times its share", file=sys.stderr)
+        told(f"{name}: {', '.join(f'{m:.2f}' for m in medians)} times its share")
         figures[f"largest_increment_over_its_share_{name}"] = at_most(max(medians[1:]), 1.2)
     return report(figures)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

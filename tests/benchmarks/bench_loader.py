@@ -14,29 +14,39 @@ The sides read in turn, each in a process of its own (loader_sides.py); webdatas
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Figure, at_least, at_most, quick, report
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-PEERS = ROOT / ".bench" / "bin" / "python"
+from tests.benchmarks.harness import (
+    Figure,
+    Side,
+    answer_of,
+    at_least,
+    at_most,
+    interleaved,
+    peer,
+    program,
+    quick,
+    report,
+    told,
+)
+from tests.training import conftest
+
 SIDE, SIZE, WORKERS = 256, 224, 2
 
 
 def main() -> int:
-    short = quick(__doc__ or "")
+    short = quick(__doc__)
     with tempfile.TemporaryDirectory(prefix="wenlan-loader-") as name:
         folder = Path(name)
         make_shards(folder, 4096 if short else 8192)
@@ -45,16 +55,6 @@ def main() -> int:
         figures |= opening(folder / "large", 100_000 if short else 1_000_000)
         figures |= memory(folder, 8_000 if short else 200_000)
     return report(figures)
-
-
-def made() -> Any:
-    """The writer of shards that the tests use."""
-    spec = importlib.util.spec_from_file_location("made", ROOT / "tests" / "training" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def photo(number: int) -> bytes:
@@ -74,7 +74,6 @@ def photo(number: int) -> bytes:
 
 
 def make_shards(folder: Path, count: int, shard: int = 256) -> None:
-    writer = made()
     pictures = [photo(n) for n in range(256)]  # bytes repeat, samples do not
     told(f"{count} samples, {statistics.mean(map(len, pictures)) / 1000:.1f} KB an image")
     shards = []
@@ -82,67 +81,37 @@ def make_shards(folder: Path, count: int, shard: int = 256) -> None:
         numbers = range(number * shard, (number + 1) * shard)
         images = [pictures[n % len(pictures)] for n in numbers]
         samples = [
-            replace(writer.sample(n, "train"), width=SIDE, height=SIDE, sha256=hashlib.sha256(image).hexdigest())
+            replace(conftest.sample(n, "train"), width=SIDE, height=SIDE, sha256=hashlib.sha256(image).hexdigest())
             for n, image in zip(numbers, images, strict=True)
         ]
-        shards.append(writer.write_shard(folder, "train", number, samples, images, None))
-    writer.write_manifest(folder, shards)
+        shards.append(conftest.write_shard(folder, "train", number, samples, images, None))
+    conftest.write_manifest(folder, shards)
 
 
-class Side:
-    """A process that reads all samples on command."""
+def rates(folder: Path, python_of: Mapping[str, Path | str], rounds: int, size: int = SIZE) -> dict[str, float]:
+    """Samples a second of sides that read in turn, by name; each is run by its Python."""
+    sides = [Side(program("loader_sides", name, folder, size, WORKERS, python=own)) for name, own in python_of.items()]
 
-    def __init__(self, name: str, folder: Path, workers: int = WORKERS) -> None:
-        python = str(PEERS) if name == "webdataset" else sys.executable
-        path = ROOT / "tests" / "benchmarks" / "loader_sides.py"
-        words = [python, str(path), name, str(folder), str(SIZE), str(workers)]
-        if not Path(python).exists():
-            raise SystemExit("no peers: run `make bench-venv` first")
-        self.name = name
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
-        )
-
-    def rate(self) -> float:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("pass\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"side {self.name} ended with {self._process.wait()}")
-        answer = json.loads(line)
+    def rate(side: Side) -> float:
+        answer = side.ask()
         return float(answer["samples"] / answer["seconds"])
 
-    def end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = interleaved(*(partial(rate, side) for side in sides), rounds=rounds)
+    for side in sides:
+        side.end()
+    told(", ".join(f"{name} {own:.0f} samples/s" for name, own in zip(python_of, found, strict=True)))
+    return dict(zip(python_of, found, strict=True))
 
 
 def speed(folder: Path, rounds: int) -> dict[str, Figure]:
-    names = ("ours", "webdataset", "decode")
-    sides = {name: Side(name, folder) for name in names}
-    rates: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        for name, side in sides.items():
-            rate = side.rate()
-            told(f"round {turn} of {rounds}: {name} {rate:.0f} samples/s" + ("" if turn else " (warm-up)"))
-            if turn:
-                rates[name].append(rate)
-    for side in sides.values():
-        side.end()
-    found = {name: statistics.median(values) for name, values in rates.items()}
-    return {
-        "against_webdataset": at_least(found["ours"] / found["webdataset"], 1.3),
-        "of_bare_decode": at_least(found["ours"] / found["decode"], 0.8),
-    }
+    pythons: dict[str, Path | str] = {"ours": sys.executable, "decode": sys.executable}
+    if python := peer("python"):
+        pythons["webdataset"] = python
+    found = rates(folder, pythons, rounds)
+    figures = {"of_bare_decode": at_least(found["ours"] / found["decode"], 0.8)}
+    if python:
+        figures["against_webdataset"] = at_least(found["ours"] / found["webdataset"], 1.3)
+    return figures
 
 
 def pixel_difference(folder: Path) -> float:
@@ -170,7 +139,6 @@ def opening(folder: Path, count: int) -> dict[str, Figure]:
     from data_specs.shard import SHARD_SCHEMA, FileDigest, ShardFiles
     from training.data.index import open_dataset
 
-    writer = made()
     folder.mkdir()
     rows, shards = count // 100, []
     for number in range(100):
@@ -187,9 +155,9 @@ def opening(folder: Path, count: int) -> dict[str, Figure]:
             file.truncate(rows * 512)
         digest = FileDigest(path=tar.name, bytes=rows * 512, sha256="0" * 64)
         shards.append(
-            ShardFiles(split="train", samples=rows, tar=digest, parquet=writer.file_digest(folder, path), regions={})
+            ShardFiles(split="train", samples=rows, tar=digest, parquet=conftest.file_digest(folder, path), regions={})
         )
-    manifest = str(writer.write_manifest(folder, shards))
+    manifest = str(conftest.write_manifest(folder, shards))
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
@@ -222,15 +190,13 @@ for batch in loader.batches(0, count):
         child = multiprocessing.active_children()[0].pid
         anonymous = Path(f"/proc/{child}/smaps_rollup").read_text()
         held.append(sum(int(l.split()[1]) for l in anonymous.splitlines() if l.startswith("Anonymous")))
-print(json.dumps(held))
+print(json.dumps({"held": held}))
 """
 
 
 def memory(folder: Path, count: int) -> dict[str, Figure]:
     """Of what the worker holds itself: pages of mapped files belong to the kernel, which takes them back."""
-    words = [sys.executable, "-c", MEMORY, str(folder), str(count)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment(), check=True)
-    held = json.loads(done.stdout.splitlines()[-1])
+    held = answer_of([sys.executable, "-c", MEMORY, str(folder), str(count)])["held"]
     after = held[len(held) // 10 :]
     middle = statistics.median(after)
     told(f"worker: {held[0] / 1024:.0f} MiB at first, then {min(after) / 1024:.0f} to {max(after) / 1024:.0f}")
@@ -238,9 +204,5 @@ def memory(folder: Path, count: int) -> dict[str, Figure]:
     return {"memory_growth": at_most(worst, 0.05, "of median")}
 
 
-def told(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

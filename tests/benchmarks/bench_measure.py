@@ -16,15 +16,11 @@ tenth).
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import random
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -32,103 +28,70 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site" / "images"
-STAMPS = ROOT / "demo" / "corpus" / "stamps"
-PEER = ROOT / ".bench" / "bin" / "python"
+from tests.benchmarks.harness import (
+    Side,
+    at_least,
+    interleaved,
+    peer,
+    photos,
+    program,
+    quick,
+    report,
+    stamps,
+    told,
+    work_on_command,
+)
+
 SIDE, PROCESSES = 512, 2
 
 
 def main() -> int:
-    from harness import at_least, quick, report
-
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     count, encoded, few, rounds = (2_000, 600, 100, 3) if small else (20_000, 2_000, 200, 5)
-    if not PHOTOS.is_dir() or not PEER.exists():
-        missing = PHOTOS if not PHOTOS.is_dir() else PEER
-        print(f"bench_measure needs {missing}; `make bench-venv` makes the peers' environment", file=sys.stderr)
-        return 1
-    folder = prepared(count, {"many": encoded, "few": few})
-    with (
-        Side("measuring", folder, PROCESSES) as ours,
-        Side("decoding", folder, PROCESSES) as plain,
-        Side("many", folder, 1) as many_files,
-        Side("few", folder, 1) as few_files,
-    ):
-        mine, theirs, many, less = in_turns([ours, plain, many_files, few_files], rounds)
+    folder, python = prepared(count, {"many": encoded, "few": few}), peer("python")
+    kinds = ["measuring", "decoding", *(["many", "few"] if python else [])]
+    sides = {kind: Processes(kind, folder, python) for kind in kinds}
+    seconds = dict(zip(kinds, interleaved(*(side.turn for side in sides.values()), rounds=rounds), strict=True))
+    for side in sides.values():
+        side.end()
     shutil.rmtree(folder / "rounds")
-    rates = {"measure": count / mine, "cv2.imdecode": count / theirs, "imagededup": (encoded - few) / (many - less)}
-    print(", ".join(f"{k} {v:,.0f} images/s" for k, v in rates.items()), f"on {count:,} files", file=sys.stderr)
-    return report(
-        {
-            "measure_to_plain_decode": at_least(rates["measure"] / rates["cv2.imdecode"], 1.0),
-            "measure_to_imagededup": at_least(rates["measure"] / rates["imagededup"], 5.0),
-        }
-    )
+    rates = {name: count / seconds[name] for name in ("measuring", "decoding")}
+    figures = {"measure_to_plain_decode": at_least(rates["measuring"] / rates["decoding"], 1.0)}
+    if python:
+        rates["imagededup"] = (encoded - few) / (seconds["many"] - seconds["few"])
+        figures["measure_to_imagededup"] = at_least(rates["measuring"] / rates["imagededup"], 5.0)
+    told(", ".join(f"{k} {v:,.0f} images/s" for k, v in rates.items()) + f" on {count:,} files")
+    return report(figures)
 
 
-def in_turns(sides: list[Side], rounds: int) -> list[float]:
-    """Median seconds of each side over `rounds` turns, taken one after the other, after one that does not count."""
-    times: list[list[float]] = [[] for _ in sides]
-    for turn in range(rounds + 1):
-        for side, spent in zip(sides, times, strict=True):
-            start = time.perf_counter()
-            side.turn()
-            if turn:
-                spent.append(time.perf_counter() - start)
-        print(f"round {turn} of {rounds}", file=sys.stderr)
-    return [statistics.median(spent) for spent in times]
-
-
-class Side:
+class Processes:
     """Processes of this file that do one side's work, each its share, whenever `turn` is called."""
 
-    def __init__(self, kind: str, folder: Path, processes: int) -> None:
-        python = PEER if kind in ("many", "few") else sys.executable
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        self._processes = [
-            subprocess.Popen(
-                [python, __file__, "--serve", kind, str(folder), str(rank)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, **one_thread, "PYTHONPATH": str(ROOT)},
-            )
-            for rank in range(processes)
-        ]
-        self._answers()
+    def __init__(self, kind: str, folder: Path, python: Path | None) -> None:
+        of_peer = kind in ("many", "few")
+        own = python if of_peer and python else sys.executable
+        words = ["bench_measure", "--serve", kind, folder]
+        self._sides = [Side(program(*words, rank, python=own)) for rank in range(1 if of_peer else PROCESSES)]
+        for side in self._sides:
+            side.answer()  # it is ready
 
     def turn(self) -> None:
-        for process in self._processes:
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        self._answers()
+        for side in self._sides:
+            side.begin()
+        for side in self._sides:
+            side.answer()
 
-    def _answers(self) -> None:
-        for process in self._processes:
-            assert process.stdout
-            while (line := process.stdout.readline()) != "done\n":
-                if not line:
-                    raise SystemExit("a process of the benchmark has died; its words are above")
-
-    def __enter__(self) -> Side:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
+    def end(self) -> None:
+        for side in self._sides:
+            side.end()
 
 
 def serve(kind: str, folder: Path, rank: int) -> None:
-    """A process of a Side: say "done" when ready, and again after the work that each line on stdin asks for."""
+    """A process of a side: says when it is ready, then works on command."""
     work = {"measuring": measuring, "decoding": decoding}.get(kind, encoding)(folder / kind, rank)
     next(work)
-    print("done", flush=True)
-    for _ in sys.stdin:
-        next(work)
-        print("done", flush=True)
+    print("{}", flush=True)
+    work_on_command(lambda: next(work))
 
 
 def measuring(folder: Path, rank: int) -> Iterator[None]:
@@ -177,9 +140,8 @@ def prepared(count: int, loose: dict[str, int]) -> Path:
     folder = Path(tempfile.gettempdir()) / f"wenlan-bench-measure-{count}"
     if (folder / "build.pickle").exists():
         return folder
-    print(f"making {count:,} files in {folder}", file=sys.stderr)
+    told(f"making {count:,} files in {folder}")
     shutil.rmtree(folder, ignore_errors=True)
-    sys.path.insert(0, str(ROOT))
     from tests.fetched import Got, make
 
     with ProcessPoolExecutor(PROCESSES) as pool:
@@ -201,18 +163,16 @@ def pictures(first: int, count: int) -> list[bytes]:
     """JPEG files number `first` and on. Each is a function of its number alone."""
     import cv2
 
-    photos = [cv2.imread(str(path)) for path in sorted(PHOTOS.rglob("*.jp*g"))]
-    stamps = [cv2.imread(str(path)) for path in sorted(STAMPS.rglob("*.png"))[:200]]
-    photos = [photo for photo in photos if photo is not None]
-    return [picture(number, photos, stamps) for number in range(first, first + count)]
+    shown, pasted = ([cv2.imread(str(path)) for path in paths] for paths in (photos(), stamps()[:200]))
+    return [picture(number, shown, pasted) for number in range(first, first + count)]
 
 
-def picture(number: int, photos: list[Any], stamps: list[Any]) -> bytes:
+def picture(number: int, shown: list[Any], pasted: list[Any]) -> bytes:
     import cv2
     from PIL import Image
 
     chance = random.Random(number)
-    photo = photos[number % len(photos)]
+    photo = shown[number % len(shown)]
     height, width = photo.shape[:2]
     share = chance.uniform(0.7, 1)
     h, w = int(height * share), int(width * share)
@@ -221,9 +181,9 @@ def picture(number: int, photos: list[Any], stamps: list[Any]) -> bytes:
     picture = cv2.resize(
         photo[y : y + h, x : x + w], (round(w * scale), round(h * scale)), interpolation=cv2.INTER_AREA
     )
-    if stamps and number % 2:
+    if pasted and number % 2:
         side = chance.randint(60, 160)
-        stamp = cv2.resize(chance.choice(stamps)[..., :3], (side, side), interpolation=cv2.INTER_AREA)
+        stamp = cv2.resize(chance.choice(pasted)[..., :3], (side, side), interpolation=cv2.INTER_AREA)
         y, x = chance.randint(0, picture.shape[0] - side), chance.randint(0, picture.shape[1] - side)
         picture[y : y + side, x : x + side] = stamp
     exif = Image.Exif()

@@ -32,8 +32,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+from tests.benchmarks.harness import at_least, at_most, quick, report, told
 
 KINDS, SIBLINGS = ("charts", "dialogs", "steps"), 4
 COPIES = ("variant", "bare", "same", "lossless", "other")
@@ -41,9 +40,8 @@ INK = "#203040"
 
 
 def main() -> int:
-    from harness import at_least, at_most, quick, report
 
-    families = 6 if quick(__doc__ or "") else 24
+    families = 6 if quick(__doc__) else 24
     tasks = [(kind, number) for kind in KINDS for number in range(families)]
     with ProcessPoolExecutor(2) as pool:
         rows = [row for family in pool.map(_family, tasks) for row in family]
@@ -53,8 +51,8 @@ def main() -> int:
     for kind in KINDS:
         own = {row["candidate_id"]: row for row in rows if row["kind"] == kind}
         merged = [(row, own.get(leader_of[name])) for name, row in own.items() if leader_of[name] != name]
-        told = [(row, leader) for row, leader in merged if leader is not None and _told(row, leader)]
-        wrong, wrong_told = _wrong(merged), _wrong(told)
+        worded = [(row, leader) for row, leader in merged if leader is not None and _worded(row, leader)]
+        wrong, wrong_worded = _wrong(merged), _wrong(worded)
         original = {row["picture"]: row["candidate_id"] for row in own.values() if not row["copy"]}
         found, every = Counter[str](), Counter[str]()
         for name, row in own.items():
@@ -65,16 +63,16 @@ def main() -> int:
         recall = {copy: found[copy] / every[copy] for copy in COPIES}
         said = ", ".join(f"{copy} {share:.3f}" for copy, share in recall.items())
         places = Counter(row["place"] for row in wrong)
-        print(f"{kind}: {len(merged)} merges, {len(wrong)} wrong {dict(places)}; found: {said}", file=sys.stderr)
-        by_looks = len(merged) - len(told), len(wrong) - len(wrong_told)
-        figures[f"{kind}_wrong_merges"] = at_most(len(wrong_told) / max(1, len(told)), 0.05, "share")
+        told(f"{kind}: {len(merged)} merges, {len(wrong)} wrong {dict(places)}; found: {said}")
+        by_looks = len(merged) - len(worded), len(wrong) - len(wrong_worded)
+        figures[f"{kind}_wrong_merges"] = at_most(len(wrong_worded) / max(1, len(worded)), 0.05, "share")
         figures[f"{kind}_wrong_by_looks_alone"] = at_most(by_looks[1] / max(1, by_looks[0]), 0.05, "share")
         figures[f"{kind}_lossless"] = at_least(recall["lossless"], 1.0, "share")
         figures[f"{kind}_variant"] = at_least(recall["variant"], 0.9, "share")
     return report(figures)
 
 
-def _told(row: dict[str, Any], leader: dict[str, Any]) -> bool:
+def _worded(row: dict[str, Any], leader: dict[str, Any]) -> bool:
     """Whether two images share own words, a file or pixels, and not only looks."""
     from pipeline.matching.contexts import file_stem
 
@@ -150,8 +148,8 @@ def _row(page: str, url: str, words: str, data: bytes) -> dict[str, Any]:
 def _leaders(folder: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
     """The leader of each candidate, itself if it is kept."""
     import pyarrow as pa
-    from bench_increments import filtered
 
+    from tests.benchmarks.bench_increments import filtered
     from tests.filtered import MEASURED_SCHEMA
     from tests.stages import run_stage
 

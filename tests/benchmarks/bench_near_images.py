@@ -34,12 +34,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site"
-STAMPS = ROOT / "demo" / "corpus" / "stamps"
-PEER = ROOT / ".bench" / "bin" / "python"
-PEERS = {"imagededup": 10, "pdqhash": 31, "data_juicer": 0}
+from tests.benchmarks.harness import Figure, at_least, environment, peer, photos, program, quick, report, stamps, told
+
+HASHES = {"imagededup": 10, "pdqhash": 31, "data_juicer": 0}
 """Bits within which each takes two pictures for one."""
 
 ONE_PICTURE = (
@@ -66,14 +63,9 @@ LONGEST = 1_000
 
 
 def main() -> int:
-    from harness import Figure, at_least, quick, report
 
-    small = quick(__doc__ or "")
-    files = [*sorted(PHOTOS.rglob("*.jpg")), *sorted(STAMPS.rglob("*.png"))][:: 12 if small else 1]
-    files = [file for file in files if _has_structure(file)]
-    if not STAMPS.is_dir() or not PHOTOS.is_dir():
-        print("bench_near_images needs ../shared/corpus and the demo corpus (`make demo` unpacks it)", file=sys.stderr)
-        return 1
+    small = quick(__doc__)
+    files = [file for file in [*photos(), *stamps()][:: 12 if small else 1] if _has_structure(file)]
     folder = Path(tempfile.mkdtemp(prefix="wenlan-near-"))
     try:
         with ProcessPoolExecutor(2) as pool:
@@ -84,11 +76,11 @@ def main() -> int:
         figures |= {f"recall_{name}": at_least(recall[name], 0.90, "share") for name in _figured()}
         others = [pair for pair in merges if not any(set(pair) <= one for one in ONE_PICTURE)]
         figures["different_originals_merged"] = Figure(len(others), "pairs", 0, not others)
-        _say(f"ours: merged originals: {', '.join(' = '.join(pair) for pair in merges) or 'none'}")
-        _say(f"ours: {wrong} of {len(files) * len(recall):,} copies taken for another picture")
-        _say("ours, without a bar: " + ", ".join(f"{n} {v:.3f}" for n, v in recall.items() if n not in _figured()))
-        for name, radius in PEERS.items():
-            peer(name, radius, folder, names)
+        told(f"ours: merged originals: {', '.join(' = '.join(pair) for pair in merges) or 'none'}")
+        told(f"ours: {wrong} of {len(files) * len(recall):,} copies taken for another picture")
+        told("ours, without a bar: " + ", ".join(f"{n} {v:.3f}" for n, v in recall.items() if n not in _figured()))
+        for name, radius in HASHES.items():
+            beside(name, radius, folder, names)
     finally:
         shutil.rmtree(folder)
     figures |= at_once(small)
@@ -101,23 +93,19 @@ def _has_structure(file: Path) -> bool:
     return bool(measure_image(file.read_bytes(), 10**9)["phash"][0])
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _figured() -> list[str]:
-    from copies import COPIES
+    from tests.benchmarks.copies import COPIES
 
     return list(COPIES)
 
 
 def _measured(task: tuple[int, Path, Path]) -> dict[str, dict[str, Any]]:
     """Rows of features of an original, under "", and of its copies; their files are left for the peers."""
-    from copies import COPIES, MORE
     from PIL import Image
 
     from pipeline.features._rows import measure_image
     from pipeline.pictures.decode import decode
+    from tests.benchmarks.copies import COPIES, MORE
 
     number, file, folder = task
     data = file.read_bytes()
@@ -146,7 +134,8 @@ def _looks(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
 def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float], list[tuple[str, str]], int]:
     """Recall by kind of copy and of the seven together, merges among originals, and copies given to another."""
     import numpy as np
-    from leading_images import Leaders
+
+    from tests.benchmarks.leading_images import Leaders
 
     leaders = Leaders()
     leading, leader_of = list[int](), list[int]()
@@ -174,9 +163,8 @@ def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float]
 
 def at_once(small: bool) -> dict[str, Any]:
     """Figures of the sets in which all copies lie side by side."""
-    from copies import AT_ONCE, TURNED
-    from harness import Figure, at_least
-    from near_sets import SETS, originals
+    from tests.benchmarks.copies import AT_ONCE, TURNED
+    from tests.benchmarks.near_sets import SETS, originals
 
     figures: dict[str, Any] = {}
     for name in ("photos", "drawings") if small else SETS:
@@ -187,11 +175,11 @@ def at_once(small: bool) -> dict[str, Any]:
         names = [files[number].stem for number, one in enumerate(made) if one is not None and one[""]["phash"][0]]
         recall, merges = clusters([_only(one, "", "same_pixels", *AT_ONCE) for one in rows], names)
         overall = sum(recall[kind] for kind in AT_ONCE) / len(AT_ONCE)
-        _say(f"{name}: {len(rows)} originals, " + ", ".join(f"{kind} {value:.3f}" for kind, value in recall.items()))
+        told(f"{name}: {len(rows)} originals, " + ", ".join(f"{kind} {value:.3f}" for kind, value in recall.items()))
         others = sorted(pair for pair in merges if not any({*pair} <= one for one in ONE_PICTURE))
         if others:
-            _say(f"{name}: merged: " + ", ".join(" = ".join(pair) for pair in others))
-            _say(f"{name}: side by side in {_side_by_side(name, others, {file.stem: file for file in files})}")
+            told(f"{name}: merged: " + ", ".join(" = ".join(pair) for pair in others))
+            told(f"{name}: side by side in {_side_by_side(name, others, {file.stem: file for file in files})}")
         figures[f"{name}_recall"] = at_least(overall, OVERALL, "share")
         figures[f"{name}_same_pixels"] = at_least(recall["same_pixels"], 1.0, "share")
         figures[f"{name}_different_merged"] = Figure(len(others), "pairs", 0, not others)
@@ -199,7 +187,7 @@ def at_once(small: bool) -> dict[str, Any]:
             bars = {kind: BARS.get(kind, 0.95) for kind in AT_ONCE}
             figures |= {f"{name}_{kind}": at_least(recall[kind], bar, "share") for kind, bar in bars.items()}
         recall, merges = clusters([_only(one, "", "border", *TURNED) for one in rows], names, turned=True)
-        _say(f"{name}, with image_turned: " + ", ".join(f"{kind} {value:.3f}" for kind, value in recall.items()))
+        told(f"{name}, with image_turned: " + ", ".join(f"{kind} {value:.3f}" for kind, value in recall.items()))
         others = sorted(pair for pair in merges if not any({*pair} <= one for one in ONE_PICTURE))
         overall = sum(recall[kind] for kind in TURNED) / len(TURNED)
         figures[f"{name}_turned_recall"] = at_least(overall, TURNED_OVERALL, "share")
@@ -213,11 +201,11 @@ def _only(rows: dict[str, dict[str, Any]], *kinds: str) -> dict[str, dict[str, A
 
 def _all_copies(task: tuple[int, Path]) -> dict[str, dict[str, Any]] | None:
     """Rows of features of an original, under "", and of its copies; None of a file that is no picture."""
-    from copies import AT_ONCE, TURNED
     from PIL import Image
 
     from pipeline.features._rows import measure_image
     from pipeline.pictures.decode import PictureError, decode
+    from tests.benchmarks.copies import AT_ONCE, TURNED
 
     number, file = task
     data = file.read_bytes()
@@ -246,7 +234,7 @@ def clusters(
     rows: list[dict[str, Any]], names: list[str], turned: bool = False
 ) -> tuple[dict[str, float], set[tuple[str, str]]]:
     """Recall by kind of copy, and pairs of originals of which anything was merged, of all rows by rank."""
-    from leading_images import Leaders
+    from tests.benchmarks.leading_images import Leaders
 
     ranked = sorted(
         ((number, kind, row) for number, one in enumerate(rows) for kind, row in one.items()),
@@ -288,16 +276,14 @@ def _side_by_side(name: str, pairs: list[tuple[str, str]], files: dict[str, Path
     return path
 
 
-def peer(name: str, radius: int, folder: Path, names: list[str]) -> None:
+def beside(name: str, radius: int, folder: Path, names: list[str]) -> None:
     """What a peer finds and merges, on stderr; that it cannot run is said, too."""
-    if not PEER.exists():
-        _say(f"{name}: not run, {PEER} is missing: `make bench-venv` makes the peers' environment")
+    if (python := peer("python")) is None:
         return
-    done = subprocess.run(
-        [PEER, __file__, "--peer", name, str(folder)], capture_output=True, text=True, check=False, cwd=folder
-    )
+    command = program("bench_near_images", "--peer", name, folder, python=python)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment())
     if done.returncode:
-        _say(f"{name}: could not run: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}")
+        told(f"{name}: could not run: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}")
         return
     hashes: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
     refused = sum(value is None for value in hashes.values())
@@ -311,7 +297,7 @@ def peer(name: str, radius: int, folder: Path, names: list[str]) -> None:
     others = sum(not any({names[a], names[b]} <= one for one in ONE_PICTURE) for a, b in merged)
     listed = ", ".join(f"{kind} {value:.3f}" for kind, value in recall.items())
     overall = sum(recall.values()) / len(recall)
-    _say(
+    told(
         f"{name}: recall {overall:.3f} ({listed}); merges {others} pairs of different originals"
         + (f"; no hash of {refused:,} files" if refused else "")
     )

@@ -24,11 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from captions import ROOT, captions, copies, sentences
-from harness import Figure, at_least, interleaved, quick, report
 
-HERE = Path(__file__).parent
-PEER = ROOT / ".bench/bin/dj-process"
+from tests.benchmarks.captions import captions, copies, sentences
+from tests.benchmarks.harness import ROOT, Figure, at_least, interleaved, peer, program, quick, report, told
+
 BARS = {"exact": 0.99, "width": 0.99, "punctuation": 0.99, "traditional": 0.99, "one_changed": 0.95}
 LARGEST = 20
 
@@ -47,7 +46,7 @@ process:
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         figures = quality(Path(folder), 10_000 if small else 50_000)
         figures |= speed(Path(folder), 20_000 if small else 500_000, 1 if small else 3)
@@ -65,7 +64,7 @@ def quality(folder: Path, count: int) -> dict[str, Figure]:
     rng.shuffle(items)
     real = set(sentences())
     share = sum(text in real for text in originals) / len(originals)
-    print(f"{len(items)} captions, {share:.0%} of the originals real sentences, the rest real words", file=sys.stderr)
+    told(f"{len(items)} captions, {share:.0%} of the originals real sentences, the rest real words")
     leaders = _ours(folder, [text for text, _, _ in items])
 
     leader_of = {i: leader for (_, i, kind), leader in zip(items, leaders, strict=True) if not kind}
@@ -82,9 +81,9 @@ def quality(folder: Path, count: int) -> dict[str, Figure]:
         clusters[leader].append(item)
     right, pairs = _pairs(clusters.values())
     figures["precision_over_all_pairs"] = at_least(right / pairs, 0.99, f"of {pairs}")
-    print(f"the {LARGEST} largest clusters:", file=sys.stderr)
+    told(f"the {LARGEST} largest clusters:")
     for cluster in sorted(clusters.values(), key=len, reverse=True)[:LARGEST]:
-        print(f"  {len(cluster)}: " + " | ".join(text for text, _, _ in cluster[:8]), file=sys.stderr)
+        told(f"  {len(cluster)}: " + " | ".join(text for text, _, _ in cluster[:8]))
     return figures
 
 
@@ -108,7 +107,7 @@ def _pairs(clusters: object) -> tuple[int, int]:
                 right += 1
             else:
                 wrong.append(f"{one} | {other}")
-    print(f"{len(wrong)} wrong pairs, for example:", *wrong[:10], sep="\n  ", file=sys.stderr)
+    told("\n  ".join([f"{len(wrong)} wrong pairs, for example:", *wrong[:10]]))
     return right, right + len(wrong)
 
 
@@ -123,8 +122,7 @@ def _edits(a: str, b: str) -> int:
 
 
 def speed(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
-    if not PEER.exists():
-        print("no data-juicer: run `make bench-venv`; its figure is left out", file=sys.stderr)
+    if (data_juicer := peer("dj-process")) is None:
         return {}
     texts = captions(count - count // 5, 4)
     texts += random.Random(6).choices(texts, k=count // 5)
@@ -132,22 +130,22 @@ def speed(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
     _write(source, texts)
     recipe.write_text(RECIPE.format(source=source, out=folder / "theirs/out.jsonl"))
     ours, theirs = interleaved(
-        _command([sys.executable, str(HERE / "dedup_texts.py"), str(source), str(folder / "ours.jsonl")]),
-        _command([str(PEER), "--config", str(recipe)]),
-        rounds,
+        _command(program("dedup_texts", source, folder / "ours.jsonl")),
+        _command([str(data_juicer), "--config", str(recipe)]),
+        rounds=rounds,
         warm=False,
     )
     for name in ("ours.jsonl", "theirs/out.jsonl"):
         with (folder / name).open() as lines:
-            print(f"{name}: {sum(1 for _ in lines)} of {count} kept", file=sys.stderr)
-    print(f"ours {ours:.1f} s, data-juicer {theirs:.1f} s for {count} captions", file=sys.stderr)
+            told(f"{name}: {sum(1 for _ in lines)} of {count} kept")
+    told(f"ours {ours:.1f} s, data-juicer {theirs:.1f} s for {count} captions")
     return {"speed_against_data_juicer": at_least(theirs / ours, 10)}
 
 
 def _ours(folder: Path, texts: list[str]) -> list[int]:
     source, out = folder / "captions.jsonl", folder / "kept.jsonl"
     _write(source, texts)
-    _command([sys.executable, str(HERE / "dedup_texts.py"), str(source), str(out)])()
+    _command(program("dedup_texts", source, out))()
     found: list[int] = pq.read_table(out.with_suffix(".leaders"))["leader"].to_pylist()
     return found
 
@@ -167,4 +165,4 @@ def _command(arguments: list[str]) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

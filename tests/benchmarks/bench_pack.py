@@ -16,21 +16,17 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import webdataset
-from builds import made, noise, packed, samples
-from harness import Figure, at_least, at_most, interleaved, quick, report
-
 from data_specs.storage.whole_files import sha256_of
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import shard
 from pipeline.takedown.forget import Request, forget
-
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks.builds import made, noise, packed, samples
+from tests.benchmarks.harness import Figure, at_least, at_most, interleaved, quick, report, told
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     count, rounds = (1_500, 3) if small else (5_000, 5)
     with tempfile.TemporaryDirectory(prefix="wenlan-pack-") as folder:
         figures = {**packing(Path(folder) / "a", count, rounds), **takedown(Path(folder) / "b")}
@@ -38,11 +34,13 @@ def main() -> int:
 
 
 def packing(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
+    import webdataset
+
     build = made(folder, count, 1.0, 5_000, noise(20, 330, 92), shared=False)
     packed(build)
     members = list(samples(build))
     size = sum(len(part) for member in members for part in member[1:]) / len(members)
-    print(f"{len(members):,} samples of {size / 1000:.0f} kB", file=sys.stderr)
+    told(f"{len(members):,} samples of {size / 1000:.0f} kB")
     stage = build.stage("shard")
     names = stage.partitions()
 
@@ -67,10 +65,10 @@ def packing(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
             for key, image, text, record in members:
                 tar.write({"__key__": key, "jpg": image, "txt": text, "json": record})
 
-    mine, theirs = interleaved(ours, plain, rounds)
-    again, other = interleaved(ours, web, rounds)
+    mine, theirs = interleaved(ours, plain, rounds=rounds)
+    again, other = interleaved(ours, web, rounds=rounds)
     rates = {"ours": mine, "tarfile": theirs, "ours again": again, "webdataset.TarWriter": other}
-    print(", ".join(f"{k} {len(members) / v:,.0f} samples/s" for k, v in rates.items()), file=sys.stderr)
+    told(", ".join(f"{k} {len(members) / v:,.0f} samples/s" for k, v in rates.items()))
     return {
         "pack_to_tarfile": at_least(theirs / mine, 1.0),
         "pack_to_webdataset_tarwriter": at_least(other / again, 1.3),
@@ -89,7 +87,7 @@ def takedown(folder: Path) -> dict[str, Figure]:
     forget(build.store, [build], Request(urls=gone, exact=True))
     rewritten = sum(sha256_of(path) != digests[path.name] for path in place.glob("*.tar"))
     faults = verify(place)
-    print(f"{len(before.shards)} shards, {rewritten} rewritten, {len(faults)} faults", file=sys.stderr)
+    told(f"{len(before.shards)} shards, {rewritten} rewritten, {len(faults)} faults")
     shutil.rmtree(folder)
     return {
         "forget_10_of_100_shards": at_most(rewritten, 10, "shards"),
@@ -98,4 +96,4 @@ def takedown(folder: Path) -> dict[str, Figure]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

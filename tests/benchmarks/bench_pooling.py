@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import sys
 
-import torch
-from harness import at_least, interleaved, quick, report
-from torchvision.ops import roi_align
-
-from training.towers.region_pooling import pool_regions
+from tests.benchmarks.harness import at_least, interleaved, quick, report, told
 
 SIDE, CELLS = 384, 12
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
+
+    import torch
+    from torchvision.ops import roi_align
+
+    from training.towers.region_pooling import pool_regions
+
     batch, regions, channels, rounds = (4, 37, 512, 3) if small else (16, 37, 2560, 5)
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -39,12 +41,11 @@ def main() -> int:
 
     difference = float((ours() - peer()).detach().abs().max())
     if difference > 1e-4:
-        print(f"the two differ by {difference}", file=sys.stderr)
-        return 1
-    mine, theirs = interleaved(ours, peer, rounds)
-    print(f"ours {1000 * mine:.1f} ms, roi_align + mean {1000 * theirs:.1f} ms", file=sys.stderr)
+        raise SystemExit(f"the two differ by {difference}")
+    mine, theirs = interleaved(ours, peer, rounds=rounds)
+    told(f"ours {1000 * mine:.1f} ms, roi_align + mean {1000 * theirs:.1f} ms")
     return report({"pooling_speedup": at_least(theirs / mine, 10)})
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -23,20 +23,16 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-CORPUS = ROOT.parent / "shared" / "corpus"
+from tests.benchmarks.harness import CORPUS, at_least, at_most, interleaved, needed, photos, quick, report, told
+
 MODEL = CORPUS / "models" / "yolox_nano.onnx"
 THREADS = 1
 
 
 def main() -> int:
-    from harness import at_least, at_most, quick, report
 
-    small = quick(__doc__ or "")
-    if not MODEL.exists():
-        print(f"bench_regions needs {MODEL}", file=sys.stderr)
-        return 1
-    sys.path.insert(0, str(ROOT))
+    small = quick(__doc__)
+    needed(MODEL)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one CPU for all that any library may start
     folder = Path(tempfile.mkdtemp(prefix="wenlan-bench-regions-"))
     try:
@@ -56,24 +52,24 @@ def main() -> int:
 
 def end_to_end(folder: Path, count: int, rounds: int) -> float:
     """Rate of the stage over the rate of the bare session."""
-    from harness import interleaved
 
     from pipeline.detectors import detectors_of
     from pipeline.detectors.onnx import letterbox
     from pipeline.pictures.decode import decode
     from pipeline.stages import detect
     from pipeline.store.images import partition_images
+    from pipeline.store.pairs import survivors
     from pipeline.store.store import Store
     from tests.fetched import Got, make
     from tests.stages import run_stage
 
-    files = [path.read_bytes() for path in sorted((CORPUS / "howtocook-site").rglob("*.jpg"))[:count]]
+    files = [path.read_bytes() for path in photos()[:count]]
     images = [Got(f"http://img.test/{i}.jpg", data, (f"第{i}张图",)) for i, data in enumerate(files)]
     options = {"name": "onnx", "weights": str(MODEL), "threads": THREADS}
     build = make(folder / "photos", images, 1, filters=[], regions={"detectors": [options]})
     run_stage(build, "measure", "filter", "dedup")
     (partition,) = detect.partitions(build)
-    kept = set(detect._kept_images(build, partition)["sha256"].to_pylist())
+    kept = set(survivors(build, partition, ["sha256"])["sha256"].to_pylist())
     (detector,) = detectors_of(build.spec)
     state = detector.load()
     ready = []
@@ -93,8 +89,8 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
         for tensor in ready:
             state.session.run(None, {state.input_name: tensor})
 
-    ours, bare = interleaved(stage_turn, bare_turn, rounds)
-    print(f"{len(ready)} images: stage {len(ready) / ours:.1f}/s, session {len(ready) / bare:.1f}/s", file=sys.stderr)
+    ours, bare = interleaved(stage_turn, bare_turn, rounds=rounds)
+    told(f"{len(ready)} images: stage {len(ready) / ours:.1f}/s, session {len(ready) / bare:.1f}/s")
     return bare / ours
 
 
@@ -110,6 +106,7 @@ def warm(folder: Path, count: int) -> float:
     from pipeline.detectors import detectors_of
     from pipeline.detectors._boxes import rows_of
     from pipeline.stages import detect
+    from pipeline.store.pairs import survivors
     from tests.filtered import Shown, make
     from tests.stages import run_stage
 
@@ -119,7 +116,7 @@ def warm(folder: Path, count: int) -> float:
     (partition,) = build.stage("filter").partitions()
     (detector,) = detectors_of(build.spec)
     rng = np.random.default_rng(0)
-    kept = detect._kept_images(build, partition)["sha256"].to_pylist()
+    kept = survivors(build, partition, ["sha256"])["sha256"].to_pylist()
     build.store.regions(detector.detector_id).put(rows_of({s: boxes_of_many(rng, 36) for s in kept}))
     times = []
     for _ in range(3):
@@ -150,7 +147,7 @@ def lookups(folder: Path, sizes: list[int]) -> list[float]:
             if first == size // 2:
                 asked.append(keys)
         caches.append(cache)
-        print(f"{size:,} keys are there", file=sys.stderr)
+        told(f"{size:,} keys are there")
     times: list[list[float]] = [[] for _ in sizes]
     for _ in range(21):
         for cache, keys, spent in zip(caches, asked, times, strict=True):
@@ -163,4 +160,4 @@ def lookups(folder: Path, sizes: list[int]) -> list[float]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -10,34 +10,30 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from builds import begun, made, noise, packed
-from harness import Figure, at_most, quick, report
+from tests.benchmarks.builds import begun, made, noise, packed
+from tests.benchmarks.harness import Figure, answer_of, at_most, program, quick, report, told
 
-ROOT = Path(__file__).parents[2]
 OPENED = 5
 
 
 def main() -> int:
     if "--serve" in sys.argv:
         return serve(Path(sys.argv[sys.argv.index("--serve") + 1]), int(sys.argv[-1]))
-    figures = measured(100_000, "100k", 3.0)
-    if not quick(__doc__ or ""):
+    small, figures = quick(__doc__), measured(100_000, "100k", 3.0)
+    if not small:
         figures |= measured(1_000_000, "1m", 5.0)
     return report(figures)
 
 
 def measured(count: int, name: str, most: float) -> dict[str, Figure]:
     with tempfile.TemporaryDirectory(prefix="wenlan-report-") as folder:
-        command = [sys.executable, __file__, "--serve", folder, str(count)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=None, cwd=ROOT)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = answer_of(program("bench_report", "--serve", folder, count))
         usable = opened(Path(folder)) if name == "100k" else {}
     return {
         **usable,
@@ -52,18 +48,18 @@ def opened(folder: Path) -> dict[str, Figure]:
     from tests import browser
 
     if browser.CHROMIUM is None:
-        print("there is no Chromium here: how soon the page can be used is left out", file=sys.stderr)
+        told("there is no Chromium here: how soon the page can be used is left out")
         return {}
     path = folder / "build/report/index.html"
-    shown = "[...document.querySelectorAll('#sheet .sample')].filter(n => n.offsetParent !== null).length"
+    visible = "[...document.querySelectorAll('#sheet .sample')].filter(n => n.offsetParent !== null).length"
     choose = "n.value = 'kept'; n.dispatchEvent(new Event('input', {bubbles: true}));"
 
     async def use(page: Any) -> float:
         start = time.perf_counter()
         await page.open(path)
-        everything = await page.run(shown)
+        everything = await page.run(visible)
         kept = await page.run(
-            f"(() => {{ const n = document.getElementById('by-reason'); {choose} return {shown} }})()"
+            f"(() => {{ const n = document.getElementById('by-reason'); {choose} return {visible} }})()"
         )
         seconds = time.perf_counter() - start
         if not 0 < kept < everything or page.faults(path):
@@ -73,7 +69,7 @@ def opened(folder: Path) -> dict[str, Figure]:
     times = []
     for _ in range(OPENED):
         times.append(browser.visit(use, alone=True))
-        print(f"opened in {times[-1]:.2f} s", file=sys.stderr)
+        told(f"opened in {times[-1]:.2f} s")
     return {"report_100k_usable": at_most(statistics.median(times), 2.0, "s")}
 
 
@@ -105,5 +101,4 @@ def serve(folder: Path, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    raise SystemExit(main())
+    sys.exit(main())

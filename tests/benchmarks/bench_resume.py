@@ -9,16 +9,13 @@ World sizes 1, 2 and 3, workers 0, 2 and 4, each in a fresh process, with the in
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_loader import ROOT, make_shards, told
-from harness import at_least, at_most, quick, report
+from tests.benchmarks.bench_loader import make_shards
+from tests.benchmarks.harness import answer_of, at_least, at_most, quick, report, told
 
 BATCH, IDS = 96, 1000
 
@@ -52,7 +49,7 @@ print(json.dumps({"seconds": max(first), "ids": ids[:wanted]}))
 
 
 def main() -> int:
-    short = quick(__doc__ or "")
+    short = quick(__doc__)
     worlds, workers = ((1, 2), (0, 2)) if short else ((1, 2, 3), (0, 2, 4))
     with tempfile.TemporaryDirectory(prefix="wenlan-resume-") as name:
         folder, samples = Path(name), 2048 if short else 8192
@@ -79,11 +76,8 @@ def main() -> int:
 
 def begin(folder: Path, position: int, world: int, workers: int, wanted: int = IDS) -> dict[str, Any]:
     words = [sys.executable, "-c", RANKS, str(folder), *map(str, (position, world, workers, BATCH, wanted))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return answer_of(words)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

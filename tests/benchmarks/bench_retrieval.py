@@ -11,11 +11,11 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
-import torch
-from harness import at_most, quick, report
 
+from tests.benchmarks.harness import at_most, quick, report, told
 from training.evaluation.hits import Captions, Features
 from training.evaluation.retrieval import figures, rank
 
@@ -36,35 +36,41 @@ def features(images: int, width: int) -> tuple[Features, Features]:
 
 
 def product(image_ND: Features, text_MD: Features) -> None:
+    import torch
+
     images, texts = torch.from_numpy(image_ND), torch.from_numpy(text_MD)
     for rows in images.split(TILE):
         for columns in texts.split(TILE):
             rows @ columns.T
 
 
-def cpu_seconds(work: object) -> tuple[float, float]:
+def spent(work: Callable[[], object]) -> tuple[float, float]:
     """(CPU seconds per thread, seconds) of a call."""
-    assert callable(work)
+    import torch
+
     began, cpu = time.perf_counter(), time.process_time()
     work()
     return (time.process_time() - cpu) / torch.get_num_threads(), time.perf_counter() - began
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
+
+    import torch
+
     images, width = (1_500, 512) if small else (30_000, 2_048)
     image_ND, text_MD = features(images, width)
     hits = Captions(images, images * EACH, np.repeat(np.arange(images), EACH), np.arange(images * EACH))
 
     def ours() -> None:
         found = figures(rank(image_ND, text_MD, hits), intervals=True)
-        print(f"R@1 {found.image_to_text.recall[1]:.3f}, {found.text_to_image.recall[1]:.3f}", file=sys.stderr)
+        told(f"R@1 {found.image_to_text.recall[1]:.3f}, {found.text_to_image.recall[1]:.3f}")
 
-    mine, waited = cpu_seconds(ours)
+    mine, waited = spent(ours)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    plain, _ = cpu_seconds(lambda: product(image_ND, text_MD))
+    plain, _ = spent(lambda: product(image_ND, text_MD))
     threads = torch.get_num_threads()
-    print(f"{mine:.1f} s on {threads} threads ({waited:.1f} s waited), product alone {plain:.1f} s", file=sys.stderr)
+    told(f"{mine:.1f} s on {threads} threads ({waited:.1f} s waited), product alone {plain:.1f} s")
     bars = {
         "retrieval_seconds": at_most(mine, 180, "s"),
         "retrieval_memory": at_most(peak, 2, "GB"),
@@ -74,4 +80,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

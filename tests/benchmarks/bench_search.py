@@ -9,9 +9,9 @@ NumPy, chunk by chunk, over the same files. The folder takes 5.5 GB below TMPDIR
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from harness import at_least, at_most, quick, report
 
 from data_specs.search.folder import IndexInfo, read_index
 from data_specs.search.index import IndexWriter
 from data_specs.search.rows import Filters
 from data_specs.search.search import Query, SearchIndex
+from tests.benchmarks.harness import ROOT, answer_of, at_least, at_most, program, quick, report, told
 
 WIDTH, INNER, CLUSTERS, PART = 2_048, 160, 20_000, 20_000
 SIDE = "--search"
@@ -84,7 +84,7 @@ def write(folder: Path, count: int, queries: int) -> float:
             leader = [f"{(low + n) // 3:x}" for n in range(size)]
             columns = {"id": [f"{low + n}" for n in range(size)], "source": source, "caption": caption}
             writer.add(pa.table({**columns, "image_leader": leader}), vectors, None)
-            print(f"{low + size:,} rows written", file=sys.stderr)
+            told(f"{low + size:,} rows written")
         np.save(folder / "queries.npy", clusters.texts(np.concatenate(inner)[:queries]))
         began = time.process_time()
         writer.finish(approximate=True)
@@ -156,21 +156,20 @@ def main() -> int:
     if SIDE in sys.argv:
         print(json.dumps(searched(Path(sys.argv[-1]))))
         return 0
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     count, queries = (20_000, 100) if small else (1_000_000, 1_000)
     folder = Path(tempfile.mkdtemp(prefix="bench-search-"))
     try:
         building = write(folder, count, queries)
-        mine = subprocess.run([sys.executable, __file__, SIDE, str(folder)], stdout=subprocess.PIPE, check=True)
-        found = json.loads(mine.stdout)
+        found = answer_of(program("bench_search", SIDE, folder), {**os.environ, "PYTHONPATH": str(ROOT)})
         peer = numpy_seconds(folder)
     finally:
         shutil.rmtree(folder)
     for name in ("exact", "near", "rare", "often", "both", "words"):
         of = found[name]
         line = f"p50 {of['p50'] * 1e3:.1f} ms, p99 {of['p99'] * 1e3:.1f} ms, CPU {of['cpu'] * 1e3:.1f} ms"
-        print(f"{name:8} {line}", file=sys.stderr)
-    print(f"words and cells made in {building:.0f} CPU s; NumPy {peer:.2f} CPU s a query", file=sys.stderr)
+        told(f"{name:8} {line}")
+    told(f"words and cells made in {building:.0f} CPU s; NumPy {peer:.2f} CPU s a query")
     return report(
         {
             "search_exact_p50": at_most(found["exact"]["p50"], 1, "s"),
@@ -187,4 +186,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

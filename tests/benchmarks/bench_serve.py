@@ -11,7 +11,6 @@ Memory is the process's resident set after a fifth of them, and at the end.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import http.client
 import io
@@ -28,10 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import Figure, at_least, at_most, report
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from tests.benchmarks.harness import ROOT, Figure, at_least, at_most, quick, report, told
 
 CLIENTS, BATCH = 16, 16
 SENTENCE = "清晨的山谷里飘着薄雾，远处有几座白墙黛瓦的老房子，第{}张"
@@ -52,8 +48,8 @@ class Measured:
 # --- servers
 
 
-def checkpoint_of(recipe: str, folder: Path, *overrides: str) -> Path:
-    """A checkpoint of random weights."""
+def checkpoint_of(recipe: str, folder: Path, boxes: str = "") -> Path:
+    """A checkpoint of random weights, trained with boxes of a detector."""
     import torch
 
     from tests.checkpoints import save
@@ -64,9 +60,9 @@ def checkpoint_of(recipe: str, folder: Path, *overrides: str) -> Path:
     from training.run.optimizer import build_optimizer
 
     torch.manual_seed(0)
-    config = resolve(recipe, ["image.weights=", "text.weights=", "moco.objective=clip", *overrides])
+    config = resolve(recipe, ["image.weights=", "text.weights=", "moco.objective=clip"])
     model = BriVL(config, load_weights=False)
-    tokenizer, state = load_tokenizer(config.data.tokenizer), RunState(1, 8, 0, (), (), "")
+    tokenizer, state = load_tokenizer(config.data.tokenizer), RunState(1, 8, 0, (), (), boxes)
     return save(folder, model, build_optimizer(model, config.optim), config, tokenizer, state, 1)
 
 
@@ -79,7 +75,7 @@ def serving(checkpoint: Path, *words: str) -> Iterator[tuple[str, int]]:
         assert process.stderr is not None
         address = ""
         for line in process.stderr:
-            print(f"    {line.rstrip()}", file=sys.stderr)
+            told(f"    {line.rstrip()}")
             if " on http://" in line:
                 address = line.split(" on http://")[1].split()[0]
             if "the towers answer" in line:
@@ -187,13 +183,13 @@ def beside_the_towers(checkpoint: Path, pictures: int, texts: int, rounds: int, 
             for turn in range(rounds):
                 served.append(under_load(address, requests))
                 own.append(alone(encode, inputs, count))
-                print(f"{what} {turn + 1} of {rounds}: {served[-1].rate:.1f}/s, alone {own[-1]:.1f}/s", file=sys.stderr)
+                told(f"{what} {turn + 1} of {rounds}: {served[-1].rate:.1f}/s, alone {own[-1]:.1f}/s")
             share = statistics.median(s.rate / o for s, o in zip(served, own, strict=True))
             every = Measured(0, tuple(second for one in served for second in one.seconds))
             single = under_load(address, requests[: max(8, count // 16)], clients=1)
             p50, p99 = every.percentile(0.5), every.percentile(0.99)
-            print(f"{what}: 16 clients p50 {p50:.0f} ms, p99 {p99:.0f} ms", file=sys.stderr)
-            print(f"{what}: one client {single.rate:.1f}/s, p50 {single.percentile(0.5):.1f} ms", file=sys.stderr)
+            told(f"{what}: 16 clients p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+            told(f"{what}: one client {single.rate:.1f}/s, p50 {single.percentile(0.5):.1f} ms")
             figures[f"serve_{what}_of_towers"] = at_least(share, bar, "x")
             batch_ms = 1000 * BATCH / statistics.median(own)
             figures[f"serve_{what}_p99_over_batch"] = at_most(p99 / batch_ms, 4 if bar >= 0.9 else 20, "x")
@@ -220,12 +216,12 @@ def hostile(folder: Path, count: int) -> dict[str, Figure]:
             outcome.add(attack(f"http://{address}", part, seed=turn))
             unwell += health() != 200
             before = resident_mb() if turn == 1 else before
-            print(f"{outcome.requests:,} requests, {resident_mb():.0f} MB", file=sys.stderr)
+            told(f"{outcome.requests:,} requests, {resident_mb():.0f} MB")
         after = resident_mb()
         ok = httpx.get(f"http://{address}/text_query", params={"text": "山水"}, timeout=60).status_code == 200
-    print(f"statuses: {dict(sorted(outcome.statuses.items()))}", file=sys.stderr)
+    told(f"statuses: {dict(sorted(outcome.statuses.items()))}")
     for fault in outcome.faults[:20]:
-        print(f"    {fault}", file=sys.stderr)
+        told(f"    {fault}")
     return {
         "hostile_requests": at_least(outcome.requests, count, "requests"),
         "hostile_faults": at_most(len(outcome.faults), 0, "answers"),
@@ -235,20 +231,14 @@ def hostile(folder: Path, count: int) -> dict[str, Figure]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller input, under 60 seconds")
-    parser.add_argument("--only", choices=["towers", "hostile"], help="one part of it")
-    arguments = parser.parse_args()
-    small, figures = arguments.quick, {}
+    small = quick(__doc__)
+    recipe, counts = ("starter", (64, 320, 1, 0.4)) if small else ("brivl_b5_base", (64, 320, 3, 0.9))
     with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
         folder = Path(name)
-        if arguments.only in (None, "towers"):
-            recipe, counts = ("starter", (64, 320, 1, 0.4)) if small else ("brivl_b5_base", (64, 320, 3, 0.9))
-            figures |= beside_the_towers(checkpoint_of(recipe, folder / "towers"), *counts)
-        if arguments.only in (None, "hostile"):
-            figures |= hostile(folder / "hostile", 300 if small else 10_000)
+        figures = beside_the_towers(checkpoint_of(recipe, folder / "towers"), *counts)
+        figures |= hostile(folder / "hostile", 300 if small else 10_000)
     return report(figures)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -13,64 +13,52 @@ a side. `--gpu`: samples a second and MFU by batch for both main recipes on this
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
+import os
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from harness import LARGE, MAIN, Figure, at_least, at_most, report
+from tests.benchmarks.harness import (
+    LARGE,
+    MAIN,
+    ROOT,
+    Figure,
+    Side,
+    at_least,
+    at_most,
+    interleaved,
+    parser,
+    program,
+    report,
+    shown,
+    told,
+)
 
 PAIRS = 4
 GPU_BATCHES = {MAIN: (16, 32, 64, 128, 256), LARGE: (8, 16, 32, 64)}
 
 
-class Side:
-    """A process that steps on command."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        command = [sys.executable, str(Path(__file__).with_name("step_sides.py")), name, MAIN, str(PAIRS)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def step(self) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
-        return float(self.next()["seconds"])
-
-    def next(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"side {self.name} ended with {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def end(self) -> dict[str, Any]:
-        """Its last answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        answer = self.next()
-        self._process.wait()
-        return answer
+def side(name: str) -> Side:
+    """A side of step_sides.py, with as many threads as it sets itself."""
+    return Side(program("step_sides", name, MAIN, PAIRS), {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def in_turn(one: str, other: str, rounds: int) -> tuple[float, float, dict[str, Any], dict[str, Any]]:
     """Median seconds of a step of two sides that step in turn, after one of each that does not count; their memory."""
-    sides = Side(one), Side(other)
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds + 1):
-        for side, seconds in zip(sides, times, strict=True):
-            took = side.step()
-            told(f"{side.name}: {took:.2f} s" + ("" if turn else " (warm-up)"))
-            if turn:
-                seconds.append(took)
-    return statistics.median(times[0]), statistics.median(times[1]), sides[0].end(), sides[1].end()
+    sides = side(one), side(other)
+    answers: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+
+    def step(which: int) -> float:
+        answers[which].update(sides[which].ask())
+        told(f"{(one, other)[which]}: {answers[which]['seconds']:.2f} s")
+        return float(answers[which]["seconds"])
+
+    seconds = interleaved(lambda: step(0), lambda: step(1), rounds=rounds)
+    for own in sides:
+        own.end()
+    return seconds[0], seconds[1], *answers
 
 
 def above(memory: dict[str, Any]) -> float:
@@ -81,7 +69,7 @@ def on_cpu(rounds: int) -> dict[str, Figure]:
     released, ours, their_memory, memory = in_turn("released", "ours", rounds)
     released_keep, ours_again, _, _ = in_turn("released_keep", "ours", rounds)
     _, bf16, blocks_memory, _ = in_turn("ours_blocks", "ours_bf16", rounds)
-    loss = Side("loss").next()
+    loss = side("loss").ask()
     told(f"loss: {loss['ours']:.7f}, released {loss['released']:.7f}")
     for name, held in (("released", their_memory), ("ours", memory), ("ours_blocks", blocks_memory)):
         parts = ", ".join(f"{part} {held[part] / 2**30:.2f}" for part in ("peak", "parameters", "optimizer"))
@@ -92,15 +80,15 @@ def on_cpu(rounds: int) -> dict[str, Figure]:
         "loss_difference": exact(abs(loss["ours"] - loss["released"]) / abs(loss["released"]), 1e-5),
         "memory_above": at_most(above(memory) / above(their_memory), 0.7),
         "memory_total": at_most(blocks_memory["peak"] / their_memory["peak"], 0.8),
-        "bf16_speedup": at_least(statistics.median([ours, ours_again]) / bf16, 0.0),
+        "bf16_speedup": shown(statistics.median([ours, ours_again]) / bf16),
     }
 
 
 def on_gpu() -> dict[str, Figure]:
     """bf16, random weights, full queues. A batch that does not fit is said and skipped."""
     import torch
-    from step_sides import OurStep, config_of
 
+    from tests.benchmarks.step_sides import OurStep, config_of
     from training.device import prepare_device
     from training.run.flops import Meter
 
@@ -120,8 +108,8 @@ def on_gpu() -> dict[str, Figure]:
         torch.cuda.synchronize()
         seconds = (time.perf_counter() - start) / rounds
         found = Meter(step.config, device).metrics([step.batch], seconds)
-        figures[f"{name}_samples"] = at_least(step.pairs / seconds, 0.0, "1/s")
-        figures[f"{name}_mfu"] = at_least(found.get("mfu", 0.0), 0.0, "of peak")
+        figures[f"{name}_samples"] = shown(step.pairs / seconds, "1/s")
+        figures[f"{name}_mfu"] = shown(found.get("mfu", 0.0), "of peak")
         peak = torch.cuda.max_memory_allocated() / 2**30
         told(f"{name:48} {step.pairs / seconds:8.1f} pairs/s, MFU {found.get('mfu', math.nan):.3f}, {peak:.1f} GiB")
 
@@ -144,17 +132,12 @@ def exact(value: float, bar: float) -> Figure:
     return Figure(float(f"{value:.2g}"), "relative", bar, value <= bar)
 
 
-def told(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one timed step a side, at most 5 minutes")
-    parser.add_argument("--gpu", action="store_true", help="samples a second and MFU on this machine's GPU instead")
-    asked = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--gpu", action="store_true", help="samples a second and MFU on this machine's GPU instead")
+    asked = options.parse_args()
     return report(on_gpu() if asked.gpu else on_cpu(1 if asked.quick else 5))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

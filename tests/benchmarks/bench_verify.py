@@ -12,18 +12,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from builds import made, noise, packed, samples
-from harness import at_least, interleaved, quick, report
 
 from data_specs.storage.whole_files import sha256_of
 from pipeline.publish import release
 from pipeline.publish.verify import verify
-
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks.builds import made, noise, packed, samples
+from tests.benchmarks.harness import at_least, interleaved, quick, report, told
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     count, rounds = (1_500, 3) if small else (6_000, 5)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory(prefix="wenlan-verify-") as name:
@@ -44,14 +42,12 @@ def main() -> int:
             for data in images:
                 cv2.imdecode(data, cv2.IMREAD_COLOR)
 
-        mine, theirs = interleaved(lambda: check(True), lambda: [sha256_of(path) for path in files], rounds)
-        whole, plain = interleaved(lambda: check(False), decode, rounds)
-    print(
-        f"{size / 1e6:,.0f} MB: quick {size / mine / 1e6:,.0f}, sha256 {size / theirs / 1e6:,.0f} MB/s", file=sys.stderr
-    )
-    print(f"full {count / whole:,.0f}, decode {count / plain:,.0f} images/s", file=sys.stderr)
+        mine, theirs = interleaved(lambda: check(True), lambda: [sha256_of(path) for path in files], rounds=rounds)
+        whole, plain = interleaved(lambda: check(False), decode, rounds=rounds)
+    told(f"{size / 1e6:,.0f} MB: quick {size / mine / 1e6:,.0f}, sha256 {size / theirs / 1e6:,.0f} MB/s")
+    told(f"full {count / whole:,.0f}, decode {count / plain:,.0f} images/s")
     return report({"quick_to_sha256": at_least(theirs / mine, 0.7), "full_to_decode": at_least(plain / whole, 0.8)})
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -19,7 +19,6 @@ import io
 import random
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from harness import Figure, at_most, quick, report
+from tests.benchmarks.harness import Figure, answer_of, at_most, interleaved, quick, report, shown, told
 
 MEDIAN, SPREAD = 36_000, 0.7
 """Bytes of a page: median, and standard deviation of their logarithm."""
@@ -40,33 +39,33 @@ SIZES = (3_000, 30_000, 300_000, 2_000_000)
 
 
 def main() -> int:
-    small = quick(__doc__ or "")
+    small = quick(__doc__)
     pages, rounds = (600, 3) if small else (4_000, 5)
     figures: dict[str, Figure] = {}
     with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as folder:
         mixed = written(Path(folder) / "mixed.warc.gz", pages, CHINESE)
         chinese = written(Path(folder) / "chinese.warc.gz", pages // 10, 1.0)
-        print(f"the process for pages that may take long starts in {start_of_reader():.2f} s", file=sys.stderr)
+        told(f"the process for pages that may take long starts in {start_of_reader():.2f} s")
         missing = set(extracted_by_walk(mixed)) - set(extracted(mixed))
         figures["candidates_lost"] = at_most(len(missing), 0, "candidates")
-        ours, least = in_turns(lambda: extracted(mixed), lambda: parsed(mixed), rounds)
-        figures["pages_per_second_mixed"] = Figure(round(pages / ours), "1/s a core", 0.0, True)
+        ours, least = in_turns(mixed, rounds)
+        figures["pages_per_second_mixed"] = shown(pages / ours, "1/s a core")
         figures["time_to_parsing_mixed"] = at_most(ours / least, 1.5)
-        ours, least = in_turns(lambda: extracted(chinese), lambda: parsed(chinese), rounds)
-        figures["pages_per_second_chinese"] = Figure(round(pages // 10 / ours), "1/s a core", 0.0, True)
+        ours, least = in_turns(chinese, rounds)
+        figures["pages_per_second_chinese"] = shown(pages // 10 / ours, "1/s a core")
         figures["time_to_parsing_chinese"] = at_most(ours / least, 5)
         figures["memory"] = at_most(memory_mb(mixed), MEMORY_MB, "MB")
         figures["cost_per_byte_largest_to_30kB"] = at_most(growth(Path(folder), small), 1.5)
     return report(figures)
 
 
-def in_turns(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median CPU seconds of each side over `rounds` turns, those of the process that reads odd pages included."""
-    times = [(cpu_seconds(ours), cpu_seconds(peer)) for _ in range(rounds)]
-    return statistics.median(t for t, _ in times), statistics.median(t for _, t in times)
+def in_turns(path: Path, rounds: int) -> list[float]:
+    """Median CPU seconds of extracting and of parsing a file."""
+    sides = (lambda: cpu_of(lambda: extracted(path)), lambda: cpu_of(lambda: parsed(path)))
+    return interleaved(*sides, rounds=rounds, warm=False)
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
+def cpu_of(work: Callable[[], object]) -> float:
     """CPU seconds of this process and of the children that it waited for, without the start of readers."""
     from pipeline import confined
 
@@ -136,16 +135,11 @@ def memory_mb(path: Path) -> float:
     By /proc: what getrusage says of a process begins with the memory of the one that started it, and this one is large.
     """
     code = (
-        "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "import bench_warc as b; from pathlib import Path\n"
-        "b.extracted(Path(sys.argv[1]))\n"
-        "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
+        "import sys; from pathlib import Path; from tests.benchmarks import bench_warc\n"
+        "bench_warc.extracted(Path(sys.argv[1]))\n"
+        "print('{\"kB\": %s}' % Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
     )
-    here = Path(__file__).resolve().parent
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path), str(here), str(here.parent.parent)], stdout=subprocess.PIPE, check=True
-    )
-    return int(done.stdout.split()[-1]) / 1024
+    return float(answer_of([sys.executable, "-c", code, str(path)])["kB"] / 1024)
 
 
 def growth(folder: Path, small: bool) -> float:
@@ -154,8 +148,8 @@ def growth(folder: Path, small: bool) -> float:
     for size in SIZES:
         count = max(3, (6_000_000 if small else 30_000_000) // size)
         path = written(folder / f"{size}.warc.gz", min(count, 1_000), 1.0, size)
-        seconds[size] = cpu_seconds(lambda path=path: extracted(path)) / (min(count, 1_000) * size)
-        print(f"{size:>9} bytes a page: {1e9 * seconds[size]:.0f} ns a byte", file=sys.stderr)
+        seconds[size] = cpu_of(lambda path=path: extracted(path)) / (min(count, 1_000) * size)
+        told(f"{size:>9} bytes a page: {1e9 * seconds[size]:.0f} ns a byte")
     return seconds[SIZES[-1]] / seconds[30_000]
 
 
@@ -210,4 +204,4 @@ _HAN = [chr(code) for code in range(0x4E00, 0x4E00 + 3_000)]
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

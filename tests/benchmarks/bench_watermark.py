@@ -15,25 +15,21 @@ import io
 import random
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
-from harness import at_least, at_most, quick, report
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_specs.build import Watermark
 from pipeline.pictures.decode import decode
 from pipeline.pictures.marks import Mark, Plane, correlation, estimate, plane, reduced, sides_of
+from tests.benchmarks.harness import at_least, at_most, photos, quick, report
 
-SITE = Path(__file__).parents[3] / "shared" / "corpus" / "howtocook-site" / "images"
 SIZE, OPACITY = (512, 384), 0.3
 TEXTS = {"small": ("shicai.example", 0.06, False), "large": ("SAMPLE", 0.25, True)}
 
 
-def photos() -> list[Image.Image]:
-    return [ImageOps.fit(Image.open(path).convert("RGB"), SIZE) for path in sorted(SITE.glob("*.jpg"))]
+def pictures() -> list[Image.Image]:
+    return [ImageOps.fit(Image.open(path).convert("RGB"), SIZE) for path in photos()]
 
 
 def stamp(photo: Image.Image, name: str) -> Image.Image:
@@ -64,8 +60,9 @@ def shown(files: list[bytes], mark: Mark) -> tuple[list[float], float]:
 
 
 def main() -> int:
-    few = quick(__doc__ or "")
-    own, plain = photos(), [jpeg(photo) for photo in photos()]
+    few = quick(__doc__)
+    own = pictures()
+    plain = [jpeg(photo) for photo in own]
     limit, figures = Watermark().max_correlation, {}
     for name in list(TEXTS)[: 1 if few else None]:
         marked = [jpeg(stamp(photo, name)) for photo in own]
@@ -96,4 +93,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

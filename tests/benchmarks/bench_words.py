@@ -5,8 +5,6 @@ words.csv has a row for each pair that was read by eye: its site by number, whet
 
 The pairs of each site are scored by weights that are fitted to the other sites. Figures: AUC over all pairs, what is
 right of the best seven tenths, and whether `_words` holds the weights that are fitted to all of them.
-
-    python tests/benchmarks/bench_words.py [--quick]
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+from tests.benchmarks.harness import at_least, quick, report, told
 
 PRIOR = 1.0
 """Precision of the weights' prior: a few hundred pairs say little of a feature that few of them have."""
@@ -45,11 +42,10 @@ def auc(scores: Floats, right: Floats) -> float:
 
 
 def main() -> int:
-    from harness import at_least, quick, report
 
     from pipeline.curate import _words
 
-    quick(__doc__ or "")
+    quick(__doc__)
     with Path(__file__).with_name("words.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name not in ("site", "right")]
@@ -60,15 +56,13 @@ def main() -> int:
         weights = fitted(x_ND[sites != site], right[sites != site])
         scores[sites == site] = 1 / (1 + np.exp(-(weights[0] + x_ND[sites == site] @ weights[1:])))
     order = np.argsort(scores, kind="stable")
-    print(f"{len(rows)} pairs of {len(np.unique(sites))} sites, {right.mean():.3f} right", file=sys.stderr)
+    told(f"{len(rows)} pairs of {len(np.unique(sites))} sites, {right.mean():.3f} right")
     for part in np.array_split(order, 5):
-        print(
-            f"a fifth with a mean score of {scores[part].mean():.2f}: {right[part].mean():.2f} right", file=sys.stderr
-        )
+        told(f"a fifth with a mean score of {scores[part].mean():.2f}: {right[part].mean():.2f} right")
     kept = {share: float(right[order[round(len(rows) * (1 - share)) :]].mean()) for share in (0.9, 0.8, 0.7)}
-    print("right with top_share", *(f"{share:g}: {of:.3f}" for share, of in kept.items()), file=sys.stderr)
+    told("right with top_share " + ", ".join(f"{share:g}: {of:.3f}" for share, of in kept.items()))
     intercept, *weights = fitted(x_ND, right).round(2).tolist()
-    print(f"INTERCEPT = {intercept}\nWEIGHTS = {dict(zip(names, weights, strict=True))}", file=sys.stderr)
+    told(f"INTERCEPT = {intercept}\nWEIGHTS = {dict(zip(names, weights, strict=True))}")
     figures = {
         "auc": at_least(auc(scores, right), 0.7, "area"),
         "right_at_top_share_0.7": at_least(kept[0.7], 0.85, "share"),

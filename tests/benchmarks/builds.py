@@ -29,21 +29,23 @@ from pipeline.records import (
     DEDUP_SCHEMA,
     FEATURE_SCHEMA,
     FETCH_SCHEMA,
+    WITH_REMOVED_SCHEMA,
     order_key,
     order_range,
     sha256_hex,
     split_of,
 )
 from pipeline.stages import STAGES
-from pipeline.store.build import Build
+from pipeline.store.build import Build, passes_of
 from pipeline.store.commits import ROWS_DIGEST, rows_digest
 from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
-from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 from tests.stages import run_stage
 
 DROPS = (("extract", "no_text"), ("admit", "text_too_short"), ("admit", "boilerplate"), ("fetch", "http_status"),
          ("filter", "image_too_small"), ("dedup", "near_image"))  # fmt: skip
+CANDIDATES = ("extract", "admit")
+"""The stages that write candidates."""
 WORDS = re.findall("..", "故宫雪景高清图片北京城市夜景小猫睡觉草原骏马番茄炒蛋做法清晨阳光古镇江南水乡火车")
 
 
@@ -122,7 +124,7 @@ def _partition(
     build: Build, name: str, here: list[tuple[str, int]], kept_share: float, jpegs: list[bytes], shared: bool
 ) -> None:
     side = Image.open(io.BytesIO(jpegs[0])).size[0]
-    fetched, kept, drops = [], [], dict[str, list[dict[str, Any]]]()
+    rows, fetched, kept, drops = [], [], [], dict[str, list[dict[str, Any]]]()
     measured: dict[str, dict[str, Any]] = {}
     with build.stage("fetch").attempt(name) as attempt:
         with attempt.path("tar").open("wb") as file:
@@ -132,6 +134,7 @@ def _partition(
                 dice = random.Random(i)
                 fate = None if dice.random() < kept_share else DROPS[dice.randrange(len(DROPS))]
                 row = _candidate(i, key, dice)
+                rows.append(row)
                 if fate is not None:
                     drops.setdefault(fate[0], []).append(_drop(row, *fate))
                 if fate is not None and fate[0] in ("extract", "admit"):
@@ -159,6 +162,10 @@ def _partition(
         with build.stage(stage).attempt(name) as attempt:
             if stage == "measure":
                 attempt.write_table("parquet", pa.Table.from_pylist(list(measured.values()), schema=FEATURE_SCHEMA))
+            if stage in CANDIDATES:
+                gone = {row["id"] for own in CANDIDATES[: CANDIDATES.index(stage) + 1] for row in drops.get(own, [])}
+                left = [{**row, "removed": []} for row in rows if row["candidate_id"] not in gone]
+                attempt.write_table("parquet", pa.Table.from_pylist(left, schema=WITH_REMOVED_SCHEMA))
             _decide(attempt, drops.get(stage, []))
             attempt.commit(_counts(here, drops, stage))
     splits = Counter(row["split"] for row in kept)

@@ -16,10 +16,10 @@ from itertools import accumulate
 from pathlib import Path
 
 from data_specs.text.folding import normal, normals, numerals_of
+from tests.benchmarks.harness import DEMO, SITE
 
-ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "demo/corpus/handbook/zh-CN", ROOT.parent / "shared/corpus/howtocook-site")
-STAMPS = ROOT / "demo/corpus/stamps.csv"
+PAGES = (DEMO / "handbook/zh-CN", SITE)
+TABLE = DEMO / "stamps.csv"
 LONGEST = 40
 
 _END = re.compile(r"[。！？；\n]+")
@@ -50,8 +50,8 @@ def sentences() -> list[str]:
     for folder in PAGES:
         for page in sorted(folder.rglob("*.html")):
             lines += _lines(page)
-    if STAMPS.exists():
-        with STAMPS.open(encoding="utf-8") as rows:
+    if TABLE.exists():
+        with TABLE.open(encoding="utf-8") as rows:
             lines += [row["zh_cn"] for row in csv.DictReader(rows)]
     found: dict[str, None] = {}
     for line in lines:

@@ -1,4 +1,6 @@
-"""The near-text part of dedup as a command: captions in, those that lead out. `python dedup_texts.py IN OUT`.
+"""The near-text part of dedup as a command: captions in, those that lead out.
+
+    python -m tests.benchmarks.dedup_texts IN OUT
 
 IN is JSON lines or Parquet with a column "text", OUT JSON lines with the kept captions; "leaders" beside OUT, as
 Parquet, holds for each row of IN the row of its leader. wenlan has no command of its own for texts without images: this
@@ -14,9 +16,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
 
 BATCH = 32_768
 """Rows sketched at once."""

@@ -15,25 +15,17 @@ drawn from so few pictures, the more variants has each of them, while the real o
 from __future__ import annotations
 
 import math
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site"
-STAMPS = ROOT / "demo" / "corpus" / "stamps"
+from tests.benchmarks.harness import photos, stamps, told
+
 PART = 4_096
 HOT = 0.05
 RANK = 256
-
-
-def missing() -> bool:
-    """Whether the real pictures are not here."""
-    return not STAMPS.is_dir() or not PHOTOS.is_dir()
 
 
 def prepare(folder: Path, count: int, small: bool, hot: float = HOT) -> None:
@@ -49,23 +41,21 @@ def prepare(folder: Path, count: int, small: bool, hot: float = HOT) -> None:
 
 def fit(folder: Path, small: bool, pool: ProcessPoolExecutor) -> None:
     """What images are drawn from, as `drawing.npz`."""
-    files = [*sorted(PHOTOS.rglob("*.jpg")), *sorted(STAMPS.rglob("*.png"))]
+    files = [*photos(), *stamps()]
     real = np.stack(list(pool.map(_sums, map(Path.read_bytes, files), chunksize=16)))
     hot = np.stack(list(pool.map(_hot, range(70 if small else 420), chunksize=8)))
     rate, pairs = _pair_rate(*_looks(real))
     noise, reached = _fitted(real, rate)
-    print(
+    told(
         f"{len(files):,} real pictures, {int(real[:, 0].sum()):,} with margins: {pairs:,} pairs are candidates,"
-        f" {rate:.2e} of all; drawn with noise {noise:.2f}: {reached:.2e}",
-        file=sys.stderr,
-        flush=True,
+        f" {rate:.2e} of all; drawn with noise {noise:.2f}: {reached:.2e}"
     )
     np.savez(folder / "drawing.npz", *_drawing(real)[0], *_drawing(real)[1], hot, noise)
 
 
 def _sums(data: bytes) -> Any:
     """What hashes and signature are made of, as one row: whether there are margins, frequencies of all parts, means."""
-    from pipeline.features.signature import Signature
+    from pipeline.features.columns import FEATURES
     from pipeline.pictures.decode import decode
     from pipeline.pictures.hashing import CONTENT, levels_of
     from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, content, fill, unframed
@@ -75,7 +65,7 @@ def _sums(data: bytes) -> Any:
     fill(squares[0], picture)
     inside, between = unframed(picture), content(picture)
     views = Views(squares, {} if inside is None else {0: inside}, {} if between is None else {0: between})
-    means = np.frombuffer(Signature().of(views)[0], np.uint8)
+    means = np.frombuffer(FEATURES["signature"].of(views)[0], np.uint8)
     of_content = np.zeros(64) if between is None else levels_of(views.content_thumbs)[0, 0]
     levels = np.insert(levels_of(views.unframed_thumbs)[0], CONTENT, of_content, axis=0)
     return np.concatenate([[between is not None], levels.ravel(), means]).astype(np.float32)
@@ -83,12 +73,12 @@ def _sums(data: bytes) -> Any:
 
 def _hot(number: int) -> Any:
     """The same of a copy of one photo."""
-    from copies import COPIES
     from PIL import Image
 
     from pipeline.pictures.decode import decode
+    from tests.benchmarks.copies import COPIES
 
-    picture = decode(sorted(PHOTOS.rglob("*.jpg"))[7].read_bytes(), 10**9).pixels
+    picture = decode(photos()[7].read_bytes(), 10**9).pixels
     kinds = list(COPIES.values())
     return _sums(kinds[number % len(kinds)](Image.fromarray(picture), number // len(kinds)))
 

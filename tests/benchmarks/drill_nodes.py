@@ -1,21 +1,18 @@
-"""Drills that take processes away from a build on a Ray cluster: raylets, the head, the driver, a worker, the store."""
+"""Drills that take processes away from a build on a Ray cluster: raylets, the head, the driver, a worker."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from drilling import PATH_AND_ADVICE, Build, Row, Scene, environment_of, is_running, wait_for
-from ray_nodes import Nodes, frozen
-from services import ROOT, DrillFailed
+from tests.benchmarks.drilling import PATH_AND_ADVICE, Build, Row, Scene, wait_for
+from tests.benchmarks.ray_nodes import Nodes, frozen
+from tests.benchmarks.services import DrillFailed
+from tests.processes import is_running
 
 STAGES = (
     "crawl", "extract", "admit", "fetch", "dedup", "curate", "detect", "shard", "report",
@@ -92,72 +89,6 @@ def driver(scene: Scene) -> Iterator[Row]:
             build.start()
             yield Row(stage, f"driver killed, {committed} partitions committed; {gone}", "the same command was started")
         yield build.row("all of them", "the driver was killed twice", "went on, exit 0", build.ended())
-
-
-HOG = """
-import sys, time
-import numpy as np, ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
-ray.init(address=sys.argv[1], log_to_driver=False)
-
-@ray.remote(num_cpus=0)
-class Hog:
-    def __init__(self):
-        self.refs = []
-    def fill(self, megabytes):
-        self.refs += [ray.put(np.full(1 << 20, i, np.uint8)) for i in range(megabytes)]
-
-nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-hogs = [Hog.options(scheduling_strategy=On(node, soft=False)).remote() for node in nodes]
-megabytes = int(sys.argv[2])
-for _ in range(4):
-    ray.get([hog.fill.remote(megabytes // 4) for hog in hogs])
-print("full", flush=True)
-sys.stdin.read()
-"""
-
-
-def store(scene: Scene) -> Iterator[Row]:
-    """Another program has filled the object store of every node with twice what it holds; a build does not need it."""
-    capacity = 80
-    with scene.source(), Nodes(scene.folder, store_bytes=capacity << 20) as nodes:
-        hog = subprocess.Popen(
-            [sys.executable, "-c", HOG, nodes.address, str(2 * capacity)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment_of(nodes.environment),
-            start_new_session=True,
-        )  # fmt: skip
-        assert hog.stdout is not None
-        try:
-            if hog.stdout.readline() != "full\n":
-                raise DrillFailed("did not hit: the object store was not filled")
-            spilled = sum(f.stat().st_size for f in (scene.folder / "ray").rglob("*") if _is_spilled(f)) >> 20
-            used = _used(nodes)
-            build = Build(scene, "store", environment=nodes.environment)
-            ended = build.ended()
-            still = hog.poll() is None
-        finally:
-            hog.kill()
-            hog.wait()
-        done = (
-            f"stores of {capacity} MB hold {used} MB each, {spilled} MB were spilled, all held until the end: {still}"
-        )
-        row = build.row("all of them", done, "exit 0", ended)
-        hit = still and spilled > 0 and used >= 0.7 * capacity
-        yield replace(row, held=row.held and hit)
-
-
-def _is_spilled(path: Path) -> bool:
-    return path.is_file() and any(part.startswith("ray_spilled_objects") for part in path.parts)
-
-
-def _used(nodes: Nodes) -> int:
-    """MB of the fullest object store, as Ray counts them."""
-    words = [str(Path(sys.executable).with_name("ray")), "memory", "--stats-only", "--address", nodes.address]
-    done = subprocess.run(
-        words, capture_output=True, text=True, env=environment_of(nodes.environment), timeout=120, check=False
-    )
-    found = re.findall(r"Plasma memory usage (\d+) MiB", done.stdout)
-    return int(max(map(int, found), default=0) / max(1, len(nodes.names) + 1))
 
 
 def memory(scene: Scene) -> Iterator[Row]:

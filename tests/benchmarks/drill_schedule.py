@@ -29,9 +29,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from drill_weeks import weeks
-from harness import Figure, at_least, at_most, report
-from services import ROOT, TOKEN, DrillFailed, Services, call, until
+from tests.benchmarks import weekly
+from tests.benchmarks.drill_weeks import weeks
+from tests.benchmarks.harness import ROOT, Figure, at_least, at_most, report, told
+from tests.benchmarks.services import TOKEN, DrillFailed, Services, call, until
 
 SPEC = """
 name: {name}
@@ -58,7 +59,8 @@ class Drill:
     def __init__(self, services: Services, folder: Path) -> None:
         self.folder, self.services = folder, services
         self.gate_run = self.gate_link = ""
-        self.port = services.site()
+        self.site = weekly.Site(pages=36)
+        self.port = services.serve(self.site.handler())
         for name in ("specs", "builds", "runs"):
             (folder / name).mkdir()
         self.reports = f"http://127.0.0.1:{services.folder_of_reports(folder / 'builds')}"
@@ -208,7 +210,7 @@ def judged(drill: Drill) -> dict[str, Figure]:
 def backfilled(drill: Drill) -> dict[str, Figure]:
     """A backfill of the day that was built, from its captures, and of one on which nobody crawled."""
     drill.built()
-    asked, states = drill.services.site_was_asked, {}
+    asked, states = drill.site.asked, {}
     for day in (1, 3):
         midnight = f"{days_ago(day)[:10]}T00:00:00Z"
         body = {"dag_id": "dataset_build", "from_date": midnight, "to_date": midnight, "run_backwards": False}
@@ -227,7 +229,7 @@ def backfilled(drill: Drill) -> dict[str, Figure]:
     return {
         "backfill from stored captures is green": at_least(states[1] == "success", 1, ""),
         "backfill without captures is red": at_least(states[3] == "failed", 1, ""),
-        "pages asked for by backfills": at_most(drill.services.site_was_asked - asked, 0, "requests"),
+        "pages asked for by backfills": at_most(drill.site.asked - asked, 0, "requests"),
     }
 
 
@@ -342,10 +344,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in this new folder, and keep it")
     parser.add_argument("--shots", action="store_true", help="take screenshots into the folder")
-    parser.add_argument("--only", action="append", default=[], metavar="PART", help="run these parts only")
+    parser.add_argument(
+        "--only", action="append", default=[], choices=[part.__name__ for part in PARTS], help="run these parts only"
+    )
     args = parser.parse_args()
     if not (ROOT / ".venv-dags" / "bin" / "airflow").exists():
-        print("no Airflow here: run `make dags-venv` first", file=sys.stderr)
+        told("no Airflow here: run `make dags-venv` first")
         return 2
     folder = args.keep or Path(tempfile.mkdtemp(prefix="wd"))  # short: a socket's path holds 107 bytes
     folder.mkdir(parents=True, exist_ok=True)
@@ -353,16 +357,7 @@ def main() -> int:
     try:
         with Services(folder) as services:
             drill = Drill(services, folder)
-            for part in (
-                scheduled_and_killed,
-                judged,
-                backfilled,
-                cleared_and_failed,
-                gated,
-                kept_house,
-                looped,
-                weeks,
-            ):
+            for part in PARTS:
                 if args.only and part.__name__ not in args.only:
                     continue
                 began = time.monotonic()
@@ -370,7 +365,7 @@ def main() -> int:
                     figures |= part(drill)
                 except DrillFailed as e:
                     figures[f"{part.__name__}: {e}"] = at_least(0, 1, "")
-                print(f"{part.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+                told(f"{part.__name__}: {time.monotonic() - began:.0f} s")
             if args.shots:
                 pictures(drill)
     finally:

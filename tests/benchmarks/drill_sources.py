@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from drilling import NEXT_SNAPSHOT, Build, Row, Scene, command, environment_of, wait_for
-from ray_nodes import Nodes
-from services import ROOT, DrillFailed
 
 from pipeline.store.dataset import Dataset
+from tests.benchmarks.drilling import NEXT_SNAPSHOT, Build, Row, Scene, command, environment_of, wait_for
+from tests.benchmarks.harness import PEERS
+from tests.benchmarks.ray_nodes import Nodes
+from tests.benchmarks.services import DrillFailed
+from tests.demo.packages import DemoError, unpack_package
 
 
 def site(scene: Scene) -> Iterator[Row]:
@@ -105,7 +107,8 @@ def _samples(place: str) -> dict[str, str]:
     return rows
 
 
-DAYS, FAILING = 300, "/i7.jpg"
+DAYS = 300
+FAKETIME = "lib/*/faketime/libfaketimeMT.so.1"
 READ_CLOCK = "import time; print(time.time())"
 
 
@@ -124,30 +127,6 @@ def clock(scene: Scene) -> Iterator[Row]:
         done = f"its processes saw a clock {ahead:.0f} days ahead, then {abs(back):.0f}; fetched in {sorted(months)}"
         row = build.row("crawl, fetch", done, "exit 0", ended)
         yield replace(row, held=row.held and len(months) > 1)
-
-
-def clock_retry(scene: Scene) -> Iterator[Row]:
-    """A picture fails while the clock is ahead: that holds no longer than usual, and the next build has the picture."""
-    file, faked = _clock(scene)
-    with scene.source() as source, Nodes(scene.folder, environment=faked) as nodes:
-        environment = nodes.environment | faked
-        source.fault = lambda path: 503 if path == FAILING else 0
-        ahead = _jump(file, f"+{DAYS}d", faked)
-        first = Build(scene, "ahead", environment=environment)
-        ended = first.ended()
-        missing = _samples_missing(scene, first.store) if ended.code == 0 else -1
-        source.fault = lambda path: 0
-        back = _jump(file, "+0d", faked)
-        source.asked.clear()
-        second = Build(scene, "ahead-next", environment=environment, snapshot=NEXT_SNAPSHOT, store=first.store)
-        ended = second.ended()
-        lost = _samples_missing(scene, second.store) if ended.code == 0 else -1
-        verified = command("verify", second.out).code == 0
-        done = f"{FAILING} failed, clock {ahead:.0f} days ahead, {missing} sample was missing; then {abs(back):.0f}"
-        outcome = f"the next build asked for it {source.asked.count(FAILING)} time(s), exit {ended.code}"
-        same = "every sample equal" if lost == 0 else f"DIFFERS: {lost} samples"
-        held = missing == 1 and lost == 0 and verified
-        yield Row("fetch", done, outcome, "clean" if verified else "NOT CLEAN", same, held)
 
 
 def _clock(scene: Scene) -> tuple[Path, dict[str, str]]:
@@ -183,17 +162,16 @@ def _months(build: Build, folder: str) -> set[str]:
 
 
 def _libfaketime() -> str:
-    """The library of Debian's package libfaketime, unpacked below .bench where it is not installed."""
-    name, folder = "lib/*/faketime/libfaketimeMT.so.1", ROOT / ".bench/faketime"
+    """The library of Debian's package libfaketime, unpacked beside the peers where it is not installed."""
+    folder = PEERS / "faketime"
 
-    def found() -> Path | None:
-        return next((path for root in (Path("/usr"), folder / "usr") for path in root.glob(name)), None)
+    def found() -> str:
+        paths = (path for root in (Path("/usr"), folder / "usr") for path in root.glob(FAKETIME))
+        return str(next(paths, ""))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for words in (["apt-get", "download", "libfaketime"], ["sh", "-c", "dpkg-deb -x libfaketime_*.deb ."]):
-        if found() is None:
-            subprocess.run(words, cwd=folder, capture_output=True, check=False)
-    library = found()
-    if library is None:
-        raise DrillFailed("did not hit: no libfaketime here; install Debian's package libfaketime")
-    return str(library)
+    if not found():
+        try:
+            unpack_package("libfaketime", folder)
+        except DemoError as e:
+            raise DrillFailed(f"did not hit: no libfaketime here: {e}") from None
+    return found()

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -14,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from drilling import Build, Row, Scene, wait_for
-from ray_nodes import Nodes
-from services import DrillFailed
-
+from tests.benchmarks.drilling import Build, Row, Scene, wait_for
+from tests.benchmarks.harness import told
+from tests.benchmarks.ray_nodes import Nodes
+from tests.benchmarks.services import DrillFailed
 from tests.s3_server import Proxy, moto
 
 FIRST_KB, GROWTH, MOST_RUNGS = 600, 1.25, 30
@@ -60,7 +59,7 @@ def disk(scene: Scene) -> Iterator[Row]:
 
 
 def _say(rung: int, kilobytes: int, stage: str, free: int, line: str) -> None:
-    print(f"disk {rung}: {kilobytes} kB, in {stage or '-'}, least free {free} kB: {line}", file=sys.stderr, flush=True)
+    told(f"disk {rung}: {kilobytes} kB, in {stage or '-'}, least free {free} kB: {line}")
 
 
 def _mounted(place: Path, kilobytes: int) -> None:

@@ -1,20 +1,17 @@
-"""Drills of training: the agent of torchrun, a rank's disk, and kills and changes of the workers of Ray Train.
+"""Drills of training on Ray: kills, and changes of the number of workers.
 
-    agent         torchrun's agent is killed while an orphan of it is frozen and holds the run's lock
-    rank_disk     a rank whose disk lacks the checkpoint from which the others go on
-    train_ray     kills of a worker, of rank 0 and of the driver: `kills_TARGET_N` on N workers, `repeated_most_N`: most
-    train_ray_2   steps that were done twice after one kill, as a share of run.checkpoint_every; one worker, and two
+    train_ray     kills of a worker, of rank 0 and of the driver of a run of two workers: `kills_TARGET`, and
+                  `repeated_most`: most steps that were done twice after one kill, as a share of run.checkpoint_every
     elastic       an epoch on 2, 1 and 2 workers: `elastic_complete`, share of its samples that are in the queue exactly
                   once (K is the number of samples, so the queue is the order in which they were consumed);
                   `elastic_sizes`, changes; `elastic_away`, seconds from the loss of a node until the run goes on
 
-One run of them takes all kills of its target: Ray starts lost workers again, this program a lost driver.
+One run of `train_ray` takes all kills of its target: Ray starts lost workers again, this program a lost driver.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import math
@@ -30,49 +27,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from drilling import Row, Scene, environment_of, is_running, wait_for
-from harness import Figure, at_least, at_most
-from ray_nodes import children
-from services import ROOT, DrillFailed
+from tests.benchmarks.drilling import Row, Scene, environment_of
+from tests.benchmarks.harness import ROOT, Figure, at_least, at_most, told
+from tests.benchmarks.services import DrillFailed
 
-EVERY, BATCH, SAMPLES = 5, 12, 240
+EVERY, BATCH, SAMPLES, WORKERS = 5, 12, 240, 2
 TOLERANCE = 1e-5
 PATIENCE_S = 400.0
-STEPS = 8 * EVERY
-"""Steps of the runs under torchrun."""
 
 
 def prepare(scene: Scene) -> None:
-    """The dataset, and the undisturbed run of two ranks under torchrun."""
-    began = time.monotonic()
-    manifest = make_dataset(scene.reference / "data")
-    run = Torchrun(manifest, scene.reference / "torchrun")
-    run.start()
-    losses = run.finished()
-    if losses is None:
-        raise SystemExit(f"the undisturbed training failed: {run.said()[-3000:]}")
-    (scene.reference / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
-    print(f"undisturbed training: {len(losses)} steps, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    """The dataset of the tests' own making, small JPEGs in four shards, if it is not there."""
+    from tests.training import conftest as made
 
-
-def make_dataset(folder: Path) -> Path:
-    """A dataset of the tests' own making: small JPEGs in four shards."""
-    spec = importlib.util.spec_from_file_location("made", ROOT / "tests" / "training" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    root = folder / "shards"
+    root = manifest_of(scene).parent
+    if manifest_of(scene).exists():
+        return
     root.mkdir(parents=True)
     shards = []
     for number in range(4):
         numbers = range(number * SAMPLES // 4, (number + 1) * SAMPLES // 4)
-        pictures = [made.picture(n) for n in numbers]
-        shards.append(
-            made.write_shard(root, "train", number, [made.sample(n, "train") for n in numbers], pictures, None)
-        )
-    path: Path = made.write_manifest(root, shards)
-    return path
+        pictures, samples = [made.picture(n) for n in numbers], [made.sample(n, "train") for n in numbers]
+        shards.append(made.write_shard(root, "train", number, samples, pictures, None))
+    made.write_manifest(root, shards)
 
 
 def manifest_of(scene: Scene) -> Path:
@@ -148,7 +125,7 @@ class Run:
             time.sleep(0.01)
         return False
 
-    def finished(self, steps: int = STEPS) -> list[float] | None:
+    def finished(self, steps: int) -> list[float] | None:
         """Losses of all steps, or None if the run did not end well."""
         try:
             code = self.process.wait(PATIENCE_S)
@@ -170,24 +147,6 @@ def fit(manifest: Path, out: str, config: list[str]) -> list[str]:
     """The words of `wenlan-train fit` behind `python`."""
     words = ["-m", "training", "fit", "--recipe", "tiny", "--data", str(manifest), "--out", out, "--json"]
     return [*words, *(word for setting in config for word in ("--set", setting))]
-
-
-class Torchrun(Run):
-    """Two ranks under torchrun; `disks`: each rank has a folder of its own, OUT-0 and OUT-1."""
-
-    def __init__(self, manifest: Path, out: Path, disks: bool = False) -> None:
-        agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        if disks:
-            script = f'exec {sys.executable} "$@" --out "{out}-$LOCAL_RANK"'
-            words = [word for word in fit(manifest, "", settings(STEPS)) if word not in ("--out", "")]
-            super().__init__(Path(f"{out}-0"), [*agent, "--no-python", "bash", "-c", script, "rank", *words])
-        else:
-            super().__init__(out, [*agent, *fit(manifest, str(out), settings(STEPS))])
-
-    def ranks(self) -> list[int]:
-        """Processes of the ranks, which are children of the agent in sessions of their own, rank 0 first."""
-        first = self.first()
-        return sorted(children(self.process.pid), key=lambda pid: pid != first)
 
 
 def of_session(session: int) -> list[int]:
@@ -219,62 +178,6 @@ def compared(losses: list[float] | None, expected: list[float]) -> tuple[bool, s
     return good, f"{len(losses)} losses {'equal' if good else 'DIFFER'}, by {worst:.2g} at most"
 
 
-def _expected(scene: Scene) -> list[float]:
-    return list(json.loads((scene.reference / "losses.json").read_text(encoding="utf-8")))
-
-
-def agent(scene: Scene) -> Iterator[Row]:
-    """torchrun's agent is killed, and an orphan holds the lock: the same command waits, and goes on as undisturbed."""
-    run = Torchrun(manifest_of(scene), scene.folder / "run")
-    run.start()
-    if not run.until(lambda: run.step() > 2 * EVERY and run.first() in run.ranks() and len(run.ranks()) == 2):
-        raise DrillFailed(f"did not hit: the run did not get there: {run.said()[-1500:]}")
-    agent, ranks, reached = run.process.pid, run.ranks(), run.step()
-    os.kill(ranks[0], signal.SIGSTOP)  # rank 0 has the lock, and keeps it as long as it is there
-    os.kill(agent, signal.SIGKILL)
-    run.process.wait()
-    wait_for("the end of the other orphan", 60, lambda: not is_running(ranks[1]))
-    began, known = time.monotonic(), len(run.starts())
-    run.start()
-    wait_for("the new ranks to ask for the lock", 180, lambda: "another run is writing to it; waiting" in run.said())
-    time.sleep(3.0)
-    waited = len(run.starts()) == known and run.process.poll() is None
-    os.kill(ranks[0], signal.SIGCONT)
-    wait_for("the end of the orphan with the lock", 60, lambda: not is_running(ranks[0]))
-    held = time.monotonic() - began
-    good, words = compared(run.finished(), _expected(scene))
-    again = run.starts()[known:]
-    done = f"agent {agent} killed at step {reached}; orphan {ranks[0]} kept the lock {held:.0f} s, {ranks[1]} had ended"
-    outcome = f"waited for the lock: {waited}; went on from step {again}"
-    yield Row("step", done, outcome, same=words, held=good and waited and again[:1] == [reached // EVERY * EVERY])
-
-
-def rank_on_another_disk(scene: Scene) -> Iterator[Row]:
-    """Rank 1's disk lacks the checkpoint: all ranks stop in one line; with it there, they go on as undisturbed."""
-    run = Torchrun(manifest_of(scene), scene.folder / "disk", disks=True)
-    one, two = (Path(f"{scene.folder}/disk-{rank}") for rank in (0, 1))
-    started = Torchrun(manifest_of(scene), scene.folder / "first")
-    started.start()
-    if not started.until(lambda: (started.out / "checkpoints" / f"step-{2 * EVERY:08d}").is_dir()):
-        raise DrillFailed(f"did not hit: no checkpoint: {started.said()[-1500:]}")
-    started.end()
-    started.process.wait()
-    shutil.copytree(started.out, one)
-    newest = sorted((one / "checkpoints").glob("step-????????"))[-1].name
-    run.start()
-    code = run.process.wait(PATIENCE_S)
-    run.end()
-    lines = [line for line in run.said().splitlines() if line.startswith("wenlan-train: ")]
-    good = code != 0 and len(lines) == 1 and "missing, but rank 0 resumes from" in lines[0] and newest in lines[0]
-    saved = sorted(path.name for path in two.glob("checkpoints/step-????????"))
-    done = f"disk-0 has {newest}, disk-1 none"
-    yield Row("start", done, "; ".join(lines) or f"exit {code}: {run.said()[-1500:]}", held=good and not saved)
-    shutil.copytree(one / "checkpoints", two / "checkpoints", dirs_exist_ok=True)
-    run.start()
-    good, words = compared(run.finished(), _expected(scene))
-    yield Row("start", f"disk-1 has {newest} too", f"went on from step {run.starts()[-1:]}", same=words, held=good)
-
-
 class OnRay(Run):
     """The command `wenlan-train fit --workers`."""
 
@@ -291,37 +194,27 @@ class OnRay(Run):
         return ({0: first} if first in every else {}) | dict(enumerate(others, 1))
 
 
-def kills_on_ray(scene: Scene, workers: int) -> Iterator[Row]:
-    """Workers, rank 0 and the driver of a run on Ray Train are killed at random steps: it ends with the same losses."""
+def train_ray(scene: Scene) -> Iterator[Row]:
+    """A worker, rank 0 and the driver of a run on Ray Train are killed at random steps: it ends with equal losses."""
     kills = 1 if scene.quick else scene.kills
     steps = 12 * EVERY * max(1, kills // 5) if kills > 1 else 8 * EVERY
     repeated = [0]
-    whole = OnRay(manifest_of(scene), scene.folder / "whole", workers, steps)
+    whole = OnRay(manifest_of(scene), scene.folder / "whole", WORKERS, steps)
     expected = whole.finished(steps)
     if expected is None:
         raise DrillFailed(f"the undisturbed run failed: {whole.said()[-1500:]}")
     for target in ("worker", "first", "driver"):
         out = scene.folder / target
-        run = OnRay(manifest_of(scene), out, workers, steps)
-        again = disturb(run, target, kills, steps, random.Random(f"{target}{workers}"))
+        run = OnRay(manifest_of(scene), out, WORKERS, steps)
+        again = disturb(run, target, kills, steps, random.Random(f"{target}{WORKERS}"))
         repeated += again
         good, words = compared(run.finished(steps), expected)
         held = good and len(again) == kills
-        scene.figures[f"kills_{target}_{workers}"] = at_least(float(held), 1.0, "share")
-        done = f"{len(again)} kills of {target} of {workers} worker(s); {again} steps were done twice"
+        scene.figures[f"kills_{target}"] = at_least(float(held), 1.0, "share")
+        done = f"{len(again)} kills of {target} of {WORKERS} workers; {again} steps were done twice"
         yield Row("step", done, "went on" if good else run.said()[-1500:], same=words, held=held)
         shutil.rmtree(out, ignore_errors=True)
-    scene.figures[f"repeated_most_{workers}"] = at_most(max(repeated) / EVERY, 1.0, "of checkpoint_every")
-
-
-def kills_of_one(scene: Scene) -> Iterator[Row]:
-    """Worker and driver of a run on Ray Train (one worker) are killed at random steps: it ends with the same losses."""
-    yield from kills_on_ray(scene, 1)
-
-
-def kills_of_two(scene: Scene) -> Iterator[Row]:
-    """The same for a run of two workers: any of them, rank 0, the driver."""
-    yield from kills_on_ray(scene, 2)
+    scene.figures["repeated_most"] = at_most(max(repeated) / EVERY, 1.0, "of checkpoint_every")
 
 
 def disturb(run: OnRay, target: str, kills: int, steps: int, chance: random.Random) -> list[int]:
@@ -346,7 +239,7 @@ def disturb(run: OnRay, target: str, kills: int, steps: int, chance: random.Rand
             break
         resumed = run.starts()[-1]
         again.append(max(reached - resumed, 0))
-        print(f"{target}: killed {victim} at step {reached}, went on from {resumed}", file=sys.stderr, flush=True)
+        told(f"{target}: killed {victim} at step {reached}, went on from {resumed}")
     return again
 
 

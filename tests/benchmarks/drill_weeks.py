@@ -13,14 +13,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import weekly
-from harness import Figure, at_least, at_most
-from services import PATIENCE, ROOT, until
-
 from data_specs.release import open_manifest
+from tests.benchmarks import weekly
+from tests.benchmarks.harness import ROOT, Figure, at_least, at_most, told
+from tests.benchmarks.services import PATIENCE, until
 
 if TYPE_CHECKING:
-    from drill_schedule import Drill
+    from tests.benchmarks.drill_schedule import Drill
 
 LONG = 900
 """Seconds that a run may take on a busy machine."""
@@ -49,8 +48,7 @@ class InAirflow:
         """All steps, in order."""
         for week in (1, 2, 3, 4):
             self.build(str(week), week, weekly.SNAPSHOTS[week])
-        if weekly.has_generations():
-            self.build("4 anew", 4, weekly.ANEW, generation="new")
+        self.build("4 anew", 4, weekly.ANEW, generation="new")
         self.take_down()
         self.build("5", 5, weekly.SNAPSHOTS[5])
         self.weeks.roll_back()
@@ -109,7 +107,7 @@ class InAirflow:
         self.rows.append(
             {**row, "pretrain": train.get("state"), "recall": train.get("recall"), "last": train.get("last")}
         )
-        print(json.dumps(self.rows[-1]), file=sys.stderr, flush=True)
+        told(json.dumps(self.rows[-1]))
 
     def states(self) -> dict[str, str]:
         return {row["week"]: row["Airflow"] for row in self.rows}
@@ -132,7 +130,7 @@ def weeks(drill: Drill) -> dict[str, Figure]:
         _show(flown.rows)
     again = weekly.Weeks(site, host, folders[1], data)
     digests = {step: again.newest().content_digest for step, _ in again.steps()}
-    said = {step: "success, announce success" for step in ("1", "2", "4", "4 anew", "5") if step in flown.digests}
+    said = dict.fromkeys(("1", "2", "4", "4 anew", "5"), "success, announce success")
     said["3"] = "success, announce skipped"
     as_said = sum(flown.states()[step] == state for step, state in said.items())
     trained = [row for row in flown.rows if row["pretrain"]]
@@ -165,7 +163,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     cells = [COLUMNS, *([_cell(row.get(name)) for name in COLUMNS] for row in rows)]
     widths = [max(len(line[at]) for line in cells) for at in range(len(COLUMNS))]
     for line in cells:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip(), file=sys.stderr)
+        told("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _cell(value: Any) -> str:

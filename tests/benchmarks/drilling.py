@@ -1,9 +1,9 @@
 """What the drills of `make drills` share: a web site that can go away, builds as processes, and the row of the table.
 
 A drill disturbs a build or a training of a small dataset, sees that the disturbance hit, and says what came of it. Each
-is a function of a `Scene`, which yields a `Row` for everything it did. What an undisturbed run leaves was made before,
-once for all drills (`Scene.undisturbed`): pictures and pages have the port of the site in their addresses, so all
-drills serve it on the same one.
+is a function of a `Scene`, which yields a `Row` for everything it did. The undisturbed build was made before, once for
+all drills (`Scene.undisturbed`): pictures and pages have the port of the site in their addresses, so all drills serve
+it on the same one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import weekly
-from harness import Figure
-from services import ROOT, DrillFailed
-
-sys.path.insert(0, str(ROOT))
-
 from pipeline.store.dataset import Dataset
+from tests.benchmarks import weekly
+from tests.benchmarks.harness import ROOT, Figure
+from tests.benchmarks.services import DrillFailed
 
 SNAPSHOT, NEXT_SNAPSHOT = "2026-01-05", "2026-01-12"
 
@@ -307,13 +304,6 @@ def tars_of(place: str, environment: Mapping[str, str] | None = None) -> dict[st
 def _difference(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     names = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
     return f"{len(mine)} tars, not {len(theirs)}; {', '.join(names[:4])}"
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait_for(what: str, seconds: float, condition: Callable[[], Any], build: Build | None = None) -> Any:

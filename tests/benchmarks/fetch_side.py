@@ -23,9 +23,8 @@ from pipeline.cluster import Cluster
 from pipeline.pass_runner import PassRunner
 from pipeline.records import Candidate, candidate_rows, order_range
 from pipeline.stages import STAGES
-from pipeline.store.build import Build
+from pipeline.store.build import Build, passes_of
 from pipeline.store.progress import Silent
-from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "none.csv"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from loopback import PHOTOS
+from tests.benchmarks.harness import photos
 
 
 def png(side: int, rows: int = 1_000_000) -> bytes:
@@ -28,23 +28,30 @@ def png(side: int, rows: int = 1_000_000) -> bytes:
     )
 
 
-PHOTO = next(iter(sorted(PHOTOS.glob("*.jpg")))).read_bytes() if PHOTOS.is_dir() else b""
-PNG_BOMB, GZIP_BOMB = png(32_000), gzip.compress(b"\0" * 200_000_000)
 JPEG = {"Content-Type": "image/jpeg"}
 
-ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
-    "/file": (302, {"Location": "file:///etc/passwd"}, b""),
-    "/png-bomb": (200, {"Content-Type": "image/png"}, PNG_BOMB),
-    "/gzip-bomb": (200, {**JPEG, "Content-Encoding": "gzip"}, GZIP_BOMB),
-    "/noai": (200, {**JPEG, "X-Robots-Tag": "noai"}, PHOTO),
-    "/noai-among": (200, {**JPEG, "X-Robots-Tag": "noai, max-image-preview:large"}, PHOTO),
-    "/noai-for-us": (200, {**JPEG, "X-Robots-Tag": "wenlan: noindex"}, PHOTO),
-    "/reserved": (200, {**JPEG, "tdm-reservation": "1"}, PHOTO),
-    "/wrong-type": (200, JPEG, b"<!doctype html><title>login</title>"),
-    "/private/x": (200, JPEG, PHOTO),
-    "/fine": (200, JPEG, PHOTO),
-    "/robots.txt": (200, {"Content-Type": "text/plain"}, b"User-agent: *\nDisallow: /private/\n"),
-}
+
+def photo() -> bytes:
+    """One photo."""
+    return photos()[0].read_bytes()
+
+
+def answers() -> dict[str, tuple[int, dict[str, str], bytes]]:
+    """What the server answers: status, headers and body by path."""
+    shown = photo()
+    return {
+        "/file": (302, {"Location": "file:///etc/passwd"}, b""),
+        "/png-bomb": (200, {"Content-Type": "image/png"}, png(32_000)),
+        "/gzip-bomb": (200, {**JPEG, "Content-Encoding": "gzip"}, gzip.compress(b"\0" * 200_000_000)),
+        "/noai": (200, {**JPEG, "X-Robots-Tag": "noai"}, shown),
+        "/noai-among": (200, {**JPEG, "X-Robots-Tag": "noai, max-image-preview:large"}, shown),
+        "/noai-for-us": (200, {**JPEG, "X-Robots-Tag": "wenlan: noindex"}, shown),
+        "/reserved": (200, {**JPEG, "tdm-reservation": "1"}, shown),
+        "/wrong-type": (200, JPEG, b"<!doctype html><title>login</title>"),
+        "/private/x": (200, JPEG, shown),
+        "/fine": (200, JPEG, shown),
+        "/robots.txt": (200, {"Content-Type": "text/plain"}, b"User-agent: *\nDisallow: /private/\n"),
+    }
 
 
 @dataclass
@@ -77,16 +84,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/slow":
             self._stream(b"x", 120, 1.0)
         else:
-            status, headers, body = self.server_of.answers.get(path) or self._page() or (404, {}, b"")
+            status, headers, body = self.server_of.answers.get(path) or (404, {}, b"")
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
-
-    def _page(self) -> Any:
-        make = self.server_of.answers.get("*")
-        return make(self.path) if make else None
 
     def _stream(self, block: bytes, times: int, pause: float) -> None:
         """An answer that nobody announced the length of."""
@@ -113,11 +116,11 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def hostile(answers: dict[str, Any] | None = None) -> Iterator[Server]:
-    """Run one; `answers` replaces ANSWERS, "*" in it is a function of any other path."""
+def hostile(answers: dict[str, Any]) -> Iterator[Server]:
+    """Run one that answers so."""
     handler = type("Handler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
-    handler.server_of = Server(server.server_port, ANSWERS if answers is None else answers)  # type: ignore[attr-defined]
+    handler.server_of = Server(server.server_port, answers)  # type: ignore[attr-defined]
     threading.Thread(target=lambda: server.serve_forever(poll_interval=0.05), daemon=True).start()
     try:
         yield handler.server_of  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """Both sides of bench_loader: ours and webdataset's, each in a process of its own that reads on command.
 
-python loader_sides.py SIDE FOLDER SIZE WORKERS: a line on stdin asks for a pass over all samples; a JSON line answers
-with the seconds. Sides: `ours`; `decode`, ours without the loader: two bare processes decode and transform;
-`webdataset`, as open_clip builds it (PIL, square resize, float32, normalised), which needs no wenlan.
+SIDE FOLDER SIZE WORKERS: each line on stdin asks for a pass over all samples. Sides: `ours`; `decode`, ours without the
+loader: two bare processes decode and transform; `webdataset`, as open_clip builds it (PIL, square resize, float32,
+normalised), which needs no wenlan.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.harness import work_on_command
 
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -89,15 +90,11 @@ def webdataset(folder: Path, size: int, workers: int) -> Callable[[], int]:
     return run
 
 
-def main() -> int:
+def main() -> None:
     side, folder, size, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     work = {"ours": ours, "decode": decode, "webdataset": webdataset}[side](folder, size, workers)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        count = work()
-        print(json.dumps({"samples": count, "seconds": time.perf_counter() - start}), flush=True)
-    return 0
+    work_on_command(lambda: {"samples": work()})
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -1,7 +1,8 @@
-"""Servers on loopback that the benchmarks of acquisition ask: nginx with real photos, and a server that means ill.
+"""nginx on loopback, for the benchmarks of acquisition.
 
-nginx (Debian's `nginx-light`) serves every photo under as many addresses as a list needs: `/photo/K/N.jpg` is file K
-whatever N is. It is as fast as a client can be, so that clients are what is measured.
+It serves every photo under as many addresses as a list needs: `/photo/K/N.jpg` is file K whatever N is. It is as fast
+as a client can be, so that clients are what is measured. Where the machine has none, Debian's package is unpacked into
+the peers' folder, without root.
 """
 
 from __future__ import annotations
@@ -11,22 +12,19 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-SITE = ROOT.parent / "shared" / "corpus" / "howtocook-site"
-PHOTOS = SITE / "images"
-PEER = ROOT / ".bench" / "bin"
+from tests.benchmarks.harness import PEERS, SITE, photos
+from tests.processes import free_ports
 
 _CONF = """
 worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log crit;
 events {{ worker_connections 4096; }}
 http {{
-  access_log {log}; types {{ image/jpeg jpg; text/html html; text/plain txt; application/xml xml; }}
+  access_log off; types {{ image/jpeg jpg; text/html html; text/plain txt; application/xml xml; }}
   client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
   uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
   keepalive_requests 1000000; sendfile on; tcp_nopush on; tcp_nodelay on; open_file_cache max=2000;
@@ -38,32 +36,35 @@ http {{
 """
 
 
-def missing(*wanted: Path) -> bool:
-    """Say on stderr what a benchmark needs and has not; nginx and the corpus always."""
-    lacks = [str(path) for path in (PHOTOS, *wanted) if not path.exists()]
-    lacks += [] if nginx_program() else ["nginx (Debian: nginx-light)"]
-    for name in lacks:
-        print(f"needs {name}; `make bench-venv` makes the peers' environment", file=sys.stderr)
-    return bool(lacks)
+def _program() -> str:
+    """nginx. Ends the program in one line where there is none and none can be unpacked."""
+    from tests.demo.packages import DemoError, unpack_package
 
-
-def nginx_program() -> str:
-    return shutil.which("nginx") or next((p for p in ("/usr/sbin/nginx",) if os.access(p, os.X_OK)), "")
+    own = PEERS / "nginx"
+    found = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:{own}/usr/sbin")
+    if found is None:
+        try:
+            unpack_package("nginx", own)
+        except DemoError as e:
+            raise SystemExit(f"needs nginx: {e}") from None
+        found = str(own / "usr/sbin/nginx")
+    return found
 
 
 @contextlib.contextmanager
-def nginx(root: Path = SITE, log: str = "off") -> Iterator[int]:
+def nginx(root: Path = SITE) -> Iterator[int]:
     """nginx over a folder; gives its port."""
+    program, [port] = _program(), free_ports(1)
     with tempfile.TemporaryDirectory(prefix="wenlan-nginx-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "photos").mkdir()
-        for k, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))):
+        for k, photo in enumerate(photos()):
             shutil.copy(photo, folder / "photos" / f"{k}.jpg")
-        port = free_port()
         conf = folder / "nginx.conf"
-        conf.write_text(_CONF.format(folder=folder, port=port, root=root, log=log))
-        server = subprocess.Popen([nginx_program(), "-p", name, "-c", str(conf), "-g", "user root;"[: _as_root()]])
+        conf.write_text(_CONF.format(folder=folder, port=port, root=root))
+        as_root = ["-g", "user root;"] if os.geteuid() == 0 else []  # only root may name a user
+        server = subprocess.Popen([program, "-e", str(folder / "error.log"), "-p", name, "-c", str(conf), *as_root])
         try:
             _await(port)
             yield port
@@ -74,19 +75,8 @@ def nginx(root: Path = SITE, log: str = "off") -> Iterator[int]:
 
 def photo_urls(port: int, count: int, start: int = 0) -> list[str]:
     """So many different addresses of the photos."""
-    k = len(list(PHOTOS.glob("*.jpg")))
+    k = len(photos())
     return [f"http://127.0.0.1:{port}/photo/{n % k}/{n}.jpg" for n in range(start, start + count)]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _as_root() -> int:
-    """The length of nginx's `user` line that applies: it is refused to anybody but root."""
-    return 99 if os.geteuid() == 0 else 0
 
 
 def _await(port: int) -> None:

@@ -7,16 +7,12 @@ bytes are one original.
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site"
-CORPUS = ROOT / "demo" / "corpus"
-STAMPS = CORPUS / "stamps"
+from tests.benchmarks.harness import DEMO, photos, stamps
+
 PACKAGES = {
     "photographs": ("mate-backgrounds", "ukui-wallpapers"),
     "screens": ("gimp-help-en",),
@@ -39,12 +35,12 @@ def originals(name: str) -> list[Path]:
 
 def _all_of(name: str) -> Iterator[Path]:
     if name == "photos":
-        yield from sorted(PHOTOS.rglob("*.jpg"))
+        yield from photos()
     elif name == "drawings":
-        yield from sorted(STAMPS.rglob("*.png"))
+        yield from stamps()
     else:
         if name == "screens":
-            yield from sorted((CORPUS / "handbook" / "zh-CN" / "images").glob("*.png"))
+            yield from sorted((DEMO / "handbook" / "zh-CN" / "images").glob("*.png"))
         for package in PACKAGES[name]:
             yield from (file for file in sorted(_unpacked(package).rglob("*.*g")) if _is_wanted(file))
 

@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from drilling import Build, environment_of, is_running, wait_for
-from services import TOKEN, DrillFailed, Services, free_ports
+from tests.benchmarks.drilling import Build, environment_of, wait_for
+from tests.benchmarks.harness import told
+from tests.benchmarks.services import TOKEN, DrillFailed, Services
+from tests.processes import free_ports, is_running
 
 SETTINGS = {
     "RAY_health_check_initial_delay_ms": "500",
@@ -38,14 +40,12 @@ STARTED, START_TRIES = "Ray runtime started", 4
 class Nodes(Services):
     """The cluster. `environment`: further variables of its processes, and of the workers below them."""
 
-    def __init__(
-        self, folder: Path, count: int = 2, environment: Mapping[str, str] | None = None, store_bytes: int = 80_000_000
-    ) -> None:
+    def __init__(self, folder: Path, count: int = 2, environment: Mapping[str, str] | None = None) -> None:
         super().__init__(folder)
         self._environment = environment_of({**SETTINGS, **(environment or {})})
         self._environment["PATH"] = f"{Path(sys.executable).parent}:{self._environment['PATH']}"
         [self._port] = free_ports(1)
-        self._numbers, self._count, self._store_bytes = itertools.count(1), count, store_bytes
+        self._numbers, self._count = itertools.count(1), count
         self.names: list[str] = []  # of the nodes with CPUs
         self.address = f"127.0.0.1:{self._port}"
 
@@ -87,14 +87,14 @@ class Nodes(Services):
             ports = ["--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)]
             ports += ["--runtime-env-agent-port", str(runtime_env), "--min-worker-port", "0", "--max-worker-port", "0"]
             common = ["--node-ip-address", "127.0.0.1", "--num-gpus", "0", "--block", "--disable-usage-stats"]
-            common += ["--object-store-memory", str(self._store_bytes)]
+            common += ["--object-store-memory", "80000000"]
             ray, log = str(Path(sys.executable).with_name("ray")), self.folder / f"{name}.log"
             log.unlink(missing_ok=True)
             self.start(name, [ray, "start", *words, *ports, *common], self._environment)
             wait_for(f"{name} of the Ray cluster", 180, lambda: self._ended(name) or STARTED in _read(log))  # noqa: B023
             if not self._ended(name):
                 return
-            print(f"{name} did not start ({tries + 1}): {_read(log)[-300:]}", file=sys.stderr, flush=True)
+            told(f"{name} did not start ({tries + 1}): {_read(log)[-300:]}")
             self.kill(name)
         raise DrillFailed(f"{name} of the Ray cluster did not start")
 
@@ -137,19 +137,14 @@ def _read(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")
 
 
-def children(pid: int) -> list[int]:
-    """Ids of a process's children, by the kernel's lists of them: cheap enough to ask all the time."""
+def _below(pid: int) -> list[int]:
+    """Ids of all processes below one, by the kernel's lists of children: cheap enough to ask all the time."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
                 found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def _below(pid: int) -> list[int]:
-    """Ids of all processes below one."""
-    return [one for child in children(pid) for one in (child, *_below(child))]
+    return [one for child in found for one in (child, *_below(child))]
 
 
 LOOK_AGAIN_S = 0.1

@@ -1,4 +1,4 @@
-"""Real services for `drill_schedule.py`, all on loopback and below one folder: a web site, Ray nodes, Airflow.
+"""Real services for `drill_schedule.py`, all on loopback and below one folder: Ray nodes, Airflow.
 
 Every process is started in a session of its own and ended with it; `Services` is a context manager that leaves none.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,18 +16,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from tests.benchmarks.harness import ROOT
+from tests.processes import descendants, free_ports
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = float(os.environ.get("DRILL_PATIENCE", "1"))
 """Factor on all waiting, for a machine that others keep busy."""
 TOKEN = "a-token-of-this-drill-alone-0123456789"
-PAGES, PICTURES = 24, 3
 
 
 class DrillFailed(Exception):
@@ -45,14 +41,6 @@ def until(what: str, seconds: float, ask: Callable[[], Any]) -> Any:
             return answer
         time.sleep(0.5)
     raise DrillFailed(f"{what}: not within {seconds:.0f} s")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def call(url: str, body: Any = None, method: str = "", token: str = "") -> Any:
@@ -101,7 +89,7 @@ class Services:
     def kill(self, name: str) -> None:
         """kill -9 a service and everything that it started, also what has a session of its own (Airflow's servers)."""
         process = self._processes.pop(name)
-        for pid in _below(process.pid):
+        for pid in descendants(process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
@@ -118,15 +106,6 @@ class Services:
         self._servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return int(server.server_address[1])
-
-    def site(self) -> int:
-        """A web site of PAGES pages with PICTURES captioned pictures each."""
-        return self.serve(_Site)
-
-    @property
-    def site_was_asked(self) -> int:
-        """Requests that the site has had."""
-        return _Site.asked
 
     def folder_of_reports(self, folder: Path) -> int:
         class Reports(SimpleHTTPRequestHandler):
@@ -189,19 +168,6 @@ class Services:
         return url
 
 
-def _below(pid: int) -> list[int]:
-    """The processes that a process started, and those that these started."""
-    children: dict[int, list[int]] = {}
-    for place in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            fields = (place / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(place.name))
-    found = list(children.get(pid, []))
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
 def alive_nodes(dashboard: str) -> list[Any]:
     try:
         found = call(f"{dashboard}/api/v0/nodes", token=TOKEN)
@@ -214,54 +180,3 @@ def _answers(url: str) -> bool:
     with contextlib.suppress(OSError, DrillFailed):
         return bool(call(url))
     return False
-
-
-WORDS = (
-    "山水", "花鸟", "城墙", "古镇", "稻田", "茶园", "渔船", "雪峰", "石桥", "竹林",
-    "灯笼", "书法", "剪纸", "瓷器", "丝绸", "长江", "黄河", "草原", "沙漠", "海岛",
-)  # fmt: skip
-
-
-class _Site(BaseHTTPRequestHandler):
-    asked = 0
-
-    def do_GET(self) -> None:
-        _Site.asked += 1
-        kind, body = "text/html; charset=utf-8", b""
-        if self.path == "/":
-            body = _page("目录", "".join(f"<a href='/p{i}.html'>第{i}页</a>" for i in range(PAGES)))
-        elif self.path.startswith("/p") and self.path.endswith(".html"):
-            page = int(self.path[2:-5])
-            body = _page(f"第{page}页", "".join(_figure(page * PICTURES + i) for i in range(PICTURES)))
-        elif self.path.startswith("/i"):
-            kind, body = "image/jpeg", _picture(int(self.path[2:-4]))
-        self.send_response(200 if body else 404)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def _page(title: str, body: str) -> bytes:
-    return f"<html><head><title>{title}</title></head><body>{body}</body></html>".encode()
-
-
-def _figure(i: int) -> str:
-    words = random.Random(i).sample(WORDS, 4)
-    return (
-        f"<figure><img src='/i{i}.jpg'><figcaption>{words[0]}边的{words[1]}与{words[2]}{words[3]}</figcaption></figure>"
-    )
-
-
-def _picture(seed: int) -> bytes:
-    dice = random.Random(seed)
-    image = Image.new("RGB", (256, 240), tuple(dice.randrange(256) for _ in range(3)))
-    for _ in range(14):
-        x, y, w, h = (dice.randrange(240) for _ in range(4))
-        image.paste(tuple(dice.randrange(256) for _ in range(3)), (x, y, min(256, x + w + 8), min(240, y + h + 8)))
-    data = BytesIO()
-    image.save(data, "JPEG", quality=88)
-    return data.getvalue()

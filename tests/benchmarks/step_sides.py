@@ -11,19 +11,18 @@ Why processes of their own: the peak of a process's memory never falls, and an a
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from released import ReleasedBriVL
 from torch import Tensor, nn
 
+from tests.benchmarks.harness import work_on_command
+from tests.benchmarks.released import ReleasedBriVL
 from training.config import Config
 from training.device import keep_memory
 from training.moco import BriVL
@@ -127,21 +126,22 @@ def memory(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, floa
 
 
 def serve(side: str, recipe: str, pairs: int) -> None:
-    """Step once for every line `step` on stdin, answer its seconds; at the end of stdin, answer the memory."""
+    """Step once for every line on stdin; answer its seconds and the memory so far."""
     torch.set_num_threads(THREADS)
     if side != "released":
         keep_memory()
     config = config_of(recipe, SIDES[side])
     step: Any = ReleasedStep(config, pairs) if side.startswith("released") else OurStep(config, pairs)
-    for _ in sys.stdin:
-        start = time.perf_counter()
+
+    def work() -> dict[str, float]:
         step()
-        answer({"seconds": time.perf_counter() - start})
-    answer(memory(step.model, step.optimizer))
+        return memory(step.model, step.optimizer)
+
+    work_on_command(work)
 
 
-def serve_loss(recipe: str, pairs: int) -> None:
-    """Answer the loss of the release and of ours in compat, same weights, dropout 0, batch norms in eval."""
+def losses(recipe: str, pairs: int) -> dict[str, float]:
+    """The loss of the release and of ours in compat, same weights, dropout 0, batch norms in eval."""
     from training.weights.released import slots_of
 
     torch.set_num_threads(THREADS)
@@ -176,18 +176,13 @@ def serve_loss(recipe: str, pairs: int) -> None:
         queue.image_ids_K.copy_(-1 - torch.arange(queue.size))
         queue.text_ids_K.copy_(-1 - torch.arange(queue.size))
     with torch.no_grad():
-        mine = float(ours(batch).loss)
-        answer({"ours": mine, "released": float(theirs(as_floats(batch)))})
-
-
-def answer(values: dict[str, Any]) -> None:
-    print(json.dumps(values), flush=True)
+        return {"ours": float(ours(batch).loss), "released": float(theirs(as_floats(batch)))}
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     name, recipe, pairs = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if name == "loss":
-        serve_loss(recipe, pairs)
+        work_on_command(lambda: losses(recipe, pairs))
     else:
         serve(name, recipe, pairs)

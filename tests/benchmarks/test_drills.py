@@ -1,22 +1,17 @@
-"""Each drill of bench_drills.py as a test of `make drills`."""
+"""Each drill as a test of `make drills`."""
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(HERE))
-    DRILLS = importlib.import_module("bench_drills").DRILLS
+from tests.benchmarks.drills import DRILLS
+from tests.benchmarks.harness import environment, program
 
 TIMES = 4
 """A drill is killed after about so many times what it takes."""
@@ -35,8 +30,8 @@ def kept() -> Iterator[Path]:
     "name", [pytest.param(name, marks=pytest.mark.drill(drill.limit_s / TIMES)) for name, drill in DRILLS.items()]
 )
 def test_a_drill_hits_and_holds(name: str, kept: Path) -> None:
-    words = [sys.executable, str(HERE / "bench_drills.py"), "--only", name, "--keep", str(kept)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    words = program("drills", "--only", name, "--keep", kept)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
     for lacking in ("no cgroup can be made here", "no libfaketime here", "Local disk is full"):
         if lacking in done.stderr:
             pytest.skip(lacking)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from tests.benchmarks import gpu_check
+from tests.benchmarks.bench_step import GPU_BATCHES
 from tests.benchmarks.gpu_check import CHECKS, Check, checked, closing, outcome, write
 
 
@@ -57,7 +57,7 @@ ON_CPU: dict[str, tuple[Callable[[], dict[str, Any]], set[str]]] = {
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.drill(15) if n in ("data wait", "scoring") else ()) for n in ON_CPU]
+    "name", [pytest.param(n, marks=() if n == "ONNX session" else pytest.mark.drill(15)) for n in ON_CPU]
 )
 def test_a_check_of_a_gpu_runs_on_the_cpu_as_well(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the functions of production: what a GPU is the first to run is its own kernels."""
@@ -70,9 +70,8 @@ def test_a_check_of_a_gpu_runs_on_the_cpu_as_well(name: str, monkeypatch: pytest
 
 
 def test_the_bar_of_a_large_recipe_is_of_its_best_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(gpu_check.HERE))
-    recipes = importlib.import_module("bench_step").GPU_BATCHES
-    figures = {f"{name}_nothing_8_mfu": "0.3 of peak" for name in recipes} | {f"{gpu_check.MAIN}_blocks_8_mfu": "0.6"}
+    figures = {f"{name}_nothing_8_mfu": "0.3 of peak" for name in GPU_BATCHES}
+    figures[f"{gpu_check.MAIN}_blocks_8_mfu"] = "0.6"
     monkeypatch.setattr(gpu_check, "bench", lambda *_: figures)
     with pytest.raises(AssertionError, match=f"{gpu_check.LARGE}: 0.30 of the peak"):
         gpu_check.samples_and_mfu()

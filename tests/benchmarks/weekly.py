@@ -180,8 +180,7 @@ class Weeks:
         """Run all steps, one after the other: its name, and what its command printed."""
         for week in (1, 2, 3, 4):
             yield str(week), self.build(week)
-        if has_generations():
-            yield "4 anew", self.build(4, ANEW, "--generation", "new")
+        yield "4 anew", self.build(4, ANEW, "--generation", "new")
         yield "5 takedown", self.take_down()
         yield "5", self.build(5)
         yield "back", self.roll_back()
@@ -195,15 +194,6 @@ class Weeks:
     def newest(self) -> Manifest:
         """The newest release."""
         return open_manifest(str(self.latest), lambda path: Path(path).read_bytes())[1]
-
-
-def has_generations() -> bool:
-    """Whether this wenlan has `build --generation new`. The one place to change when it does in any case."""
-    import inspect
-
-    from pipeline import opening
-
-    return "new_generation" in inspect.signature(opening.open_build).parameters
 
 
 def counts(funnels: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

@@ -3,8 +3,6 @@
 Skipped where `make dags-venv` has not been run. That they import neither Ray nor our packages is also read from their
 import statements, without Airflow, by tests/test_architecture.py. A real scheduler against a real cluster, with kills:
 tests/benchmarks/drill_schedule.py.
-
-graphs.json is the snapshot of the graphs; after a wanted change: WENLAN_NEW_GRAPHS=1 pytest tests/dags/test_dags.py
 """
 
 from __future__ import annotations
@@ -21,14 +19,14 @@ from typing import Any
 import pytest
 
 from pipeline.cli import _parser as data_parser
+from tests.dags.conftest import faking
 from tests.places import ROOT
 from training.cli import _parser as train_parser
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PYTHON = ROOT / ".venv-dags" / "bin" / "python"
 FILES = sorted((ROOT / "dags").glob("*.py"))
-GRAPHS = Path(__file__).with_name("graphs.json")
 
 needs_airflow = pytest.mark.skipif(not PYTHON.exists(), reason="no Airflow here: run `make dags-venv` first")
 
@@ -67,14 +65,13 @@ print(json.dumps(said))
 """Runs programs one after the other, each with the DAGs imported again: Airflow is imported once."""
 
 
-def _in_airflow(tmp_path: Path, code: str, *arguments: str, env: dict[str, str] | None = None) -> Any:
+def _in_airflow(tmp_path: Path, code: str, *arguments: str) -> Any:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "WENLAN", "RAY_", "PYTHON"))}
     environment |= {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     environment |= {"WENLAN_SPEC": "s3://specs/news.yaml", "WENLAN_STORE": "s3://store", "WENLAN_OUT_ROOT": "s3://b/"}
     environment |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
-    environment |= env or {}
     command = [str(PYTHON), "-c", code, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -93,20 +90,50 @@ def test_dag_files_import_the_standard_library_airflow_and_each_other_only() -> 
     assert "airflow" not in _imported(ROOT / "dags" / "ray_jobs.py")
 
 
+ROADS = {
+    "data_loop": "strict>scorer scorer>export export>build build>fit",
+    "dataset_build": "build>publish publish>announce",
+    "housekeeping": "takedowns>expire expire>prune",
+    "pretrain": "fit>evaluation fit>evaluation_of_last fit>publish evaluation>evaluate evaluate>judge "
+    "evaluation_of_last>evaluate_last evaluate_last>judge judge>publish",
+}
+"""Which job or task of a DAG waits for which, but for `plan`, which comes first."""
+
+
+def road(tasks: dict[str, Any]) -> set[str]:
+    """The edges between jobs and tasks: a job is three tasks, NAME.submit, NAME.wait and NAME.stop."""
+    edges = {
+        (name.partition(".")[0], other.partition(".")[0]) for name, task in tasks.items() for other in task["then"]
+    }
+    return {f"{one}>{other}" for one, other in edges if one not in (other, "plan")}
+
+
 @needs_airflow
 def test_every_dag_imports_where_nothing_of_ours_is_and_has_its_graph(said: list[Any]) -> None:
     found = said[0]
     assert found["errors"] == {}
     assert found["ours"] == []
-    if os.environ.get("WENLAN_NEW_GRAPHS"):
-        GRAPHS.write_text(json.dumps(found["dags"], indent=1) + "\n", encoding="utf-8")
-    assert found["dags"] == json.loads(GRAPHS.read_text(encoding="utf-8"))
+    assert {name: road(dag["tasks"]) for name, dag in found["dags"].items()} == {
+        name: set(edges.split()) for name, edges in ROADS.items()
+    }
+    assert {name: dag["timetable"] for name, dag in found["dags"].items()} == {
+        "data_loop": "NullTimetable",
+        "dataset_build": "CronDataIntervalTimetable",
+        "housekeeping": "CronTriggerTimetable",
+        "pretrain": "AssetTriggeredTimetable",
+    }
+    assert found["dags"]["dataset_build"]["tasks"]["announce"]["outlets"] == ["wenlan_dataset"]
+    assert found["dags"]["pretrain"]["tasks"]["publish"]["outlets"] == ["wenlan_checkpoint"]
+    assert found["dags"]["pretrain"]["tasks"]["judge"]["rule"] == "none_failed", "the last may not be evaluated"
     for dag in found["dags"].values():
         assert (dag["catchup"], dag["max_active_runs"]) == (False, 1)
         for name, task in dag["tasks"].items():
             if name.endswith(".wait"):
                 assert task["kind"] == "reschedule"
+                assert task["links"] == ["Quality report"]
                 assert name.replace(".wait", ".stop") in task["then"], "whoever waits, stops"
+            elif name.endswith((".submit", ".stop")):
+                assert task["kind"] == ("setup" if name.endswith(".submit") else "teardown")
 
 
 VARIABLES = ("POLL_S", "LONGEST_DAYS", "KEEP_BUILDS", "KEEP_RELEASES", "KEEP_REGION_DAYS", "TRAIN_WORKERS", "MARGIN",
@@ -118,7 +145,7 @@ def test_a_variable_that_is_set_and_empty_is_as_good_as_none(said: list[Any]) ->
     """As templates of deployments leave what nobody has filled in: with one of them no DAG could be imported."""
     found = said[3]
     assert found["errors"] == {}
-    assert found["dags"] == json.loads(GRAPHS.read_text(encoding="utf-8"))
+    assert found["dags"] == said[0]["dags"]
 
 
 PLAN = """
@@ -208,7 +235,7 @@ print(json.dumps(said))
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What DESCRIBE, PLAN, LOOP, and DESCRIBE with empty variables print."""
+    """What DESCRIBE, PLAN, LOOP, DESCRIBE with empty variables, and RUN print; and how many jobs RUN submitted."""
     folder = tmp_path_factory.mktemp("airflow")
     listed = folder / "list"
     listed.write_text("# asked for in May\nurl https://a.example/1.jpg?x=1&y=2\n\ndomain b.example\n", encoding="utf-8")
@@ -216,9 +243,12 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     long = "".join(f"url https://a.example/pictures/{i:032d}.jpg\n" for i in range(2_000))
     (folder / "list.long").write_text(long, encoding="utf-8")
     empty = {f"WENLAN_{name}": "" for name in VARIABLES}
-    programs = [(DESCRIBE, {}), (PLAN, {}), (LOOP, {}), (DESCRIBE, empty)]
-    answers: list[Any] = _in_airflow(folder, EACH, str(ROOT / "dags"), str(listed), json.dumps(programs))
-    return answers
+    with faking() as fake:
+        fake.outcome = fake.good_day
+        run = {"RAY_API_SERVER_ADDRESS": fake.url, "RAY_AUTH_MODE": "disabled", "WENLAN_POLL_S": "1"}
+        programs = [(DESCRIBE, {}), (PLAN, {}), (LOOP, {}), (DESCRIBE, empty), (RUN, run)]
+        answers: list[Any] = _in_airflow(folder, EACH, str(ROOT / "dags"), str(listed), json.dumps(programs))
+        return [*answers, len(fake.jobs)]
 
 
 @needs_airflow
@@ -317,11 +347,8 @@ print(json.dumps({"runs": runs, "tasks": tasks, "events": events}))
 
 
 @needs_airflow
-@pytest.mark.timeout(600)
-def test_airflow_dags_test_of_each(tmp_path: Path, fake: Any) -> None:
-    fake.outcome = fake.good_day
-    env = {"RAY_API_SERVER_ADDRESS": fake.url, "RAY_AUTH_MODE": "disabled", "WENLAN_POLL_S": "1"}
-    told = _in_airflow(tmp_path, RUN, env=env)
+def test_airflow_dags_test_of_each(said: list[Any]) -> None:
+    told, jobs = said[4:]
     assert told["runs"] == {"dataset_build": "success", "pretrain": "success", "housekeeping": "success"}
     skipped = {task for task, state in told["tasks"].items() if state != "success"}
     assert skipped == {
@@ -333,7 +360,7 @@ def test_airflow_dags_test_of_each(tmp_path: Path, fake: Any) -> None:
     assert named == ["news", 2, "/s/datasets/news/000002.json", {"train": 30}, {"train": 3}]
     manifest, run = "/b/n/shards/manifest.json", "/runs/tiny-n"
     assert checkpoint == {"checkpoint": "/runs/c", "manifest": manifest, "run": run, "init": "", "recall": 0.25}
-    assert len(fake.jobs) == 7
+    assert jobs == 7
 
 
 LOOP = """

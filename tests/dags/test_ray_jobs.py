@@ -66,7 +66,6 @@ def test_a_job_that_ended_is_told_of_and_not_started_again(fake: Any, state: str
     assert (job.state, ours, fake.submissions) == (state, False, 1)
 
 
-@pytest.mark.slow
 def test_an_end_is_waited_for(fake: Any) -> None:
     jobs = RayJobs(fake.url)
     jobs.attach_or_submit("build-0", "true")
@@ -76,8 +75,8 @@ def test_an_end_is_waited_for(fake: Any) -> None:
     assert not jobs.end("other"), "there is none"
     jobs.attach_or_submit("build-1", "true")
     fake.stops_in = 10**6
-    with pytest.raises(RayJobsError, match="build-1 still runs 1 s after its stop"):
-        jobs.end("build-1", patience_s=1)
+    with pytest.raises(RayJobsError, match="build-1 still runs"):
+        jobs.end("build-1", patience_s=0.1)
 
 
 def test_an_answer_that_was_lost_is_no_second_job(fake: Any) -> None:
@@ -86,7 +85,6 @@ def test_an_answer_that_was_lost_is_no_second_job(fake: Any) -> None:
     assert (job.submission_id, ours, fake.submissions) == ("build-0", False, 1)
 
 
-@pytest.mark.slow
 def test_callers_at_the_same_moment_start_one_job(fake: Any) -> None:
     started: list[bool] = []
     barrier = threading.Barrier(8)
@@ -420,7 +418,7 @@ def asked_metrics() -> set[str]:
     return set(re.findall(r"\bray_\w+", text)) - {"ray_cluster", "ray_node_type"}
 
 
-@pytest.mark.slow
+@pytest.mark.drill(80)
 @pytest.mark.timeout(600)
 def test_a_build_as_a_ray_job_is_logged_counted_and_costed(small: tuple[Path, tuple[Job, str, set[str]]]) -> None:
     """The command of the runbook, on a cluster that has a token; then what Prometheus sees, by METRICS' own names."""

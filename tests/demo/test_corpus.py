@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.demo import corpus as demo_corpus
-from tests.demo.corpus import Caption, Emoji, chinese_captions, write_pages, write_table
+from tests.demo.corpus import Emoji, chinese_captions, write_pages
 from tests.demo.packages import DemoError
 from tests.places import ROOT
 
@@ -22,24 +18,6 @@ from tests.places import ROOT
 def test_captions_are_the_two_chinese_lines() -> None:
     text = "A frog.\nzh.utf8=错\nzh_CN.utf8=青蛙 = 蛙。 \r\nzh_TW.utf8=青蛙\nzu.utf8=Isele\n".encode()
     assert chinese_captions(text) == ("青蛙 = 蛙。", "青蛙")
-
-
-def test_captions_missing_or_broken_are_empty() -> None:
-    assert chinese_captions(b"A frog.\nzh_CN=x\nde.utf8=Frosch\n") == ("", "")
-    assert chinese_captions(b"A frog.\nzh_CN.utf8=\xff\xfe\nzh_TW.utf8=" + "蛙".encode()) == ("", "蛙")
-    assert chinese_captions(b"") == ("", "")
-
-
-@pytest.mark.slow
-@given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\r"))] * 4), max_size=5))
-def test_table_reads_back(rows: list[tuple[str, str, str, str]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.csv"
-        write_table(path, (Caption(*row) for row in rows))
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *back = list(csv.reader(file))
-    assert header == ["image_url", "zh_cn", "zh_tw", "category"]
-    assert [tuple(row) for row in back] == rows
 
 
 def _stamp(folder: Path, name: str, captions: str | None) -> None:
@@ -108,17 +86,6 @@ def test_corpus_from_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not (tmp_path / ".new").exists()
     assert not demo_corpus.prepare(tmp_path, lambda line: None)
     assert downloaded == ["debian-handbook", "tuxpaint-stamps-default"]
-
-
-def test_corpus_cut_off_before_its_marker_is_laid_out_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _fake_debian(monkeypatch)
-    demo_corpus.prepare(tmp_path, lambda line: None)
-    (tmp_path / "corpus.json").unlink()
-    (tmp_path / "stamps" / "food" / "left over.png").write_bytes(b"x")
-    (tmp_path / ".new" / "half").mkdir(parents=True)
-    assert demo_corpus.prepare(tmp_path, lambda line: None)
-    assert not (tmp_path / "stamps" / "food" / "left over.png").exists()
-    assert json.loads((tmp_path / "corpus.json").read_text())["rows"] == 2
 
 
 def test_package_without_the_expected_folder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.demo import galleries
-from tests.demo.job import main
 from tests.demo.packages import DemoError
 
 MOON = {
@@ -78,9 +77,3 @@ def test_a_file_that_is_laid_out_otherwise_is_one_sentence(tmp_path: Path, conte
     package(tmp_path, {"dist/quantangshi/唐诗三百首.json": content})
     with pytest.raises(DemoError, match=r"唐诗三百首.json: not the file that chinese-poetry had"):
         galleries.make(tmp_path, 10, lambda _: None)
-
-
-def test_a_release_without_a_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    package(tmp_path, {"dist/other.json": b"[]"})
-    assert main(["galleries", "--out", str(tmp_path)]) == 1
-    assert "laid out otherwise" in capsys.readouterr().err

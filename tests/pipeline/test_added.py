@@ -71,16 +71,11 @@ JUDGE = Judge("width", "宽度", judge_pairs, lambda spec: True, lambda build: N
 EXPORT = '''
 """Export `keys`: the keys alone."""
 
-from pipeline.exports import Format
-
 
 def write(source, out):
     keys = {split: [stored.key for stored in source.of(split)] for split in source.splits}
     (out / "keys.txt").write_text("".join(f"{key}\\n" for own in keys.values() for key in own))
     return {split: len(own) for split, own in keys.items()}
-
-
-FORMAT = Format(write)
 '''
 
 SECTION = """

@@ -117,23 +117,6 @@ def test_large_pictures_are_handed_over_sooner(build: Build, monkeypatch: pytest
     assert [len(batch) for batch in model.shown] == [2, 2, 2, 2, 1]
 
 
-def test_what_another_build_added_meanwhile_is_taken_over(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lookup comes before the claim: between the two another worker may have put its values into the cache."""
-    model, claim = Mean("one", []), model_runner.claim
-    images = images_of(build)[:9]
-
-    def late(folder: Any, keys: set[str]) -> Any:
-        if keys == set(images):
-            model.cache(build.store).put(model.rows(dict.fromkeys(images[:5], 7.0)))
-        return claim(folder, keys)
-
-    monkeypatch.setattr(model_runner, "claim", late)
-    result = model_values(build, "00000-of-00001", images, [model])
-    assert [result.values["one"][sha256] for sha256 in images[:5]] == [7.0] * 5
-    assert result.images == set(images[5:])
-    assert (result.cached, result.computed + len(result.undecodable)) == (0, 4)
-
-
 def test_nothing_to_do_costs_no_model(build: Build) -> None:
     result = model_values(build, "00000-of-00001", [], [Mean("one", [])])
     assert (result.values, result.cached, result.computed) == ({"one": {}}, 0, 0)

@@ -126,7 +126,7 @@ def test_plug_ins_that_drop_are_all_but_those_that_only_rewrite_or_only_name_pag
 
 
 def test_every_family_is_covered():
-    assert {family for family, _ in PLUGINS} | {"features"} == set(FAMILIES) == set(get_args(Family))
+    assert {family for family, _ in PLUGINS} == set(FAMILIES) == set(get_args(Family))
     assert {"site", "warc", "url_table", "folder", "webdataset"} <= set(names("sources"))
     assert {"text_length", "han_share", "boilerplate"} <= set(names("filters"))
 

@@ -19,10 +19,9 @@ from pipeline.report.funnel import faults, read_funnels
 from pipeline.report.gates import names
 from pipeline.stages import STAGES
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import EVERY, Build, Pass, PassFile, Stage, in_funnel, passes_of
 from pipeline.store.commits import DECISIONS
 from pipeline.store.partitions import reading
-from pipeline.store.stage import EVERY, Pass, PassFile, Stage, in_funnel, passes_of
 from pipeline.takedown import garbage
 from pipeline.takedown.forget import Request, forget
 from tests.drawn import mosaic

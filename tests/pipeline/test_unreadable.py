@@ -19,7 +19,7 @@ from pipeline import unreadable
 from pipeline.account import Account
 from pipeline.detectors.grid import Grid
 from pipeline.errors import SourceError, StoreError
-from pipeline.features.entropy import Entropy
+from pipeline.features._rows import FeatureRows
 from pipeline.filters.han_share import HanShare
 from pipeline.filters.image_blank import ImageBlank
 from pipeline.filters.image_nsfw import ImageNsfw
@@ -510,7 +510,7 @@ TO_SHARD = ("measure", "filter", "dedup", "curate", "detect", "shard")
     ("owner", "name", "stage", "error"),
     [
         (image_features, "decode", "measure", LATER[1]),
-        (Entropy, "of", "measure", LATER[2]),
+        (FeatureRows, "_values", "measure", LATER[2]),
         (ImageBlank, "check", "filter", LATER[0]),
         (shard, "as_stored", "shard", LATER[1]),
         (shard, "encode_sample", "shard", LATER[0]),

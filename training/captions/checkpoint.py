@@ -16,12 +16,12 @@ Limits: those of training/outputs/checkpoint.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from data_specs.storage.whole_files import link
 from training.captions.decoder import CaptionerConfig, Decoder, Vocabulary, beam_search
@@ -131,10 +131,11 @@ def read(folder: Path) -> Captioner:
     about, name = sealed.object(ABOUT), str(folder / ABOUT)
     captions = tuple(sealed.text(CAPTIONS).split("\n")[:-1])
     try:
-        config = read_record(_CONFIG, about["captioner"], name)
+        config = read_record(_CONFIG, about["captioner"], "captioner", separator=".")
         vocabulary = Vocabulary(str(about["characters"]))
         width, towers, data = int(about["region_width"]), str(about["towers"]), str(about["data"])
-        decoder = _filled(config, width, len(vocabulary), sealed.tensors(WEIGHTS), str(folder / WEIGHTS))
+        decoder = Decoder(config, width, len(vocabulary))
+        decoder.load_state_dict(sealed.tensors(WEIGHTS))
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise CheckpointError(name, f"not a valid captioner.json ({first_line(e)})") from None
     return Captioner(config, vocabulary, width, towers, data, captions, decoder)
@@ -146,10 +147,9 @@ def read_training(folder: Path, captioner: Captioner, optimizer: torch.optim.Opt
     tensors = sealed.tensors(_TRAINING)
     checkpoint.fill_moments(captioner.decoder, optimizer, tensors, str(folder / _TRAINING))
     try:
-        state_of: CaptionerState = TypeAdapter(CaptionerState).validate_python(sealed.object(_STATE))
-    except ValidationError as e:
-        raise CheckpointError(str(folder / _STATE), str(e).splitlines()[-1].strip()) from None
-    return state_of
+        return read_record(TypeAdapter(CaptionerState), sealed.object(_STATE), str(folder / _STATE))
+    except ConfigError as e:
+        raise CheckpointError(e.subject, e.problem) from None
 
 
 def changes(saved: CaptionerConfig, asked: CaptionerConfig) -> dict[str, tuple[Any, Any]]:
@@ -157,22 +157,3 @@ def changes(saved: CaptionerConfig, asked: CaptionerConfig) -> dict[str, tuple[A
     free = {"beams", "length_power", "patience", "checkpoint_every", "eval_epochs", "dev_images"}
     before, now = (_CONFIG.dump_python(one, mode="json") for one in (saved, asked))
     return {key: (before[key], now[key]) for key in before if key not in free and before[key] != now[key]}
-
-
-def _filled(
-    config: CaptionerConfig, width: int, vocabulary: int, tensors: Mapping[str, torch.Tensor], name: str
-) -> Decoder:
-    """A decoder with these tensors, compared with them before it takes any memory: its sizes are a stranger's."""
-    import torch
-
-    if config.layers > len(tensors):
-        raise ValueError(f"{config.layers} layers in {len(tensors)} tensors")
-    with torch.device("meta"):
-        own = Decoder(config, width, vocabulary).state_dict()
-    wrong = sorted(own.keys() ^ tensors.keys())
-    wrong += [key for key, tensor in own.items() if key in tensors and tensors[key].shape != tensor.shape]
-    if wrong:
-        raise CheckpointError(name, f"does not match its captioner.json: {len(wrong)} tensors differ, first {wrong[0]}")
-    decoder = Decoder(config, width, vocabulary)
-    decoder.load_state_dict(dict(tensors))
-    return decoder

@@ -25,10 +25,11 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 
-from training.config import STRICT, Amount, Count, Dropout, Fraction, Positive, Range, Seed
+from training.config import STRICT, Amount, Count, Dropout, Fraction, Positive, Seed
 from training.errors import ConfigError
 
 PAD, BEGIN, END, UNKNOWN = range(4)
@@ -55,7 +56,7 @@ class CaptionerConfig:
     clip: Amount = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
     batch_size: Positive = 64
-    epochs: Annotated[float, Range(1e-6)] = 30.0
+    epochs: Annotated[float, Field(ge=1e-6)] = 30.0
     eval_epochs: Amount = 1.0
     """Epochs between CIDErs on the dev split; 0 for never."""
     dev_images: Positive = 500

@@ -177,8 +177,8 @@ def _line(protocol: Mapping[str, Any]) -> str:
 
 
 def _described(of_part: Mapping[str, Any]) -> str:
-    names = {**{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}, "meteor": "METEOR", "rouge_l": "ROUGE-L"}
-    shown = [f"{words} {'-' if of_part[k] is None else f'{100 * of_part[k]:.1f}'}" for k, words in names.items()]
+    names = {**{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}, "rouge_l": "ROUGE-L"}
+    shown = [f"{words} {100 * of_part[key]:.1f}" for key, words in names.items()]
     low, high = of_part["cider_interval"]
     return ", ".join([*shown, f"CIDEr {100 * of_part['cider']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"])
 

@@ -1,23 +1,20 @@
-"""Metrics of captions against references: BLEU, METEOR, ROUGE-L and CIDEr, as papers on captioning print them.
+"""Metrics of captions against references: BLEU, ROUGE-L and CIDEr, as papers on captioning print them.
 
     BLEU-1 .. BLEU-4    of the whole set, the closest reference's length     pycocoevalcap (COCO's own code), Python
     ROUGE-L             mean over the images, beta 1.2                       pycocoevalcap, Python
     CIDEr               the variant CIDEr-D, 0 to 10, document frequencies   pycocoevalcap, Python
                         from the set's references
-    METEOR              METEOR 1.5, exact matches: its stems, synonyms and   pycocoevalcap, the authors' jar: needs Java
-                        paraphrases are English
 
 Tokens are jieba's words, as AI Challenger's evaluation takes them, or characters. Marks and spaces are not tokens, as
 COCO's tokenizer leaves punctuation out; text is folded by NFKC and lower case. Papers print all figures x 100.
 
-Limits: without Java METEOR is None, and `implementations` says so. CIDEr of one set cannot be compared with that of
-another: its frequencies differ.
+Limits: CIDEr of one set cannot be compared with that of another: its frequencies differ. METEOR is left out: its stems,
+synonyms and paraphrases are English.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -40,27 +37,24 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CaptionFigures:
-    """Figures of N captions as shares (CIDEr: 0 to 10), and those of each image [N]; METEOR's None without Java."""
+    """Figures of N captions as shares (CIDEr: 0 to 10), and those of each image [N]."""
 
     bleu: tuple[float, float, float, float]
-    meteor: float | None
     rouge_l: float
     cider: float
     cider_N: Scores
     rouge_l_N: Scores
-    meteor_N: Scores | None
 
-    def to_json(self) -> dict[str, float | None]:
-        """The figures of the set by name: bleu_1 .. bleu_4, meteor, rouge_l, cider."""
+    def to_json(self) -> dict[str, float]:
+        """The figures of the set by name: bleu_1 .. bleu_4, rouge_l, cider."""
         bleu = {f"bleu_{number}": value for number, value in enumerate(self.bleu, 1)}
-        return {**bleu, "meteor": self.meteor, "rouge_l": self.rouge_l, "cider": self.cider}
+        return {**bleu, "rouge_l": self.rouge_l, "cider": self.cider}
 
 
 def implementations() -> dict[str, str]:
     """Package and version behind each figure."""
     coco = f"{COCO} {version(COCO)}"
-    meteor = f"METEOR 1.5 (jar of {coco})" if _has_java() else "none: no java on the PATH"
-    return {"bleu": coco, "rouge_l": coco, "cider": f"{coco} (CIDEr-D)", "meteor": meteor}
+    return {"bleu": coco, "rouge_l": coco, "cider": f"{coco} (CIDEr-D)"}
 
 
 def tokens_of(text: str, tokens: Tokens) -> list[str]:
@@ -84,22 +78,19 @@ def _jieba() -> Any:
 
 
 def figures(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> CaptionFigures:
-    """Figures of N captions against the references of each, one or more. METEOR is left out without Java."""
+    """Figures of N captions against the references of each, one or more."""
     from pycocoevalcap.bleu.bleu import Bleu
 
     given, wanted = _tokenise(captions, references, tokens)
     bleu, _ = Bleu(4).compute_score(wanted, given, verbose=0)
     rouge_l, cider = rouge_l_of(given, wanted), cider_of(given, wanted)
-    meteor, meteor_N = _meteor(given, wanted) if _has_java() else (None, None)
     one, two, three, four = (float(value) for value in bleu)
     return CaptionFigures(
         bleu=(one, two, three, four),
-        meteor=meteor,
         rouge_l=float(rouge_l.mean()),
         cider=float(cider.mean()),
         cider_N=cider,
         rouge_l_N=rouge_l,
-        meteor_N=meteor_N,
     )
 
 
@@ -129,23 +120,6 @@ def _tokenise(captions: Sequence[str], references: Sequence[Sequence[str]], toke
     given = {n: [" ".join(tokens_of(caption, tokens))] for n, caption in enumerate(captions)}
     wanted = {n: [" ".join(tokens_of(text, tokens)) for text in texts] for n, texts in enumerate(references)}
     return given, wanted
-
-
-def _meteor(given: _Texts, wanted: _Texts) -> tuple[float, Scores]:
-    """METEOR of the set, which is not the mean of those of its captions, and those [N]."""
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    scorer = Meteor()
-    try:
-        of_set, of_each = scorer.compute_score(wanted, given)
-        return float(of_set), np.asarray(of_each, np.float64)
-    finally:
-        for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):  # it closes the third when it is collected
-            pipe.close()
-
-
-def _has_java() -> bool:
-    return shutil.which("java") is not None
 
 
 def _is_counted(character: str) -> bool:

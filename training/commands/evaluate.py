@@ -13,7 +13,7 @@ from training.errors import ConfigError
 from training.evaluation.benchmarks import BENCHMARKS
 from training.evaluation.labelled import KINDS as LABELLED
 from training.evaluation.labelled_boxes import KINDS as BOXED
-from training.evaluation.tasks import MIN_SCORE, NEIGHBOURS, TASKS
+from training.evaluation.tasks import MIN_SCORE, TASKS
 
 LOG = logging.getLogger("training")
 
@@ -24,14 +24,13 @@ def add_eval(commands: Any) -> None:
         help="measure recall or accuracy on a split, a benchmark or labelled images",
         description="Prints figures with chance and 95% intervals. On a split of a dataset they cover the queries "
         "whose image and text do not occur in train, the others, and all. retrieval: recall both ways; zero-shot: "
-        "images against class names; regions: boxes against class names; probe: linear probe and nearest neighbours; "
-        "image-to-image and text-to-text: search within one kind.",
+        "images against class names; regions: boxes against class names.",
         examples=[
             "wenlan-train eval runs/1 --data builds/1/shards/manifest.json --task retrieval",
             "wenlan-train eval runs/1 --data builds/2 --task retrieval --split dev --json",
             "wenlan-train eval runs/1 --data coco-cn:DIR --task retrieval --split test --towers key",
             "wenlan-train eval runs/1 --data classes:DIR --task zero-shot --report evals/1",
-            "wenlan-train eval runs/1 --data builds/1 --labels labels.jsonl --task probe --report evals/1",
+            "wenlan-train eval runs/1 --data builds/1 --labels labels.jsonl --task zero-shot --report evals/1",
             "wenlan-train eval runs/1 --data coco:instances_val.json --classes names.json --task regions",
             "wenlan-train eval runs/2 --data coco-cn:DIR --task captioning --split test",
         ],
@@ -91,7 +90,6 @@ def _add_classes(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--templates", type=path, metavar="FILE", help="sentences for class names, one per line, with {} for the name"
     )
-    evaluate.add_argument("--k", type=int, metavar="K", help=f"probe: neighbours that vote (default {NEIGHBOURS})")
     evaluate.add_argument(
         "--min-score",
         type=float,
@@ -102,9 +100,8 @@ def _add_classes(evaluate: argparse.ArgumentParser) -> None:
 
 _READ_BY = {
     "regions": ("boxes of a benchmark", ("retrieval",)),
-    "classes": ("names of classes", ("zero-shot", "regions", "probe", "image-to-image")),
+    "classes": ("names of classes", ("zero-shot", "regions")),
     "templates": ("sentences for class names", ("zero-shot", "regions")),
-    "k": ("number of neighbours", ("probe",)),
     "min_score": ("for boxes that a detector found in a dataset", ("regions",)),
     "tokens": ("for captions", (CAPTIONING,)),
     "beams": ("for captions", (CAPTIONING,)),
@@ -119,8 +116,6 @@ def _check_read(arguments: argparse.Namespace) -> None:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(option, f"{what}; used by {', '.join(tasks)}, not by --task {arguments.task}")
     kind = arguments.data[0].partition(":")[0]
-    if arguments.detector and arguments.task == "text-to-text":
-        raise ConfigError("--detector", f"chooses regions, but --task {arguments.task} does not read images")
     # Not of captioning, for which a benchmark is packed into plain tars: those have the grid, and want it named.
     if arguments.detector and arguments.task != CAPTIONING and kind in (*BENCHMARKS, *LABELLED, *BOXED):
         raise ConfigError("--detector", f"chooses regions of a dataset, but {arguments.data[0]} is not one")
@@ -150,7 +145,6 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
             towers=arguments.towers,
             regions=arguments.regions,
             templates=arguments.templates,
-            k=NEIGHBOURS if arguments.k is None else arguments.k,
             min_score=MIN_SCORE if arguments.min_score is None else arguments.min_score,
             pictures=arguments.report is not None,
         )

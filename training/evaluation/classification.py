@@ -1,7 +1,7 @@
 """Classification figures: top-1 and top-5 with intervals and chance, per class, and the pairs that are mixed up most.
 
-Input are scores of every item for every class, from whatever gave them: cosines with the classes' texts, a probe, or
-votes of neighbours. Ties count against us, as in retrieval: a model that scores all classes alike is never right.
+Input are scores of every item for every class: cosines with the classes' texts. Ties count against us, as in retrieval:
+a model that scores all classes alike is never right.
 
 The interval of a share is Wilson's score interval where items are independent of one another, and a percentile of
 resampled images where several items (boxes) are of one image. That of the mean over classes resamples the items of each

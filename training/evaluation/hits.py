@@ -1,8 +1,7 @@
-"""Hits of a query: the three definitions by which retrieval is measured.
+"""Hits of a query: the two definitions by which retrieval is measured.
 
     Clusters    pairs of an image and a text; a hit has the same image leader or text leader (near-copies count)
     Captions    images and the texts that describe them, several per image
-    Peers       items of one kind that ask for one another: texts for texts, images for images
 
 Each lists its hits for a block of rows, so that no matrix of all pairs is in memory.
 """
@@ -99,61 +98,6 @@ class Captions:
     def _by_image(self) -> tuple[Ids, Ids]:
         pairs = np.unique(self.image_P * max(self.texts, 1) + self.text_P)
         return pairs // max(self.texts, 1), pairs % max(self.texts, 1)
-
-
-@dataclass(frozen=True)
-class Peers:
-    """N items of one kind that ask for one another: a hit shares the query's group.
-
-    copy_N: items with the query's own number are copies of it, or itself; they are neither hits nor candidates, since
-    to find a copy shows nothing. unit_N: the item with which each is resampled for an interval.
-    """
-
-    group_N: Ids
-    copy_N: Ids
-    unit_N: Ids
-
-    @property
-    def images(self) -> int:
-        return len(self.group_N)
-
-    @property
-    def texts(self) -> int:
-        return len(self.group_N)
-
-    def pairs(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        row_P, other_P = _equal_pairs(*self._groups, start, stop)
-        hit_P = self.copy_N[row_P] != self.copy_N[other_P]
-        return row_P[hit_P], other_P[hit_P]
-
-    def uncounted(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """(item, other) that are hits or copies: whatever their similarity, they are above no hit."""
-        parts = _equal_pairs(*self._groups, start, stop), _equal_pairs(*self._copies, start, stop)
-        row_P, other_P = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return row_P, other_P
-
-    def candidates(self) -> Ids:
-        """[N]: how many items are candidates of each: all but its copies."""
-        _, copies, ids = self._copies
-        return len(ids) - (np.searchsorted(copies, ids, "right") - np.searchsorted(copies, ids, "left"))
-
-    def unit(self) -> Ids:
-        return self.unit_N
-
-    @functools.cached_property
-    def _groups(self) -> tuple[Ids, Ids, Ids]:
-        return _sorted(self.group_N)
-
-    @functools.cached_property
-    def _copies(self) -> tuple[Ids, Ids, Ids]:
-        return _sorted(self.copy_N)
-
-
-def first_of_group(group_N: Ids) -> Ids:
-    """[N]: the first item of each item's group, as `Peers.unit_N`: what is of one image is not an independent query."""
-    _, first, inverse = np.unique(group_N, return_index=True, return_inverse=True)
-    units: Ids = first[inverse]
-    return units
 
 
 def _sorted(ids: Ids) -> tuple[Ids, Ids, Ids]:

@@ -1,13 +1,11 @@
-"""Labelled images for classification, probes and search by image.
+"""Labelled images for classification.
 
     classes:DIR     a folder per class, named as the class: DIR/CLASS/*.jpg, or DIR/{train,dev,val,test}/CLASS/*.jpg
-    wds:DIR         tars with a .cls per image as clip_benchmark writes them: DIR/{train,test}/N.tar with nshards.txt,
-                    DIR/classnames.txt, and DIR/zeroshot_classification_templates.txt where it brings templates
     a dataset       a manifest, with `--labels FILE`: key and label of its samples, as .jsonl, .csv or .parquet;
                     a sample without a label is left out
 
-The names of the classes are those of the folders, of classnames.txt, or the labels themselves, unless a file says
-otherwise: `--classes FILE`, or classes.txt or classes.json in DIR. It lists the classes in order:
+The names of the classes are those of the folders, or the labels themselves, unless a file says otherwise: `--classes
+FILE`, or classes.txt or classes.json in DIR. It lists the classes in order:
 
     classes.txt     CLASS, or CLASS, a tab, and its names apart by commas:    chow_mein<TAB>炒面,炒面条
     classes.json    {"chow_mein": ["炒面", "炒面条"], "tofu": "豆腐"}
@@ -24,31 +22,17 @@ import hashlib
 import io
 import json
 import re
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_specs.names import SPLITS
 from training.data.released_rows import json_lines
 from training.errors import ConfigError, InputError, first_line
-from training.evaluation.benchmarks import (
-    SPLIT_FOLDERS,
-    SUFFIXES,
-    BenchmarkPicture,
-    folder_of_split,
-    folders_in,
-    images_below,
-    is_benchmark,
-)
+from training.evaluation.benchmarks import BenchmarkPicture, folder_of_split, folders_in, images_below, is_benchmark
 
-KINDS = ("classes", "wds")
+KINDS = ("classes",)
 """Kinds of labelled images, as `--data KIND:PATH` spells them."""
-
-_IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
-_MEMBER_BYTES = 1 << 30
-"""Size above which a member of a tar is not an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +55,12 @@ class LabelledPicture:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A split of labelled images. `items` reads them again at each call, in the same order.
-
-    splits: those that there are. templates: sentences that the set brings, or nothing.
-    """
+    """A split of labelled images. `items` reads them again at each call, in the same order."""
 
     name: str
     split: str
-    splits: tuple[str, ...]
     classes: tuple[ClassName, ...]
     items: Callable[[], Iterator[LabelledPicture]]
-    templates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,18 +87,18 @@ def open_labelled(source: EvaluationData, split: str, detector: str) -> Labelled
     if source.is_dataset:
         other = next((name for name in source.data if is_benchmark(name) or name.startswith(("coco:", "boxes:"))), None)
         if other is not None:
-            raise ConfigError("--data", f"{other} does not label images; give classes:DIR, wds:DIR or a dataset")
+            raise ConfigError("--data", f"{other} does not label images; give classes:DIR or a dataset")
         return _of_dataset(source, split, detector)
     if len(source.data) > 1:
         raise ConfigError("--data", f"{source.data[0]} is evaluated alone, not beside other data")
     [data] = source.data
     if source.labels is not None:
         raise ConfigError("--labels", f"is for datasets; {data} brings its own labels")
-    kind, _, path = data.partition(":")
+    path = data.partition(":")[2]
     place = Path(path)
     if not path or not place.is_dir():
         raise InputError(data, "no such folder")
-    return (_of_folders if kind == "classes" else _of_tars)(data, place, split, source.classes)
+    return _of_folders(data, place, split, source.classes)
 
 
 # --- the classes
@@ -207,6 +186,11 @@ def _read_text(file: Path) -> str:
         raise InputError(str(file), f"cannot be read ({getattr(e, 'strerror', None) or 'not UTF-8'})") from None
 
 
+def lines_of(file: Path) -> list[str]:
+    """Lines of a UTF-8 file that are not empty, stripped. Raises InputError."""
+    return [line.strip() for line in _read_text(file).split("\n") if line.strip()]
+
+
 def _find_class_list(place: Path) -> Path | None:
     return next((place / name for name in ("classes.txt", "classes.json") if (place / name).is_file()), None)
 
@@ -228,89 +212,7 @@ def _of_folders(data: str, place: Path, split: str, given: Path | None) -> Label
         for path, key in files:
             yield LabelledPicture(BenchmarkPicture(str(path.relative_to(place)), path), numbers[key])
 
-    return Labelled(data, split if folders else "all", tuple(folders), classes, items)
-
-
-# --- tars
-
-
-def _of_tars(data: str, place: Path, split: str, given: Path | None) -> Labelled:
-    folders = {
-        s: place / n for s, names in SPLIT_FOLDERS.items() for n in names if (place / n / "nshards.txt").is_file()
-    }
-    if split not in folders:
-        known = ", ".join(folders) or "none"
-        raise ConfigError("--split", f"{data} lacks the split {split} (a folder with nshards.txt); it has {known}")
-    listed = given or _find_class_list(place)
-    classes = read_classes(listed) if listed else _of_classnames(place / "classnames.txt")
-    tars = [folders[split] / f"{number}.tar" for number in range(_count(folders[split] / "nshards.txt"))]
-    file = place / "zeroshot_classification_templates.txt"
-    templates = tuple(lines_of(file)) if file.is_file() else ()
-
-    def items() -> Iterator[LabelledPicture]:
-        for tar in tars:
-            for key, content, label in _samples(tar):
-                if not 0 <= label < len(classes):
-                    raise InputError(f"{tar}: {key}", f"label {label}, but there are {len(classes)} classes")
-                yield LabelledPicture(BenchmarkPicture(f"{tar.stem}/{key}", content), label)
-
-    return Labelled(data, split, tuple(folders), classes, items, templates)
-
-
-def _of_classnames(file: Path) -> tuple[ClassName, ...]:
-    """The number of a class is that of its line, so none may be empty."""
-    names = [line.strip() for line in _read_text(file).rstrip().split("\n")]
-    if not all(names):
-        raise InputError(f"{file}:line {names.index('') + 1}", "empty line; line N names the class of label N - 1")
-    return check_names(str(file), [ClassName(str(number), (name,)) for number, name in enumerate(names)])
-
-
-def lines_of(file: Path) -> list[str]:
-    """Lines of a UTF-8 file that are not empty, stripped. Raises InputError."""
-    return [line.strip() for line in _read_text(file).split("\n") if line.strip()]
-
-
-def _count(file: Path) -> int:
-    lines = lines_of(file)
-    if len(lines) != 1 or not lines[0].isascii() or not lines[0].isdigit() or len(lines[0]) > 9:
-        raise InputError(str(file), "not a number of tars")
-    return int(lines[0])
-
-
-def _samples(tar: Path) -> Iterator[tuple[str, bytes, int]]:
-    """(key, image, label) of each sample: neighbours in the tar with one name up to its first dot, folders aside."""
-    from training.data.plain_tars import files_of  # Arrow: the command line reads this module for KINDS
-
-    found: dict[str, bytes] = {}
-    last = ""
-    try:
-        with tarfile.open(tar) as opened:
-            for member in files_of(opened):
-                folder, slash, name = member.name.removeprefix("./").rpartition("/")
-                stem, _, suffix = name.partition(".")
-                key = f"{folder}{slash}{stem}"
-                if key != last:
-                    yield from _sample(tar, last, found)
-                    last, found = key, {}
-                reader = opened.extractfile(member) if member.size < _MEMBER_BYTES else None
-                if reader is not None and suffix.lower() in (*_IMAGES, "cls"):
-                    found[suffix.lower()] = reader.read()
-    except InputError:
-        raise
-    except Exception as e:  # tarfile's own, those of a decompressor, OSError; hostile headers raise others
-        raise InputError(str(tar), f"cannot be read ({getattr(e, 'strerror', None) or first_line(e)})") from None
-    yield from _sample(tar, last, found)
-
-
-def _sample(tar: Path, key: str, found: Mapping[str, bytes]) -> Iterator[tuple[str, bytes, int]]:
-    image = next((data for suffix, data in found.items() if suffix in _IMAGES), None)
-    if image is None or "cls" not in found:
-        return
-    try:
-        label = int(found["cls"].decode("ascii"))
-    except ValueError:
-        raise InputError(f"{tar}: {key}.cls", "not a number of a class") from None
-    yield key, image, label
+    return Labelled(data, split if folders else "all", classes, items)
 
 
 # --- a dataset
@@ -341,8 +243,7 @@ def _of_dataset(source: EvaluationData, split: str, detector: str) -> Labelled:
         if not any_label:
             raise InputError(str(source.labels), f"labels none of the samples in the {split} split of {dataset.name}")
 
-    splits = tuple(name for name in SPLITS if dataset.samples[name])
-    return Labelled(" ".join(source.data), split, splits, classes, items)
+    return Labelled(" ".join(source.data), split, classes, items)
 
 
 def boxes_of_flat(flat: Sequence[float]) -> tuple[tuple[float, float, float, float], ...]:

@@ -135,9 +135,6 @@ TITLES: dict[str, Words] = {
     "retrieval": ("Retrieval: images and texts", "图文检索"),
     "zero-shot": ("Zero-shot classification", "零样本分类"),
     "regions": ("Region classification", "区域分类"),
-    "probe": ("Linear probe and nearest neighbours", "线性探测与近邻"),
-    "image-to-image": ("Search by image", "以图搜图"),
-    "text-to-text": ("Search by text", "以文搜文"),
 }
 
 ABOUT: dict[str, Words] = {
@@ -154,18 +151,6 @@ ABOUT: dict[str, Words] = {
         "by the box cut out and embedded as an image, as a CLIP would.",
         "每个框归入名称最接近的类别：一种用图像塔对该框单独给出的特征，另一种像 CLIP 那样把框裁出来当作一张图。",
     ),
-    "probe": (
-        "How well frozen image features separate the classes: a logistic regression, and a nearest-neighbour vote.",
-        "冻结的图像特征对类别了解多少：逻辑回归，以及最近邻投票。",
-    ),
-    "image-to-image": (
-        "Every image is a query for others that show the same.",
-        "每张图片寻找内容相同的其他图片。",
-    ),
-    "text-to-text": (
-        "Every text is a query for the other texts of its image.",
-        "每条文本寻找同一张图片的其他文本。",
-    ),
 }
 
 PARTS: dict[str, Words] = {
@@ -174,14 +159,17 @@ PARTS: dict[str, Words] = {
     "all": ("all", "全部"),
 }
 
+HEADLINES: dict[str, Words] = {
+    "retrieval": ("R@1 image → text", "R@1 图 → 文"),
+    "zero-shot": ("top-1", "top-1"),
+    "regions": ("top-1, box alone", "top-1，单独的框"),
+}
+
 GROUPS: dict[str, Words] = {
     "i2t": ("image → text", "图 → 文"),
     "t2i": ("text → image", "文 → 图"),
     "zero-shot": ("image → class", "图 → 类别"),
     "regions": ("box → class", "框 → 类别"),
-    "probe": ("image → class (linear probe)", "图 → 类别（线性探测）"),
-    "image-to-image": ("image → image", "图 → 图"),
-    "text-to-text": ("text → text", "文 → 文"),
 }
 
 _FIELDS: dict[str, Words] = {
@@ -194,11 +182,6 @@ _FIELDS: dict[str, Words] = {
     "templates": ("templates", "句式"),
     "templates_sha256": ("sha256 of the templates", "句式的 sha256"),
     "truth": ("truth", "真值"),
-    "train_images": ("images trained on", "训练图片"),
-    "dev_images": ("images of dev", "调参图片"),
-    "parts": ("parts", "划分方式"),
-    "probe": ("probe", "探测"),
-    "neighbours": ("neighbours", "近邻"),
     "hit": ("hit", "命中"),
     "towers": ("towers", "双塔"),
     "checkpoint": ("sha256 of the checkpoint", "检查点的 sha256"),
@@ -209,36 +192,19 @@ _CHINESE: dict[str, str] = {
     "a hit is a caption of the image; every caption is a query": "该图片的任一描述即为命中；每条描述各作一次查询",
     "a hit is the image's class": "图片所属的类别即为命中",
     "a hit is the box's class": "框所属的类别即为命中",
-    "a hit is another image of the class; copies of the image are not candidates": (
-        "同类的另一张图片即为命中；该图的副本不作候选"
-    ),
-    "a hit is another image with the same text leader; copies of the image are not candidates": (
-        "文本同簇的另一张图片即为命中；该图的副本不作候选"
-    ),
-    "a hit is another text of the image; copies of the text are not candidates": (
-        "同一图片的另一条文本即为命中；该文本的副本不作候选"
-    ),
     "annotated boxes": "人工标注的框",
-    "fifths by sha256 of images": "按图片 sha256 分为五份",
-    "splits train and dev": "划分 train 与 dev",
-    "a fifth of train is dev": "train 的五分之一用作 dev",
     "query": "查询塔",
     "key": "动量塔",
     "all": "全部",
 }
 
-_PATTERNS = (
-    (re.compile(r"boxes of detector (.+) with a score of (.+) or more"), r"检测器 \1 给出的、得分不低于 \2 的框"),
-    (re.compile(r"logistic regression, C (.+) by dev"), r"逻辑回归，C = \1（由 dev 选定）"),
-    (re.compile(r"(\d+) nearest by cosine"), r"余弦最近的 \1 个"),
-)
+_OF_DETECTOR = re.compile(r"boxes of detector (.+) with a score of (.+) or more")
 
 
 def chinese(text: str) -> str:
     """Chinese of a protocol's words; the English where no table has it."""
-    for pattern, words in _PATTERNS:
-        if match := pattern.fullmatch(text):
-            return match.expand(words)
+    if match := _OF_DETECTOR.fullmatch(text):
+        return match.expand(r"检测器 \1 给出的、得分不低于 \2 的框")
     return _CHINESE.get(text, text)
 
 
@@ -246,7 +212,7 @@ def _section(number: int, result: Mapping[str, Any]) -> Values:
     parts = [(name.partition(" ")[0], part) for name, part in parts_of(result)]
     main_name, main = parts[0]
     task = str(result["task"])
-    charts = (_recall_charts if task in ("retrieval", "image-to-image", "text-to-text") else _class_charts)(task, parts)
+    charts = _recall_charts(parts) if task == "retrieval" else _class_charts(task, parts)
     widest = max((chart["end"] for chart in charts), default=1.0)
     charts = [chart | {"end": widest} for chart in charts]  # side by side, so on one scale
     return {
@@ -263,18 +229,12 @@ def _section(number: int, result: Mapping[str, Any]) -> Values:
         "protocol": _protocol(result["protocol"]),
         "line": result["protocol"]["line"],
         "legend": [(name, PARTS[name]) for name, _ in parts] if len(parts) > 1 else [],
-        "headline": charts[0]["rows"][0]["bars"][0] | {"name": _headline(task)} if charts else None,
+        "headline": charts[0]["rows"][0]["bars"][0] | {"name": HEADLINES[task]} if charts else None,
         "charts": charts,
         "per_class": sorted(main.get("per_class", []), key=lambda row: (-row["top1"], -row["n"])),
         "pairs": main.get("worst_pairs", []),
         "groups": _groups(result.get("examples", [])),
     }
-
-
-def _headline(task: str) -> Words:
-    names = {"retrieval": ("R@1 image → text", "R@1 图 → 文"), "regions": ("top-1, box alone", "top-1，单独的框")}
-    names |= {"probe": ("top-1, linear probe", "top-1，线性探测"), "zero-shot": ("top-1", "top-1")}
-    return names.get(task, ("R@1", "R@1"))
 
 
 def _protocol(protocol: Mapping[str, Any]) -> list[tuple[Words, Words]]:
@@ -291,12 +251,11 @@ def _protocol(protocol: Mapping[str, Any]) -> list[tuple[Words, Words]]:
 Part = tuple[str, Mapping[str, Any]]
 
 
-def _recall_charts(task: str, parts: Sequence[Part]) -> list[Values]:
+def _recall_charts(parts: Sequence[Part]) -> list[Values]:
     """One figure per direction, its rows are k."""
-    directions = ("i2t", "t2i") if task == "retrieval" else (task,)
     charts = []
-    for direction in directions:
-        of_parts = [(name, part[direction] if task == "retrieval" else part) for name, part in parts]
+    for direction in ("i2t", "t2i"):
+        of_parts = [(name, part[direction]) for name, part in parts]
         rows = [(f"R@{k}", f"R@{k}", [_bar(name, p, f"r{k}", f"chance_r{k}") for name, p in of_parts]) for k in KS]
         queries = of_parts[0][1]["queries"]
         median = f"{of_parts[0][1]['median_rank']:,.0f}"
@@ -311,8 +270,6 @@ def _class_charts(task: str, parts: Sequence[Part]) -> list[Values]:
     if task == "regions" and "crop" in parts[0][1]:
         ways = [("", ("box alone: the tower's region", "单独的框：图像塔的区域特征"))]
         ways.append(("crop", ("crop of the box, as a CLIP does it", "裁出的框：CLIP 的做法")))
-    if task == "probe":
-        ways = [("", ("linear probe", "线性探测")), ("knn", ("nearest neighbours", "最近邻"))]
     charts = []
     for way, title in ways:
         of_parts = [(name, part[way] if way else part) for name, part in parts]

@@ -17,8 +17,8 @@ from training.weights.load import Loaded
 
 Result = dict[str, Any]
 
-_COUNTS = ("samples", "n", "queries")
-"""Names of the number of queries in figures: those of retrieval, of a classification, of a search within one kind."""
+_COUNTS = ("samples", "n")
+"""Names of the number of queries in figures: of retrieval, of a classification."""
 
 
 def head(

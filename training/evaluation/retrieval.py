@@ -1,10 +1,9 @@
 """Retrieval figures from features: recall at k both ways, median rank, chance, and bootstrap intervals.
 
 Every image asks for its texts among all texts, every text for its images among all images; which pairs are hits is
-said by `Clusters` (near-copies are not mistakes) or by `Captions` (several captions per image). Items of one kind that
-ask for one another (texts for texts, images for images) are `Peers`. Because a query may have
-many hits, chance is not k / N; it is computed for each query from its own number of hits, in the same averages as the
-recall itself. Intervals are percentiles over resampled images, each with all of its captions: captions of one image
+said by `Clusters` (near-copies are not mistakes) or by `Captions` (several captions per image). Because a query may
+have many hits, chance is not k / N; it is computed for each query from its own number of hits, in the same averages as
+the recall itself. Intervals are percentiles over resampled images, each with all of its captions: captions of one image
 are not independent queries. The seed is fixed, so equal ranks have equal intervals.
 
 All similarities are computed once, in float32, for both directions, in tiles of images x texts that fit a core's cache:
@@ -28,7 +27,7 @@ import numpy.typing as npt
 
 from training.errors import InputError
 from training.evaluation.classification import RESAMPLES, Bounds, percentiles
-from training.evaluation.hits import Features, Hits, Ids, Mask, Peers
+from training.evaluation.hits import Features, Hits, Ids, Mask
 
 if TYPE_CHECKING:
     import torch
@@ -133,8 +132,7 @@ def rank(image_ND: Features, text_MD: Features, hits: Hits, device: torch.device
     # Without a hit, the rank is 0: nothing is as similar as 2.
     best_N[hits_N == 0], best_M[hits_M == 0] = 2, 2
     counter = _Counter(image_ND, text_MD, best_N, best_M, device)
-    uncounted = hits.uncounted if isinstance(hits, Peers) else hits.pairs
-    for start, stop, image_P, text_P in _hit_blocks(uncounted, hits.images, hits.texts):
+    for start, stop, image_P, text_P in _hit_blocks(hits.pairs, hits.images, hits.texts):
         counter.add(start, stop, image_P, text_P)
     image_N, text_M = np.where(hits_N > 0, 1 + counter.above_N, 0), np.where(hits_M > 0, 1 + counter.above_M, 0)
     return Ranks(image_N, text_M, hits_N, hits_M, hits.unit())
@@ -161,32 +159,19 @@ def figures(
     )
 
 
-def peer_figures(ranks: Ranks, peers: Peers, asks: Mask | None = None) -> Direction:
-    """The one direction of items that ask for one another, with intervals; `asks`: a mask [N] of queries.
-
-    Raises InputError where no item has a hit.
-    """
-    asks_N = (ranks.text_hits_M > 0) & (True if asks is None else asks)
-    if not asks_N.any():
-        raise InputError("retrieval", "no query has a hit among the candidates")
-    intervals = _intervals(ranks, asks_N, asks_N)[1]
-    return _direction(ranks.text_M[asks_N], ranks.text_hits_M[asks_N], peers.candidates()[asks_N], intervals)
-
-
-def chance_recall(total: int | Ids, hits_N: Sequence[int] | Ids, k: int) -> float:
+def chance_recall(total: int, hits_N: Sequence[int] | Ids, k: int) -> float:
     """Expected recall at k of a random ranking of `total` candidates, averaged over queries with `hits_N` hits each.
 
-    1 - C(N-h, k) / C(N, k): the chance that k draws without replacement meet one of h hits. total: of all queries, or
-    of each.
+    1 - C(N-h, k) / C(N, k): the chance that k draws without replacement meet one of h hits.
     """
     hits = np.asarray(hits_N, dtype=np.float64)
     misses = np.ones_like(hits)
     for drawn in range(k):
-        misses *= np.clip((total - hits - drawn) / np.maximum(np.asarray(total) - drawn, 1), 0.0, 1.0)
+        misses *= np.clip((total - hits - drawn) / max(total - drawn, 1), 0.0, 1.0)
     return float(np.mean(1 - misses))
 
 
-def _direction(rank_Q: Ids, hits_Q: Ids, candidates: int | Ids, intervals: dict[int, Bounds] | None) -> Direction:
+def _direction(rank_Q: Ids, hits_Q: Ids, candidates: int, intervals: dict[int, Bounds] | None) -> Direction:
     return Direction(
         recall={k: float(np.mean(rank_Q <= k)) for k in KS},
         chance={k: chance_recall(candidates, hits_Q, k) for k in KS},

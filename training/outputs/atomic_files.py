@@ -40,6 +40,9 @@ CHECKPOINT_VERSION = 2
 INDEX = "checkpoint.json"
 """Names the files of a folder with their bytes and sha256; written last, so a folder that has it is whole."""
 
+_ADVICE = "; use an earlier checkpoint of its run, or move this one away and run the same command again"
+"""What to do about a damaged checkpoint."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -181,7 +184,7 @@ class VerifiedFolder:
                 raise CheckpointError(str(path)[:500], "missing from the checkpoint")
             if path.stat().st_size != size:
                 problem = f"{path.stat().st_size} bytes, but {size} in checkpoint.json: truncated or replaced"
-                raise CheckpointError(str(path), problem)
+                raise CheckpointError(str(path), problem + _ADVICE)
         return VerifiedFolder(folder, {file: digest for file, (_, digest) in files.items()})
 
     def verified_path(self, file: str) -> Path:
@@ -192,7 +195,7 @@ class VerifiedFolder:
             )
         path = self.folder / file
         if sha256_of(path) != self.files[file]:
-            raise CheckpointError(str(path), "its sha256 differs from checkpoint.json: damaged or replaced")
+            raise CheckpointError(str(path), f"its sha256 differs from checkpoint.json: damaged or replaced{_ADVICE}")
         return path
 
     def verify_all(self) -> None:

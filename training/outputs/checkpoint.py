@@ -26,15 +26,14 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from training.config import Config, from_dict, to_dict
+from training.config import Config, from_dict, read_record, to_dict
 from training.data.tokenizer import (
     JSON_FILE,
     VOCAB_FILE,
@@ -182,19 +181,10 @@ class Checkpoint:
 
     def state(self) -> RunState:
         """Progress of the run when it was saved. Raises CheckpointError."""
-        raw = self.sealed.object("state.json")
-        known = {f.name for f in fields(RunState)}
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
-        name = str(self.folder / "state.json")
         try:
-            state = RunState(**given)
-        except TypeError as e:
-            raise CheckpointError(name, f"lacks {str(e).rpartition(':')[2].strip()}") from None
-        try:
-            return TypeAdapter(RunState).validate_python(given)
-        except ValidationError as e:
-            wrong = ".".join(str(part) for part in e.errors()[0]["loc"][:1])
-            raise CheckpointError(name, f"{wrong}: {str(getattr(state, wrong))[:80]!r} is not a valid value") from None
+            return read_record(TypeAdapter(RunState), self.sealed.object("state.json"), str(self.folder / "state.json"))
+        except ConfigError as e:
+            raise CheckpointError(e.subject, e.problem) from None
 
     def _queues(self, model: BriVL) -> dict[str, Tensor]:
         tensors = self.tensors(QUEUES_FILE)
@@ -363,33 +353,6 @@ def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about
     (folder / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
     if isinstance(tokenizer, JsonTokenizer):
         (folder / JSON_FILE).write_text(tokenizer.content, encoding="utf-8")
-
-
-@contextmanager
-def suggest_intact(path: Path) -> Iterator[None]:
-    """Extend a CheckpointError about a damaged checkpoint of a run with the newest intact one and how to use it.
-
-    `path`: the checkpoint, or the run's folder for its newest."""
-    try:
-        yield
-    except CheckpointError as e:
-        damaged = path.resolve() if (path / INDEX).is_file() else latest(path)
-        if damaged is None or not STEP_FOLDER.fullmatch(damaged.name) or _is_whole(damaged):
-            raise
-        older = [folder for folder in folders(damaged.parent.parent) if step_of(folder) < step_of(damaged)]
-        whole = next((folder for folder in reversed(older) if _is_whole(folder)), None)
-        if whole is None:
-            raise
-        advice = f"give that one to eval, embed or --init, or move {damaged.name} away and run fit again"
-        raise CheckpointError(e.subject, f"{e.problem}; {whole} is intact: {advice}") from None
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        VerifiedFolder.open(folder).verify_all()
-    except CheckpointError:
-        return False
-    return True
 
 
 def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkpoint:

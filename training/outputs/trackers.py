@@ -1,7 +1,7 @@
-"""Trackers: TensorBoard, Weights & Biases or MLflow receive a run's metrics beside metrics.jsonl.
+"""Trackers: TensorBoard or Weights & Biases receive a run's metrics beside metrics.jsonl.
 
-W&B and MLflow are not dependencies: they are installed by the user, and set up by their own environment variables
-(WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). A resumed run writes into the run of the tracker that it began.
+W&B is not a dependency: it is installed by the user, and set up by its own environment variables (WANDB_MODE,
+WANDB_PROJECT, ...). A resumed run writes into the run of the tracker that it began.
 On Ray, `training.run.ray_job` exports metrics for Prometheus as well. A tracker that cannot be reached, or lacks a
 login, is one line before the first step, and of `fit --dry-run` too, which begins no run there.
 
@@ -10,7 +10,6 @@ Limits: metrics only; no files, no weights, no code leave the machine through he
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ def open_tracker(name: str, out: Path, step: int, config: Mapping[str, Any]) -> 
     if name == "none":
         return None
     kinds: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]]
-    kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+    kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb}
     with _tracker_errors(name):
         return kinds[name](out, step, config)
 
@@ -51,10 +50,6 @@ def check_tracker(name: str) -> None:
             import wandb
 
             wandb.login()
-        elif name == "mlflow":
-            import mlflow
-
-            mlflow.MlflowClient().search_experiments(max_results=1)
 
 
 @contextmanager
@@ -67,16 +62,6 @@ def _tracker_errors(name: str) -> Iterator[None]:
     except Exception as e:
         problem = (str(e).splitlines() or [type(e).__name__])[0]
         raise ConfigError("run.tracker", f"{name}: {problem}; or train without it: --set run.tracker=none") from None
-
-
-def _stored_name(path: Path, fresh: str = "") -> str:
-    """The name in a file, or `fresh`, which is then written to it. An empty file, left by a kill, does not count."""
-    known = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    if fresh and not known:
-        with atomic_file(path) as temporary:
-            temporary.write_text(fresh, encoding="utf-8")
-            flush(temporary)
-    return known or fresh
 
 
 class _TensorBoard:
@@ -97,10 +82,14 @@ class _Wandb:
     def __init__(self, out: Path, step: int, config: Mapping[str, Any]) -> None:
         import wandb
 
-        run_id = _stored_name(out / "wandb-id", uuid.uuid4().hex[:8])
+        name = out / "wandb-id"
+        if not name.exists():
+            with atomic_file(name) as temporary:
+                temporary.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+                flush(temporary)
         self._run: Any = wandb.init(
             project="wenlan",
-            id=run_id,
+            id=name.read_text(encoding="utf-8"),
             resume="allow",
             dir=str(out),
             name=out.name,
@@ -113,24 +102,3 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
-
-
-class _Mlflow:
-    def __init__(self, out: Path, step: int, config: Mapping[str, Any]) -> None:
-        import mlflow
-
-        self._client: Any = mlflow.MlflowClient()
-        self._run = _stored_name(out / "mlflow-id")
-        if not self._run:
-            experiment = self._client.get_experiment_by_name("wenlan")
-            number = self._client.create_experiment("wenlan") if experiment is None else experiment.experiment_id
-            self._run = _stored_name(out / "mlflow-id", self._client.create_run(number, run_name=out.name).info.run_id)
-            self._client.log_dict(self._run, dict(config), "config.json")
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            if math.isfinite(value):
-                self._client.log_metric(self._run, name, value, step=step)
-
-    def close(self) -> None:
-        self._client.set_terminated(self._run)

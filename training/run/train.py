@@ -105,15 +105,13 @@ def fit(
         locked_run(out, config.run.mirror) as start,
         nullcontext(leave_signal) if leave_signal is not None else leave_on_signal() as signal,
     ):
-        setup = on_all_ranks(lambda: _set_up(config, data, device, start, init, cache))
+
+        def set_up_rank() -> Setup:
+            resolved = with_saved_compat(config, start or init)
+            return set_up(resolved, data, device, start=start, init=init, cache=cache)
+
+        setup = on_all_ranks(set_up_rank)
         return _Run(setup, out, start, tracker).go(signal, save=save)
-
-
-def _set_up(
-    config: Config, data: Sequence[str], device: torch.device, start: Path | None, init: Path | None, cache: Path | None
-) -> Setup:
-    with nullcontext() if start is None else checkpoint.suggest_intact(start):
-        return set_up(with_saved_compat(config, start or init), data, device, start=start, init=init, cache=cache)
 
 
 class _Run:

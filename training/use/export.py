@@ -36,7 +36,7 @@ from training.config import Config, to_dict
 from training.data.tokenizer import JsonTokenizer, is_code, vocabulary_text
 from training.errors import ConfigError
 from training.outputs.atomic_files import atomic_file, write_errors, write_tensors
-from training.outputs.checkpoint import TOWERS, Checkpoint, open_checkpoint, suggest_intact
+from training.outputs.checkpoint import TOWERS, Checkpoint, open_checkpoint
 from training.records import Batch
 from training.weights.load import Loaded, load
 from training.weights.transformers_folder import export_transformers
@@ -66,9 +66,8 @@ def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
 
 
 def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
-    with suggest_intact(path):
-        opened = open_checkpoint(path, TOWERS)
-        towers = opened.tensors("towers.safetensors")
+    opened = open_checkpoint(path, TOWERS)
+    towers = opened.tensors("towers.safetensors")
     about = {"format": "pt", "wenlan": "query towers", **_metadata(opened)}
     with atomic_file(out) as temporary:
         write_tensors(temporary, towers, about)
@@ -98,8 +97,7 @@ def _export_released(path: Path, out: Path) -> dict[str, Any]:
 
     from training.weights.released import to_released
 
-    with suggest_intact(path):
-        learnable = to_released(open_checkpoint(path))
+    learnable = to_released(open_checkpoint(path))
     with atomic_file(out) as temporary, temporary.open("wb") as file:  # of a path torch hides why it cannot be written
         torch.save({"learnable": learnable}, file)
     return {"out": [str(out)], "format": "brivl-1.0", "tensors": len(learnable)}

@@ -30,7 +30,7 @@ from training.data.loader import Loader, Share
 from training.data.transforms import UnreadableImage, decode_square, input_boxes
 from training.errors import CheckpointError, ConfigError
 from training.outputs.background import Background
-from training.outputs.checkpoint import TOWERS, Checkpoint, open_checkpoint, suggest_intact
+from training.outputs.checkpoint import TOWERS, Checkpoint, open_checkpoint
 from training.records import Batch
 
 if TYPE_CHECKING:
@@ -184,17 +184,16 @@ def load(path: Path, device: str, towers: Towers = "query", precision: Precision
     from training.moco import BriVL
 
     where = prepare_device(device)
-    with suggest_intact(path):
-        checkpoint = open_checkpoint(path, (*TOWERS, KEY_FILE) if towers == "key" else TOWERS)
-        # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
-        config = checkpoint.config
-        moco = replace(config.moco, objective="clip", objective_options={})
-        alone = replace(config, moco=moco, run=replace(config.run, accumulate=1))
-        with _without_random_weights():
-            model = BriVL(alone, load_weights=False)
-        checkpoint.load_towers(model)
-        if towers == "key":
-            _take_keys(checkpoint, model)
+    checkpoint = open_checkpoint(path, (*TOWERS, KEY_FILE) if towers == "key" else TOWERS)
+    # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
+    config = checkpoint.config
+    moco = replace(config.moco, objective="clip", objective_options={})
+    alone = replace(config, moco=moco, run=replace(config.run, accumulate=1))
+    with _without_random_weights():
+        model = BriVL(alone, load_weights=False)
+    checkpoint.load_towers(model)
+    if towers == "key":
+        _take_keys(checkpoint, model)
     return Loaded(checkpoint, model.to(where).eval(), where, precision)
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from pipeline.report.section import Section
 
 ORDER = (
-    "faults state totals remarks gates dataset samples funnel data_profile sources texts shapes watermark "
+    "faults state totals remarks gates dataset samples funnel sources texts shapes watermark "
     "pair_scores balance drift duplicates semantic_duplicates cost"
 )
 """Their names, in the order of the page."""

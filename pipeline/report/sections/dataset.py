@@ -1,4 +1,4 @@
-"""Section `dataset`: the dataset before and after this build: totals, hosts and words that are new or that it lacked.
+"""Section `dataset`: the dataset before and after this build: totals, and hosts that are new or that it lacked.
 
 Nothing is ever missing from the dataset because a crawl did not find it again. So `vanished` is what the release has
 and this build came across nowhere, neither in what it kept nor in what was known.
@@ -12,15 +12,13 @@ from pipeline.decisions import DropReason
 from pipeline.report import dataset, drift
 from pipeline.report.dataset import EarlierRelease
 from pipeline.report.section import Material, Section, Values
-from pipeline.report.words import known_words, ranked
+from pipeline.report.words import ranked
 from pipeline.store.build import shard_files
 from pipeline.store.sql import Tables, host
 from pipeline.store.takedowns import Takedowns
 
 LISTED = 20
-"""Most hosts, and words, of each list."""
-SEVERAL = 2
-"""Samples in which a word must occur to be listed."""
+"""Most hosts of each list."""
 
 
 def figures(material: Material, inputs: Values) -> Values:
@@ -38,9 +36,8 @@ def compared(material: Material, before: EarlierRelease, inputs: Values) -> Valu
     earlier = [part.report for part in before.parts if part.report is not None]
     base = [part.report for part in staying if part.report is not None]
     old, new = dataset.total_of(earlier, f"{build.spec.name}@{before.release}"), dataset.total_of([*base, now], "")
-    hosts, words = known_hosts(material.tables, old["image_domains"]), known_words(material.tables)
+    hosts = known_hosts(material.tables, old["image_domains"])
     hosts.update({row["name"]: row["count"] for row in inputs["image_domains"]})
-    words.update(inputs["vocabulary"])
     takedowns = build.store.takedowns()
     return {
         "name": build.spec.name,
@@ -57,10 +54,6 @@ def compared(material: Material, before: EarlierRelease, inputs: Values) -> Valu
         "hosts": {
             "new": new_of(_counts(inputs["image_domains"]), _counts(old["image_domains"]), takedowns),
             "vanished": new_of(_counts(old["image_domains"]), hosts, takedowns, old["totals"]["kept"]),
-        },
-        "words": {
-            "new": _several(Counter(inputs["vocabulary"]), dataset.words(earlier)),
-            "vanished": _several(dataset.words(earlier), words),
         },
     }
 
@@ -83,11 +76,6 @@ def new_of(counted: Counter[str], others: Counter[str], takedowns: Takedowns, to
     return [row for row in rows if not takedowns.host(f"http://{row['name']}/")]
 
 
-def _several(counted: Counter[str], others: Counter[str]) -> list[Values]:
-    missing = Counter({name: n for name, n in counted.items() if n >= SEVERAL and not others[name]})
-    return [{"name": name, "count": n} for name, n in ranked(missing, LISTED)]
-
-
 HTML = """
 {% if dataset %}
 <section id="dataset">
@@ -104,8 +92,8 @@ HTML = """
     "be compared.", "该版本的清单已不再保留，无法对比。") }}</p>
   {% else %}
   {% if dataset.missing %}<p class="note">{{
-    t("The reports of these builds are missing, so hosts, words and drift do not include them:",
-      "以下构建的报告已缺失，未计入域名、词语与漂移：") }} {% for name in dataset.missing -%}
+    t("The reports of these builds are missing, so hosts and drift do not include them:",
+      "以下构建的报告已缺失，未计入域名与漂移：") }} {% for name in dataset.missing -%}
     <code>{{ name }}</code> {% endfor %}</p>{% endif %}
   <div class="scroll" tabindex="0"><table class="growth">
     <caption class="hide">Samples by split, shards and size of the dataset before and after this build</caption>
@@ -125,31 +113,12 @@ HTML = """
     {% endfor %}
     </tbody></table></div>
   <div class="grid two">
-    {% for part, title, title_zh in (("hosts", "image hosts", "图像域名"), ("words", "words", "词语")) %}
-    {% set of = dataset[part] %}
-    <div class="card"><h3>{{ t("New " ~ title, "新出现的" ~ title_zh) }}</h3>
-    {%- if of.new %}{% if part == "hosts" %}{{ bars(of.new, "New " ~ title) }}{% else %}{{
-      word_list(of.new) }}{% endif %}
-    {%- else %}<p class="muted">{{ t("None.", "无。") }}</p>{% endif %}
-      <h3>{{ t("Not seen this time: " ~ title ~ " of the release", "本次未见的" ~ title_zh) }}</h3>
-    {%- if of.vanished %}{% if part == "hosts" %}{{ bars(of.vanished, "Not seen: " ~ title) }}{% else %}{{
-      word_list(of.vanished) }}{% endif %}
+    {% for name, title, title_zh in (("new", "New image hosts", "新出现的图像域名"),
+      ("vanished", "Not seen this time: image hosts of the release", "本次未见的图像域名")) %}
+    <div class="card"><h3>{{ t(title, title_zh) }}</h3>
+    {%- if dataset.hosts[name] %}{{ bars(dataset.hosts[name], title) }}
     {%- else %}<p class="muted">{{ t("None.", "无。") }}</p>{% endif %}</div>
     {% endfor %}
-    <div class="card"><h3>{{ t("Drift", "漂移") }}</h3>
-    {% set whole = dataset.drift.distributions %}
-    <p>{{ t("The whole dataset, compared with the previous release", "整个数据集与之前版本相比") }}: {% if whole -%}
-      <b class="level {{ whole[0].level }}">{{ level(whole[0].level) }}</b> ({{
-      t(whole[0].title, whole[0].title_zh) }} {{ "%.3f" | format(whole[0].psi) }}){% else %}–{% endif %}</p>
-    {% set fresh = drift.distributions if drift else [] %}
-    <p>{{ t("New data only", "仅新增部分") }}: {% if fresh -%}
-      <b class="level {{ fresh[0].level }}">{{ level(fresh[0].level) }}</b> ({{
-      t(fresh[0].title, fresh[0].title_zh) }} {{ "%.3f" | format(fresh[0].psi) }}){% else %}–{% endif %}</p>
-    {% if fresh and drift.samples | min < drift.few %}<p class="muted small">{{ drift.samples[1] | n }} {{
-      t("samples, compared with", "个样本，对比") }} {{ drift.samples[0] | n }} {{
-      t("of the previous build: too few for a reliable index, so no gate checks it.",
-        "个上次构建的样本：数量太少，指数多为偶然，门槛不予判断。") }}</p>{% endif %}
-    <p class="small"><a href="#drift">{{ t("All distributions", "全部分布") }}</a></p></div>
   </div>
   {% endif %}
 </section>

@@ -39,14 +39,6 @@ HTML = """
       </tr></thead><tbody>{% for r in drift.reasons[:12] %}<tr><th scope="row">{{ word(r.name) }}</th>
       {{- td("%.1f%%" | format(100 * r.share_before)) }}{{ td("%.1f%%" | format(100 * r.share_now)) }}</tr>
       {%- endfor %}</tbody></table></div>
-    {% if not dataset %}
-    <div class="card"><h3>{{ t("New image hosts", "新出现的图像域名") }}</h3>
-    {%- if drift.domains.new %}{{ bars(drift.domains.new, "New image hosts") }}
-    {%- else %}<p>{{ t("None.", "无。") }}</p>{% endif %}
-      <h3>{{ t("Image hosts no longer seen", "消失的图像域名") }}</h3>
-    {%- if drift.domains.lost %}{{ bars(drift.domains.lost, "Image hosts no longer seen") }}
-    {%- else %}<p>{{ t("None.", "无。") }}</p>{% endif %}</div>
-    {% endif %}
     {% endif %}
   </div>
 </section>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.report.funnel import StageFunnel, accounts
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.stage import in_funnel
+from pipeline.store.build import in_funnel
 
 
 def figures(material: Material, inputs: Values) -> Values:

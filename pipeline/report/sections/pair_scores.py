@@ -1,8 +1,8 @@
 """Section `pair_scores`: how well pictures and texts fit, by source; the pairs that fit best and worst, in pictures.
 
 Histograms hold all scores, and, where a filter judges them, those of the pairs that it kept. The best
-and worst pairs are shown as they came to the filter and as it left them, and at each of its limits the pairs that are
-nearest to it on either side. Empty for a spec without `pair_score`.
+and worst pairs are shown as they came to the filter, and at each of its limits the pairs that are nearest to it on
+either side. Empty for a spec without `pair_score`.
 
 Limits: thumbnails stop at a budget of bytes, so that the page stays below 5 MB. Of many sources those with the most
 pairs have a histogram.
@@ -71,16 +71,6 @@ def scores(material: Material) -> Values | None:
         "pairs": build.counted("curate.score", "pairs"),
         "scored": every.total(),
         "kept": sum(own.total() for own in after.values()) if filters else None,
-        "sources": [
-            {
-                "name": source,
-                "pairs": before[source].total(),
-                "kept": after[source].total(),
-                "quartiles": _quartiles(before[source]),
-                "cuts": [of_filter[source].score for of_filter in cuts if source in of_filter],
-            }
-            for source in shown
-        ],
         "histograms": [
             _histogram(source, edges, before[source], after[source], filters, cuts) for source in shown[:SOURCES]
         ],
@@ -92,9 +82,6 @@ def _groups(filters: Sequence[PairFilter], cuts: Cuts) -> Iterator[tuple[str, st
     """(name, limit, which pairs, the order of which the first are shown, how many) of each group, as SQL."""
     yield "best", "", "true", "-units", SHOWN
     yield "worst", "", "true", "units", SHOWN
-    if filters:
-        yield "best_kept", "", "kept", "-units", SHOWN
-        yield "worst_kept", "", "kept", "units", SHOWN
     for f, of_filter in zip(filters, cuts, strict=True):
         passes = "true"
         if isinstance(f, PairScore):
@@ -176,13 +163,6 @@ def _limits(
         yield "top_share", f.top_share, cut, sum(within.values()) - sum(after[u] for u in within)
 
 
-def _quartiles(counts: Counter[int]) -> list[float]:
-    """The scores below which a quarter, half and three quarters of the pairs lie."""
-    ordered = sorted(counts)
-    ends = np.cumsum([counts[units] for units in ordered])
-    return [ordered[int(np.searchsorted(ends, share * ends[-1]))] / UNITS for share in (0.25, 0.5, 0.75)]
-
-
 HTML = """
 {% if pair_scores %}
 <section id="pair_scores">
@@ -204,19 +184,8 @@ HTML = """
     t("kept", "保留") }}</span> <span><i class="own"></i> {{ t("dropped by its score", "因得分丢弃") }}</span>
     <span><i class="limit"></i> {{ t("limit", "限值") }}</span></p>{% endif %}
   <div class="grid">{% for h in pair_scores.histograms %}{{ histogram(h) }}{% endfor %}</div>
-  <div class="scroll" tabindex="0"><table>
-    <caption class="hide">Scores by source</caption>
-    <thead><tr>{{ th("source", "来源") }}{{ th("pairs", "图文对", "num") }}{{ th("kept", "保留", "num") -}}
-    <th scope="col" class="num">25%</th>{{ th("median", "中位数", "num") }}<th scope="col" class="num">75%</th>
-    {%- if pair_scores.sources | selectattr("cuts") | list %}{{ th("score at the cut", "所取比例止于", "num") -}}
-    {% endif %}</tr></thead>
-    <tbody>{% for s in pair_scores.sources %}<tr><th scope="row">{{ s.name }}</th>{{ td(s.pairs | n) }}
-    {{- td(s.kept | n) }}{% for q in s.quartiles %}{{ td("%.4f" | format(q)) }}{% endfor %}
-    {%- for cut in s.cuts %}{{ td("%.4f" | format(cut)) }}{% endfor %}</tr>{% endfor %}</tbody></table></div>
   {% set words = {
     "best": ("Best match", "得分最高"), "worst": ("Worst match", "得分最低"),
-    "best_kept": ("Best match among those kept", "过滤后得分最高"),
-    "worst_kept": ("Worst match among those kept", "过滤后得分最低"),
     "just_dropped": ("Just dropped", "刚好丢弃"), "just_kept": ("Just kept", "刚好保留")} %}
   {% for group in pair_scores.groups if group.rows %}
   {% if loop.index0 < 2 %}<div class="cluster"><h3>{{ t(*words[group.name]) }}</h3>

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.report.measures import add_bins
 from pipeline.report.section import Material, Section, Values
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    """The rows of the sheet, each with its `picture`, a data: URI that index.html shows and report.json leaves out.
-
-    `measured`: names of the histograms in which a row has a bar (its `bins`).
-    """
-    sheet = material.chosen_rows.sheet
-    measured = add_bins(material.build, material.tables, sheet)
-    return {"sheet": sheet, "not_shown": material.chosen_rows.hidden, "measured": measured}
+    """The rows of the sheet, each with its `picture`, a data: URI that index.html shows and report.json leaves out."""
+    return {"sheet": material.chosen_rows.sheet, "not_shown": material.chosen_rows.hidden}
 
 
 HTML = """
@@ -41,7 +35,6 @@ HTML = """
     {% set detectors = histograms | map(attribute="name") | select("starts", "regions/") | list %}
     {% if detectors | length > 1 %}<label>{{ t("Detector", "检测器") }} <select id="by-detector">
     {%- for d in detectors %}<option>{{ d[8:] }}</option>{% endfor %}</select></label>{% endif %}
-    <button type="button" id="by-bin" hidden></button>
     <output id="shown" aria-live="polite"></output>
   </form>
   <div id="sheet">
@@ -56,7 +49,7 @@ HTML = """
   <ul class="sheet">
   {% for row in rows %}
     <li class="sample {{ fate_class(row) }}" data-source="{{ row.source }}" data-reason="{{
-      row.reason or "kept" }}" data-bins="{% for name, bin in row.bins.items() %}{{ name }}:{{ bin }} {% endfor %}">
+      row.reason or "kept" }}">
       {{ picture(row) }}
       <p class="fate">{% if row.kept %}<span class="ok">✓ {{
         t("new", "新增") if dataset else t("kept", "保留") }}</span>

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.matching.semantic import MILLION
 from pipeline.report import earlier_samples
 from pipeline.report.section import Material, Section, Values, judges_limit
 from pipeline.store.sql import Tables
@@ -37,7 +36,7 @@ def duplicates(material: Material) -> Values | None:
     if own is None or not build.records("curate.semantic_dedup"):
         return None
     [compared] = build.records("curate.nearest")
-    limit = round(own.distance * MILLION)
+    limit = round(own.distance * 1_000_000)
     step = max(1.0, 1.5 * limit / BINS)
     bins = tables.rows(
         f"SELECT dropped, least(floor(millionths / {step}), {BINS - 1})::INTEGER AS bin, count(*) AS count, "
@@ -64,10 +63,10 @@ def duplicates(material: Material) -> Values | None:
 def _histogram(dropped: Mapping[int, int], beyond: Mapping[int, int], step: float, distance: float) -> Values:
     """Arguments of the macro `histogram`: kept, and dropped (`own`), by distance from the nearest leader."""
     bins = [
-        {"label": f"{at * step / MILLION:.3g}", "count": beyond.get(at, 0), "own": dropped.get(at, 0), "other": 0}
+        {"label": f"{at * step / 1_000_000:.3g}", "count": beyond.get(at, 0), "own": dropped.get(at, 0), "other": 0}
         for at in range(BINS)
     ]
-    at = round(distance * MILLION / step, 3)
+    at = round(distance * 1_000_000 / step, 3)
     limit = judges_limit("semantic_dedup", "distance", distance, [at], sum(dropped.values()))
     title = {"title": "Cosine distance from the nearest kept picture", "title_zh": "与最近保留图像的余弦距离"}
     own = {"name": "semantic_distance", **title}
@@ -92,7 +91,7 @@ def _group_values(material: Material, groups: Mapping[str, list[Values]]) -> lis
                 {
                     "leader": values.get(row["leader"]),
                     "other": values[row["candidate_id"]],
-                    "apart": round(row["millionths"] / MILLION, 4),
+                    "apart": round(row["millionths"] / 1_000_000, 4),
                 }
                 for row in rows
                 if row["candidate_id"] in values

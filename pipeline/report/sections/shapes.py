@@ -39,13 +39,8 @@ def figures(material: Material, inputs: Values) -> Values:
         ),
         "regions": [regions(tables, detector) for detector in detectors],
         "words": [{"name": name, "count": n} for name, n in words.ranked(in_texts, 40)],
-        "vocabulary": dict(words.ranked(in_texts, words.VOCABULARY)),
         "word_samples": len(lengths),
         "limits": limits.charts(material.build.spec, tables, drawn),
-        "cached_regions": {
-            "cached": material.build.counted("detect", "cached"),
-            "asked": material.build.counted("detect", "images") * len(detectors),
-        },
         "before": before,
     }
 
@@ -94,13 +89,12 @@ HTML = """
   <h2 id="limits">{{ t("What the limits of the filters keep and drop", "过滤器限值保留了什么、丢弃了什么") }}</h2>
   <p class="muted">{{ t("The dashed line is the limit in the spec. Counted are texts dropped by admit "
     "and pictures dropped by filter, but not duplicates, which pass every limit.",
-    "虚线为规格中的限值。此处统计准入阶段丢弃的文本和过滤阶段丢弃的图像；重复项都通过了限值，不计在内。") }}
-  <span class="scripted">{{ t("Click on a bar to see its samples.", "点击柱子查看其样本。") }}</span></p>
+    "虚线为规格中的限值。此处统计准入阶段丢弃的文本和过滤阶段丢弃的图像；重复项都通过了限值，不计在内。") }}</p>
   <p class="legend small" aria-hidden="true"><span><i class="bar"></i> {{ t("kept", "保留") }}</span>
     <span><i class="own"></i> {{ t("dropped for this limit", "因此限丢弃") }}</span>
     <span><i class="other"></i> {{ t("dropped for another reason", "因其他原因丢弃") }}</span>
     <span><i class="limit"></i> {{ t("limit", "限值") }}</span></p>
-  <div class="grid">{% for h in limits %}{{ histogram(h, before.get(h.name), true) }}{% endfor %}</div>
+  <div class="grid">{% for h in limits %}{{ histogram(h, before.get(h.name)) }}{% endfor %}</div>
   {% endif %}
   <h2>{{ t("Distributions of the samples kept", "保留样本的分布") }}</h2>
   {% if before %}<p class="muted small"><span class="swatch" aria-hidden="true"></span> {{
@@ -108,12 +102,10 @@ HTML = """
     drift.baseline }}</code></p>{% endif %}
   {% for r in regions %}<p class="small">{{ t("Regions per image", "每幅图像的区域数") }}, <code>{{
     r.detector }}</code>: {{ "%.1f" | format(r.mean) }} · {{
-    t("images without regions", "没有区域的图像") }}: {{ r.without | n }}
-  {%- if loop.first and cached_regions.asked %} · {{ t("from the cache", "来自缓存") }}: {{
-    cached_regions.cached | share(cached_regions.asked) }}{% endif %}</p>{% endfor %}
+    t("images without regions", "没有区域的图像") }}: {{ r.without | n }}</p>{% endfor %}
   {% set limited = limits | map(attribute="name") | list %}
   <div class="grid">{% for h in histograms if h.name not in limited %}{{
-    histogram(h, before.get(h.name), h.name in measured) }}{% endfor %}</div>
+    histogram(h, before.get(h.name)) }}{% endfor %}</div>
   <div class="grid two">
     <div class="card"><h3>{{ t("Words", "高频词") }} <span class="muted small">{{
       t("samples segmented", "分词样本") }}: {{ word_samples | n }}</span></h3>

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from pipeline.account import Account
 from pipeline.decisions import LOSSES
-from pipeline.report.funnel import Funnel, accounts, examples
+from pipeline.report.funnel import Funnel, accounts
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.build import Build
-from pipeline.store.stage import in_funnel
+from pipeline.store.build import Build, in_funnel
 
 SHOWN_FILES = 50
-
-SHOWN_PAGES = 8
-"""Pages without candidates that are shown with the evidence, in turn from each reason."""
 
 
 def figures(material: Material, inputs: Values) -> Values:
     return {
         "sources": by_source(material.build, material.candidates),
         "captures": [{"name": name, "count": count} for name, count in material.captures.reasons()],
-        "captures_shown": examples(material.build, SHOWN_PAGES, "capture") if material.captures.reasons() else [],
         "pages": pages(material.build, material.captures),
         "input": [row for name, own in accounts(material.build).items() for row in raw_input(name, own)],
         "lost": lost(material.build),
@@ -130,8 +125,6 @@ HTML = """
       {% endif %}
     {% endfor %}
     </tbody></table></div>{% endif %}
-  {% if captures_shown %}<details><summary>{{ t("some of them", "其中一些") }}</summary><ul class="small">
-    {% for line in captures_shown %}<li><code>{{ line }}</code></li>{% endfor %}</ul></details>{% endif %}
   {% if lost.files %}<p>{{ t("Lost to damage", "因损坏丢失") }}: {{ lost.lost_parts | n }} {{
     t("damaged parts", "处损坏") }}, {{ lost.lost_bytes | size }}{% if lost.lost_rows %}, {{ lost.lost_rows | n }} {{
     t("rows", "行") }}{% endif %} · {{ lost.lost_files | n }} {{ t("broken files", "个损坏文件") }}</p>

@@ -10,27 +10,11 @@ from pipeline.store.build import Build
 def figures(material: Material, inputs: Values) -> Values:
     funnel = material.candidates
     totals = {"candidates": funnel.total, "kept": funnel.kept, "dropped": funnel.dropped, "known": funnel.known}
-    apart = held_apart(material)
     return {
         "totals": totals,
         "splits": splits(material.build),
         "duplicates": material.chosen_rows.duplicates,
-        **({"held_apart": apart} if apart else {}),
     }
-
-
-def held_apart(material: Material) -> Values:
-    """Cost of texts that straddle no splits (`shards.apart: texts`); empty where they may, or gc has deleted it.
-
-    moved: pairs by their split's name without it and with it. texts: left out of pairs. dropped: pairs.
-    """
-    records = material.build.records("dedup.leaders")
-    if material.build.spec.shards.apart != "texts" or not records:
-        return {}
-    [record] = records
-    pairs = ((a, b, record.counts.get(f"moved_{a}_to_{b}", 0)) for a in SPLITS for b in SPLITS if a != b)
-    moved = [{"from": a, "to": b, "pairs": count} for a, b, count in pairs if count]
-    return {"moved": moved, "texts": record.counts["texts_left_out"], "dropped": record.counts["other_split"]}
 
 
 def splits(build: Build) -> list[Values]:
@@ -61,13 +45,6 @@ HTML = """
   <div class="tile"><b>{{ duplicates | n }}</b>{{ t("duplicates", "重复项") }} · {{
     duplicates | share(totals.candidates) }}</div>
 </section>
-{% if held_apart is defined %}
-<p class="muted" id="held-apart">{{ t("No text is in two splits.", "同一文本不跨划分。") }} {{
-  t("Pairs moved to another split because of their text:", "因文本改变划分的样本：") }} {% for m in held_apart.moved -%}
-  {{ m.from }} → {{ m.to }} {{ m.pairs | n }}{{ "" if loop.last else ", " }}{% else %}0{% endfor %}. {{
-  t("Texts removed:", "略去的文本：") }} {{ held_apart.texts | n }}. {{
-  t("Pairs dropped:", "丢弃的样本：") }} {{ held_apart.dropped | n }}.</p>
-{% endif %}
 """
 
 SECTION = Section("totals", HTML, figures)

@@ -9,7 +9,6 @@
   const samples = [...document.querySelectorAll("#sheet .sample")];
   const words = { en: "shown", zh: "项已显示" };
   let language = "en";
-  let bar = null; // the bar of a histogram whose samples are shown: {measure, bin, label, title}
 
   function filter() {
     if (!$("sheet")) return; // the index over many builds has none
@@ -19,7 +18,6 @@
       const fate = sample.dataset.reason;
       const fits = (!source || sample.dataset.source === source)
         && (!reason || fate === reason || (reason === "dropped" && fate !== "kept" && fate !== "known"))
-        && (!bar || sample.dataset.bins.split(" ").includes(`${bar.measure}:${bar.bin}`))
         && (!text || sample.textContent.toLowerCase().includes(text));
       sample.hidden = !fits;
       shown += fits;
@@ -27,50 +25,16 @@
     for (const list of document.querySelectorAll("#sheet > ul")) {
       list.previousElementSibling.hidden = ![...list.children].some((sample) => !sample.hidden); // its heading
     }
-    $("by-bin").hidden = !bar;
-    $("by-bin").textContent = bar ? `${bar.title.textContent}: ${bar.label} ✕` : "";
-    for (const g of document.querySelectorAll("g[role=button]")) {
-      const own = bar && g.dataset.bin === bar.bin && g.closest("figure").dataset.measure === bar.measure;
-      g.setAttribute("aria-pressed", String(Boolean(own)));
-    }
     $("shown").textContent = `${shown} / ${samples.length} ${words[language]}`;
   }
 
-  function show(chosen) { // the samples of a bar, or all of them again
-    const same = bar && chosen && bar.measure === chosen.measure && bar.bin === chosen.bin;
-    bar = same ? null : chosen;
-    filter();
-    if (bar) $("samples").scrollIntoView();
-  }
-
-  const counted = new Set(samples.flatMap((sample) => sample.dataset.bins.trim().split(" ")));
-  for (const figure of document.querySelectorAll("figure[data-measure]")) {
-    figure.querySelector("svg").setAttribute("role", "group"); // an image has no buttons in it
-    for (const g of figure.querySelectorAll("g[data-bin]")) {
-      const chosen = {
-        measure: figure.dataset.measure, bin: g.dataset.bin, label: g.dataset.label,
-        title: figure.querySelector("figcaption"),
-      };
-      if (!counted.has(`${chosen.measure}:${chosen.bin}`)) continue; // none of the samples here is counted in it
-      g.setAttribute("role", "button");
-      g.setAttribute("tabindex", "0");
-      g.addEventListener("click", () => show(chosen));
-      g.addEventListener("keydown", (event) => {
-        if (event.key !== "Enter" && event.key !== " ") return;
-        event.preventDefault();
-        show(chosen);
-      });
-    }
-  }
   for (const link of document.querySelectorAll("a[data-reason]")) {
     link.addEventListener("click", () => { // and the link leads to the samples
-      bar = null;
       $("by-source").value = $("by-text").value = "";
       $("by-reason").value = link.dataset.reason;
       filter();
     });
   }
-  $("by-bin")?.addEventListener("click", () => show(null));
 
   function translate(to, chosen) {
     language = to;

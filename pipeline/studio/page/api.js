@@ -34,9 +34,9 @@ export function get(path, query = {}, signal) {
   return ask(`/api/${path}${text ? `?${text}` : ""}`, { signal });
 }
 
-export function send(method, path, body) {
+export function send(path, body) {
   const headers = { "Content-Type": "application/json" };
-  return ask(`/api/${path}`, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  return ask(`/api/${path}`, { method: "POST", headers, body: body === undefined ? undefined : JSON.stringify(body) });
 }
 
 export function thumb(row, g, side, held = "") {

@@ -88,7 +88,7 @@ export function takedown(changed, done) {
 async function looked(asked, answer, done) {
   try {
     fill(answer, h("p", { class: "muted" }, t("running")));
-    const job = await ended(await send("POST", "takedown", asked));
+    const job = await ended(await send("takedown", asked));
     const line = h("p", { class: "command" }, h("code", {}, job.line));
     if (!job.confirmation) {
       const failed = job.code !== 0 && job.answer.matched === undefined;
@@ -116,7 +116,7 @@ function confirming(job, answer, done) {
     const output = h("div", {});
     answer.append(output);
     try {
-      const ran = await ended(await send("POST", "confirm", { confirmation: job.confirmation }), (now) => fill(output, h("p", { class: "muted" }, t("running")), lines(now)));
+      const ran = await ended(await send("confirm", { confirmation: job.confirmation }), (now) => fill(output, h("p", { class: "muted" }, t("running")), lines(now)));
       const partly = ran.answer.faults?.length > 0, carried = ran.code === 0 || partly;
       fill(output, h("p", { class: `note ${partly ? "" : carried ? "good" : "bad"}`, role: "alert" }, carried ? t(partly ? "partly_takedown" : "done_takedown") : t("failed", { code: ran.code })), faults(ran), lines(ran));
       output.scrollIntoView({ block: "nearest" });
@@ -142,14 +142,14 @@ function of(build, done) {
     event.preventDefault();
     const form = event.target.elements;
     try {
-      await send("POST", "word", { build: build.id, verdict: event.submitter.value, name: form.name.value, because: form.because.value });
+      await send("word", { build: build.id, verdict: event.submitter.value, name: form.name.value, because: form.because.value });
       await done();
       publish(done);
     } catch (error) { bad(answer, error); }
   };
   const go = async () => {
     try {
-      const job = await ended(await send("POST", "publish", { build: build.id }), (now) => fill(answer, h("p", { class: "muted" }, t("running")), lines(now)));
+      const job = await ended(await send("publish", { build: build.id }), (now) => fill(answer, h("p", { class: "muted" }, t("running")), lines(now)));
       fill(answer, h("p", { class: `note ${job.code === 0 ? "good" : "bad"}`, role: "alert" }, job.code === 0 ? t("published_now") : t("failed", { code: job.code })), lines(job));
       await done();
     } catch (error) { bad(answer, error); }

@@ -26,7 +26,6 @@ const PATHS = {
   keys: "M3 7h18v10H3zM7 11h.01M11 11h.01M15 11h.01M8 14h8",
   reload: "M20 11A8 8 0 1 0 18 17M20 5v6h-6",
   copy: "M9 9h11v11H9zM5 15H4V4h11v1",
-  star: "M12 4l2.5 5 5.5.8-4 3.9 1 5.5-5-2.7-5 2.7 1-5.5-4-3.9 5.5-.8z",
 };
 
 /** One of the studio's drawings. */

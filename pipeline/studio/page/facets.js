@@ -1,24 +1,22 @@
-// The first pane: saved views, and the facets with their counts.
+// The first pane: the facets with their counts.
 
-import { send } from "./api.js";
 import { fill, h, icon } from "./dom.js";
-import { asked, clear, isFiltered, state, toggle } from "./state.js";
+import { clear, isFiltered, state, toggle } from "./state.js";
 import { n, say, t } from "./words.js";
 
 const SHORT = 7;
 const unfolded = new Set(), telling = new Set();
-const folded = new Set(["sharpness", "entropy", "blankness", "subject", "split"]);
+const folded = new Set(["subject", "split"]);
 
 /** Draw the pane. counts: what the server answered; changed(): the choice is another one. */
-export function draw(pane, counts, changed, told) {
+export function draw(pane, counts, changed) {
   const first = pane.scrollTop;
   fill(pane,
     h("div", { class: "pane-head phone" }, h("h2", {}, t("filters")),
       h("button", { type: "button", class: "plain", "aria-label": t("close"), on: { click: () => document.body.classList.remove("filtering") } }, icon("close"))),
-    views(changed, told),
     isFiltered() ? h("button", { type: "button", class: "wide", on: { click: () => { clear(); changed(); } } }, t("clear")) : null,
     preparing(counts.prepared),
-    state.about.facets.map((facet) => one(facet, counts.facets[facet.name], changed, () => draw(pane, counts, changed, told))));
+    state.about.facets.map((facet) => one(facet, counts.facets[facet.name], changed, () => draw(pane, counts, changed))));
   pane.scrollTop = first;
 }
 
@@ -63,40 +61,4 @@ function value(facet, row, chosen, most, changed) {
   const tone = facet.name === "fate" ? ` ${row.value}` : "";
   return h("label", { class: `value${tone}`, title: facet.name === "reason" || facet.name === "stage" ? row.value : null },
     bar, box, h("span", { class: "name" }, say(row)), h("span", { class: "count" }, n(row.count)));
-}
-
-function views(changed, told) {
-  const save = async (event) => {
-    event.preventDefault();
-    const name = event.target.elements.name.value;
-    try {
-      state.about.views = (await send("PUT", "views", { name, query: asked().toString() })).views;
-      changed(true);
-    } catch (error) { told(error); }
-  };
-  const open = (view) => {
-    const query = new URLSearchParams(view.query), known = new Set(state.about.facets.map((facet) => facet.name));
-    clear();
-    for (const [name, own] of query) if (known.has(name)) toggle(name, own);
-    for (const name of ["q", "leader", "sort"]) state[name] = query.get(name) ?? "";
-    changed();
-  };
-  const drop = async (view) => {
-    try {
-      const query = new URLSearchParams({ name: view.name });
-      state.about.views = (await send("DELETE", `views?${query}`)).views;
-      changed(true);
-    } catch (error) { told(error); }
-  };
-  const now = asked().toString();
-  return h("details", { class: "facet views", open: true },
-    h("summary", {}, h("h2", {}, t("views"))),
-    state.about.views.length ? h("ul", { class: "saved" }, state.about.views.map((view) => h("li", { class: view.query === now ? "chosen" : null },
-      h("button", { type: "button", class: "plain open", on: { click: () => open(view) } }, icon("star"), view.name),
-      h("button", { type: "button", class: "plain drop", "aria-label": t("delete_view", { name: view.name }), on: { click: () => drop(view) } }, icon("close"))))) : null,
-    isFiltered() && !state.about.views.some((view) => view.query === now)
-      ? h("form", { class: "save", on: { submit: save } },
-        h("input", { name: "name", required: true, maxlength: "80", "aria-label": t("view_name"), placeholder: t("view_name"), autocomplete: "off" }),
-        h("button", { type: "submit" }, t("save")))
-      : state.about.views.length ? null : h("p", { class: "muted small" }, t("no_views")));
 }

@@ -93,9 +93,8 @@ function notices() {
 }
 
 /** Another choice was made: write the address, ask, draw. */
-async function changed(quietly = false) {
+async function changed() {
   near = null;
-  if (quietly === true) return facets.draw($("facets"), counts, changed, told);
   write();
   if ($("search").q && !meaning) $("search").q.value = state.q;
   return refresh();
@@ -109,7 +108,7 @@ async function refresh(first = false) {
   try {
     counts = await get("facets", query, signal);
     state.about.prepared = counts.prepared;
-    facets.draw($("facets"), counts, changed, told);
+    facets.draw($("facets"), counts, changed);
     bar();
     const shown = `${query}${state.about.g}`;
     if (first || shown !== shownFor || near === null) list.show(counts.matching);
@@ -132,7 +131,7 @@ function poll() {
     try {
       counts = await get("facets", asked());
       state.about.prepared = counts.prepared;
-      facets.draw($("facets"), counts, changed, told);
+      facets.draw($("facets"), counts, changed);
       bar();
       poll();
     } catch (error) { told(error); }
@@ -273,7 +272,7 @@ async function copy(text) {
 /** Reads the files again. */
 async function reload() {
   try {
-    await send("POST", "reload");
+    await send("reload");
     await again();
   } catch (error) { told(error); }
 }
@@ -330,7 +329,7 @@ function toast(words) {
 function translate() {
   speak(lang() === "en" ? "zh" : "en");
   dress();
-  facets.draw($("facets"), counts, changed, told);
+  facets.draw($("facets"), counts, changed);
   bar();
   emptiness(list.total);
   for (const [number] of list.tiles) list.redraw(number);

@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks.study`: do the runs of the study and make its page. What `make study` runs.
 
-    run [--plan quick|hour|full] [--minutes M]    go on where the last run ended, then make the page
+    run [--plan quick|hour] [--minutes M]    go on where the last run ended, then make the page
     page [--plan ...]                             make the page from the records that are there, or the repository's
     record [--plan ...]                           add the records of the runs to the repository's
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.benchmarks.study", description="the study of the method's claim"
     )
     parser.add_argument("command", choices=["run", "page", "record"])
-    parser.add_argument("--plan", choices=["quick", "hour", "full"], default="hour", help="form of the study")
+    parser.add_argument("--plan", choices=["quick", "hour"], default="hour", help="form of the study")
     parser.add_argument("--out", type=Path, default=Path("demo/study"), help="where all of it is kept")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
     parser.add_argument(

@@ -4,18 +4,17 @@ The base is the paper's method: MoCo with batch 16, a queue of 1,024 keys and mo
 CLIP on the same towers, which is what the paper compares itself with. All arms begin from the same weights, see the
 same pairs in the same order, and have their temperature, rate and length chosen on dev styles and dev names alone.
 
-Limits: one factor at a time says nothing of how two of them work together; `make study-full` runs the grid.
+Limits: one factor at a time says nothing of how two of them work together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import product
 from typing import Literal
 
-from tests.benchmarks.study.corpus import MAX_TOKENS, Captions, Input
-from tests.benchmarks.study.features import REGIONS, SIDE, SMALL
+from tests.benchmarks.study.corpus import MAX_TOKENS, Captions
+from tests.benchmarks.study.features import REGIONS, SIDE
 from training.config import Config
 from training.recipes import starter
 
@@ -54,7 +53,6 @@ class Arm:
     batch: int = 16
     queue: int = 1024
     momentum: float = 0.99
-    see: Input = "regions"
     shuffled: bool = False
     learned: bool = False
     by_steps: bool = False
@@ -121,26 +119,6 @@ QUICK = ("moco", "clip", "moco-k0")
 """The arms of `make study QUICK=1`."""
 
 
-_SIGHTS: tuple[tuple[Input, str], ...] = (("whole", "whole"), ("pixels", "cnn"))
-
-
-def full() -> tuple[Arm, ...]:
-    """The arms of `make study-full`: ARMS, the whole picture alone, the whole grid of batch, queue and momentum, and a
-    CNN from scratch."""
-    known = {_identity(arm) for arm in ARMS}
-    grid = [
-        Arm(f"moco-b{b}-k{k}-m{m:g}", batch=b, queue=k, momentum=m, base="grid")
-        for b, k, m in product((8, 16, 32, 64), (0, 256, 1024, 4096), (0.0, 0.9, 0.99, 0.999))
-    ]
-    seen = [_but(base, "see", see, f"{base.name}-{name}") for see, name in _SIGHTS for base in (BASE, CLIP)]
-    clips = [_but(CLIP, "batch", 32, "clip-b32")]
-    return (*ARMS, *seen, *clips, *(arm for arm in grid if _identity(arm) not in known))
-
-
-def _identity(arm: Arm) -> Arm:
-    return replace(arm, name="", base="", factor="", by_steps=False)
-
-
 def differing(arm: Arm, other: Arm) -> list[str]:
     """Fields in which two arms train differently. Queue and momentum are no difference where one arm can have none."""
     unknown = {"name", "base", "factor", "by_steps"}
@@ -164,11 +142,6 @@ def config_of(arm: Arm, setting: Setting, seed: int, vocabulary: int) -> Config:
     image = replace(recipe.image, backbone="torchvision/mobilenet_v2", weights="", frozen_stages=19)
     image = replace(image, grid=1, width=WIDTH, ffn=INNER, hidden=INNER)
     data = replace(recipe.data, image_size=SIDE, max_boxes=REGIONS - 1, max_tokens=MAX_TOKENS)
-    if arm.see == "pixels":
-        image = replace(image, backbone="timm/test_efficientnet", frozen_stages=0, freeze_head=False, grid=2)
-        data = replace(data, image_size=SMALL)
-    if arm.see == "whole":
-        data = replace(data, max_boxes=0)
     text = replace(recipe.text, vocab_size=vocabulary, max_positions=MAX_TOKENS, backbone_width=WIDTH, layers=1)
     text = replace(text, ffn=INNER, hidden=INNER)
     objective = "clip" if arm.objective == "matching" else arm.objective

@@ -91,8 +91,6 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if stem in _PARTS:
             regions = (own + 0.7 * rng.normal(size=own.shape)).astype(np.float16)
             np.save(out / "features" / f"{stem}.regions.npy", regions)
-            pixels = rng.integers(0, 256, (COUNT, 3, features.SMALL, features.SMALL), dtype=np.uint8)
-            np.save(out / "features" / f"{stem}.pixels.npy", pixels)
             record = {"key": features.key_of(style, tarballs, weights), "codes": _codes()}
             (out / "features" / f"{stem}.json").write_text(json.dumps(record))
     return out
@@ -102,12 +100,12 @@ def plan(*arms: str, seeds: tuple[int, ...] = (0, 1), samples: int = 320, **chan
     """A plan of a few arms, by name, and a few steps."""
     from dataclasses import replace
 
-    from tests.benchmarks.study.arms import chosen, full
+    from tests.benchmarks.study.arms import ARMS, chosen
     from tests.benchmarks.study.drawings import STYLES
     from tests.benchmarks.study.runs import Plan
 
     styles = tuple(s for s in STYLES if s.package.rpartition("/")[2] in _PARTS)
-    base = Plan("test", tuple(chosen(arms, full())), samples, seeds, 0, photos=0, scenes=0, styles=styles)
+    base = Plan("test", tuple(chosen(arms, ARMS)), samples, seeds, 0, photos=0, scenes=0, styles=styles)
     return replace(base, **changes)
 
 

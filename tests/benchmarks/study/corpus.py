@@ -19,7 +19,7 @@ Limits: characters that no training text has are [UNK].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.study.drawings import Emoji
-from tests.benchmarks.study.features import SMALL, StyleFeatures, grid_boxes
+from tests.benchmarks.study.features import StyleFeatures
 from tests.benchmarks.study.split import part_of
 from training.data.order import Order
 from training.data.tokenizer import SPECIAL, CharTokenizer
@@ -45,8 +45,6 @@ _COMMA = "，"
 Ids = npt.NDArray[np.int64]
 Captions = Literal["half", "name", "keyword"]
 """Text of a training pair: the name, half of the time with a keyword after it; the name alone; name and keyword."""
-Input = Literal["regions", "whole", "pixels"]
-"""What a run's image tower sees: features of grid and whole picture, of the whole picture alone, or small pictures."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,9 @@ class Gallery:
 class Corpus:
     """All pictures and texts. The order of `emoji` and `styles` gives both their numbers."""
 
-    def __init__(self, emoji: Sequence[Emoji], styles: Sequence[StyleFeatures], *, dev_names: bool = True) -> None:
-        """Without `dev_names` they are trained on too: for what chooses no setting on them."""
+    def __init__(self, emoji: Sequence[Emoji], styles: Sequence[StyleFeatures]) -> None:
         self.emoji, self.styles = tuple(emoji), tuple(styles)
-        parts = (part_of(e.code) for e in self.emoji)
-        self.part = tuple(part if dev_names or part == "val" else "train" for part in parts)
+        self.part = tuple(part_of(e.code) for e in self.emoji)
         number = {e.code: i for i, e in enumerate(self.emoji)}
         drawn = [
             (s, r, number[code])
@@ -127,15 +123,11 @@ class Corpus:
         named = [(name, pictures) for name, pictures in named if len(pictures)]
         return tuple(Gallery(name, pictures, np.unique(pictures.emoji_N)) for name, pictures in named)
 
-    def batch(self, pictures: Pictures, texts: Sequence[str], see: Input = "regions") -> Batch:
-        """Pairs as the model takes them; with `regions` and `whole` the pixels are the features' (see `cells`)."""
+    def batch(self, pictures: Pictures, texts: Sequence[str]) -> Batch:
+        """Pairs as the model takes them; the pixels are the features' (see `cells`)."""
         size = len(pictures)
-        if see == "pixels":
-            images = torch.from_numpy(self._rows(pictures, "pixels"))
-            boxes_R4 = grid_boxes(SMALL, 2)
-        else:
-            images = cells(self._rows(pictures, "regions"), whole_only=see == "whole")
-            boxes_R4 = cell_boxes(images.shape[-1])
+        images = cells(self._rows(pictures))
+        boxes_R4 = cell_boxes(images.shape[-1])
         ids_BL, length_B = self.tokens(texts)
         return Batch(
             images_B3HW=images,
@@ -162,20 +154,18 @@ class Corpus:
     def _encoded(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, MAX_TOKENS)
 
-    def _rows(self, pictures: Pictures, kind: Literal["regions", "pixels"]) -> npt.NDArray[np.float32]:
-        """Rows of the mapped files, in the order of the pictures."""
-        files = [f.regions_NRC if kind == "regions" else f.pixels_N3HW for f in self.styles]
-        out = np.empty((len(pictures), *files[0].shape[1:]), np.float32 if kind == "regions" else np.uint8)
+    def _rows(self, pictures: Pictures) -> npt.NDArray[np.float32]:
+        """Features [N, R, C] from the mapped files, in the order of the pictures."""
+        out = np.empty((len(pictures), *self.styles[0].regions_NRC.shape[1:]), np.float32)
         for s in np.unique(pictures.style_N):
             mine = pictures.style_N == s
-            out[mine] = files[s][pictures.row_N[mine]]
+            out[mine] = self.styles[s].regions_NRC[pictures.row_N[mine]]
         return out
 
 
-def cells(regions_BRC: npt.NDArray[np.float32], *, whole_only: bool = False) -> Tensor:
-    """Features of R regions as a map of one row and R columns [B, C, 1, R]; or of the last one alone."""
-    chosen = torch.from_numpy(regions_BRC)[:, -1:] if whole_only else torch.from_numpy(regions_BRC)
-    return chosen.transpose(1, 2).unsqueeze(2)
+def cells(regions_BRC: npt.NDArray[np.float32]) -> Tensor:
+    """Features of R regions as a map of one row and R columns [B, C, 1, R]."""
+    return torch.from_numpy(regions_BRC).transpose(1, 2).unsqueeze(2)
 
 
 def cell_boxes(columns: int) -> Tensor:
@@ -199,12 +189,12 @@ class Stream:
         """Pairs of an epoch."""
         return len(self.pictures)
 
-    def batch(self, position: int, size: int, see: Input = "regions") -> Batch:
+    def batch(self, position: int, size: int) -> Batch:
         """Entries position .. position + size - 1; negative ones are what a run that began before would have seen."""
         entries = [self._order.entry(position + i) for i in range(size)]
         rows = np.array([row for _, row in entries], np.int64)
         texts = [self._text(epoch, row) for epoch, row in entries]
-        return self._corpus.batch(self.pictures.take(rows), texts, see)
+        return self._corpus.batch(self.pictures.take(rows), texts)
 
     def _text(self, epoch: int, row: int) -> str:
         emoji: Emoji = self._corpus.emoji[self._told_N[row]]
@@ -221,11 +211,3 @@ class Stream:
 
 def _by_style(pictures: Pictures) -> list[Pictures]:
     return [pictures.take(np.flatnonzero(pictures.style_N == s).astype(np.int64)) for s in np.unique(pictures.style_N)]
-
-
-def sizes(corpus: Corpus) -> Mapping[str, int]:
-    """Pictures of each gallery and of an epoch of training, for the page."""
-    counts = {"training": len(corpus.select("train", "train"))}
-    for gallery in corpus.galleries:
-        counts[gallery.name] = counts.get(gallery.name, 0) + len(gallery.pictures)
-    return counts

@@ -41,12 +41,9 @@ GRID = 2
 
 REGIONS = GRID * GRID + 1
 
-SMALL = 64
-"""Pixels per side of the pictures that a CNN is trained on from scratch."""
-
 CHANNELS = 1280
 
-VERSION = 1
+VERSION = 2
 """Raised when the same packages give other features."""
 
 _AT_ONCE = 32
@@ -82,18 +79,17 @@ def grid_boxes(side: int, cells: int) -> Tensor:
 
 @dataclass(frozen=True)
 class StyleFeatures:
-    """One style's drawings: the emoji's codes, features [N, R, C] and small pictures [N, 3, SMALL, SMALL], mapped."""
+    """One style's drawings: the emoji's codes and features [N, R, C], mapped."""
 
     style: Style
     codes: tuple[str, ...]
     regions_NRC: Rows
-    pixels_N3HW: Rows
 
 
 def key_of(style: Style, tarballs: Mapping[str, Path], weights: Path) -> str:
     """Dependencies of a style's features: packages (so their versions), weights, sizes, and this code's version."""
     names = [tarballs[package].name for package in needed([style])]
-    parts = [*names, weights_id(weights), str((VERSION, SIDE, GRID, SMALL))]
+    parts = [*names, weights_id(weights), str((VERSION, SIDE, GRID))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -115,8 +111,7 @@ def load(folder: Path, style: Style, key: str) -> StyleFeatures | None:
         record = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
         if record["key"] != key:
             return None
-        regions, pixels = (np.load(f"{stem}.{kind}.npy", mmap_mode="r") for kind in ("regions", "pixels"))
-        return StyleFeatures(style, tuple(record["codes"]), regions, pixels)
+        return StyleFeatures(style, tuple(record["codes"]), np.load(f"{stem}.regions.npy", mmap_mode="r"))
     except (OSError, ValueError, KeyError):
         return None
 
@@ -127,16 +122,13 @@ def make(folder: Path, style: Style, key: str, drawings: Drawings, wanted: set[s
     if not icons:
         raise InputError(style.package, "draws none of the emoji; is it laid out in another way now?")
     boxes_R4 = grid_boxes(SIDE, GRID)
-    regions, pixels = [], []
-    for pictures_BHW3 in _pictures(drawings, style, list(icons.values())):
-        regions.append(backbone(pictures_BHW3, boxes_R4.expand(len(pictures_BHW3), -1, -1)))
-        pixels.append(_small(pictures_BHW3))
+    pictures = _pictures(drawings, style, list(icons.values()))
+    regions = [backbone(pictures_BHW3, boxes_R4.expand(len(pictures_BHW3), -1, -1)) for pictures_BHW3 in pictures]
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / _stem(style)
-    for kind, parts in (("regions", regions), ("pixels", pixels)):
-        new = Path(f"{stem}.{kind}.new.npy")
-        np.save(new, np.concatenate(parts))
-        new.replace(f"{stem}.{kind}.npy")
+    new = Path(f"{stem}.regions.new.npy")
+    np.save(new, np.concatenate(regions))
+    new.replace(f"{stem}.regions.npy")
     new = stem.with_suffix(".new")
     new.write_text(json.dumps({"key": key, "style": style.name, "codes": list(icons)}), encoding="utf-8")
     new.replace(stem.with_suffix(".json"))  # last: without it the style is not there
@@ -159,13 +151,6 @@ def _pictures(drawings: Drawings, style: Style, names: Sequence[str]) -> Iterato
     for start in range(0, len(names), _AT_ONCE):
         some = names[start : start + _AT_ONCE]
         yield np.stack([flat(raster(drawings.svg(style, name), SIDE), SIDE) for name in some])
-
-
-def _small(pictures_BHW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """[B, 3, SMALL, SMALL]: the mean of each block of pixels."""
-    size, block = len(pictures_BHW3), SIDE // SMALL
-    blocks = pictures_BHW3.reshape(size, SMALL, block, SMALL, block, 3).astype(np.float32)
-    return np.ascontiguousarray(blocks.mean((2, 4)).round().astype(np.uint8).transpose(0, 3, 1, 2))
 
 
 def _stem(style: Style) -> str:

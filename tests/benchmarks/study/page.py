@@ -8,7 +8,6 @@ Limits: drawings are shown under the licences of their packages, which the page 
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any
 
 from tests.benchmarks.study.arms import BASES, Arm
 from tests.benchmarks.study.charts import Series, curves, forest
-from tests.benchmarks.study.drawings import NAMES, Drawings, Part, raster, read_emoji
 from tests.benchmarks.study.records import Records, records_of
 from tests.benchmarks.study.results import (
     CLAIMS,
@@ -33,17 +31,13 @@ from tests.benchmarks.study.results import (
     statement,
     too_short,
 )
-from tests.benchmarks.study.runs import Study, tarballs_of
+from tests.benchmarks.study.runs import Study
 from tests.benchmarks.study.sections import sections
 from tests.benchmarks.study.trial import SMALL_GALLERY, dev
-from training.errors import InputError
 from training.evaluation import page
 
 _TEMPLATES = (Path(__file__).parent, Path(page.__file__).with_name("templates"))
 """The page's own, and those of the page of evaluations, whose switches of language and theme it has too."""
-
-_SHOWN = ("1f43c", "1f681", "1f349", "1f9d1-200d-1f680", "1f984", "1f9ef")
-"""Emoji in the strip of examples, as far as they are drawn."""
 
 _CHARTS: tuple[tuple[Words, Words, tuple[str, ...]], ...] = (
     (
@@ -60,12 +54,12 @@ _CHARTS: tuple[tuple[Words, Words, tuple[str, ...]], ...] = (
     (
         ("Queue", "队列长度"),
         ("momentum .99, batch 16", "动量 .99，批大小 16"),
-        ("moco-k0", "moco-k256", "moco", "moco-k4096"),
+        ("moco-k0", "moco", "moco-k4096"),
     ),
     (
         ("Momentum", "动量"),
         ("queue 1,024, batch 16", "队列 1,024，批大小 16"),
-        ("moco-m0", "moco-m0.9", "moco", "moco-m0.999"),
+        ("moco-m0", "moco", "moco-m0.999"),
     ),
 )
 
@@ -79,12 +73,8 @@ _LABELS: dict[str, Words] = {
     "clip-b64": ("CLIP, batch 64", "CLIP，批大小 64"),
     "siglip": ("SigLIP", "SigLIP"),
     "albef": ("soft targets (albef)", "软目标（albef）"),
-    "moco-whole": ("queue, whole picture", "队列，整图"),
-    "clip-whole": ("CLIP, whole picture", "CLIP，整图"),
     "shuffled": ("control: shuffled pairs", "对照：打乱的图文对"),
     "single-tower": ("single tower, matching loss alone", "单塔，只有匹配损失"),
-    "moco-cnn": ("queue, CNN from scratch", "队列，从零训练的 CNN"),
-    "clip-cnn": ("CLIP, CNN from scratch", "CLIP，从零训练的 CNN"),
 }
 
 _HEADS: tuple[Words, ...] = (
@@ -123,9 +113,7 @@ def label(arm: Arm) -> Words:
         return _LABELS[arm.name]
     kind = ("queue", "队列") if arm.objective == "moco" else ("CLIP", "CLIP")
     differs = {"batch": f"B={arm.batch}", "queue": f"K={arm.queue:,}", "momentum": f"m={arm.momentum:g}"}
-    if arm.factor in differs:
-        return f"{kind[0]}, {differs[arm.factor]}", f"{kind[1]}，{differs[arm.factor]}"
-    return f"{kind[0]}, {', '.join(differs.values())}", f"{kind[1]}，{'，'.join(differs.values())}"
+    return f"{kind[0]}, {differs[arm.factor]}", f"{kind[1]}，{differs[arm.factor]}"
 
 
 @dataclass(frozen=True)
@@ -185,7 +173,6 @@ def _content(study: Study, records: Records) -> dict[str, Any]:
         "rows": [_row(f, n, n < f.samples) for f in figures.values() for n in _lengths(f, figures)],
         "runs": [_run(f, trial) for f in figures.values() for trial in f.trials],
         "search": _search(figures, records.galleries),
-        "strip": _strip(study),
         "styles": study.plan.styles,
         "chance": chance,
         "training": records.training,
@@ -348,26 +335,3 @@ def _search(figures: Mapping[str, Figures], galleries: Sequence[tuple[str, int, 
         "gallery": f"{one.search_seconds * candidates / pairs:.1f}",
         "million": f"{one.search_seconds * 1e6 / pairs / 60:,.0f}",
     }
-
-
-def _strip(study: Study) -> list[tuple[str, str, list[tuple[str, Part, str]]]]:
-    """A few emoji in all styles: (name, keywords, [(style, part, data URI)]); none without the packages."""
-    try:
-        drawings, rows = Drawings(tarballs_of(study.out)), list[tuple[str, str, list[tuple[str, Part, str]]]]()
-    except InputError:
-        return []
-    icons = {style: drawings.codes(style) for style in study.plan.styles}
-    known = {emoji.code: emoji for emoji in read_emoji(tarballs_of(study.out)[NAMES])}
-    for code in _SHOWN:
-        if code not in known:
-            continue
-        pictures = []
-        for style in study.plan.styles:
-            if code in icons[style]:
-                try:
-                    png = raster(drawings.svg(style, icons[style][code]), 72)
-                except InputError:
-                    continue
-                pictures.append((style.name, style.part, "data:image/png;base64," + base64.b64encode(png).decode()))
-        rows.append((known[code].name, "、".join(known[code].keywords[:5]), pictures))
-    return rows

@@ -1,4 +1,4 @@
-"""Differences between two arms, paired by seed, style and name, with 95% intervals; and shares of differences.
+"""Differences between two arms, paired by seed, style and name, with 95% intervals.
 
 Two arms of one seed begin from the same weights and see the same pairs in the same order, so what the seed brings them
 both is taken out by subtracting. `interval` is Student's t over the seeds' differences: it speaks of new seeds on these
@@ -52,25 +52,6 @@ def interval(values: list[float]) -> Interval:
 
     half = float(t.ppf(0.975, n - 1)) * stdev(values) / n**0.5
     return Interval(mean, mean - half, mean + half, n)
-
-
-def share(parts: list[float], wholes: list[float], draws: int = 10_000) -> Interval:
-    """The mean of parts over that of wholes, paired by seed, 0 where that of wholes is not above 0.
-
-    Its interval is the middle 95% of the bootstrap: seeds are drawn again with replacement, parts and wholes together,
-    since the ratio of two means has no interval of Student's. The draws are the same each time. Raises ValueError on no
-    values, or of different numbers.
-    """
-    if not parts or len(parts) != len(wholes):
-        raise ValueError(f"a share needs parts and wholes of the same seeds, not {len(parts)} and {len(wholes)}")
-    if len(parts) == 1:
-        return Interval(parts[0] / wholes[0] if wholes[0] > 0 else 0.0, float("-inf"), float("inf"), 1)
-    chosen = np.random.default_rng(0).integers(len(parts), size=(draws, len(parts)))
-    chosen = np.concatenate([np.arange(len(parts))[None], chosen])  # the first row is the seeds as they are
-    over, of = (np.asarray(values, np.float64)[chosen].mean(axis=1) for values in (parts, wholes))
-    shares = np.divide(over, of, out=np.zeros_like(over), where=of > 0)
-    low, high = np.quantile(shares[1:], [0.025, 0.975]).tolist()
-    return Interval(float(shares[0]), low, high, len(parts))
 
 
 def crossed(gains_SYF: Array, counts_YF: Array, draws: int = 4000) -> tuple[float, float]:

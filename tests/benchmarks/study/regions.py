@@ -34,7 +34,7 @@ from torch import Tensor
 
 from data_specs.shard import Split
 from tests.benchmarks.study.arms import Arm, Setting, config_of
-from tests.benchmarks.study.corpus import Input, cell_boxes
+from tests.benchmarks.study.corpus import cell_boxes
 from tests.benchmarks.study.features import SIDE, Backbone, weights_id
 from tests.benchmarks.study.scenes import Source
 from tests.benchmarks.study.trial import TwoTowers, compute_ratio, one_thread, packed
@@ -201,7 +201,7 @@ class _Order:
         self._half, self._sight = half, sight
         self._order = Order([len(half)], seed, 1)
 
-    def batch(self, position: int, size: int, see: Input = "regions") -> Batch:
+    def batch(self, position: int, size: int) -> Batch:
         """As in `Pairs`; what is seen is the run's own sight."""
         return self._half.batch([self._order.entry(position + i)[1] for i in range(size)], self._sight)
 

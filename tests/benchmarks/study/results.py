@@ -213,10 +213,6 @@ CLAIMS = (
         "single-tower",
         "style_small",
     ),
-    Claim(("Regions beat the whole picture alone, with the queue", "用队列时，区域优于整图"), "moco", "moco-whole"),
-    Claim(
-        ("Regions beat the whole picture alone, in-batch CLIP", "用批内 CLIP 时，区域优于整图"), "clip", "clip-whole"
-    ),
 )
 """The first two are the paper's claim as the study puts it, and the next two the same at a smaller batch."""
 

@@ -107,7 +107,6 @@ PLANS = {
     ),
     # Half of N is 2,500 steps at batch 16, and one of POINTS, at which the decisive arms are measured too.
     "hour": Plan("hour", table.ARMS, 80_000, (0, 1, 2, 3, 4), 16_000, 9_600, 2_400, share=0.5, fewer=3),
-    "full": Plan("full", table.full(), 128_000, (0, 1, 2, 3, 4), 32_000, 9_600, 4_800),
 }
 
 
@@ -398,7 +397,7 @@ def _make(argument: tuple[Path, Path, Style]) -> float:
 
 
 @lru_cache(maxsize=2)
-def load_corpus(out: Path, weights: Path, styles: tuple[Style, ...], dev_names: bool = True) -> Corpus:
+def load_corpus(out: Path, weights: Path, styles: tuple[Style, ...]) -> Corpus:
     """Pictures and texts of a study whose features are made, as `Corpus`. Raises InputError."""
     loaded = []
     for style in styles:
@@ -406,7 +405,7 @@ def load_corpus(out: Path, weights: Path, styles: tuple[Style, ...], dev_names: 
         if of_style is None:
             raise InputError(str(out / "features"), f"{style.name} has no features yet; run the study once")
         loaded.append(of_style)
-    return Corpus(read_emoji(tarballs_of(out)[NAMES]), loaded, dev_names=dev_names)
+    return Corpus(read_emoji(tarballs_of(out)[NAMES]), loaded)
 
 
 def _features(out: Path, weights: Path, style: Style) -> features.StyleFeatures | None:

@@ -37,5 +37,3 @@ def test_pooling_returns_each_cached_region_as_it_is() -> None:
     regions = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
     pooled = pool_regions(cells(regions), cell_boxes(5).expand(3, -1, -1), (1, 5), grid=1)
     assert torch.equal(pooled, torch.from_numpy(regions))
-    whole = pool_regions(cells(regions, whole_only=True), cell_boxes(1).expand(3, -1, -1), (1, 1), grid=1)
-    assert torch.equal(whole[:, 0], torch.from_numpy(regions[:, -1]))

@@ -23,7 +23,6 @@ def test_features_are_the_backbones_map_over_grid_and_whole(study_folder: Path, 
     assert made is not None
     assert made.codes == ("1f400", "1f401", "1f402")
     assert made.regions_NRC.shape == (3, features.REGIONS, features.CHANNELS)
-    assert made.pixels_N3HW.shape == (3, 3, features.SMALL, features.SMALL)
     # The whole picture's region is close to the mean of the cells': both sample the same map evenly.
     whole, cells = made.regions_NRC[:, -1].astype(float), made.regions_NRC[:, :-1].astype(float).mean(1)
     assert np.corrcoef(whole.ravel(), cells.ravel())[0, 1] > 0.95

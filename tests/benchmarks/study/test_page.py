@@ -98,7 +98,7 @@ def test_a_study_without_runs_shows_the_records_of_the_repository(tmp_path: Path
     answer = text.partition("in-batch CLIP?")[2].partition("are in this page")[0]
     assert "Real pairs out of packages, 3 seeds: R@1: Towers with the queue are worse than in-batch CLIP" in answer
     with pytest.raises(InputError, match="has no runs, and the repository has those of 'hour' alone"):
-        write_page(Study(PLANS["full"], tmp_path))
+        write_page(Study(PLANS["quick"], tmp_path))
 
 
 def test_a_short_study_has_no_verdict(make_study: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.benchmarks.study.paired import crossed, difference, interval, share
+from tests.benchmarks.study.paired import crossed, difference, interval
 
 _SHARES = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 4))
 
@@ -35,28 +35,6 @@ def test_one_value_has_no_interval_and_none_no_mean():
     assert difference({0: 0.1}, {1: 0.2}) is None
     with pytest.raises(ValueError, match="needs a value"):
         interval([])
-
-
-LOOP = [0.0111, 0.0305, 0.0191, 0.0333, 0.0364], [0.0203, 0.0354, 0.0419, 0.0540, 0.0557]
-"""What the loop, and the right pairs alone, brought over all pairs, on five seeds."""
-
-
-@pytest.mark.slow
-def test_a_share_has_the_interval_of_the_paired_bootstrap():
-    from scipy.stats import bootstrap
-
-    found = share(*LOOP)
-    assert found.mean == pytest.approx(sum(LOOP[0]) / sum(LOOP[1]))
-    theirs = bootstrap(
-        LOOP, lambda part, whole, axis: part.mean(axis) / whole.mean(axis), paired=True, method="percentile",
-        n_resamples=20_000, rng=np.random.default_rng(1),
-    ).confidence_interval  # fmt: skip
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-    assert share(*LOOP) == found
-    assert [share([0.1, 0.2], wholes).mean for wholes in ([0.0, 0.0], [-0.2, 0.1])] == [0.0, 0.0]
-    assert math.isinf(share([0.1], [0.2]).low)
-    with pytest.raises(ValueError, match="of the same seeds, not 1 and 2"):
-        share([0.1], [0.1, 0.2])
 
 
 def test_the_crossed_bootstrap_knows_names_as_well_as_seeds():

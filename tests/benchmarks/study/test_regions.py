@@ -36,6 +36,7 @@ def test_a_run_is_written_once_and_is_the_same_again(source: Source, weights: Pa
     assert replace(jobs[0], arm=replace(jobs[0].arm, momentum=0.5)).record() is None
 
 
+@pytest.mark.drill(4)
 def test_an_arm_without_key_towers_goes_on_to_equal_compute(source: Source, weights: Path, tmp_path: Path) -> None:
     job = Job(source, "whole", 0, 64, tmp_path, weights, replace(CLIP, batch=2))
     regions.do(job)

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.benchmarks.study.arms import ARMS, BASE, Setting, chosen, config_of, full
+from tests.benchmarks.study.arms import ARMS, BASE, Setting, chosen, config_of
 from tests.benchmarks.study.corpus import Corpus, Stream
 from tests.benchmarks.study.trial import Trial, TwoTowers, build_model, packed, run, unpacked
 
 
 def _arm(name):
-    return chosen([name], full())[0]
+    return chosen([name], ARMS)[0]
 
 
 @pytest.mark.drill(2)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.study.arms import BASE, Arm, Setting, config_of
-from tests.benchmarks.study.corpus import Corpus, Gallery, Input, Stream
+from tests.benchmarks.study.corpus import Corpus, Gallery, Stream
 from training.config import Config
 from training.data.order import seed_of
 from training.evaluation.hits import Captions, Features
@@ -126,16 +126,15 @@ class Learner(Protocol):
 class Pairs(Protocol):
     """The training pairs of one seed."""
 
-    def batch(self, position: int, size: int, see: Input = "regions") -> Batch:
+    def batch(self, position: int, size: int) -> Batch:
         """Entries position .. position + size - 1 of the stream; negative ones lie before its beginning."""
 
 
 class Cached(nn.Module):
-    """Prefix that is done already: passes the batch's features on, or its pixels where the whole CNN is trained."""
+    """Prefix that is done already: passes the batch's features on."""
 
     def forward(self, batch: Batch) -> Tensor:
-        x = batch.images_B3HW
-        return x if x.is_floating_point() else x.float() / 127.5 - 1
+        return batch.images_B3HW
 
 
 def build_model(config: Config) -> BriVL:
@@ -157,7 +156,7 @@ class TwoTowers:
         if arm.has_keys and arm.queue:
             steps = math.ceil(arm.queue / arm.batch)
             for number in range(-steps, 0):
-                self.model.prefill(stream.batch(number * arm.batch, arm.batch, arm.see), number)
+                self.model.prefill(stream.batch(number * arm.batch, arm.batch), number)
 
     def step(self, batch: Batch, number: int, position: int) -> float:
         """As in `Learner`."""
@@ -179,7 +178,7 @@ class TwoTowers:
         images = []
         for start in range(0, len(gallery.pictures), _AT_ONCE):
             some = gallery.pictures.take(slice(start, start + _AT_ONCE))
-            batch = corpus.batch(some, [names[0]] * len(some), self._arm.see)
+            batch = corpus.batch(some, [names[0]] * len(some))
             images.append(self.model.encode_image(batch).numpy())
         ids_ML, length_M = corpus.tokens(names)
         text_MD = self.model.encode_text(Batch.of(token_ids_BL=ids_ML, n_tokens_B=length_M)).numpy()
@@ -243,7 +242,7 @@ def _run(arm: Arm, seed: int, setting: Setting, samples: int, corpus: Corpus, de
         began = time.process_time()
         while number < end:
             position = number * arm.batch
-            losses.append(learner.step(stream.batch(position, arm.batch, arm.see), number, position))
+            losses.append(learner.step(stream.batch(position, arm.batch), number, position))
             number += 1
         seconds += time.process_time() - began
         found = measure(learner, corpus, arm, dev_only=dev_only)
@@ -327,19 +326,19 @@ def sample_flops(arm: Arm, vocabulary: int) -> float:
 
     The frozen backbone, which no run computes, is not counted.
     """
-    return _sample_flops(arm.objective, arm.batch, arm.queue, arm.see, vocabulary)
+    return _sample_flops(arm.objective, arm.batch, arm.queue, vocabulary)
 
 
 @lru_cache(maxsize=256)
-def _sample_flops(objective: Any, batch: int, queue: int, see: Any, vocabulary: int) -> float:
-    arm = Arm("", objective, batch, queue, see=see)
+def _sample_flops(objective: Any, batch: int, queue: int, vocabulary: int) -> float:
+    arm = Arm("", objective, batch, queue)
     config = config_of(arm, Setting(), 0, vocabulary)
     if objective == "matching":
         from tests.benchmarks.study.single_tower import sample_flops as of_single
 
         return of_single(config)
     towers = Meter(config, torch.device("cpu")).sample_flops()
-    frozen = forward_flops(config, "image", config.data.max_boxes + 1)["backbone"] if see != "pixels" else 0
+    frozen = forward_flops(config, "image", config.data.max_boxes + 1)["backbone"]
     candidates = batch if not arm.has_keys else queue or batch
     candidates += batch if objective == "albef" and queue else 0
     # Both directions: a product with every candidate, and again for the query's gradient (clip: for the keys' too).

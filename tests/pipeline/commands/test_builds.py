@@ -139,7 +139,9 @@ def test_a_release_of_one_build_is_said_and_its_snapshot_is_not_replaced_unasked
     released(build)
     said, warning = lines(capsys)
     assert said.startswith("release 1 of weekly: 3 samples of 1 build, ")
-    assert warning.endswith("splits never change, so set shards.dev_share and val_share in a dataset's first build")
+    assert warning.endswith(
+        "splits never change: larger shards.dev_share and val_share count in a dataset's first build"
+    )
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(build.spec.model_dump(mode="json")), encoding="utf-8")
     words = [str(tmp_path / "s.yaml"), "--store", weeks.store, "--snapshot", "2026-01-01", "--out", str(tmp_path / "x")]
     assert cli.main(["build", *words]) == 2

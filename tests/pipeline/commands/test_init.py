@@ -151,7 +151,7 @@ def test_the_name_of_a_column_adds_nothing_to_the_spec(column, here, capsys):
 def test_a_spec_that_a_build_would_not_take_is_called_by_its_own_name(here, capsys):
     assert cli.main(["init", "--from", "https://news.example.org/", "--contact", "x", "--out", "new.yaml"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("wenlan-data: new.yaml:8: contact: ")
+    assert said.startswith("wenlan-data: new.yaml:5: contact: ")
     assert list(here.iterdir()) == []
 
 

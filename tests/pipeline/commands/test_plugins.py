@@ -38,7 +38,7 @@ def test_a_plug_in_with_a_number_for_an_option_says_where_its_threshold_comes_fr
     assert about(find(family, name)).thresholds or not [o for o in numbers if o.name != "threads"]
 
 
-@pytest.mark.parametrize(("family", "name"), [own for own in ALL if own[0] != "features"])
+@pytest.mark.parametrize(("family", "name"), ALL)
 def test_the_example_of_a_plug_in_is_a_piece_of_a_spec_that_is_accepted(family, name, tmp_path):
     (tmp_path / "unwanted.txt").write_text("赌博\n", encoding="utf-8")
     sources = [{"kind": "folder", "name": "x", "source_kind": "news", "path": "x"}]

@@ -1,4 +1,4 @@
-"""spec_text: every commented option is what holds anyway."""
+"""spec_text: what was found and decided, in a few lines; every commented option of --all is what holds anyway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import yaml
 
 from data_specs.build import BuildSpec, load
 from pipeline.plugins import Plugin, configure
-from tests.drafted import CONTACT, init
+from tests import archived
+from tests.drafted import CONTACT, init, picture, rows
 
 
 def uncommented(text: str) -> str:
@@ -19,10 +20,35 @@ def uncommented(text: str) -> str:
 
 
 @pytest.mark.slow
+def test_a_spec_of_any_input_is_read_at_once(photos, web, here, capsys):
+    table = [
+        row | {"标题": f"{row['说明']}之一", "摘要": row["说明"], "正文": row["说明"], "备注": "同上"}
+        for row in rows(web)
+    ]
+    lines = (",".join(map(str, values)) for values in (table[0], *(row.values() for row in table * 2)))
+    (here / "table.csv").write_text("\n".join(lines), encoding="utf-8")
+    members = {"1.jpg": picture(1), "1.txt": "a red flower", "2.jpg": picture(2), "2.txt": "a boat on a lake"}
+    (here / "1.tar").write_bytes(archived.tar(members))
+    (here / "site.warc").write_bytes(archived.page("http://a.cn/", "1.jpg") + archived.jpeg("http://a.cn/1.jpg", b"x"))
+    (here / "warc.paths").write_text("a.warc.gz\n")
+    for given in ("photos", "table.csv", "1.tar", "site.warc", "warc.paths", web.url("/zh/")):
+        answer = init(capsys, "--from", given, "--name", "t", "--force", *CONTACT)
+        text = Path("t.yaml").read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 40, given
+        assert max(map(len, text.splitlines())) < 300, given
+        assert all(f"  # - {why}\n" in text for why in answer["sources"][0]["why"]), given
+        assert not re.search(r"(?m)^ *# [a-z_0-9]+:", text), "options that it does not set"
+        if given == "1.tar":
+            said = "# - {name: han_share}  # Drops texts that are not Chinese: 2 of 2 sampled; hence not used\n"
+            assert said in text
+            assert "han_share" not in {ref.name for ref in load("t.yaml").filters}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [["photos"], ["https://news.example.org/"], ["photos", "https://news.example.org/"]])
 def test_every_commented_option_is_what_holds_anyway(inputs, photos, capsys):
     """Taking the marks away from all of them changes nothing; and all options of the models are there."""
-    init(capsys, "--from", *inputs, "--name", "t", *CONTACT)
+    init(capsys, "--from", *inputs, "--all", "--name", "t", *CONTACT)
     text = Path("t.yaml").read_text(encoding="utf-8")
     assert uncommented(text).count("\n# ") < text.count("\n# ")
     Path("whole.yaml").write_text(uncommented(text), encoding="utf-8")

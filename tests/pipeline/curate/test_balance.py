@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_specs.build import Balance
-from pipeline.curate.balance import draw, threshold_of, token
-from pipeline.errors import SourceError
+from pipeline.curate.balance import draw, threshold_of
 from pipeline.report.funnel import faults, read_funnels
 from pipeline.report.sections import balance as section
-from pipeline.store.build import Build, sha256_of
+from pipeline.store.build import Build
 from pipeline.store.concept_counts import CONCEPTS, Probabilities, summed
 from pipeline.store.sql import Tables
 from pipeline.texts.concepts import concepts
@@ -98,21 +96,6 @@ def test_counts_add_up_to_those_of_all_texts(balanced: Callable[..., Build], par
     assert {word: n for word, n in counts.items() if n} == expected
     with Tables.of(build) as tables:
         assert section.balance(build, tables)["frequent"][0]["before"] == MANY
-
-
-@pytest.mark.drill(1)
-def test_a_word_list_that_changes_amidst_a_build_stops_it(balanced: Callable[..., Build], tmp_path: Path) -> None:
-    """Entries go by their numbers in the list: with a word before them, another word's count would decide."""
-    build = balanced()
-    build = replace(build, tokens={CONCEPTS: sha256_of(token(build))})
-    partition, words = build.stage(CONCEPTS).partitions()[0], tmp_path / "words.txt"
-    build.passes[CONCEPTS].run(build, partition)
-    words.write_text("黄山\n故宫\n雪景\n", encoding="utf-8")
-    for name in (CONCEPTS, "curate.balance"):
-        with pytest.raises(SourceError, match=r"words.txt: has changed since the build started; run the same command"):
-            build.passes[name].run(build, partition)
-    words.write_text(WORDS, encoding="utf-8")
-    build.passes["curate.balance"].run(build, partition)
 
 
 @given(st.lists(st.integers(0, 30), max_size=30), st.floats(0.01, 0.99))

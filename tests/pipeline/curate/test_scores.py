@@ -21,9 +21,8 @@ from pipeline import opening
 from pipeline.curate import _towers
 from pipeline.curate import pair_score as score
 from pipeline.pictures.decode import decode
-from pipeline.store.build import Build
+from pipeline.store.build import Build, in_funnel
 from pipeline.store.frames import Frames
-from pipeline.store.stage import in_funnel
 from tests import curated, towered
 from tests.towered import coloured
 

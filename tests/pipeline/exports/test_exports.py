@@ -19,7 +19,7 @@ from data_specs.build import SpecError
 from data_specs.shard import SPLITS
 from pipeline import cli, exports
 from pipeline.errors import StoreError
-from pipeline.exports import ExportData, Format, export
+from pipeline.exports import ExportData, export
 from pipeline.publish import release
 from pipeline.records import sha256_hex
 from pipeline.store import build_json
@@ -32,7 +32,7 @@ def images(out: Path, to: str) -> Iterator[tuple[str, bytes]]:
     """(key, JPEG) of every sample of an export, read as the format says and without our code."""
     if to in ("brivl-jsonl", "csv"):
         yield from ((path.stem, path.read_bytes()) for path in sorted((out / "images").iterdir()))
-    elif to in ("clip-benchmark", "energon", "hf"):
+    elif to in ("energon", "hf"):
         for path in sorted(out.rglob("*.tar")):
             with tarfile.open(path) as tar:
                 for member in tar:
@@ -162,7 +162,7 @@ def test_an_export_of_nothing_is_an_error(
 ) -> None:
     rows = [row for path in shards_of.glob("val-*.parquet") for row in pq.read_table(path).to_pylist()]
     synthetic_build.store.folder.write_json("forgotten/all.json", {"hashes": [row["sha256"] for row in rows]})
-    for to in ("clip-benchmark", "csv"):
+    for to in ("hf", "csv"):
         words = ["export", str(shards_of), "--to", to, "--out", str(tmp_path / to), "--split", "val"]
         assert cli.main([*words, "--store", synthetic_build.store.url]) == 1
         assert "has no samples to export in val; choose other splits with --split" in capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_an_export_that_fails_leaves_nothing(shards_of: Path, tmp_path: Path, mo
         (out / "half").write_text("".join(stored.key for stored in itertools.islice(source.of("train"), 3)))
         raise OSError(28, "No space left on device", "half")
 
-    monkeypatch.setattr(exports, "find", lambda name: Format(broken))
+    monkeypatch.setattr(exports, "find", lambda name: broken)
     with pytest.raises(OSError, match="No space left"):
         export(Dataset.open(shards_of), "csv", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build", "store"]
@@ -263,7 +263,7 @@ def test_a_store_that_is_none_lets_no_export_pass(shards_of: Path, tmp_path: Pat
 def test_what_is_taken_down_during_an_export_is_in_none(
     synthetic_build: Any, shards_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, write = synthetic_build.store, exports.find("csv").write
+    store, write = synthetic_build.store, exports.find("csv")
     store.check()
     (shards_of.parent / "build.json").write_text(json.dumps({"version": build_json.VERSION, "store": store.url}))
 
@@ -273,7 +273,7 @@ def test_what_is_taken_down_during_an_export_is_in_none(
         return counts
 
     with monkeypatch.context() as patch:
-        patch.setattr(exports, "find", lambda _: Format(while_somebody_forgets))
+        patch.setattr(exports, "find", lambda _: while_somebody_forgets)
         with pytest.raises(StoreError, match="takedown happened during the export; run the same command again"):
             export(Dataset.open(shards_of), "csv", tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".tmp-", "out"))]

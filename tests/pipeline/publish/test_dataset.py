@@ -190,7 +190,7 @@ def test_a_build_of_a_release_is_known_by_the_place_of_its_folder(
     assert not dataset.lies_elsewhere(build.store, build.build_id, linked.shards.url)
     dataset.withdraw(linked, "a reason")
     assert releases.latest().withdrawn == "a reason"
-    build.store.register(linked, 0)
+    build.store.register(linked.out, linked.noted, 0)
     (tmp_path / "link/shards/manifest.json").unlink()  # as a takedown does for a while
     assert dataset._remaining_ids(build.store, newest.builds) == {build.build_id}
     other = {"build_id": "other"}

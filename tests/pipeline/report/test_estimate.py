@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.build import BuildSpec, load
-from pipeline import cli, memory, opening, run
+from pipeline import cli, opening, pass_runner, run
 from pipeline.cluster import Cluster, Resources, Runs
 from pipeline.report.estimate import Pace, Reference, forecast
 from pipeline.sources import sources_of
@@ -40,7 +40,7 @@ def published(make_build: Callable[..., Build]) -> Callable[..., Build]:
             build_json.note(build, build_json.Result(stage, False, 2, 2, 1.0, funnel, cost))
         for name in ("admit.sort", "shard.plan"):
             build_json.note(build, build_json.Result(name, False, 0, 0, 0.0, {}, Cost()))
-        build.store.register(build, 0)
+        build.store.register(build.out, build.noted, 0)
         return build
 
     return publish
@@ -79,8 +79,8 @@ def test_a_build_asks_for_the_memory_that_the_last_one_needed(
     build = opening.open_build(BuildSpec.model_validate(raw), str(tmp_path / "out"), earlier.store.url)
     monkeypatch.setattr(run, "Cluster", lambda *_: Noting(here=True))
     list(run.run(build, until="admit"))
-    assert (asked["extract"], asked["admit"]) == (1_000 * memory.MARGIN, 700_000_000 * memory.MARGIN)
-    assert asked["admit.sort"] == memory.UNKNOWN
+    assert (asked["extract"], asked["admit"]) == (1_000 * pass_runner.MARGIN, 700_000_000 * pass_runner.MARGIN)
+    assert asked["admit.sort"] == pass_runner.UNKNOWN
 
 
 def test_the_newest_build_of_the_same_name_is_the_measure_and_else_the_newest(published: Callable[..., Build]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.decisions import DropReason, drop_capture
-from pipeline.report.funnel import examples, faults, read_funnels, top_reasons
+from pipeline.report.funnel import faults, read_funnels, top_reasons
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 
@@ -36,24 +36,13 @@ def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, s
     assert faults(synthetic_build, candidates, captures) == []
 
 
-def test_examples_are_taken_in_turn_from_the_reasons(synthetic_build: Build, run_stage: Run) -> None:
-    run_stage(synthetic_build, "shard")
-    lines = examples(synthetic_build, 30)
-    reasons = [line.partition(":")[0].partition("/")[2] for line in lines]
-    named = sorted(set(reasons))
-    assert reasons[: len(named)] == named
-    assert not {"opt_out", "forgotten"} & set(named)
-    assert len(lines) == 22, "all but the one that opted out and the one that was taken down"
-    assert top_reasons(synthetic_build, "dedup", sources=["nobody"]) == []
-    assert sum(reason.count for reason in top_reasons(synthetic_build, "dedup", sources=["table", "pages"])) == 5
-    assert len(examples(synthetic_build, 9, subject="capture")) == 2
-
-
 def test_the_most_frequent_reasons_are_those_of_the_funnel_with_an_example_that_has_it(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
     run_stage(synthetic_build, "shard")
     expected = synthetic.expected_funnel()
+    assert top_reasons(synthetic_build, "dedup", sources=["nobody"]) == []
+    assert sum(reason.count for reason in top_reasons(synthetic_build, "dedup", sources=["table", "pages"])) == 5
     for stage in {name for name, _ in expected} - {"extract", "crawl"}:
         counts = {(r.stage, r.reason): r.count for r in top_reasons(synthetic_build, stage, limit=99)}
         assert counts == {key: n for key, n in expected.items() if key[0] == stage and key[1] not in ("", "known")}

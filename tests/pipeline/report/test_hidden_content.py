@@ -28,13 +28,11 @@ from pipeline.pictures.faces import Finder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.report.hidden_content import faces_hider
-from pipeline.report.pictures import add_boxes
 from pipeline.report.trial import show_pictures
 from pipeline.stages import STAGES, detect, shard
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.region_cache import prune, stats
-from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.images import Pictures
@@ -258,15 +256,6 @@ def test_another_detector_leaves_a_tar_the_boxes_by_which_it_was_blurred(
     assert after == before
     assert len(list((Path(build.out) / "shards/regions").iterdir())) == 3
     assert verify(build.out) == []
-
-
-def test_the_report_draws_all_boxes_of_a_detector_that_keeps_them_all(built: Build) -> None:
-    """Of a picture that was dropped, as of one that was kept, whatever `max_boxes` says of the others."""
-    sha256 = next(row["sha256"] for text, (_, row) in _stored(built).items() if text == "第0幅")
-    row = {"picture": "data:", "kept": False, "sha256": sha256, "width": 420, "height": 300, "boxes": {}}
-    with Tables.of(built) as tables:
-        add_boxes(built, tables, [row])
-    assert {name.split("-")[0]: len(boxes) for name, boxes in row["boxes"].items()} == {"grid": 1, "faces": 2}
 
 
 def test_verify_tells_of_a_shard_that_nobody_can_check_for_faces(built: Build, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ Run = Callable[[Build, str], None]
 
 
 @pytest.mark.drill(2)
-def test_an_index_over_many_builds_links_to_each_and_shows_trends(two: list[Build], tmp_path: Path) -> None:
+def test_an_index_over_many_builds_links_to_each(two: list[Build], tmp_path: Path) -> None:
     folder = tmp_path / "all"
     for build in two:
         shutil.copytree(build.out, folder / build.build_id)
@@ -27,14 +27,13 @@ def test_an_index_over_many_builds_links_to_each_and_shows_trends(two: list[Buil
     assert count == 2
     for build in two:
         assert f'href="{build.build_id}/report/index.html"' in page
-    assert page.count("<circle") == 2 * 7
     assert "default-src 'none'" in page
     with pytest.raises(SourceError, match="contains no build with a report"):
         report_index.write(str(tmp_path / "nothing"))
 
 
 @pytest.mark.drill(4)
-def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, tmp_path: Path) -> None:
+def test_an_index_lists_releases_and_says_what_became_of_each_build(weeks: Any, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     release.publish(weeks.build("2026-01-01", range(12)))
     release.publish(weeks.build("2026-01-08", range(15)))
@@ -55,15 +54,11 @@ def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, 
         assert f'<td class="num">{total}</td>' in row
     assert "min_samples" in rows[1]
     assert "Latest release:</span> <b>2</b> · 15" in page
-    lines = page.split("<figure")[1:]
-    drawn = [line.count("<circle") for line in lines]
-    assert drawn == [2, *[5] * 5, 4], "releases; builds; and those that kept some"
-    assert "samples in the release: 12, 15" in page
     release.publish(refused, accept=["min_samples"], because="a trial")
     shutil.rmtree(folder / "22")
     shutil.copytree(weeks.folder / "2026-01-22", folder / "22")
     page = Path(report_index.write(str(folder))[0]).read_text("utf-8")
-    assert "samples in the release: 12, 15, 16" in page
+    assert '<td class="num"><b>16</b></td>' in page
     assert "accepted:</span> min_samples" in page
 
 

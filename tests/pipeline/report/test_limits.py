@@ -1,4 +1,4 @@
-"""limits: what other limits let in is what the filters let in when they run with those."""
+"""limits: what the limits of filters keep and drop, by measure, and the texts nearest to them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ import pytest
 from PIL import Image
 
 from data_specs.build import BuildSpec
-from data_specs.shard import Text
 from pipeline import opening
-from pipeline.filters import Limit, image_filters, text_filters
+from pipeline.filters import Limit
 from pipeline.plugins import find, names
 from pipeline.report import limits
-from pipeline.report.measures import MEASURES, SHOWN_TEXT, add_bins
+from pipeline.report.measures import MEASURES, SHOWN_TEXT
 from pipeline.report.page import environment
 from pipeline.stages import STAGES
-from pipeline.stages.filter import features_of, judge
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS
 from pipeline.store.sql import Tables
@@ -94,38 +92,8 @@ def dropped(build: Build, stage: str) -> list[dict[str, Any]]:
     return [row for table in tables for row in table.to_pylist()]
 
 
-def with_limit(build: Build, option: dict[str, Any], value: float) -> BuildSpec:
-    """The spec with another value of one option."""
-    spec = build.spec.model_dump(mode="json")
-    for ref in spec["filters"]:
-        if ref["name"] == option["filter"]:
-            ref[option["option"]] = int(value) if value == int(value) else value
-    return BuildSpec.model_validate(spec)
-
-
 def limits_of(charts: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     yield from itertools.chain.from_iterable(chart["limits"] for chart in charts.values())
-
-
-@pytest.mark.slow
-def test_what_another_limit_lets_in_is_what_the_filters_let_in_with_it(
-    build: Build, charts: dict[str, dict[str, Any]]
-) -> None:
-    features = {r["sha256"]: r for t in build.tables("measure", "parquet", None) for r in t.to_pylist()}
-    images = {r["fetch_id"]: r["sha256"] for t in build.tables("fetch", "parquet", None) for r in t.to_pylist()}
-    pictures = [features_of(features[images[row["fetch_id"]]]) for row in dropped(build, "filter")]
-    texts = [row["text"] for row in dropped(build, "admit")]
-    for limit in limits_of(charts):
-        for would in limit["would"]:
-            spec = with_limit(build, limit, would["value"])
-            if limit["filter"] in ("text_length", "han_share"):
-                let_in = sum(all(f.check(Text("caption", text)) is None for f in text_filters(spec)) for text in texts)
-            else:
-                let_in = sum(not judge(picture, image_filters(spec)) for picture in pictures)
-            assert let_in == would["count"], (limit["option"], would)
-    assert {"min_side", "max_side", "max_aspect", "min_chars", "max_chars"} <= {
-        limit["option"] for limit in limits_of(charts) if limit["would"]
-    }
 
 
 @pytest.mark.slow
@@ -232,26 +200,3 @@ def test_a_source_is_counted_at_its_own_limits(tmp_path: Path) -> None:
     ]
     shown = environment(STAGES).from_string("{{ histogram(chart) }}").render(chart=sides)
     assert [shown.count(f"· {name}") for name in ("own", "strict")] == [1, 1]
-
-
-def test_rows_of_the_sheet_have_the_bars_they_are_counted_in(build: Build) -> None:
-    rows = [
-        {"text": "春天的公园", "sha256": "", "width": 160, "height": 400},
-        {"text": "春" * SHOWN_TEXT, "sha256": "", "width": 0, "height": 0},
-        {"text": "", "sha256": "", "width": 0, "height": 0},
-    ]
-    [sha256] = [t["sha256"][0].as_py() for t in build.tables("measure", "parquet", None)][:1]
-    rows.append({"text": "", "sha256": sha256, "width": 0, "height": 0})
-    with Tables.of(build) as tables:
-        add_bins(build, tables, rows)
-    labels = {name: MEASURES[name].labels[bar] for name, bar in rows[0]["bins"].items() if name in MEASURES}
-    assert labels == {
-        "characters": "4–5",
-        "han_letters": "90–100%",
-        "short_side": "128–199",
-        "long_side": "384–511",
-        "aspect": "1:3",
-    }
-    assert MEASURES["characters"].labels[rows[1]["bins"]["characters"]] == "200–499"
-    assert rows[2]["bins"] == {}
-    assert {"blankness", "entropy", "sharpness", "frames", "file_bytes", "short_side"} <= set(rows[3]["bins"])

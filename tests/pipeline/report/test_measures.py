@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.filters.han_share import scripts
-from pipeline.report.measures import HAN_SHARE, MEASURES, SAMPLED, SHOWN_TEXT, Measure, histograms
+from pipeline.report.measures import MEASURES, SAMPLED, SHOWN_TEXT, Measure, histograms
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
 from pipeline.texts.density import density
 
 Row = dict[str, object]
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 TEXTS = st.lists(
     st.text(
         st.sampled_from("番茄蛋〇 \u3000\n\xa0\x1c\u2028𠀀あ한aéß1.-")
@@ -44,11 +42,6 @@ def characters(text: str) -> float:
     return max(sum(map(len, text.split())), SHOWN_TEXT if len(text) >= SHOWN_TEXT else 0)
 
 
-def han_share(text: str) -> float:
-    visible = "".join(text.split())
-    return len(_HAN.findall(visible)) / len(visible) if visible else 0.0
-
-
 def han_of_letters(text: str) -> float:
     han, _, letters = scripts(text)
     return han / letters if letters else 0.0
@@ -61,7 +54,6 @@ def test_texts_are_measured_as_the_filters_measure_them(tables: Tables, texts: l
     for sql, expected in (
         (MEASURES["characters"].sql, characters),
         (MEASURES["han_letters"].sql, han_of_letters),
-        (HAN_SHARE, han_share),
     ):
         assert values(tables, sql, texts) == pytest.approx([expected(text) for text in texts])
 
@@ -83,7 +75,6 @@ def test_words_are_those_that_the_filters_of_words_ask_for(tables: Tables) -> No
 @given(st.sampled_from([*MEASURES.values(), *SAMPLED]), st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
 def test_a_value_is_counted_once_in_the_bin_that_numpy_says(tables: Tables, own: Measure, drawn: list[float]) -> None:
     assert len(own.edges) == len(own.labels)
-    assert list(own.steps) == sorted(own.steps)
     drawn = [*drawn, *map(float, own.edges)]
     bare = Measure(own.name, own.title, own.title_zh, own.edges, own.labels, "v")
     counted = histograms(tables, [bare], f"SELECT unnest({drawn}::DOUBLE[]) AS v")[own.name]

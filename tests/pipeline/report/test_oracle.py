@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,6 @@ from pipeline.report.hidden_content import HIDDEN
 from pipeline.stages.admit import admit
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.texts.density import density
 from pipeline.texts.words import stop_words, words_of
 from tests.drawn import blobs, encoded
 from tests.stages import run_noted, run_stage
@@ -152,7 +152,8 @@ _SIDES = (0, 64, 128, 200, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 
 def histograms(t: Tables) -> dict[str, list[int]]:
     texts, w, h = t.primary.text, t.samples.width, t.samples.height
-    han = [len(HAN.findall(text)) / len("".join(text.split())) for text in texts]
+    letters = [sum(unicodedata.category(c)[0] == "L" for c in text) for text in texts]
+    han = [len(HAN.findall(text)) / max(1, count) for text, count in zip(texts, letters, strict=True)]
     kilobytes = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
     regions = {
         f"regions/{name}": histogram(rows.scores.map(len), 0, 1, 2, 5, 9, 17, 25, 36, 37)
@@ -161,7 +162,7 @@ def histograms(t: Tables) -> dict[str, list[int]]:
     return {
         "characters": histogram(texts.map(len), 0, 2, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500),
         "words": histogram([len(words_of(x)) for x in texts], 0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100),
-        "han_share": histogram(han, *(i / 10 for i in range(10))),
+        "han_letters": histogram(han, *(i / 10 for i in range(10))),
         "texts": histogram(t.samples.texts.map(len), *range(1, 9)),
         "short_side": histogram(np.minimum(w, h), *_SIDES),
         "long_side": histogram(np.maximum(w, h), *_SIDES),
@@ -171,11 +172,11 @@ def histograms(t: Tables) -> dict[str, list[int]]:
     }
 
 
-def vocabulary(t: Tables) -> Values:
+def frequent(t: Tables) -> Values:
     own = Counter[str]()
     for text in t.primary.text:
         own.update({w for w in words_of(text) if len(w) > 1 and w not in stop_words() and HAN.search(w)})
-    return dict(own)
+    return dict(sorted(own.items(), key=lambda item: (-item[1], item[0]))[:40])
 
 
 def groups(t: Tables) -> Counter[int]:
@@ -191,19 +192,6 @@ def removed(t: Tables) -> dict[tuple[str, str, str], int]:
             for texts in stage.table(record, columns=["removed"])["removed"].to_pylist():
                 found.update((name, text["kind"], text["reason"]) for text in texts or ())
     return dict(found)
-
-
-def quantiles(values: Any) -> list[float]:
-    return [round(float(x), 3) for x in np.quantile(values, (0.1, 0.5, 0.9), method="inverted_cdf")]
-
-
-def profile(t: Tables) -> Values:
-    said = t.primary.text.map(density)
-    return {
-        "characters": quantiles(t.primary.text.map(len)),
-        "words": quantiles([own.words for own in said]),
-        "content": quantiles([own.content_share for own in said]),
-    }
 
 
 SIZES = {2: 0, 3: 1, 4: 2, 5: 3, 6: 4, 8: 5, 11: 6, 21: 7, 51: 8, 101: 9}
@@ -262,7 +250,7 @@ ORACLES: dict[str, tuple[Callable[[Values], Any], Callable[[Tables], Any]]] = {
             for name, rows in t.regions.items()
         },
     ),
-    "vocabulary": (lambda r: r["vocabulary"], vocabulary),
+    "words": (lambda r: {word["name"]: word["count"] for word in r["words"]}, frequent),
     "texts": (
         lambda r: {k["name"]: (k["primary"], k["fallbacks"]) for k in r["kinds"] if k["primary"]},
         lambda t: {
@@ -273,10 +261,6 @@ ORACLES: dict[str, tuple[Callable[[Values], Any], Callable[[Tables], Any]]] = {
     "removed": (
         lambda r: {(g["stage"], g["kind"], g["reason"]): g["count"] for g in r["texts"]["removed"]},
         removed,
-    ),
-    "profile": (
-        lambda r: {m["name"]: [m["low"], m["median"], m["high"]] for m in r["data_profile"]["measures"]},
-        profile,
     ),
 }  # fmt: skip
 """What the report says, and what pandas says, by name."""

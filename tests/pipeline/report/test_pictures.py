@@ -7,14 +7,10 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.detectors import Detector, detectors_of
-from pipeline.detectors._boxes import rows_of
 from pipeline.report import page
-from pipeline.report import pictures as report_pictures
 from pipeline.store.build import Build
 
 pytestmark = pytest.mark.slow
@@ -39,46 +35,7 @@ def test_thumbnails_are_small_pictures_and_boxes_belong_to_them(
             assert 0 <= x1 < x2 <= row["width"]
             assert 0 <= y1 < y2 <= row["height"]
             assert 0 < score <= 1
-    for row in made["sheet"]:
-        assert row["kept"] or bool(row["boxes"]) == bool(row["picture"]), "dropped ones with a picture have regions too"
     by_reason = {row["reason"]: row["picture"] for row in made["sheet"]}
     assert by_reason["same_image"]
     assert not by_reason["corrupt_image"]
     assert not by_reason["data_uri"]
-
-
-def test_regions_of_dropped_pictures_come_from_the_cache_before_a_detector_looks(
-    synthetic_build: Build, synthetic: Any, run_stage: Run
-) -> None:
-    run_stage(synthetic_build, "shard")
-    small = [item for item in synthetic.items() if item.reason == "image_too_small"]
-    [detector] = detectors_of(synthetic_build.spec)
-    known = (np.array([[1, 2, 5, 7]], np.float32), np.array([0.5], np.float32), np.zeros(1, np.int32))
-    cache = synthetic_build.store.regions(detector.detector_id)
-    cache.put(rows_of({small[0].sha256: known}))
-    before = cache.folder.names()
-    shown = {row["id"]: row for row in page.make_report(synthetic_build)["sheet"]}
-    rows = [shown[item.candidate.candidate_id] for item in small]
-    assert rows[0]["boxes"] == {detector.detector_id: [[1.0, 2.0, 5.0, 7.0, 0.5]]}
-    assert len(rows[1]["boxes"][detector.detector_id]) == 36, "the grid looked at it"
-    assert cache.folder.names() == before
-
-
-def test_a_detector_looks_at_the_pixels_of_dropped_pictures(
-    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[int, ...]] = []
-
-    class Middle(Detector):
-        def detect(self, state: Any, pictures: Any) -> Any:
-            seen.extend(picture.shape for picture in pictures)
-            half = [np.array([[0, 0, p.shape[1] / 2, p.shape[0]]], np.float32) for p in pictures]
-            return [(box, np.ones(1, np.float32), np.zeros(1, np.int32)) for box in half]
-
-    run_stage(synthetic_build, "shard")
-    monkeypatch.setattr(report_pictures, "detectors_of", lambda spec: [Middle()])
-    dropped = [row for row in page.make_report(synthetic_build)["sheet"] if row["picture"] and not row["kept"]]
-    assert dropped
-    for row in dropped:
-        assert (row["height"], row["width"], 3) in seen, "at full size, as shown"
-        assert row["boxes"] == {Middle().detector_id: [[0.0, 0.0, row["width"] / 2, row["height"], 1.0]]}

@@ -184,9 +184,9 @@ def test_odd_but_sound_files_have_features(kind: str) -> None:
 
 
 def test_the_token_follows_the_features(fetched_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.features.phash import PHash
+    from pipeline.features.columns import FEATURES
 
     build = fetched_build([])
     before = measure.token(build)
-    monkeypatch.setattr(PHash, "VERSION", 99)
+    monkeypatch.setitem(FEATURES, "phash", FEATURES["phash"]._replace(version=99))
     assert measure.token(build) != before

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec
 from pipeline.records import FIRST_SNAPSHOT, USERINFO, USERINFO_SCHEMA, order_range, sha256_hex
 from pipeline.stages import STAGES, _sort
-from pipeline.store.build import Build
-from pipeline.store.stage import passes_of
+from pipeline.store.build import Build, passes_of
 from pipeline.store.store import Store
 from tests import archived
 from tests.drawn import picture

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import shutil
+import resource
 import threading
 import time
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import sha256_hex
 from pipeline.store import cache
@@ -75,8 +75,6 @@ def test_the_last_commit_wins_whatever_the_clock_says(tmp_path: Path, monkeypatc
         monkeypatch.setattr(time, "time_ns", lambda at=at: at)
         made.put(rows("a", value=value))
         assert values(made.get(["a"])) == {"a": value}
-        shutil.rmtree(tmp_path / "_index")
-        assert values(made.get(["a"])) == {"a": value}, "by an index that was made again too"
 
 
 @pytest.mark.slow
@@ -107,38 +105,6 @@ def test_keys_that_begin_alike_give_no_wrong_row(tmp_path: Path, monkeypatch: py
     made.put(rows("aa", value=1))
     assert made.get(["bb"]) is None
     assert values(made.get(["aa", "bb"])) == {"aa": 1}
-
-
-def test_a_deleted_index_is_made_again(tmp_path: Path) -> None:
-    made = in_folder(tmp_path)
-    made.put(rows("a", "b", value=1))
-    made.put(rows("b", value=2))
-    shutil.rmtree(tmp_path / "_index")
-    assert values(made.get(["a", "b"])) == {"a": 1, "b": 2}
-
-
-def test_an_index_whose_making_is_killed_is_made_whole_by_the_next_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that lacked commits was taken for the index of all: what they hold was computed, or fetched, again."""
-    made = in_folder(tmp_path)
-    for value, name in enumerate("abc"):
-        made.put(rows(name, value=value))
-    shutil.rmtree(tmp_path / "_index")
-    take, taken = Folder.take, list[str]()
-
-    def killed(folder: Folder, local: Path, name: str, private: bool = False) -> None:
-        taken.append(name)
-        if len(taken) == 2:
-            raise KeyboardInterrupt
-        take(folder, local, name, private)
-
-    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(Folder, "take", killed)
-        made.get(["a"])
-    assert values(made.get("abc")) == {"a": 0, "b": 1, "c": 2}
-    made.put(rows("b", value=3))
-    assert values(made.get("abc")) == {"a": 0, "b": 3, "c": 2}
 
 
 @pytest.mark.parametrize("kind", ["disk", "memory"])
@@ -199,3 +165,17 @@ def test_writers_at_once_lose_nothing_and_readers_never_fail(tmp_path: Path) -> 
     assert [process.exitcode for process in writers] == [0, 0, 0]
     wanted = [f"{writer}-{i}" for writer in range(3) for i in range(15)]
     assert sorted(values(in_folder(tmp_path).get(wanted))) == sorted(wanted)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    in_folder(tmp_path).put(rows("a", "b"))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, hard))
+    try:
+        with pytest.raises(StoreError, match=rf"{tmp_path}/\d+-\w+\.parquet: cannot be written \(File"):
+            in_folder(tmp_path).put(rows(*(f"big {i}" for i in range(2_000))))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert values(in_folder(tmp_path).get(["a", "b"])) == {"a": 0, "b": 0}

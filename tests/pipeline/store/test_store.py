@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -32,11 +31,11 @@ def test_a_build_is_known_from_its_beginning_until_it_is_dropped(tmp_path):
     store = Store(str(tmp_path / "store"))
     builds = [begun(tmp_path, snapshot=f"2026-01-0{day}", store=store.url) for day in (3, 1, 2)]
     for revision, build in enumerate(builds):
-        store.begin(build)
+        store.begin(build.out, build.noted)
         assert store.known_builds()[-1 if not revision else revision - 1]["revision"] is None
-        store.register(build, revision)
-    store.register(builds[0], 7)  # again, as after a takedown
-    store.begin(builds[0])  # run again: it stays published
+        store.register(build.out, build.noted, revision)
+    store.register(builds[0].out, builds[0].noted, 7)  # again, as after a takedown
+    store.begin(builds[0].out, builds[0].noted)  # run again: it stays published
     revisions = {"2026-01-01": 1, "2026-01-02": 2, "2026-01-03": 7}
     assert {entry["snapshot"]: entry["revision"] for entry in store.registered()} == revisions
     assert [entry["out"] for entry in store.known_builds()] == [builds[number].out for number in (1, 2, 0)]
@@ -44,7 +43,7 @@ def test_a_build_is_known_from_its_beginning_until_it_is_dropped(tmp_path):
     assert [entry["build_id"] for entry in store.registered()] == [builds[2].build_id, builds[0].build_id]
     assert store.known_builds()[0]["build_id"] == builds[1].build_id, "what it wrote is still there"
     other = begun(tmp_path, snapshot="2026-02-01", store=store.url)
-    store.begin(replace(other, out=builds[2].out))
+    store.begin(builds[2].out, other.noted)
     assert [(entry["snapshot"], entry["revision"]) for entry in store.known_builds()] == [
         ("2026-01-01", None),
         ("2026-01-03", 7),
@@ -58,7 +57,7 @@ def test_of_a_build_in_two_folders_the_newest_publish_comes_last(tmp_path):
     store = Store(str(tmp_path / "store"))
     first, second = (begun(tmp_path / name, snapshot="2026-01-01", store=store.url) for name in ("a", "b"))
     for build, revision in ((first, 0), (second, 0), (first, 1)):
-        store.register(build, revision)
+        store.register(build.out, build.noted, revision)
     assert [(entry["out"], entry["revision"]) for entry in store.registered()] == [(second.out, 0), (first.out, 1)]
 
 
@@ -67,8 +66,8 @@ def test_a_folder_has_one_record_however_it_is_spelled(tmp_path):
     real.mkdir()
     link.symlink_to(real)
     build = begun(tmp_path, store=store.url)
-    store.begin(replace(build, out=str(link)))
-    store.register(replace(build, out=f"{tmp_path}/x/../real"), 1)
+    store.begin(str(link), build.noted)
+    store.register(f"{tmp_path}/x/../real", build.noted, 1)
     assert [(one["out"], one["revision"]) for one in store.known_builds()] == [(str(real), 1)]
     store.drop(str(link))
     assert store.known_builds() == []
@@ -79,9 +78,9 @@ def test_a_build_is_noted_without_a_look_at_what_is_noted_of_others(tmp_path, mo
     store = Store(str(tmp_path / "store"))
     first, second = (begun(tmp_path / name, name=name, store=store.url) for name in ("a", "b"))
     for build in (first, second):
-        store.register(build, 0)
+        store.register(build.out, build.noted, 0)
     (tmp_path / "store" / store._record_of(first.out)).write_text("[")
-    store.register(second, 1)
+    store.register(second.out, second.noted, 1)
     assert store._find(second.out)["revision"] == 1
     store.unregister(second.build_id, second.out)
     assert store._find(second.out)["revision"] is None
@@ -101,12 +100,12 @@ def test_builds_beside_store_are_found_after_both_were_moved(tmp_path, linked):
         (tmp_path / "link").symlink_to(place / "store")
         store = Store(str(tmp_path / "link"))
     for build in (*builds, away):
-        store.begin(build)
+        store.begin(build.out, build.noted)
     place.rename(tmp_path / "moved")
     moved = Store(str(tmp_path / "moved/store"))
     places = [build.out.replace(str(place), str(tmp_path / "moved")) for build in builds]
     assert [entry["out"] for entry in moved.known_builds()] == [places[0], away.out, places[1]]
-    moved.begin(replace(builds[0], out=places[0]))
+    moved.begin(places[0], builds[0].noted)
     assert len(moved.known_builds()) == 3
 
 

@@ -289,32 +289,11 @@ def test_it_is_sound_in_both_themes_and_languages_on_any_screen(built: Build, br
     browse(visit, built.out, wide=wide)
 
 
-@pytest.mark.drill(8)
-def test_views_are_saved_for_everyone(own: Make, browse: Browse) -> None:
-    build = own()
-
-    async def visit(page: Any) -> None:
-        await choose(page, "same image")
-        await page.click(".save input")
-        await page.write("重复的图")
-        await page.press("Enter")
-        await until(page, "document.querySelector('.saved')")
-        await text_of_button(page, "Clear all")
-        await until(page, f"{FOUND} === '56 decisions'")
-        await text_of_button(page, "重复的图")
-        await until(page, f"{TILES} === 3")
-        await page.click(".saved .drop")
-        await until(page, "!document.querySelector('.saved')")
-
-    browse(visit, build.out)
-    assert json.loads((Path(build.out) / "studio/views.json").read_text("utf-8")) == {}
-
-
 @pytest.mark.drill(10)
 def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path: Path) -> None:
     """Beside a build that cannot be read, which stops it in no other one."""
     build = own()
-    build.store.register(replace(build, build_id="other", out=str(tmp_path / "deleted by hand")), 0)
+    build.store.register(str(tmp_path / "deleted by hand"), build.noted | {"build_id": "other"}, 0)
 
     async def visit(page: Any) -> None:
         await page.click(".tile")

@@ -27,6 +27,7 @@ def test_a_row_is_shown_with_its_reason_in_both_languages(built: Build, client_o
     assert item["leader"]["id"] == item["duplicate_of"]
     assert item["leader"]["fate"] == "kept"
     assert item["picture"]["width"] == 150
+    assert item["picture"]["regions"] == {}
     kept = client.get("/api/rows", params={"fate": "kept", "limit": 1}).json()["rows"][0]
     item = client.get("/api/item", params={"pos": kept["pos"], "g": about["g"]}).json()
     [boxes] = item["picture"]["regions"].values()
@@ -80,29 +81,6 @@ def test_what_may_not_be_shown_is_counted_and_withheld(built: Build, client_of: 
         assert row["withheld"]["zh"]
         assert client.get("/api/thumb", params={"pos": row["pos"], "g": g}).status_code == 404
         assert client.get("/api/saw", params={"pos": row["pos"], "g": g}).json()["texts"] == []
-
-
-@pytest.mark.slow
-def test_boxes_of_what_was_dropped_come_from_the_cache_and_run_no_model(
-    own: Callable[..., Build], client_of: Connect
-) -> None:
-    import numpy as np
-
-    from pipeline.detectors import detector_ids
-    from pipeline.detectors._boxes import rows_of
-
-    build = own(regions={"detectors": [{"name": "proposals"}]})
-    client = client_of(build.out)
-    g = client.get("/api/about").json()["g"]
-    row = client.get("/api/rows", params={"reason": "near_image"}).json()["rows"][0]
-    item = client.get("/api/item", params={"pos": row["pos"], "g": g}).json()
-    assert item["picture"]["regions"] == {}, "no model is run for a look"
-    boxes = np.array([[10, 10, 60, 60], [0, 0, 9_999, 30]], np.float32)
-    raw = (boxes, np.array([0.5, 0.9], np.float32), np.zeros(2, np.int32))
-    [detector] = detector_ids(build.spec)
-    build.store.regions(detector).put(rows_of({item["picture"]["sha256"]: raw}))
-    item = client.get("/api/item", params={"pos": row["pos"], "g": g}).json()
-    assert item["picture"]["regions"] == {detector: [[0.0, 0.0, 150.0, 30.0, 0.9], [10.0, 10.0, 60.0, 60.0, 0.5]]}
 
 
 @pytest.mark.slow

@@ -7,11 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from pipeline.filters import pixel_filters
-from pipeline.records import SCORE_SCHEMA
 from pipeline.stages import STAGES
 from pipeline.store.build import STUDIO, Build
 from pipeline.store.frames import Frames
@@ -26,20 +23,19 @@ StudioOf = Callable[..., Any]
 def test_sizes_and_kinds_are_those_that_the_stages_wrote(built: Build, studio_of: StudioOf, synthetic: Any) -> None:
     catalog = studio_of(built.out).opened.catalog
     rows = catalog.query(
-        "SELECT cid, k.value, width, height, s.value, cluster, sharpness FROM c "
+        "SELECT cid, k.value, width, height, s.value, cluster FROM c "
         "JOIN index.codes k ON k.facet = 'kind' AND k.code = is_kind "
         "JOIN index.codes s ON s.facet = 'split' AND s.code = is_split"
     )
     by_id = {int(cid): rest for cid, *rest in rows}
     samples = Frames.of(built).frame("samples")
     for sample in samples.itertuples():
-        kind, width, height, split, _, sharpness = by_id[int(sample.candidate_id[:16], 16)]
+        kind, width, height, split, _ = by_id[int(sample.candidate_id[:16], 16)]
         assert (width, height, split) == (sample.width, sample.height, sample.split)
         assert kind == sample.texts[0]["kind"]
-        assert sharpness is not None
     sizes = Counter(item.leader for item in synthetic.items() if item.leader)
     for item in synthetic.items():
-        kind, width, _, _, cluster, _ = by_id[int(item.candidate.candidate_id[:16], 16)]
+        kind, width, _, _, cluster = by_id[int(item.candidate.candidate_id[:16], 16)]
         leader = item.leader or item.candidate.candidate_id
         assert cluster == sizes[leader] + 1
         assert (width is not None) == (item.stage in ("filter", "dedup", "shard")), "what was measured has a size"
@@ -49,7 +45,7 @@ def test_sizes_and_kinds_are_those_that_the_stages_wrote(built: Build, studio_of
 def test_facets_that_need_the_index_count_what_they_choose(built: Build, studio_of: StudioOf) -> None:
     catalog = studio_of(built.out).opened.catalog
     counts = catalog.counts(Filters())
-    for name in ("kind", "split", "short_side", "cluster", "sharpness", "entropy", "blankness"):
+    for name in ("kind", "split", "short_side", "cluster"):
         assert sum(count for _, count in counts.facets[name]) == counts.total, name
         for value, count in counts.facets[name]:
             chosen = Filters({name: (value,)})
@@ -125,24 +121,6 @@ def test_the_index_holds_neither_text_nor_address(own: Callable[..., Build], stu
 
 
 @pytest.mark.slow
-def test_scores_of_a_model_are_a_facet(own: Callable[..., Build], studio_of: StudioOf, synthetic: Any) -> None:
-    build = own(filters=[{"name": "text_length", "min_chars": 2}, {"name": "image_nsfw"}])
-    [nsfw] = pixel_filters(build.spec)
-    try:
-        cache = build.store.features(nsfw.score_id)
-    except Exception:
-        pytest.skip("the model's package is not installed")
-    measured = [item for item in synthetic.items() if item.stage in ("filter", "dedup")]  # no screen, so no shards
-    scores = {item.sha256: (at % 10) / 10 + 0.05 for at, item in enumerate(measured)}
-    cache.put(pa.table({"sha256": list(scores), "score": list(scores.values())}, schema=SCORE_SCHEMA))
-    catalog = studio_of(build.out).opened.catalog
-    expected = Counter(str(int(scores[item.sha256] * 10)) for item in measured)
-    counted = dict(catalog.counts(Filters()).facets["score_image_nsfw"])
-    assert {value: count for value, count in counted.items() if value} == dict(expected)
-    assert len(expected) > 2
-
-
-@pytest.mark.slow
 @pytest.mark.drill(2)
 def test_what_is_new_is_new_against_the_baseline(weeks: Any, studio_of: StudioOf) -> None:
     from pipeline.publish import release
@@ -173,5 +151,5 @@ def test_a_missing_table_leaves_its_columns_empty(own: Callable[..., Build], stu
     catalog = studio_of(build.out).opened.catalog
     counted = catalog.counts(Filters()).facets
     assert dict(counted["fate"])["kept"] == 30
-    assert {value for value, _ in counted["sharpness"]} == {""}
+    assert {value for value, _ in counted["kind"] if value} == {"caption"}
     assert dict(counted["split"])["train"] > 0, "samples have theirs from the shards"

@@ -115,15 +115,6 @@ def test_a_build_is_refused_approved_and_published(weeks: Any, client_of: Connec
     assert client.post("/api/word", json={**said, "build": "another", "verdict": "approved"}).status_code == 400
 
 
-@pytest.mark.slow
-def test_views_are_saved_and_deleted(own: Make, client_of: Connect) -> None:
-    client = client_of(own().out)
-    answer = client.put("/api/views", json={"name": "小图", "query": "reason=image_too_small"})
-    assert answer.json()["views"] == [{"name": "小图", "query": "reason=image_too_small"}]
-    assert client.get("/api/about").json()["views"] == answer.json()["views"]
-    assert client.delete("/api/views", params={"name": "小图"}).json()["views"] == []
-
-
 def test_a_question_that_is_none_is_one_line(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     for path in (
@@ -162,7 +153,7 @@ ASKS = (
 EVERY = [("GET", "/report"), *(("GET", f"/api/{path}") for path in ASKS)]
 CHANGES = [
     ("POST", "/api/takedown"), ("POST", "/api/confirm"), ("POST", "/api/word"), ("POST", "/api/publish"),
-    ("POST", "/api/reload"), ("PUT", "/api/views"), ("DELETE", "/api/views?name=a"),
+    ("POST", "/api/reload"),
 ]  # fmt: skip
 
 

@@ -579,7 +579,7 @@ def test_a_folder_is_one_build_however_it_is_spelled(
     assert cli.main(words) == 0
     assert left(out) == 5
     assert cli.main(["publish", build]) == 0
-    published.store.register(replace(published.builds[0], out=Folder(build).url), 2)
+    published.store.register(Folder(build).url, published.builds[0].noted, 2)
     assert len(published.store.registered()) == 1
     assert cli.main(["gc", "--store", store]) == 0
     assert cli.main([*words[:-1], "folder:///album/002.jpg"]) == 0

@@ -290,7 +290,7 @@ def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(
         )
     for build in builds:
         (Path(build.out) / "studio").mkdir()
-        for name in ("index-0123456789abcdef.duckdb", ".01234567.duckdb.wal", "views.json"):
+        for name in ("index-0123456789abcdef.duckdb", ".01234567.duckdb.wal"):
             (Path(build.out) / "studio" / name).write_bytes(b"{}")
     whole = files(new.out)
     before = occupied(Path(old.out).parent)
@@ -298,9 +298,8 @@ def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(
     assert collected["bytes"] == before - occupied(Path(old.out).parent) > 10_000, (
         "what STORE shares with it is not free"
     )
-    assert [path.name for path in (Path(old.out) / "studio").iterdir()] == ["views.json"]
     assert {path.name for path in Path(old.out).iterdir() if path.name != "_lock"} == {
-        "build.json", "captures", "releases.json", "report", "shards", "studio"
+        "build.json", "captures", "releases.json", "report", "shards"
     }  # fmt: skip
     assert verify(Path(old.out)) == []
     assert files(new.out) == whole
@@ -355,7 +354,7 @@ def test_images_of_a_build_that_cannot_be_read_are_not_forgotten_where_links_lea
     published.store.fetched().put(pa.Table.from_pylist([row]))
     if linked == "build":
         (tmp_path / "link").symlink_to(out.parent)
-        published.store.register(replace(build, out=f"{tmp_path}/link/{out.name}"), 1)
+        published.store.register(f"{tmp_path}/link/{out.name}", build.noted, 1)
         out.rename(tmp_path / "gone")
     else:  # to a disk that is not mounted
         (out / "images").rename(tmp_path / "gone")
@@ -452,7 +451,7 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     collect(builds, keep=1, dry_run=True)
     assert {path.name for path in features.glob("pair-*")} == names
     gone = replace(older, build_id="synthetic-gone", out=f"{older.out}-gone")
-    older.store.register(gone, 0)
+    older.store.register(gone.out, gone.noted, 0)
     assert len(collect(builds, keep=1, dry_run=True)["faults"]) == 1
     collect(builds, keep=1)
     assert {path.name for path in features.glob("pair-*")} == names, "who knows what a build was scored by that is gone"

@@ -38,8 +38,7 @@ from pipeline.records import FEATURE_SCHEMA, sha256_hex
 from pipeline.report.explain import explain
 from pipeline.report.funnel import faults, read_funnels
 from pipeline.store import build_json
-from pipeline.store.build import Build
-from pipeline.store.stage import Pass
+from pipeline.store.build import Build, Pass
 from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns
 from pipeline.takedown import garbage, rewrite_partitions
 from pipeline.takedown.forget import Request, forget

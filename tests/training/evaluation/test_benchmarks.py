@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_specs.shard import ContractError
 from training.errors import ConfigError, InputError
 from training.evaluation.benchmarks import BENCHMARKS, Benchmark, is_benchmark, open_benchmark
 
@@ -222,19 +221,10 @@ def test_latin_words_of_a_segmented_caption_stay_apart(tmp_path: Path) -> None:
     ("form", "split", "damage", "error", "message"),
     [
         ("aic-icc", "test", None, ConfigError, "aic-icc does not have a test split"),
-        ("coco-cn", "dev", None, ConfigError, "coco-cn does not have a dev split"),
         ("coco-cn", "val", None, InputError, "contains no coco-cn_val.txt"),
         ("muge", "test", None, InputError, "MR_test_queries.jsonl:line 1: no query_text with item_ids"),
         ("flickr30k-cn", "val", None, InputError, "holds neither flickr30k_cn_val.txt nor"),
         ("folder", "val", ("*.txt", ""), InputError, "no captions in the val split"),
-        (
-            "coco-cn",
-            "test",
-            ("imageid.human-written-caption.txt", "x\n"),
-            InputError,
-            "caption.txt:line 1: not an image id",
-        ),
-        ("aic-icc", "val", ("*validation*.json", "{}"), InputError, "no captions in the val split"),
         ("aic-icc", "val", ("*validation*.json", "[1]"), InputError, "not a list of image_id and caption"),
         ("chinese-clip", "test", ("test_texts.jsonl", "{"), InputError, "test_texts.jsonl:line 1: not JSON"),
         (
@@ -251,7 +241,6 @@ def test_latin_words_of_a_segmented_caption_stay_apart(tmp_path: Path) -> None:
             InputError,
             r"a caption contains an unpaired surrogate: '笑\ud83d'",
         ),
-        ("chinese-clip", "test", ("test_texts.jsonl", b"\xff\n"), InputError, "test_texts.jsonl:line 1: not JSON"),
         ("coco-cn", "test", ("coco-cn_test.txt", b"\xff\n"), InputError, "is not UTF-8"),
         ("crossmodal-3600", "val", ("captions.jsonl", '{"image/key": "1"}'), InputError, "not rows of image/key with"),
         # One text in the place of a list of them would be a caption for each of its characters.
@@ -261,27 +250,6 @@ def test_latin_words_of_a_segmented_caption_stay_apart(tmp_path: Path) -> None:
             ("*validation*.json", '[{"image_id": "100.jpg", "caption": "一只猫"}]'),
             InputError,
             "not a list of image_id and caption (not a list of texts: '一只猫')",
-        ),
-        (
-            "aic-icc",
-            "val",
-            ("*validation*.json", '[{"image_id": "100.jpg", "caption": [null]}]'),
-            InputError,
-            "not a list of image_id and caption (not a list of texts: [None])",
-        ),
-        (
-            "crossmodal-3600",
-            "val",
-            ("captions.jsonl", '{"image/key": "100", "zh": {"caption": "一只猫"}}'),
-            InputError,
-            "captions.jsonl:line 1: not rows of image/key with captions in zh (not a list of texts: '一只猫')",
-        ),
-        (
-            "chinese-clip",
-            "test",
-            ("test_texts.jsonl", '{"text_id": 1, "text": null, "image_ids": [100]}'),
-            InputError,
-            "test_texts.jsonl:line 1: no text with image_ids",
         ),
         (
             "chinese-clip",
@@ -337,13 +305,6 @@ def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path: Path) -> No
         first.read()
 
 
-def test_a_name_that_no_file_can_have_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
-    write(tmp_path / "rows.jsonl", lines([{"image_id": "a\0.jpg", "sentences": [["alt_text", "猫"]]}]))
-    [picture] = open_benchmark(f"rows:{tmp_path / 'rows.jsonl'}", "val").pictures()
-    with pytest.raises(ContractError, match="not a file name"):
-        picture.read()
-
-
 @pytest.mark.parametrize("kind", ["folder", "classes"])
 def test_a_file_name_that_is_not_utf_8_has_an_id_that_can_be_written(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "猫"
@@ -355,21 +316,12 @@ def test_a_file_name_that_is_not_utf_8_has_an_id_that_can_be_written(kind: str, 
     assert found.id.encode().endswith(rb"\xd6\xd0.jpg")
 
 
-@pytest.mark.parametrize("form", ["flickr30k-cn", "flickr30k-cna", "aic-icc"])
-def test_what_is_hidden_beside_the_captions_is_none_of_them(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["flickr30k-cn", "flickr30k-cna", "aic-icc", "folder"])
+def test_what_is_hidden_beside_captions_and_images_is_none_of_them(form: str, tmp_path: Path) -> None:
     kind, writer = WRITERS[form]
     split = writer(tmp_path)
     expected = content(open_benchmark(f"{kind}:{tmp_path}", split))
-    for path in [*tmp_path.rglob("*.txt"), *tmp_path.rglob("*.json")]:
+    for path in [found for kind in ("txt", "json", "jpg") for found in tmp_path.rglob(f"*.{kind}")]:
         for name in (f"._{path.name}", f".git/{path.name}"):
             write(path.parent / name, b"\0\5\x16\7\xff")
     assert content(open_benchmark(f"{kind}:{tmp_path}", split)) == expected
-
-
-def test_what_is_hidden_among_the_images_is_none_of_them(tmp_path: Path) -> None:
-    split = folder(tmp_path)
-    expected = content(open_benchmark(f"folder:{tmp_path}", split))
-    for name in ("._100", ".git/100"):  # as macOS leaves them beside files that it copies to another disk
-        write(tmp_path / f"{name}.jpg", b"\0\5\x16\7")
-        write(tmp_path / f"{name}.txt", b"\0\5\x16\7\xff")
-    assert content(open_benchmark(f"folder:{tmp_path}", split)) == expected

@@ -220,7 +220,6 @@ def test_a_result_names_the_boxes_that_it_was_measured_with(tmp_path: Path) -> N
     found = {}
     for name, data in (
         ("retrieval", f"folder:{tmp_path / 'images'}"),
-        ("text-to-text", f"folder:{tmp_path / 'images'}"),
         ("zero-shot", f"classes:{tmp_path / 'classes'}"),
     ):
         found[name] = task(name).run(Request(checkpoint, EvaluationData((data,)), "val", device="cpu"))["detector"]

@@ -1,14 +1,9 @@
-"""Labelled images: folders, tars, labels of a dataset, lists of classes; what is none is one line that says where."""
+"""Labelled images: folders, labels of a dataset, lists of classes; what is none is one line that says where."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import lzma
-import random
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.evaluation.conftest import CLASSES
-from training.errors import ConfigError, InputError
+from training.errors import InputError
 from training.evaluation.labelled import EvaluationData, classes_digest, open_labelled, read_classes, read_labels
 
 
 def test_folders_of_classes_with_and_without_splits(folder: Path) -> None:
     found = open_labelled(EvaluationData((f"classes:{folder}",)), "val", "")
-    assert (found.split, sorted(found.splits)) == ("val", ["train", "val"])
+    assert found.split == "val"
     assert [one.names for one in found.classes] == [tuple(names) for names in CLASSES.values()], "of classes.json"
     items = list(found.items())
     assert [found.classes[item.label].key for item in items] == [item.picture.id.split("/")[1] for item in items]
     alone = open_labelled(EvaluationData((f"classes:{folder / 'train'}",)), "val", "")
-    assert (alone.split, alone.splits) == ("all", ())
+    assert alone.split == "all"
     assert [one.names for one in alone.classes] == [(key,) for key in sorted(CLASSES)], "the folders' names"
     assert classes_digest(found.classes) == classes_digest(read_classes(folder / "classes.json"))
     assert classes_digest(found.classes) != classes_digest(alone.classes), "other names of the same classes"
@@ -66,73 +61,6 @@ def test_folders_that_no_class_has_are_named(folder: Path, tmp_path: Path) -> No
     (tmp_path / "c.txt").write_text("mountain\nwater\n", encoding="utf-8")
     with pytest.raises(InputError, match="2 labels are not in the list of classes, first 'bird'"):
         open_labelled(EvaluationData((f"classes:{folder}",), classes=tmp_path / "c.txt"), "val", "")
-
-
-def tars(place: Path, members: list[tuple[str, bytes]], names: str = "山\n水\n") -> EvaluationData:
-    (place / "test").mkdir()
-    (place / "test" / "nshards.txt").write_text("1\n")
-    (place / "classnames.txt").write_text(names, encoding="utf-8")
-    with tarfile.open(place / "test" / "0.tar", "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return EvaluationData((f"wds:{place}",))
-
-
-def test_tars_with_cls_members(tmp_path: Path) -> None:
-    members = [("a.jpg", b"1"), ("a.cls", b"1"), ("b.cls", b"0"), ("b.webp", b"2"), ("c.txt", b"x"), ("d.jpg", b"3")]
-    found = open_labelled(tars(tmp_path, members), "test", "")
-    items = [(item.picture.id, item.picture.content, item.label) for item in found.items()]
-    assert items == [("0/a", b"1", 1), ("0/b", b"2", 0)], "a sample without an image or a label is passed over"
-    with pytest.raises(ConfigError, match=r"lacks the split val .* it has test"):
-        open_labelled(EvaluationData((f"wds:{tmp_path}",)), "val", "")
-
-
-@pytest.mark.parametrize(
-    ("members", "names", "message"),
-    [
-        ([("a.jpg", b"1"), ("a.cls", b"2")], "山\n水\n", "0.tar: a: label 2, but there are 2 classes"),
-        ([("a.jpg", b"1"), ("a.cls", b"x")], "山\n水\n", "a.cls: not a number of a class"),
-        ([("a.jpg", b"1")], "山\n\n水\n", "classnames.txt:line 2: empty line; line N names the class of label N - 1"),
-    ],
-)
-def test_tars_that_are_none(members: list[tuple[str, bytes]], names: str, message: str, tmp_path: Path) -> None:
-    source = tars(tmp_path, members, names)
-    with pytest.raises(InputError, match=message):
-        list(open_labelled(source, "test", "").items())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("compress", [lzma.compress, gzip.compress])
-def test_a_compressed_tar_that_is_damaged_is_named(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    noise = bytes(random.Random(0).choices(b"0123456789", k=200_000))
-    source = tars(tmp_path, [("a.jpg", noise), ("a.cls", b"1"), ("b.jpg", noise[::-1]), ("b.cls", b"1")])
-    tar = tmp_path / "test" / "0.tar"
-    damaged = bytearray(compress(tar.read_bytes()))
-    damaged[len(damaged) // 2 : len(damaged) // 2 + 50] = b"\xff" * 50
-    tar.write_bytes(damaged)
-    with pytest.raises(InputError, match=r"0\.tar: cannot be read"):
-        list(open_labelled(source, "test", "").items())
-
-
-def test_a_damaged_header_is_no_end_of_a_tar(tmp_path: Path) -> None:
-    source = tars(tmp_path, [(f"{name}.{suffix}", b"1") for name in "abc" for suffix in ("jpg", "cls")])
-    tar = tmp_path / "test" / "0.tar"
-    content = bytearray(tar.read_bytes())
-    assert len(list(open_labelled(source, "test", "").items())) == 3
-    content[2 * 1024 + 148 : 2 * 1024 + 156] = b"7777777\0"  # the sum of the third member's header
-    tar.write_bytes(content)
-    with pytest.raises(InputError, match=r"0\.tar: cannot be read"):
-        list(open_labelled(source, "test", "").items())
-
-
-def test_a_tar_that_ends_early_is_named(tmp_path: Path) -> None:
-    source = tars(tmp_path, [("a.jpg", b"1" * 5000), ("a.cls", b"1")])
-    tar = tmp_path / "test" / "0.tar"
-    tar.write_bytes(tar.read_bytes()[:2000])
-    with pytest.raises(InputError, match=r"0\.tar: cannot be read"):
-        list(open_labelled(source, "test", "").items())
 
 
 @pytest.mark.parametrize(
@@ -174,14 +102,5 @@ def test_a_hidden_folder_is_neither_a_class_nor_hides_the_splits(folder: Path, t
     for place in (tmp_path / "set", tmp_path / "set" / "val"):
         (place / ".ipynb_checkpoints").mkdir()
     found = open_labelled(EvaluationData((f"classes:{tmp_path / 'set'}",)), "val", "")
-    assert (found.split, sorted(found.splits)) == ("val", ["train", "val"])
+    assert found.split == "val"
     assert [one.key for one in found.classes] == sorted(CLASSES)
-
-
-def test_members_below_folders_are_samples_of_their_own(tmp_path: Path) -> None:
-    """As `tar cf 0.tar ./*.jpg ./*.cls` and folders with a dot in their name have them."""
-    members = [("./a.jpg", b"1"), ("./a.cls", b"1"), ("./b.jpg", b"2"), ("./b.cls", b"0")]
-    members += [("v1.0/a.jpg", b"3"), ("v1.0/a.cls", b"1"), ("v1.0/b.jpg", b"4"), ("v1.0/b.cls", b"0")]
-    found = open_labelled(tars(tmp_path, members), "test", "")
-    items = [(item.picture.id, item.picture.content, item.label) for item in found.items()]
-    assert items == [("0/a", b"1", 1), ("0/b", b"2", 0), ("0/v1.0/a", b"3", 1), ("0/v1.0/b", b"4", 0)]

@@ -14,8 +14,8 @@ from training.errors import InputError
 from training.evaluation import retrieval as module
 from training.evaluation.evaluate import retrieval
 from training.evaluation.features import Embeddings
-from training.evaluation.hits import Captions, Clusters, Features, Hits, Peers, first_of_group
-from training.evaluation.retrieval import KS, chance_recall, figures, peer_figures, rank
+from training.evaluation.hits import Captions, Clusters, Features, Hits
+from training.evaluation.retrieval import KS, chance_recall, figures, rank
 
 
 def unit(rows: np.ndarray) -> Features:
@@ -103,19 +103,6 @@ def thousand() -> tuple[Features, Features, Captions]:
 
 
 @pytest.mark.slow
-def test_a_thousand_images_and_five_thousand_captions_equal_brute_force(
-    thousand: tuple[Features, Features, Captions],
-) -> None:
-    image, text, hits = thousand
-    ranks = rank(image, text, hits)
-    assert (ranks.image_N == brute_force(image, text, matrix(hits))[0]).all()
-    assert (ranks.text_M == brute_force(text, image, matrix(hits).T)[0]).all()
-    result = figures(ranks)
-    assert 0.05 < result.text_to_image.recall[1] < 0.9
-    assert result.image_to_text.recall[1] > result.text_to_image.recall[1], "any of five captions is a hit"
-
-
-@pytest.mark.slow
 def test_recall_equals_that_of_torchmetrics(thousand: tuple[Features, Features, Captions]) -> None:
     torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (extra: dev)")
     import torch
@@ -147,16 +134,9 @@ def test_chance_equals_the_count_over_all_rankings(total: int, hits: list[int], 
     assert chance_recall(total, hits, k) == pytest.approx(np.mean(expected))
 
 
-def test_random_features_reach_chance_on_average() -> None:
-    results = [retrieval(embeddings(seed, 40, 30)) for seed in range(60)]
-    for k in KS:
-        found = np.mean([r.image_to_text.recall[k] for r in results])
-        assert found == pytest.approx(np.mean([r.image_to_text.chance[k] for r in results]), abs=0.03)
-
-
 def collapsed() -> Iterator[Features]:
     """Features that are one, to the bit and to within rounding, of several widths."""
-    for width in (4, 300, 2048):
+    for width in (4, 300):
         same = unit(np.random.default_rng(0).normal(size=(1, width)))
         yield np.repeat(same, 400, axis=0)
         yield unit(np.repeat(same, 400, axis=0) + 1e-9 * np.random.default_rng(1).normal(size=(400, width)))
@@ -167,21 +147,6 @@ def test_a_collapsed_model_gets_nothing_for_its_ties(same: Features) -> None:
     result = retrieval(Embeddings(same, same.copy(), np.arange(400), np.arange(400)))
     assert result.image_to_text.recall == {1: 0.0, 5: 0.0, 10: 0.0}
     assert result.text_to_image.median_rank == 400
-
-
-def test_a_perfect_model_gets_all_of_it() -> None:
-    eye = np.eye(12, dtype=np.float32)
-    result = retrieval(Embeddings(eye, eye, np.arange(12), np.arange(12)))
-    assert result.mean_recall == 1.0
-    assert result.to_json()["i2t"] == {
-        "r1": 1.0,
-        "r5": 1.0,
-        "r10": 1.0,
-        "chance_r1": pytest.approx(1 / 12),
-        "chance_r5": pytest.approx(5 / 12),
-        "chance_r10": pytest.approx(10 / 12),
-        "median_rank": 1.0,
-    }
 
 
 def test_a_mask_restricts_the_queries_and_not_the_candidates(thousand: tuple[Features, Features, Captions]) -> None:
@@ -234,55 +199,3 @@ def test_no_query_with_a_hit_is_an_error() -> None:
     ranks = rank(eye, eye, Clusters(np.arange(3), np.arange(3)))
     with pytest.raises(InputError, match="no query"):
         figures(ranks, np.zeros(3, bool), np.zeros(3, bool))
-
-
-def peers(seed: int, count: int, groups: int, copies: int) -> tuple[Features, Peers]:
-    rng = np.random.default_rng(seed)
-    group, copy = rng.integers(0, groups, count), rng.integers(0, copies, count)
-    return unit(rng.normal(size=(count, 4))), Peers(group, copy, np.arange(count))
-
-
-@pytest.mark.slow
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 25), groups=st.integers(1, 12), copies=st.integers(1, 40))
-def test_peers_ask_all_but_their_copies(seed: int, count: int, groups: int, copies: int) -> None:
-    features, found = peers(seed, count, groups, copies)
-    copy = np.equal.outer(found.copy_N, found.copy_N)
-    hits = np.equal.outer(found.group_N, found.group_N) & ~copy
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", 1 + seed % 90)
-        ranks = rank(features, features, found)
-    similar = features.astype(np.float64) @ features.astype(np.float64).T
-    best = np.where(hits, similar, np.inf if not hits.size else -np.inf).max(1, keepdims=True)
-    expected = np.where(hits.any(1), 1 + (~hits & ~copy & (similar >= best)).sum(1), 0)
-    assert ranks.text_M.tolist() == ranks.image_N.tolist() == expected.tolist()
-    assert ranks.text_hits_M.tolist() == hits.sum(1).tolist()
-    assert found.candidates().tolist() == (~copy).sum(1).tolist()
-    if not hits.any():
-        with pytest.raises(InputError, match="no query"):
-            peer_figures(ranks, found)
-        return
-    asks = hits.any(1)
-    figure = peer_figures(ranks, found)
-    assert figure.recall == {k: pytest.approx(float((expected[asks] <= k).mean())) for k in KS}
-    alone = [chance_recall(int(n), [int(h)], 5) for n, h in zip((~copy).sum(1)[asks], hits.sum(1)[asks], strict=True)]
-    assert figure.chance[5] == pytest.approx(np.mean(alone))
-
-
-@pytest.mark.slow
-def test_search_within_one_kind_equals_that_of_torchmetrics() -> None:
-    torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (extra: dev)")
-    import torch
-
-    features, _ = peers(5, 120, 1, 1)
-    group = np.arange(120) // 3
-    found = Peers(group, np.arange(120), first_of_group(group))
-    figure = peer_figures(rank(features, features, found), found)
-    off = ~np.eye(120, dtype=bool)
-    similar, relevant = (
-        torch.from_numpy((features @ features.T)[off]),
-        torch.from_numpy(np.equal.outer(group, group)[off]),
-    )
-    for k in KS:
-        metric = torchmetrics.retrieval.RetrievalHitRate(top_k=k)
-        theirs = metric(similar, relevant, indexes=torch.arange(120).repeat_interleave(119))
-        assert figure.recall[k] == pytest.approx(float(theirs), abs=1e-7)

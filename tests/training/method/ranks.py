@@ -1,17 +1,8 @@
-"""The ranks of test_distributed.py: train a few steps and save what came of it. Run as a program, not by pytest.
-
-python ranks.py FOLDER MOST: so many processes (2 or 4) train as ranks, then half of them, then one alone. FOLDER is
-where they meet and where results go, `WORLD-RANK.pt`. Starting a process costs more than what it does here: they are
-forked when all is imported.
-"""
+"""What each rank of tests/training/run/ranks.py trains, to be compared with one process. No test by itself."""
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from training.method import distributed
@@ -94,30 +85,3 @@ def work() -> dict[str, Tensor]:
     results["gathered"] = distributed.gather(torch.tensor([rank, 10 + rank]))
     results["gathered_bool"] = distributed.gather(torch.tensor([rank == 1]))
     return results
-
-
-def go(rank: int, folder: str, most: int) -> None:
-    """One rank of so many, and of half as many, down to one."""
-    torch.set_num_threads(1)
-    for world in (4, 2):
-        if rank < world <= most:
-            dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
-            torch.save(work(), f"{folder}/{world}-{rank}.pt")
-            dist.destroy_process_group()
-    if rank == 0:
-        torch.save(work(), f"{folder}/1-0.pt")
-
-
-def main() -> None:
-    forking = multiprocessing.get_context("fork")
-    most = int(sys.argv[2])
-    ranks = [forking.Process(target=go, args=(rank, sys.argv[1], most)) for rank in range(most)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    sys.exit(any(rank.exitcode for rank in ranks))
-
-
-if __name__ == "__main__":
-    main()

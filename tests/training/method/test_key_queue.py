@@ -42,20 +42,6 @@ def last(size: int, written: list[Row | None]) -> list[Row | None]:
 
 
 @pytest.mark.slow
-@given(size=st.integers(1, 9), batches=BATCHES)
-def test_it_holds_the_newest_k_in_order(size: int, batches: Batches) -> None:
-    queue = KeyQueue(size, 2)
-    expected = last(size, filled(queue, batches))
-    assert rows(queue) == expected
-    assert torch.equal(queue.keys_KD[:, 1], -queue.keys_KD[:, 0])
-    ages = [len(batches) - row[4] for row in expected if row]
-    health = queue.health(len(batches))
-    assert health["fill"] == pytest.approx(len(ages) / size)
-    assert health["oldest"] == max(ages, default=0)
-    assert health["age"] == pytest.approx(sum(ages) / max(len(ages), 1))
-
-
-@pytest.mark.slow
 @given(before=st.integers(1, 9), after=st.integers(1, 9), batches=BATCHES, more=BATCHES)
 def test_laid_out_anew_it_keeps_the_newest_and_goes_on(
     before: int, after: int, batches: Batches, more: Batches

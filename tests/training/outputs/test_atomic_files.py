@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -141,7 +140,7 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "npz", "torch", "bytes"])
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
 def test_a_disk_without_room_is_one_line_with_the_name_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
     tensor = torch.zeros(50_000)
 
@@ -150,12 +149,7 @@ def test_a_disk_without_room_is_one_line_with_the_name_and_leaves_nothing(tmp_pa
             write_tensors(path, {"a": tensor})
             return
         with path.open("wb") as file:
-            if kind == "npz":
-                np.savez(file, a=tensor.numpy())
-            elif kind == "torch":
-                torch.save({"a": tensor}, file)
-            else:
-                file.write(bytes(200_000))
+            torch.save({"a": tensor}, file)
 
     line = rf"^{tmp_path}/sub/out: cannot be written: File too large; free some space and run the same command again$"
     with files_up_to(100_000):
@@ -185,7 +179,7 @@ def test_what_cannot_be_written_is_told_apart_from_what_lies_beside_it(tmp_path:
             raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / other))
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
@@ -202,7 +196,7 @@ def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_tensor_is_finite_where_each_number_is(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     for numbers in ([], [0.0, -1.0], [largest] * 9, [-largest] * 9):  # the sums of the last two are not

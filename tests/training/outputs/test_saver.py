@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from training.data.tokenizer import load_tokenizer
-from training.errors import ConfigError, RunError
+from training.errors import RunError
 from training.moco import BriVL
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState, latest, open_checkpoint
@@ -104,9 +104,8 @@ def test_what_a_killed_run_had_moved_aside_is_deleted_where_another_is_in_its_pl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["", "memory://mirror-of-a-run"])
-def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path, scheme: str) -> None:
-    mirror = scheme or str(tmp_path / "mirror")
+def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path) -> None:
+    mirror = "memory://mirror-of-a-run"
     writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={mirror}", "run.keep_last=1")
     with writing:
         for step in (2, 4):
@@ -121,24 +120,6 @@ def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path, sche
         fetch(tmp_path / name, mirror, name)
         assert [p.name for p in tmp_path.glob(f"{name}/checkpoints/*")] == ([] if name.endswith("2") else [name])
     fetch(tmp_path / "run", mirror)  # nothing newer there
-    assert latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
-
-
-@pytest.mark.drill(20)
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_run_goes_on_from_a_mirror_on_s3(tmp_path: Path, bucket: str) -> None:
-    mirror = f"{bucket}/runs/1"
-    writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={mirror}", "run.keep_last=1")
-    with writing:
-        for step in (2, 4):
-            writing.save(model, optimizer, state(step))
-    fetch(tmp_path / "elsewhere", mirror)
-    assert [p.name for p in (tmp_path / "elsewhere" / "checkpoints").iterdir()] == ["step-00000004"]
-    found = open_checkpoint(tmp_path / "elsewhere")
-    other = BriVL(found.config)
-    found.load_training(other, build_optimizer(other, found.config.optim))
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
-    fetch(tmp_path / "run", f"{bucket}/runs/none")  # nothing there
     assert latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
 
 
@@ -174,17 +155,6 @@ def test_only_the_best_that_is_kept_is_fetched(tmp_path: Path) -> None:
         assert [p.name for p in (again / "checkpoints").iterdir()] == ["step-00000004"]
 
 
-def test_steps_of_nine_digits_are_newer_than_those_of_eight(tmp_path: Path) -> None:
-    mirror = tmp_path / "mirror"
-    writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={mirror}")
-    with writing:
-        for step in (99_999_999, 100_000_000):
-            writing.save(model, optimizer, state(step))
-    fetch(tmp_path / "again", str(mirror))
-    assert open_checkpoint(tmp_path / "again").state().step == 100_000_000
-    fetch(tmp_path / "run", str(mirror))  # nothing newer there
-
-
 def test_a_copy_without_its_index_is_not_fetched(tmp_path: Path) -> None:
     writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={tmp_path / 'mirror'}")
     with writing:
@@ -195,21 +165,7 @@ def test_a_copy_without_its_index_is_not_fetched(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "elsewhere").state().step == 2
 
 
-def test_a_mirror_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^run.mirror: nowhere://x: cannot be opened"):
-        fetch(tmp_path, "nowhere://x")
-    (tmp_path / "file").write_text("")
-    writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={tmp_path / 'file'}")
-    with writing:
-        writing.save(model, optimizer, state(2))
-        with pytest.raises(RunError, match=r"file: step-00000002 cannot be copied there"):
-            writing.wait()
-    assert latest(tmp_path / "run") is not None
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"), [(None, "Connect call failed"), (500, "500"), (403, "403"), (0, "Server disconnected")]
-)
+@pytest.mark.parametrize(("answer", "said"), [(None, "Connect call failed"), (403, "403")])
 def test_a_url_that_does_not_answer_is_one_line_that_names_it(answer: int | None, said: str) -> None:
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,7 +1,9 @@
 """The ranks of test_agreement.py: go through SCENES and note what came of each. No test by itself.
 
-python ranks.py FOLDER MANIFEST WORLD: so many processes as ranks. FOLDER is where they meet and where results go,
-`RANK.json`: {scene: [outcome, ...]}. Starting a process costs more than a scene: they are forked when all is imported.
+python ranks.py FOLDER MANIFEST WORLD: so many processes as ranks. FOLDER is where they meet and where results go:
+`RANK.json` {scene: [outcome, ...]}; `RANK.pt` what `work` of tests/training/method/ranks.py computes, and `alone.pt`
+the same by one process. Before two ranks there is a run that is killed: `killed`, by the command in killed.json.
+Starting a process costs more than a scene: they are forked when all is imported.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import importlib
 import io
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -26,10 +30,13 @@ import torch
 import torch.distributed as dist
 
 from data_specs.errors import WenlanError
+from tests.training.method.ranks import work
 from training import cli, moco
 from training.method import distributed
+from training.outputs.journal import Journal
 from training.resolve import resolve
 from training.run import agreement, train
+from training.run.flops import Meter
 from training.run.launch import Leave, locked_folder
 from training.run.step import Stepper, StepResult
 
@@ -252,14 +259,42 @@ def go(rank: int, world: int) -> None:
     scenes = SCENES if world == 2 else {name: SCENES[name] for name in OF_FOUR}
     outcomes = {name: scene(FOLDER) for name, scene in scenes.items()}
     (FOLDER / f"{rank}.json").write_text(json.dumps(outcomes))
+    torch.save(work(), FOLDER / f"{rank}.pt")
     dist.destroy_process_group()
+    if rank == 0:
+        torch.save(work(), FOLDER / "alone.pt")
+
+
+def killed() -> None:
+    """The command, killed behind its eighth step: a kill from outside may come when a short run has ended."""
+    advance, out = Journal.advance, FOLDER / "killed"
+    words = ["fit", "--recipe", "tiny", "--data", MANIFEST, "--out", str(out), "--json"]
+    words += ["--set", "run.epochs=3", "--set", "run.checkpoint_every=5"]
+    (FOLDER / "killed.json").write_text(json.dumps(words))
+
+    def killing(self: Journal, step: int) -> None:
+        advance(self, step)
+        if step == 8:
+            while not (out / "checkpoints" / "step-00000005").is_dir():  # in the background
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    with patched(Journal, "advance", killing):
+        cli.main(words)
 
 
 def main() -> None:
     for name in LATE:
         importlib.import_module(name)
+    Meter(resolve("tiny", ["run.recompute=nothing"]), torch.device("cpu")).sample_flops()  # once, and not in each
     forking = multiprocessing.get_context("fork")
     world = int(sys.argv[3])
+    if world == 2:
+        alone = forking.Process(target=killed)
+        alone.start()
+        alone.join()
+        assert alone.exitcode == -signal.SIGKILL
     ranks = [forking.Process(target=go, args=(rank, world)) for rank in range(world)]
     for rank in ranks:
         rank.start()

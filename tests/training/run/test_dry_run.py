@@ -23,9 +23,9 @@ def config(steps: int, samples: int, *more: str) -> Config:
 
 
 def test_a_dry_run_finds_a_tracker_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ConfigError, match=r"^run.tracker: mlflow is not installed"):
-        dry_run(config(1, 16, "run.tracker=mlflow"), [str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"^run.tracker: wandb is not installed"):
+        dry_run(config(1, 16, "run.tracker=wandb"), [str(tmp_path)])
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from training.moco import BriVL
 from training.resolve import resolve
@@ -88,22 +87,3 @@ def test_layer_decay_goes_down_the_backbones_only() -> None:
     embeddings = {v for n, v in rate.items() if n.startswith("text_query.trunk.backbone.embeddings")}
     assert embeddings == {0.0625}
     assert {v for n, v in rate.items() if ".trunk.backbone." not in n} == {1.0}
-
-
-def test_the_optimiser_is_fused_and_equals_torchs_plain_one() -> None:
-    config = resolve("tiny")
-    model = BriVL(config)
-    optimizer = build_optimizer(model, config.optim)
-    assert optimizer.defaults["fused"]
-    parameter = optimizer.param_groups[0]["params"][0]
-    group = {k: optimizer.param_groups[0][k] for k in ("lr", "weight_decay", "betas")}
-    plain = torch.nn.Parameter(parameter.detach().clone())
-    other = torch.optim.AdamW([plain], **group, fused=False, foreach=False)
-    for seed in range(3):
-        gradient = torch.randn(plain.shape, generator=torch.Generator().manual_seed(seed))
-        # Through autograd, which lays a gradient out as its parameter: the fused one walks both as plain memory.
-        for weight, its in ((parameter, optimizer), (plain, other)):
-            (weight * gradient).sum().backward()
-            its.step()
-            its.zero_grad()
-    assert torch.allclose(parameter, plain, atol=1e-6)

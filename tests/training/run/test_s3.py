@@ -125,7 +125,7 @@ def test_a_checkpoint_that_is_not_there_is_named(remote: Remote) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["--data", "--init", "run.mirror"])
+@pytest.mark.parametrize("option", ["--data", "run.mirror"])
 def test_a_key_in_a_url_is_refused_and_repeated_nowhere(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,21 +85,6 @@ def test_what_arrives_while_the_towers_compute_makes_the_next_batch() -> None:
     assert towers.sizes == [1, 16]
 
 
-def test_a_client_alone_waits_for_nobody() -> None:
-    towers = Counting(lambda texts: time.sleep(0.05))
-
-    async def work(model: BatchingModel) -> float:
-        seconds = []
-        for _ in range(6):
-            began = time.monotonic()
-            await ask(model, [1])
-            seconds.append(time.monotonic() - began)
-        return min(seconds[1:])
-
-    # Far below a wait for others, at least where nothing else stops this process.
-    assert with_model(towers, work, gather_ms=10_000) < 2  # type: ignore[operator]
-
-
 def test_a_full_line_is_refused_with_the_time_to_come_back() -> None:
     gate = threading.Event()
     towers = Counting(lambda texts: gate.wait(120) and None)
@@ -138,40 +123,6 @@ def test_a_bad_input_fails_alone() -> None:
     assert (first, third) == ([12], [14])
     assert isinstance(second, Refused)
     assert second.code == "inference_failed"
-
-
-def test_features_that_are_no_numbers_are_refused() -> None:
-    class Broken(Counting):
-        def encode_texts(self, texts: Sequence[Tokens]) -> Features:
-            return np.full((len(texts), 2), np.nan, np.float32)
-
-    async def work(model: BatchingModel) -> None:
-        with pytest.raises(Refused, match="ArithmeticError"):
-            await ask(model, [1])
-
-    with_model(Broken(), work)
-
-
-def test_what_was_given_up_is_not_computed() -> None:
-    gate = threading.Event()
-    towers = Counting(lambda texts: gate.wait(120) and None)
-
-    async def work(model: BatchingModel) -> None:
-        first = asyncio.ensure_future(ask(model, [0]))
-        while not model.state().size:
-            await asyncio.sleep(0.001)
-        given_up = asyncio.ensure_future(ask(model, [1, 2]))
-        kept = asyncio.ensure_future(ask(model, [3]))
-        while model.state().waiting < 3:
-            await asyncio.sleep(0.001)
-        given_up.cancel()
-        await asyncio.sleep(0)
-        gate.set()
-        assert await first == [0]
-        assert await kept == [3]
-
-    with_model(towers, work)
-    assert towers.sizes == [1, 1]
 
 
 def test_what_was_given_up_takes_no_room_in_a_line() -> None:

@@ -52,12 +52,22 @@ def shards(remote: Remote, shards_of_module: MakeShards) -> Path:
 def index(remote: Remote, shards: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index on this disk of the dataset on S3."""
     folder = tmp_path_factory.mktemp("of-s3")
-    for name, data in (("s3", f"{remote.url}/shards"), ("disk", str(shards))):
-        words = ["embed", str(tiny), "--data", data, "--index", str(folder / name), "--cache", str(folder / "cache")]
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert cli.main([*words, "--json"]) == 0
-        assert json.loads(out.getvalue().splitlines()[-1])["rows"] == 8
-    return folder / "s3"
+    return embedded(tiny, f"{remote.url}/shards", folder / "s3")
+
+
+def embedded(checkpoint: Path, data: str, index: Path) -> Path:
+    """The index of a dataset of eight samples."""
+    words = ["embed", str(checkpoint), "--data", data, "--index", str(index), "--cache", str(index.parent / "cache")]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main([*words, "--json"]) == 0
+    assert json.loads(out.getvalue().splitlines()[-1])["rows"] == 8
+    return index
+
+
+@pytest.fixture(scope="module")
+def on_disk(index: Path, shards: Path, tiny: Path) -> Path:
+    """An index of the same dataset on this disk."""
+    return embedded(tiny, str(shards), index.with_name("disk"))
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +85,10 @@ def picture(served: Server, id: str, **params: Any) -> Any:
 
 
 @pytest.mark.drill(15)
-def test_an_index_of_a_dataset_on_s3_is_that_of_the_disk_but_for_where_its_pictures_lie(index: Path) -> None:
-    mine, theirs = index, index.with_name("disk")
+def test_an_index_of_a_dataset_on_s3_is_that_of_the_disk_but_for_where_its_pictures_lie(
+    index: Path, on_disk: Path
+) -> None:
+    mine, theirs = index, on_disk
     for kind in ("img_emb", "text_emb"):
         files = [
             {part.part: (folder / part.files[kind].path).read_bytes() for part in read_index(folder).parts}
@@ -93,13 +105,15 @@ def test_an_index_of_a_dataset_on_s3_is_that_of_the_disk_but_for_where_its_pictu
 
 
 @pytest.mark.drill(3)
-def test_a_picture_costs_one_request_of_its_own_bytes(served: Server, remote: Remote, index: Path) -> None:
+def test_a_picture_costs_one_request_of_its_own_bytes(
+    served: Server, remote: Remote, index: Path, on_disk: Path
+) -> None:
     id = ids(index)[0]
     remote.proxy.requests.clear()
     first = picture(served, id)
     assert (first.status_code, first.headers["content-type"]) == (200, "image/jpeg")
     assert picture(served, id, side=20).status_code == 200
-    assert first.content == SearchIndex.open(index.with_name("disk")).picture(id)[0]
+    assert first.content == SearchIndex.open(on_disk).picture(id)[0]
     found = served.post("/search", json={"collection": "s3", "id": id, "region": [0, 0, 20, 15], "limit": 3})
     assert len(found.json()["hits"]) == 3
     assert [request.operation for request in remote.proxy.requests] == ["GET"]

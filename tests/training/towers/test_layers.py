@@ -33,11 +33,3 @@ def test_padding_changes_nothing_and_counts_for_nothing() -> None:
 def test_a_mean_counts_what_is_present() -> None:
     x = torch.tensor([[[1.0], [3.0], [100.0]]])
     assert masked_mean(x, length_mask(torch.tensor([2]), 3)).item() == pytest.approx(2.0)
-
-
-def test_dropout_is_on_in_train_and_off_in_eval() -> None:
-    torch.manual_seed(0)
-    layer, x = EncoderLayer(16, 4, 24, dropout=0.5), torch.randn(2, 4, 16)
-    mask = length_mask(torch.tensor([4, 4]), 4)
-    assert not torch.equal(layer.train()(x, mask), layer(x, mask))
-    assert torch.equal(layer.eval()(x, mask), layer(x, mask))

@@ -45,11 +45,14 @@ def model_of(*overrides: str) -> BriVL:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "towers",
-    [(), ("image.backbone=timm/test_resnet", *BERT), ("image.backbone=timm/test_vit", "image.frozen_stages=1")],
-    ids=["efficientnet", "resnet and bert", "vit"],
+    ("recompute", "towers"),
+    [
+        ("pointwise", ()),
+        ("pointwise", ("image.backbone=timm/test_vit", "image.frozen_stages=1")),
+        ("blocks", ("image.backbone=timm/test_resnet", *BERT)),
+    ],
+    ids=["efficientnet", "vit", "resnet and bert"],
 )
-@pytest.mark.parametrize("recompute", ["pointwise", "blocks"])
 def test_features_gradients_and_statistics_are_those_of_a_forward_that_keeps_everything(
     recompute: str, towers: tuple[str, ...]
 ) -> None:

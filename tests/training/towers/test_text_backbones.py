@@ -58,13 +58,9 @@ def text_batch(*tokens: list[int]) -> Batch:
 @pytest.mark.parametrize(
     ("model_type", "options", "frozen"),
     [
-        ("bert", {}, 2),
         ("bert", {"hidden_act": "relu", "layer_norm_eps": 1e-5}, 0),
         ("roberta", {"type_vocab_size": 1}, 2),
-        ("xlm-roberta", {}, 1),
-        ("ernie", {}, 1),
         ("modernbert", {"pad_token_id": 3}, 0),  # rotary positions, local and global layers: whole
-        ("modernbert", {"pad_token_id": 3}, 3),
         ("electra", {"embedding_size": 16}, 3),
         ("distilbert", {"hidden_dim": 40}, 1),
         ("albert", {"embedding_size": 16}, 0),  # its layers are one layer: whole

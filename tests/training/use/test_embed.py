@@ -191,25 +191,3 @@ def test_kinds_of_input_that_do_not_go_together_are_bad_usage(run: Run, argument
     code, stdout, stderr = run("embed", "ck", *arguments, "--out", "x")
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"wenlan-train: {line}")
-
-
-def test_a_row_without_boxes_has_the_grid_as_a_picture_file_has(
-    checkpoint: Path, pictures: list[Path], tmp_path: Path
-) -> None:
-    lines = [{"image_id": f"images/{p.name}", "sentences": SENTENCES} for p in pictures]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    embed_parquet(checkpoint, Inputs(jsonl=str(tmp_path / "rows.jsonl")), tmp_path / "rows.parquet")
-    embed_files(checkpoint, [str(path) for path in pictures], None, None, tmp_path / "files")
-    of_rows = np.array(pq.read_table(tmp_path / "rows.parquet")["image_features"].to_pylist())
-    np.testing.assert_allclose(of_rows, load_file(tmp_path / "files")["image_features"].numpy(), atol=1e-6)
-
-
-def test_a_line_of_texts_ends_where_those_of_other_tools_do(checkpoint: Path, tmp_path: Path) -> None:
-    """A carriage return within a line is none of its ends, and one at its end none of its text."""
-    (tmp_path / "t.txt").write_bytes("\ufeff红\r船\r\n山\r\n".encode())
-    embed_files(checkpoint, [], None, tmp_path / "t.txt", tmp_path / "marks")
-    (tmp_path / "t.txt").write_bytes("红\r船\n山\n".encode())
-    embed_files(checkpoint, [], None, tmp_path / "t.txt", tmp_path / "plain")
-    marks, plain = (load_file(tmp_path / name)["text_features"] for name in ("marks", "plain"))
-    assert len(marks) == 2
-    assert torch.equal(marks, plain)

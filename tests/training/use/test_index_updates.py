@@ -32,7 +32,7 @@ def moved_boxes(table: Path, last: Sequence[float]) -> None:
     pq.write_table(rows.set_column(at, rows.schema.field("boxes"), pa.array(boxes, pa.list_(pa.float32()))), table)
 
 
-@pytest.mark.parametrize("way", ["data", "images", "jsonl"])
+@pytest.mark.parametrize("way", ["data", "images"])
 def test_a_picture_whose_boxes_are_others_now_is_embedded_again_and_no_other(
     make_shards: MakeShards, tmp_path: Path, run: Run, moved: Callable[..., Path], way: str
 ) -> None:
@@ -40,7 +40,7 @@ def test_a_picture_whose_boxes_are_others_now_is_embedded_again_and_no_other(
     manifest = make_shards(train=(5,), detector="find-1")
     checkpoint = moved(tmp_path / "run", detector="find-1" if way == "data" else "")
     folder = pictures(tmp_path / "p", range(5))
-    regions, lines = manifest.parent / "regions/find-1/train-000000.parquet", tmp_path / "rows.jsonl"
+    regions = manifest.parent / "regions/find-1/train-000000.parquet"
 
     def boxes_of_pictures(last: Sequence[float]) -> None:
         if way == "data":
@@ -51,23 +51,15 @@ def test_a_picture_whose_boxes_are_others_now_is_embedded_again_and_no_other(
             manifest.write_text(json.dumps(content))
             return
         every = [[0, 0, 20, 15]] * 4 + [last]
-        if way == "images":
-            rows = [
-                {"key": "k", "sha256": hashlib.sha256(f.read_bytes()).hexdigest(), "boxes": b, "scores": [0.5]}
-                for f, b in zip(sorted(folder.iterdir()), every, strict=True)
-            ]
-            pq.write_table(pa.Table.from_pylist(rows, schema=REGION_SCHEMA), tmp_path / "boxes.parquet")
-        else:
-            named = (
-                {"image_id": f"p/{n:04d}.png", "sentences": [["alt_text", "字"]], "bbox": [b]}
-                for n, b in enumerate(every)
-            )
-            lines.write_text("\n".join(map(json.dumps, named)), encoding="utf-8")
+        rows = [
+            {"key": "k", "sha256": hashlib.sha256(f.read_bytes()).hexdigest(), "boxes": b, "scores": [0.5]}
+            for f, b in zip(sorted(folder.iterdir()), every, strict=True)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows, schema=REGION_SCHEMA), tmp_path / "boxes.parquet")
 
     words: dict[str, list[object]] = {
         "data": ["--data", manifest],
         "images": ["--images", folder, "--regions", tmp_path / "boxes.parquet"],
-        "jsonl": ["--jsonl", lines],
     }
     boxes_of_pictures([1, 2, 9, 8])
     run(checkpoint, *words[way], "--index", tmp_path / "i")
@@ -80,16 +72,6 @@ def test_a_picture_whose_boxes_are_others_now_is_embedded_again_and_no_other(
     for name, (image_D, _) in anew.items():
         np.testing.assert_allclose(found[name][0], image_D, atol=1e-3)  # type: ignore[arg-type]
     assert run(checkpoint, *words[way], "--index", tmp_path / "i")[1]["embedded"] == 0
-
-
-def test_the_same_command_again_changes_nothing(checkpoint: Path, tmp_path: Path, run: Run) -> None:
-    folder = pictures(tmp_path / "p", range(5))
-    run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 2)
-    before = bytes_of(tmp_path / "i")
-    code, written, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 2)
-    assert (code, written["embedded"], written["rows"]) == (0, 0, 5)
-    assert "5 rows of" in said
-    assert bytes_of(tmp_path / "i") == before
 
 
 def test_pictures_that_come_go_or_change_are_what_is_done_again(checkpoint: Path, tmp_path: Path, run: Run) -> None:

@@ -20,13 +20,12 @@ from PIL import Image
 from data_specs.search.folder import IndexFault, read_index
 from data_specs.search.index import IndexWriter, locked, remove
 from data_specs.search.search import Query, SearchIndex
-from data_specs.shard import ContractError
 from tests.places import ROOT
 from tests.processes import Forks
 from tests.training.conftest import picture as drawn
 from tests.training.conftest import sample, write_manifest, write_shard
 from training.use.encode import open_encoder
-from training.use.indexing import Inputs, PartResult, embed_index, embed_parquet, make_parts
+from training.use.indexing import Inputs, PartResult, embed_index, make_parts
 from training.weights.load import load
 
 MakeShards = Callable[..., Path]
@@ -163,15 +162,6 @@ def test_pictures_and_texts_in_one_index_are_found_by_each_other_and_by_their_li
     assert (grown["embedded"], grown["removed"], grown["rows"]) == (1, 0, 9)
 
 
-def test_texts_in_parquet_are_line_by_line(checkpoint: Path, tmp_path: Path, run: Run) -> None:
-    (tmp_path / "t.txt").write_text("红船\n山\n红船\n" + "白云" * 40 + "\n", encoding="utf-8")
-    code, _, _ = run(checkpoint, "--texts", tmp_path / "t.txt", "--out", tmp_path / "t.parquet")
-    table = pq.read_table(tmp_path / "t.parquet")
-    assert (code, table["id"].to_pylist()) == (0, ["1", "2", "3", "4"])
-    expected = open_encoder(checkpoint, "cpu").encode_text(["红船", "山", "红船", "白云" * 40])
-    np.testing.assert_allclose(np.array(table["text_features"].to_pylist()), expected, atol=1e-6)
-
-
 @pytest.mark.slow
 @pytest.mark.drill(12)
 def test_the_onnx_towers_of_an_index_make_the_same_vectors(checkpoint: Path, tmp_path: Path, run: Run) -> None:
@@ -278,8 +268,7 @@ def test_another_checkpoint_or_other_data_on_the_same_index_is_refused_in_one_li
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
-@pytest.mark.parametrize("content", [b"", b"junk" * 100, None])
+@pytest.mark.parametrize(("kind", "content"), [("metadata", b""), ("rows", b"junk" * 100), ("img_emb", None)])
 def test_a_damaged_index_is_one_line_that_names_the_file(
     checkpoint: Path, tmp_path: Path, run: Run, kind: str, content: bytes | None
 ) -> None:
@@ -297,20 +286,19 @@ def test_a_damaged_index_is_one_line_that_names_the_file(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
 def test_a_damaged_part_that_waits_is_one_line_that_names_the_file(
-    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
+    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before the index was finished, on a disk that lost what was written last."""
     folder = pictures(tmp_path / "p", range(2))
     with monkeypatch.context() as killed:
         killed.setattr(IndexWriter, "finish", Mock(side_effect=KeyboardInterrupt))
         assert run(checkpoint, "--images", folder, "--index", tmp_path / "i")[0] == 130
-    [file] = (tmp_path / "i" / kind).iterdir()
+    [file] = (tmp_path / "i" / "rows").iterdir()
     file.write_bytes(b"")
     code, answer, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
     assert code == 1
-    assert f"{tmp_path / 'i'}: the index is damaged ({kind}/{file.name}: " in answer["error"]
+    assert f"{tmp_path / 'i'}: the index is damaged (rows/{file.name}: " in answer["error"]
     assert "Traceback" not in said
 
 
@@ -377,16 +365,6 @@ def test_a_killed_embed_repeats_at_most_the_parts_in_flight(
     assert left == whole
 
 
-def test_the_current_folder_may_be_the_index(
-    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = pictures(tmp_path / "p", range(2))
-    (tmp_path / "i").mkdir()
-    monkeypatch.chdir(tmp_path / "i")
-    assert run(checkpoint, "--images", folder, "--index", ".")[0] == 0
-    assert read_index(tmp_path / "i").rows == 2
-
-
 @pytest.mark.slow
 def test_a_takedown_while_an_index_is_written_is_refused_and_one_behind_a_kill_is_whole(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path
@@ -431,20 +409,6 @@ def test_nothing_that_can_be_read_is_one_line_and_no_index(checkpoint: Path, tmp
     assert (code, (tmp_path / "x.parquet").exists()) == (1, False)
     with pytest.raises(IndexFault):
         read_index(tmp_path / "i")
-
-
-@pytest.mark.slow
-def test_a_tar_that_is_cut_ends_the_work_and_names_it(
-    checkpoint: Path, make_shards: MakeShards, tmp_path: Path
-) -> None:
-    manifest = make_shards(train=(5, 5))
-    inputs = Inputs(data=(str(manifest),), cache=str(tmp_path / "c"))
-    tar = manifest.parent / "train-000001.tar"
-    content = tar.read_bytes()
-    embed_parquet(checkpoint, inputs, tmp_path / "whole.parquet")
-    tar.write_bytes(content[:3000] + bytes(0))
-    with pytest.raises(ContractError, match=r"train-000001.tar: 3000 bytes, the manifest says"):
-        embed_index(checkpoint, inputs, tmp_path / "i", rows=5)
 
 
 @pytest.mark.parametrize(

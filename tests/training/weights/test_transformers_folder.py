@@ -97,7 +97,9 @@ def test_a_folder_without_a_name_is_one_line(
         export_transformers(checkpoint_with_moved_keys, Path(out))
 
 
-@pytest.mark.parametrize("family", ["chinese_clip", "siglip", "clip", "siglip2"])
+@pytest.mark.parametrize(
+    "family", ["chinese_clip", "siglip2", *(pytest.param(f, marks=pytest.mark.drill(2)) for f in ("siglip", "clip"))]
+)
 def test_clips_towers_are_transformers_own(family: str, files: list[Path], tmp_path: Path) -> None:
     """From a folder, fine-tuned or not, and to a folder again: no code beside the weights."""
     made = two_tower_tests()

@@ -22,11 +22,8 @@ if TYPE_CHECKING:  # the command line reads this file at its start, for the name
     from training.evaluation.results import Result
     from training.weights.load import Towers
 
-TASKS = ("retrieval", "zero-shot", "regions", "probe", "image-to-image", "text-to-text")
+TASKS = ("retrieval", "zero-shot", "regions")
 """Names of the tasks, as `--task` takes them."""
-
-NEIGHBOURS = 20
-"""k of the nearest neighbours that vote, unless `--k` says otherwise."""
 
 MIN_SCORE = 0.5
 """Score of a detector below which its box does not count as true, unless `--min-score` says otherwise."""
@@ -46,7 +43,6 @@ class Request:
     device: str = "auto"
     towers: Towers = "query"
     templates: Path | None = None
-    k: int = NEIGHBOURS
     min_score: float = MIN_SCORE
     pictures: bool = False
     regions: Path | None = None

@@ -1,17 +1,14 @@
-"""Shared by the tasks: labelled images, heads of results, examples and lines of classifications and of peers."""
+"""Shared by the tasks: labelled images, heads of results, examples and lines of classifications."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from data_specs.shard import SPLITS, ContractError, Split
+from data_specs.shard import SPLITS, Split
 from training.data.batch_maker import short_id
 from training.data.index import SampleRow, open_dataset
 from training.data.index_cache import GRID
@@ -21,26 +18,21 @@ from training.evaluation.classification import Classified
 from training.evaluation.evaluate import masks_in_train
 from training.evaluation.examples import ANSWERS, choose_examples, example, with_pictures
 from training.evaluation.features import picture_features
-from training.evaluation.hits import Features, Ids, Mask, Peers
+from training.evaluation.hits import Features, Ids, Mask
 from training.evaluation.labelled import KINDS as LABELLED
 from training.evaluation.labelled import ClassName, EvaluationData, Labelled, LabelledPicture
 from training.evaluation.labelled_boxes import KINDS as BOXED
-from training.evaluation.results import Result, by_seen, first_lines, head, parts, recalls, share, shown_items
-from training.evaluation.retrieval import KS, Ranks, peer_figures
+from training.evaluation.results import Result, first_lines, head, parts, share, shown_items
 from training.evaluation.tasks import Request
 from training.weights.load import Loaded
 
 
 @dataclass(frozen=True)
 class EmbeddedImages:
-    """N labelled images that could be read: features [N, D], labels, and numbers that copies of one image share.
-
-    items: without their content. copy_N: of the image leader in a dataset, of the bytes elsewhere.
-    """
+    """N labelled images that could be read: features [N, D] and labels. items: without their content."""
 
     features_ND: Features
     label_N: Ids
-    copy_N: Ids
     items: tuple[LabelledPicture, ...]
     corrupt: int
 
@@ -51,31 +43,23 @@ class EmbeddedImages:
 
 def embed_labelled(loaded: Loaded, labelled: Labelled) -> EmbeddedImages:
     """Features of labelled images. Raises InputError where none can be read, or two have the same name."""
-    found: dict[str, tuple[LabelledPicture, int]] = {}
+    found: dict[str, LabelledPicture] = {}
 
     def pictures() -> Iterator[BenchmarkPicture]:
         for item in labelled.items():
             picture = item.picture
             if picture.id in found:
                 raise InputError(labelled.name, f"{picture.id} occurs twice")
-            try:
-                picture = BenchmarkPicture(picture.id, picture.read(), picture.boxes)
-            except (ContractError, OSError):
-                found[picture.id] = item, 0
-                yield picture  # reading it again says what is wrong, and counts it
-                continue
-            assert isinstance(picture.content, bytes)
-            number = short_id(item.image_leader or hashlib.sha256(picture.content).hexdigest())
-            bare = LabelledPicture(BenchmarkPicture(picture.id, b""), item.label, item.image_leader, item.text_leader)
-            found[picture.id] = bare, number
+            bare = BenchmarkPicture(picture.id, b"")
+            found[picture.id] = LabelledPicture(bare, item.label, item.image_leader, item.text_leader)
             yield picture
 
     features_ND, row_of, corrupt = picture_features(loaded, pictures(), labelled.name)
     if not row_of:
         raise InputError(labelled.name, f"none of its images can be read ({len(corrupt)} tried)")
-    items, copies = zip(*(found[name] for name in row_of), strict=True)
+    items = tuple(found[name] for name in row_of)
     label_N = np.array([item.label for item in items], np.int64)
-    return EmbeddedImages(features_ND, label_N, np.array(copies, np.int64), items, len(corrupt))
+    return EmbeddedImages(features_ND, label_N, items, len(corrupt))
 
 
 def seen_in_train(request: Request, leaders: Sequence[tuple[str, str]]) -> Mask | None:
@@ -116,34 +100,12 @@ def class_examples(
     return with_pictures(examples, pictures)
 
 
-def labelled_examples(
-    group: str, found: Classified, labelled: Labelled, items: Sequence[LabelledPicture], seen_N: Mask | None
-) -> list[dict[str, Any]]:
-    """`class_examples` of labelled images."""
-
-    def query(i: int) -> dict[str, Any]:
-        return {"picture": items[i].picture.id, "name": labelled.classes[found.label_N[i]].names[0]}
-
-    pictures = (item.picture for item in labelled.items())
-    return class_examples(group, found, labelled.classes, seen_N, query, pictures)
-
-
 def class_answers(found: Classified, item: int, classes: Sequence[ClassName], count: int) -> list[dict[str, Any]]:
-    """The best classes of an item as answers of an example, and the right one where it is not among them.
-
-    A class that is never said (a score of -inf) is not an answer; if it is the right one, it gets no score.
-    """
-    own = int(found.label_N[item])
-    best = [(c, score) for c, score in found.best(item, count) if math.isfinite(score)]
-    answers: list[dict[str, Any]] = [
-        {"text": classes[c].names[0], "score": score, "right": c == own} for c, score in best
-    ]
+    """The best classes of an item as answers of an example, and the right one where it is not among them."""
+    own, best = int(found.label_N[item]), found.best(item, count)
     if own not in [number for number, _ in best]:
-        answers.append({"text": classes[own].names[0], "right": True})
-        score = float(found.scores_NC[item, own])
-        if math.isfinite(score):
-            answers[-1]["score"] = score
-    return answers
+        best.append((own, float(found.scores_NC[item, own])))
+    return [{"text": classes[c].names[0], "score": score, "right": c == own} for c, score in best]
 
 
 def class_lines(result: Mapping[str, Any]) -> list[str]:
@@ -160,55 +122,6 @@ def class_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_ROWS = 256
-"""Rows of a gallery that are compared at once."""
-
-
-def figures_by_seen(ranks: Ranks, peers: Peers, seen_N: Mask | None) -> Result:
-    """`Direction.to_json` over all queries, and of seen and unseen ones where they are known."""
-
-    def of_part(asks_N: Mask | None) -> dict[str, Any]:
-        asks = (ranks.text_hits_M > 0) & (True if asks_N is None else asks_N)
-        if asks_N is not None and not asks.any():
-            return {"queries": 0}
-        return peer_figures(ranks, peers, asks_N).to_json()
-
-    values = by_seen(seen_N, of_part)
-    if seen_N is not None:  # an item that asks nothing counts for neither
-        asks_N = ranks.text_hits_M > 0
-        values["in_train"] = {"either": int((seen_N & asks_N).sum())}
-        values["headline"] = "unseen" if (~seen_N & asks_N).any() else "all"
-    return values
-
-
-def peer_lines(result: Mapping[str, Any]) -> list[str]:
-    """The protocol and, per part, recalls and median rank."""
-    return [*first_lines(result), *(f"{name}: {recalls(part, KS)}" for name, part in parts(result))]
-
-
-def peer_examples(
-    group: str,
-    features_ND: Features,
-    peers: Peers,
-    ranks: Ranks,
-    shown: Sequence[Mapping[str, Any]],
-    seen_N: Mask | None,
-    pictures: Iterable[BenchmarkPicture],
-) -> list[dict[str, Any]]:
-    """`search_examples` of items that ask for one another; `shown`: of each, as an example has it."""
-    side = features_ND, shown
-    examples = search_examples(
-        group,
-        side,
-        side,
-        ranks.text_M,
-        lambda i: peers.pairs(i, i + 1)[1],
-        seen_N,
-        copies_of=lambda i: peers.copy_N == peers.copy_N[i],
-    )
-    return with_pictures(examples, pictures)
-
-
 Side = tuple[Features, Sequence[Mapping[str, Any]]]
 """Features of queries or candidates, and what is shown of each."""
 
@@ -220,15 +133,12 @@ def search_examples(
     rank_N: Ids,
     hits_of: Callable[[int], Ids],
     seen_N: Mask | None,
-    copies_of: Callable[[int], Mask] | None = None,
 ) -> list[dict[str, Any]]:
-    """Queries with their nearest candidates. copies_of: mask of a query's copies, which are not candidates."""
+    """Queries with their nearest candidates."""
     examples = []
     for i in choose_examples(rank_N, shown_items(seen_N)):
-        similar_M, hits_M = _similarities(asking[0], i, gallery[0]), np.zeros(len(gallery[0]), np.bool_)
+        similar_M, hits_M = gallery[0] @ asking[0][i], np.zeros(len(gallery[0]), np.bool_)
         hits_M[hits_of(i)] = True
-        if copies_of is not None:
-            similar_M[copies_of(i)] = -np.inf
         said = [{**gallery[1][j], **answer} for j, answer in answers_of(similar_M, hits_M)]
         examples.append(example(group, rank_N[i], dict(asking[1][i]), said))
     return examples
@@ -245,15 +155,6 @@ def texts_and_pictures(source: EvaluationData, split: Split) -> tuple[dict[str, 
     return {name: row.texts[0].text for name, row in rows()}, pictures
 
 
-def _similarities(asking_ND: Features, row: int, gallery_MD: Features) -> npt.NDArray[np.float64]:
-    """[M]: of one query, in float64, without a copy of the gallery in it."""
-    query_D, similar_M = asking_ND[row].astype(np.float64), np.empty(len(gallery_MD))
-    for start in range(0, len(gallery_MD), _ROWS):
-        some = slice(start, start + _ROWS)
-        similar_M[some] = np.einsum("md,d->m", gallery_MD[some].astype(np.float64), query_D)
-    return similar_M
-
-
 def answers_of(similar_M: Any, hits_M: Mask) -> list[tuple[int, dict[str, Any]]]:
     """(candidate, its score and whether it is a hit) of the nearest, and the nearest hit where it is not among them."""
     # of equal similarities one that is not a hit comes first, as in the ranks
@@ -261,4 +162,4 @@ def answers_of(similar_M: Any, hits_M: Mask) -> list[tuple[int, dict[str, Any]]]
     first = order[:ANSWERS].tolist()
     if not hits_M[first].any():
         first.append(int(next(j for j in order if hits_M[j])))
-    return [(j, {"score": float(similar_M[j]), "right": bool(hits_M[j])}) for j in first if np.isfinite(similar_M[j])]
+    return [(j, {"score": float(similar_M[j]), "right": bool(hits_M[j])}) for j in first]

@@ -76,7 +76,7 @@ def run(request: Request) -> Result:
     loaded = load(request.checkpoint, request.device, request.towers)
     detector = request.detector or loaded.checkpoint.detector
     boxed = open_boxed(request.source, request.split, detector, request.min_score)
-    sentences = templates_of(request, boxed.name)
+    sentences = templates_of(request)
     classes_CD = class_features(loaded, boxed.classes, sentences)
     regions = embed_regions(loaded, boxed)
     crop = classify(cosines(regions.crop_ND, classes_CD), regions.label_N)

@@ -7,7 +7,7 @@ Labelled images (evaluation/labelled.py) are embedded as in retrieval; the class
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from training.evaluation.class_texts import TEMPLATES, check_templates, class_features, digest
@@ -15,7 +15,7 @@ from training.evaluation.classification import classify, cosines, figures
 from training.evaluation.labelled import classes_digest, lines_of, open_labelled
 from training.evaluation.results import Result, by_seen
 from training.evaluation.tasks import Request, Task
-from training.evaluation.tasks._shared import class_lines, embed_labelled, labelled_examples, result_of, seen_in_train
+from training.evaluation.tasks._shared import class_examples, class_lines, embed_labelled, result_of, seen_in_train
 from training.weights.load import load
 
 HIT = "a hit is the image's class"
@@ -28,7 +28,7 @@ def run(request: Request) -> Result:
     """
     loaded = load(request.checkpoint, request.device, request.towers)
     labelled = open_labelled(request.source, request.split, request.detector or loaded.checkpoint.detector)
-    sentences = templates_of(request, labelled.name, labelled.templates)
+    sentences = templates_of(request)
     classes_CD = class_features(loaded, labelled.classes, sentences)
     embedded = embed_labelled(loaded, labelled)
     found = classify(cosines(embedded.features_ND, classes_CD), embedded.label_N)
@@ -51,15 +51,19 @@ def run(request: Request) -> Result:
     result = result_of(request, "zero-shot", loaded, protocol, candidates, embedded.corrupt)
     result |= by_seen(seen_N, lambda asks_N: figures(found, names, asks_N))
     if request.pictures:
-        result["examples"] = labelled_examples("zero-shot", found, labelled, embedded.items, seen_N)
+
+        def query(i: int) -> dict[str, Any]:
+            return {"picture": embedded.items[i].picture.id, "name": names[found.label_N[i]]}
+
+        pictures = (item.picture for item in labelled.items())
+        result["examples"] = class_examples("zero-shot", found, labelled.classes, seen_N, query, pictures)
     return result
 
 
-def templates_of(request: Request, name: str, of_set: Sequence[str] = ()) -> tuple[str, ...]:
-    """The templates of `--templates`, those that the set brings, or ours."""
-    if request.templates is not None:
-        return check_templates(str(request.templates), lines_of(request.templates))
-    return check_templates(name, of_set) if of_set else TEMPLATES
+def templates_of(request: Request) -> tuple[str, ...]:
+    """The templates of `--templates`, or ours."""
+    file = request.templates
+    return TEMPLATES if file is None else check_templates(str(file), lines_of(file))
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:

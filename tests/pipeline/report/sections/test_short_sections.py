@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -66,27 +64,6 @@ def test_the_tiles_add_up(grown: Weeks) -> None:
         assert numbers == [*head, *splits, report["duplicates"]]
     assert "new samples" in grown[1][0]
     assert "samples kept" in grown[0][0]
-
-
-@pytest.mark.slow
-def test_texts_held_apart_say_what_they_cost(tmp_path: Path, synthetic: ModuleType, grown: Weeks) -> None:
-    html, report = grown[0]
-    assert "held_apart" not in report
-    assert 'id="held-apart"' not in html
-    weeks = importlib.import_module("tests.weeks").Weeks(tmp_path, synthetic.encode, "report")
-    spec = weeks.spec(range(14), shards={"dev_share": 0.3, "val_share": 0.3, "apart": "texts"})
-    for number, path in enumerate(sorted(tmp_path.glob("pictures-*/*.txt"))):
-        path.write_text(("红色的花", "海边的日落")[number % 2], "utf-8")
-    build = weeks.build_again("2026-01-01", spec)
-    report = json.loads((Path(build.out) / "report" / "report.json").read_bytes())["held_apart"]
-    counts = build.stage("dedup.leaders").record("all").counts
-    assert report["moved"]
-    assert sum(move["pairs"] for move in report["moved"]) == sum(n for c, n in counts.items() if c.startswith("moved_"))
-    assert (report["texts"], report["dropped"]) == (counts["texts_left_out"], 0)
-    html = (Path(build.out) / "report" / "index.html").read_text("utf-8")
-    line = html.partition('<p class="muted" id="held-apart">')[2].partition("</p>")[0]
-    for move in report["moved"]:
-        assert f"{move['from']} → {move['to']} {move['pairs']}" in line
 
 
 def test_min_samples_counts_the_dataset(grown: Weeks) -> None:

@@ -28,9 +28,7 @@ def test_a_source_has_a_column_for_what_is_known(grown: Weeks, part: Callable[[s
         assert row.count("<th ") + row.count("<td") == columns
 
 
-def test_pages_without_candidates_are_counted_by_reason_and_some_are_shown(
-    make_build: Any, material: Any, tmp_path: Any
-) -> None:
+def test_pages_without_candidates_are_counted_by_reason(make_build: Any, material: Any, tmp_path: Any) -> None:
     pages = {"zh": "<h1>雪后的黄山</h1><img src=/1.jpg alt=黄山>", "en": "<h1>Snow</h1><img src=/1.jpg alt=peak>"}
     headers = (("Content-Type", "text/html"),)
     captures = [
@@ -43,5 +41,3 @@ def test_pages_without_candidates_are_counted_by_reason_and_some_are_shown(
     run_noted(build, "extract")
     found = figures(material(build), {})
     assert found["captures"] == [{"name": "not_chinese", "count": 1}]
-    [line] = found["captures_shown"]
-    assert line.startswith("extract/not_chinese: http://a.test/en no Han characters among ")

@@ -8,48 +8,13 @@ from typing import Any
 import pytest
 
 from tests import browser
-from tests.training.serve.conftest import Server, patient, running
+from tests.training.serve.conftest import running
 from tests.training.serve.page.conftest import Made
 from tests.training.serve.page.pictured import VERSES
-from tests.training.serve.page.visitor import Visit, Visitor
+from tests.training.serve.page.visitor import Visitor
 from tests.training.serve.test_health import Disturbed, disturbed
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.mark.drill(6)
-def test_files_that_are_no_pictures(visit: Visit, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
-    with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(65 << 20)
-
-    async def work(visitor: Visitor) -> None:
-        page = visitor.page
-        await visitor.open()
-        for name, said in (
-            ("broken.png", "broken.png is not a picture"),
-            ("huge.jpg", "huge.jpg is larger than 64 MB"),
-        ):
-            await page.choose("#file", tmp_path / name)
-            await visitor.says("#notice", said)
-        assert len(await visitor.ids()) == 40, "what was there stays"
-
-    visit(work)
-
-
-@pytest.mark.drill(6)
-def test_a_sample_or_a_collection_that_is_not_there(served: Server) -> None:
-    async def work(page: Any) -> None:
-        visitor = Visitor(page, served.url)
-        await visitor.open(f"/?in=pictures&q=画&open={12345:032x}")
-        await page.wait("document.querySelector('#detail[open] .empty')?.innerText.startsWith('This sample is not in')")
-        await page.press("Escape")
-        await page.wait("!document.getElementById('detail').open")
-        await visitor.open("/?in=gone&q=画")
-        await visitor.says("#collection", "pictures")
-        assert len(await visitor.ids()) == 40
-
-    browser.visit(work)
 
 
 @pytest.mark.drill(8)
@@ -79,42 +44,6 @@ def test_a_server_that_is_slow_gone_and_back(made: Made) -> None:
             await page.wait("document.querySelectorAll('.card:not(.skeleton)').length === 40")
             await visitor.shows("#notice", "")
             await visitor.said("q", "蓝色")
-
-    browser.visit(work)
-
-
-@pytest.mark.drill(8)
-def test_who_tries_again_asks_what_stands_in_the_field(visit: Visit) -> None:
-    async def work(visitor: Visitor) -> None:
-        page = visitor.page
-        await visitor.open()
-        await page.run("window.there = window.fetch; window.fetch = () => Promise.reject(new TypeError('gone'))")
-        for text in ("红色", "蓝色"):
-            await visitor.search(text)
-            await visitor.says("#notice", "The server does not answer.")
-        await page.run("window.fetch = window.there")
-        await page.click("#notice .actions button")
-        await page.wait("document.querySelectorAll('.card:not(.skeleton)').length === 40")
-        assert [body.get("text") for body in visitor.asked()][-1] == "蓝色"
-        await visitor.shows("#summary h1 q", "蓝色")
-
-    visit(work)
-
-
-@pytest.mark.drill(8)
-@pytest.mark.usefixtures("one_minute")
-def test_a_busy_server_is_asked_again_when_it_says(made: Made) -> None:
-    async def work(page: Any) -> None:
-        with running(made.checkpoint, patient(per_minute=60), indexes=made.indexes) as server:
-            visitor = Visitor(page, server.url)
-            await visitor.open()
-            await page.run("Promise.all(Array.from({length: 90}, () => fetch('./collections')))")
-            await page.run("document.getElementById('text').focus()")
-            await page.write("红色")
-            await page.press("Enter")
-            said = "document.getElementById('notice').innerText"
-            await page.wait(f"{said}.includes('The server is busy.') && {said}.includes('Try again: ')")
-            assert visitor.asked()[-1].get("text") == "红色"
 
     browser.visit(work)
 

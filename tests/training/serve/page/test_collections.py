@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests import browser
-from tests.browser import Page
-from tests.training.serve.conftest import running
-from tests.training.serve.page.conftest import Made
 from tests.training.serve.page.pictured import VERSES, drawn
 from tests.training.serve.page.visitor import Visit, Visitor
-from tests.training.serve.test_health import Disturbed
-from training.serve.towers import Features, Tokens, Towers
 
 pytestmark = pytest.mark.slow
 
@@ -112,58 +104,3 @@ def test_a_folder_that_is_dropped_or_chosen_becomes_a_collection_of_its_name(vis
         assert "相册" not in {one["name"] for one in listed}
 
     visit(work)
-
-
-@pytest.mark.drill(10)
-def test_loading_is_stopped(made: Made, tmp_path: Path) -> None:
-    """The towers hang at the second of the page's batches of 250 lines: what is stopped is under way for certain."""
-    (tmp_path / "many.txt").write_text("\n".join(f"第{n}行" for n in range(600)), encoding="utf-8")
-    towers: list[_Hanging] = []
-
-    def hanging(own: Towers) -> Towers:
-        towers.append(_Hanging(own))
-        return towers[0]
-
-    async def work(page: Page) -> None:
-        with running(made.checkpoint, indexes=made.indexes, towers=hanging) as server:
-            visitor = Visitor(page, server.url)
-            await visitor.open()
-            await page.press("c")
-            await page.choose("#own-text", tmp_path / "many.txt")
-            await page.wait("document.querySelector('.news progress')?.value === 250")
-            await page.click(".news button")
-            await page.wait("document.querySelector('.news .good')?.innerText.startsWith('Stopped;')")
-            towers[0].hang.set()
-            listed = await page.run("fetch('./collections').then(r => r.json())")
-            assert [one["rows"] for one in listed if one["name"] == "many"] == [250]
-
-    browser.visit(work)
-
-
-@pytest.mark.drill(8)
-def test_a_damaged_collection_is_passed_over_and_named(made: Made, tmp_path: Path) -> None:
-    shutil.copytree(made.few, tmp_path / "damaged")
-
-    async def work(page: Page) -> None:
-        with running(made.checkpoint, indexes={"damaged": tmp_path / "damaged", **made.indexes}) as server:
-            (tmp_path / "damaged" / "index.json").unlink()
-            visitor = Visitor(page, server.url)
-            await visitor.open()
-            await visitor.says("#collection", "pictures")
-            await page.press("c")
-            await visitor.says(".shelf li:first-child", "index.json: cannot be read")
-            assert len(await visitor.ids()) == 40, "of the other collection"
-
-    browser.visit(work)
-
-
-class _Hanging(Disturbed):
-    """Towers that hang once they have seen 260 texts: a batch of the page, and a few of probes."""
-
-    seen = 0
-
-    def encode_texts(self, texts: Sequence[Tokens]) -> Features:
-        self.seen += len(texts)
-        if self.seen > 260:
-            self.hang.clear()
-        return super().encode_texts(texts)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.serve.page.pictured import BOXES, H, W, drawn
+from tests.training.serve.page.pictured import BOXES, drawn
 from tests.training.serve.page.visitor import Visit, Visitor
 
 pytestmark = pytest.mark.slow
@@ -118,31 +118,6 @@ def test_a_picture_is_searched_by_and_so_is_a_part_of_it(visit: Visit, tmp_path:
     async def work(visitor: Visitor) -> None:
         for way in ("choose", "drop", "paste"):
             await searched(visitor, way)
-
-    visit(work)
-
-
-@pytest.mark.drill(6)
-def test_a_frame_drawn_by_hand_is_searched_by(visit: Visit, tmp_path: Path) -> None:
-    (tmp_path / "photo.jpg").write_bytes(drawn(5))
-
-    async def work(visitor: Visitor) -> None:
-        page = visitor.page
-        await visitor.open()
-        await page.choose("#file", tmp_path / "photo.jpg")
-        await page.wait("document.querySelector('#stage .strip')")
-        await visitor.settled()
-        whole = await visitor.ids()
-        x, y, width, height = await page.place("#stage .parts")
-        await page.mouse("mouseMoved", x + width * 0.5, y + height * 0.5)
-        await page.mouse("mousePressed", x + width * 0.5, y + height * 0.5)
-        for share in (0.7, 0.99):
-            await page.mouse("mouseMoved", x + width * share, y + height * share, buttons=1)
-        await page.mouse("mouseReleased", x + width * 0.99, y + height * 0.99)
-        region = await page.wait("new URLSearchParams(location.search).get('region')")
-        assert np.allclose([float(side) for side in region.split(",")], [W / 2, H / 2, W * 0.99, H * 0.99], atol=2)
-        await visitor.settled()
-        assert await visitor.ids() != whole, "a part is like other pictures than the whole"
 
     visit(work)
 

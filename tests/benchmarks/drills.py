@@ -5,11 +5,11 @@
 Each drill is a function of the table DRILLS, run in a process of its own with a limit of time, one after the other. It
 does something to a build or a training, sees that it hit, and says what came of it: a drill that did not hit has failed
 as much as one whose build did not go on. Builds are verified in the end, and the sha256 of their shards are those of
-the undisturbed build; trainings end with the losses of the undisturbed one, step by step.
+the undisturbed build; trainings end with the losses of an undisturbed one, step by step.
 
     --only NAME    this drill (again and again for several); --list shows all
     --quick        the short form of some, under 5 minutes
-    --kills N      kills of each target in the drills of training on Ray
+    --kills N      kills of each target in `train_ray`
 
 A table goes to stderr; the last line of stdout is one JSON object (`harness`), with the rows of the table as `drills`.
 One figure per row: 1 where it held. Drills of training on Ray have figures of their own (`drill_training`).
@@ -34,17 +34,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import drill_nodes
-import drill_sources
-import drill_storage
-import drill_training
-from drilling import Build, Row, Scene, command, tars_of
-from harness import Figure, at_least, report
-from services import ROOT, DrillFailed, free_ports
-
-sys.path.insert(0, str(ROOT))
-
-from tests.processes import descendants
+from tests.benchmarks import drill_nodes, drill_sources, drill_storage, drill_training
+from tests.benchmarks.drilling import Build, Row, Scene, command, tars_of
+from tests.benchmarks.harness import Figure, at_least, program, report, told
+from tests.benchmarks.services import DrillFailed
+from tests.processes import descendants, free_ports
 
 
 @dataclass(frozen=True)
@@ -62,18 +56,13 @@ DRILLS: Mapping[str, Drill] = {
     "raylet": Drill(drill_nodes.raylet, 600, quick=True),
     "head": Drill(drill_nodes.head, 300),
     "driver": Drill(drill_nodes.driver, 240),
-    "store": Drill(drill_nodes.store, 240),
     "memory": Drill(drill_nodes.memory, 240),
     "disk": Drill(drill_storage.disk, 480, quick=True, unshared=True),
     "s3": Drill(drill_storage.s3, 900),
     "site": Drill(drill_sources.site, 420, quick=True),
     "images": Drill(drill_sources.images, 420),
     "clock": Drill(drill_sources.clock, 420),
-    "clock_retry": Drill(drill_sources.clock_retry, 420),
-    "agent": Drill(drill_training.agent, 300, quick=True, trains=True),
-    "rank_disk": Drill(drill_training.rank_on_another_disk, 300, trains=True),
-    "train_ray": Drill(drill_training.kills_of_one, 1_200, trains=True),
-    "train_ray_2": Drill(drill_training.kills_of_two, 1_800, trains=True),
+    "train_ray": Drill(drill_training.train_ray, 1_800, trains=True),
     "elastic": Drill(drill_training.elastic, 900, trains=True),
 }
 """The table. The first line of each function's docstring says what it does and what is expected."""
@@ -85,7 +74,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], choices=DRILLS, metavar="NAME", help="this drill only")
     parser.add_argument("--list", action="store_true", help="show the drills, and what is expected of each")
     parser.add_argument(
-        "--kills", type=int, default=3, help="kills of each target in `train_ray*`; 10 take half an hour"
+        "--kills", type=int, default=3, help="kills of each target in `train_ray`; 10 take half an hour"
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in this folder, and keep it with all logs")
     parser.add_argument("--inside", metavar="NAME", help=argparse.SUPPRESS)  # this process runs the drill itself
@@ -119,7 +108,7 @@ def everything(folder: Path, args: argparse.Namespace) -> int:
     scene = Scene(folder, reference, int(noted.read_text(encoding="utf-8")), args.quick, args.kills)
     if not all(DRILLS[name].trains for name in names) and not (reference / "tars.json").exists():
         prepare_build(scene)
-    if any(DRILLS[name].trains for name in names) and not (reference / "losses.json").exists():
+    if any(DRILLS[name].trains for name in names):
         drill_training.prepare(scene)
     rows: list[dict[str, object]] = []
     figures: dict[str, Figure] = {}
@@ -128,7 +117,7 @@ def everything(folder: Path, args: argparse.Namespace) -> int:
         own, measured = one(name, scene, args)
         rows += [{"drill": name, **asdict(row)} for row in own]
         figures[f"drill_{name}"] = at_least(sum(row.held for row in own), len(own), "rows")
-        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        told(f"{name}: {time.monotonic() - began:.0f} s")
         figures |= measured
     table(rows)
     return report(figures, drills=rows)
@@ -144,7 +133,7 @@ def prepare_build(scene: Scene) -> None:
         raise SystemExit(f"the undisturbed build failed: {ended.tail()}")
     tars = tars_of(build.out)
     (scene.reference / "tars.json").write_text(json.dumps(tars), encoding="utf-8")
-    print(f"undisturbed build: {len(tars)} tars, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    told(f"undisturbed build: {len(tars)} tars, {time.monotonic() - began:.0f} s")
 
 
 def one(name: str, scene: Scene, args: argparse.Namespace) -> tuple[list[Row], dict[str, Figure]]:
@@ -152,7 +141,7 @@ def one(name: str, scene: Scene, args: argparse.Namespace) -> tuple[list[Row], d
     drill, folder = DRILLS[name], scene.folder / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    words = [sys.executable, __file__, "--inside", name, "--keep", str(folder), "--port", str(scene.port)]
+    words = program("drills", "--inside", name, "--keep", folder, "--port", scene.port)
     words += ["--kills", str(args.kills), *(["--quick"] if scene.quick else [])]
     if drill.unshared:
         words = ["unshare", "-m" if os.geteuid() == 0 else "-rm", *words]
@@ -229,7 +218,7 @@ def table(rows: list[dict[str, object]]) -> None:
 def show(name: str, row: Row) -> None:
     words = [row.stage, row.done, row.outcome, row.verify and f"verify {row.verify}", row.same]
     said = "; ".join(filter(None, words))
-    print(f"{name}: {said} [{'held' if row.held else 'DID NOT HOLD'}]", file=sys.stderr, flush=True)
+    told(f"{name}: {said} [{'held' if row.held else 'DID NOT HOLD'}]")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pipeline.features import _rows, features
+from pipeline.features import _rows
 from pipeline.features._rows import FeatureRows, measure_image
+from pipeline.features.columns import FEATURES
 from pipeline.pictures.decode import Header, Picture
-from pipeline.records import FEATURE_SCHEMA
 from tests.drawn import blobs, picture, views
 
 
@@ -20,13 +20,9 @@ def test_values_do_not_depend_on_the_batch() -> None:
     """Pictures of all shapes, those that are narrowed and those of a pixel too."""
     sizes = [(128, 96), (96, 128), (65, 77), (1, 1), (40, 30), (64, 2_500), (128, 96)]
     pictures = [blobs(seed, size) for seed, size in enumerate(sizes)]
-    for feature in features().values():
+    for feature in FEATURES.values():
         together = feature.of(views(*pictures))
         assert together == [feature.of(views(pixels))[0] for pixels in pictures]
-
-
-def test_every_file_of_features_is_a_column() -> None:
-    assert set(features()) < set(FEATURE_SCHEMA.names)
 
 
 def test_blankness_entropy_and_sharpness_are_what_numpy_says() -> None:

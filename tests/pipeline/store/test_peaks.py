@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's co
 PEAKS = """
 import json
 import numpy as np
-from pipeline.memory import begin_peak, peak_bytes
+from pipeline.store.commits import begin_peak, peak_bytes
 begin_peak()
 before = peak_bytes()
 assert np.ones(25_000_000).sum() == 25_000_000  # 200 MB, freed at once
