@@ -16,8 +16,9 @@ deduplicates against the other. Each job goes on where it ended, and does nothin
 the DAG with the second spec as `strict_spec`, other TOWERS, and a third spec that names them.
 
 A model that has seen a pair many times knows it by heart, a wrong caption too, and scores it high. So the strict subset
-is little, and its model is trained for few epochs (`scorer_set`); what is scored is mostly what it has not seen. How
-much that matters is measured, with folds, by `python -m tests.benchmarks.study.loop`.
+is little, and its model is trained for few epochs (`scorer_set`); what is scored is mostly what it has not seen. On
+emoji with 30% of their captions shuffled, scored with folds (5 seeds), held-out R@1 was 16.3 after the loop, 13.7 on
+all pairs and 17.8 on the correct ones (revision 1ee10270, tests/benchmarks/study/loop.py).
 
 It runs without a schedule: it is started by hand, on Airflow's page or by `airflow dags trigger data_loop --conf JSON`.
 Environment variables (defaults of the run's parameters): WENLAN_STRICT_SPEC, WENLAN_SPEC, WENLAN_STORE,

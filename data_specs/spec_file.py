@@ -101,22 +101,17 @@ def _part_of(node: yaml.Node | None, part: str) -> tuple[yaml.Node, yaml.Node] |
 
 
 def _text_of(path: Path | str) -> str:
-    return _text_at(path) if isinstance(path, str) else _text_in(path)
-
-
-def _text_in(path: Path) -> str:
-    with path.open("rb") as file:
-        return _decoded(file)
-
-
-def _text_at(url: str) -> str:
+    """path: a URL where it is a string."""
     try:
-        with object_store.storage_errors(url), fsspec.open(url, "rb") as file:
+        with (
+            object_store.storage_errors(str(path)),
+            path.open("rb") if isinstance(path, Path) else fsspec.open(path, "rb") as file,
+        ):
             return _decoded(file)
+    except UnicodeDecodeError:
+        raise
     except (ValueError, ImportError) as e:  # an unknown protocol, or one whose package is not installed
-        if isinstance(e, UnicodeDecodeError):
-            raise
-        raise SpecError([f"{url}: cannot be opened: {one_line(e)}"]) from None
+        raise SpecError([f"{path}: cannot be opened: {one_line(e)}"]) from None
 
 
 def _decoded(file: IO[bytes]) -> str:

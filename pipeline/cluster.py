@@ -193,12 +193,6 @@ def _remote_function(ray: Any, build: Build, passes: Sequence[Runs]) -> Any:
     return ray.remote(max_retries=0, name=f"wenlan:{passes[0][0]}")(run_partition)
 
 
-def _full_store_message(e: BaseException) -> str:
-    """Returns the message for a full object store of a node, or a full disk that it spills to."""
-    hint = "give its nodes more (ray start --object-store-memory), or free space on the disk of --temp-dir, then"
-    return f"the object store of Ray is full ({type(e).__name__}); {hint} run the same command again"
-
-
 def _end_at_once() -> None:
     """End this process, which has failed: Ray's threads crash an interpreter that is taken down beneath them."""
     sys.stdout.flush()
@@ -456,7 +450,9 @@ def _failure(ray: Any, e: Exception, name: str) -> WenlanError:
     if isinstance(cause, WenlanError):
         return cause
     if isinstance(cause, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
-        return StageError(name, _full_store_message(cause))
+        hint = "give its nodes more (ray start --object-store-memory), or free space on the disk of --temp-dir, then"
+        full = f"the object store of Ray is full ({type(cause).__name__})"
+        return StageError(name, f"{full}; {hint} run the same command again")
     if isinstance(e, ray.exceptions.RayTaskError):
         return _own_fault(name, cause, _COLOURS.sub("", str(e)))
     return StageError(name, f"its worker died again and again: {type(e).__name__}: {_first_line(e)}")

@@ -243,7 +243,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("README.md", ["wenlan-data"]),
         ("pipeline/README.md", ["wenlan-data"]),
-        pytest.param("README.md", ["wenlan-data", "wenlan-train"], marks=pytest.mark.drill(120)),
+        pytest.param("README.md", ["wenlan-data", "wenlan-train"], marks=pytest.mark.drill(60)),
     ],
 )
 def test_the_commands_of_a_guide_run_in_their_order(

@@ -27,7 +27,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.text.folding import fold_characters
-from data_specs.text.segmenter import rust_segmenter
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -43,7 +42,9 @@ _TABLE = "CREATE VIRTUAL TABLE texts USING fts5(words, characters, content = '',
 
 def words_of(text: str) -> list[str]:
     """Words of a text as the index has them, those within longer ones too."""
-    cut = rust_segmenter().cut_for_search(fold_characters(text), True)
+    import rjieba
+
+    cut = rjieba.cut_for_search(fold_characters(text), True)
     return [word for piece in cut for word in _WORD.findall(piece)]
 
 

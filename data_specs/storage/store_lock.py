@@ -138,7 +138,8 @@ def _acquire(url: str, wait_s: float) -> _OwnLock:
         if version:
             return _OwnLock(url, ours, version, now)
         if theirs and now - began > wait_s and (changed or _runs_here(theirs)):
-            raise LockedError(url, f"is held by process {_describe_holder(theirs)}", errno.EAGAIN)
+            machine, pid, _ = _parse_holder(theirs)
+            raise LockedError(url, f"is held by process {pid} of {machine.partition(':')[0]}", errno.EAGAIN)
         time.sleep(random.uniform(0.1, 0.3) if now - began < 5 else random.uniform(1.0, 2.0))
 
 
@@ -208,8 +209,3 @@ def _parse_holder(holder: str) -> tuple[str, int, str]:
     """Returns (machine, process id, its start) of a holder; empty ones for an unreadable name."""
     parts = holder.partition("#")[0].rsplit(":", 2)
     return (parts[0], int(parts[1]), parts[2]) if len(parts) == 3 and parts[1].isdigit() else ("", 0, "")
-
-
-def _describe_holder(holder: str) -> str:
-    machine, pid, _ = _parse_holder(holder)
-    return f"{pid} of {machine.partition(':')[0]}"

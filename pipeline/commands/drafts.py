@@ -54,12 +54,16 @@ _PATHS = ("path", "path_list", "images")
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter of the draft. `why` is its comment; one that is not `used` is written as a comment."""
+    """A filter of the draft. `why` is its comment; one that is not `used` is written as a comment.
+
+    doubtful: whether it drops most of the texts looked at.
+    """
 
     name: str
     options: dict[str, Any]
     why: str
     used: bool = True
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _han(sources: Sequence[Source]) -> Filter:
     foreign, count = _dropped(HanShare(), sources), sum(len(source.texts) for source in sources)
     used = any(source.asks for source in sources) or foreign <= FEW * count
     why = f"Drops texts that are not Chinese: {foreign:,} of {count:,} sampled{'' if used else '; hence not used'}"
-    return Filter("han_share", {}, why, used)
+    return Filter("han_share", {}, why, used, doubtful=used and 2 * foreign > count)
 
 
 def _sections(sources: Sequence[Source]) -> dict[str, tuple[dict[str, Any], str]]:

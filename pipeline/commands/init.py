@@ -88,6 +88,8 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
         say(f"source {source.name}, kind {source.kind}")
         for why in source.why:
             say(f"  {why}")
+    for own in (own for own in told.filters if own.doubtful):
+        say(f"warning: filter {own.name}: {own.why}; remove it from the spec to keep them")
     say(f"written: {out}")
     shell = shlex.quote(str(out))
     say(f"next: wenlan-data plan {shell}")

@@ -64,11 +64,11 @@ def _uses_words(build: Build) -> bool:
 
 def _score(build: Build, partition: str) -> None:
     rows = pairs_before(build, partition, "pair_score", ["sha256", "texts"])
-    counts, models = dict[str, int](), [_words.ID]
     if _uses_words(build):
-        scores = _in_four_decimals(_words.chances(rows["texts"].to_pylist()))
+        scored: Scored = _in_four_decimals(_words.chances(rows["texts"].to_pylist())), {}, [_words.ID]
     else:
-        scores, counts, models = _score_by_towers(build, partition, rows)
+        scored = _score_by_towers(build, partition, rows)
+    scores, counts, models = scored
     with build.stage(SCORES).attempt(partition) as attempt:
         table = spread({PAIR_SCORE.name: scores}, reaching(build, partition, "pair_score"), SCORE_COLUMN)
         attempt.write_table("parquet", table, row_group_size=ROW_GROUP)

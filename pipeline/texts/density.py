@@ -19,7 +19,6 @@ import math
 from dataclasses import dataclass
 from importlib import resources
 
-from data_specs.text.segmenter import rust_segmenter
 from pipeline.texts.forms import even
 from pipeline.texts.words import LATIN, stop_words
 
@@ -78,7 +77,9 @@ def density(text: str) -> Density:
 
 def cut(text: str) -> list[str]:
     """Words of a text in its even form, with what stands between them."""
-    words: list[str] = rust_segmenter().cut(even(text), False)
+    import rjieba
+
+    words: list[str] = rjieba.cut(even(text), False)
     return words
 
 

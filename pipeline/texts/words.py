@@ -12,8 +12,6 @@ import functools
 import re
 from pathlib import Path
 
-from data_specs.text.segmenter import rust_segmenter
-
 LATIN = re.compile("[0-9A-Za-z\u00c0-\u024f]+")
 """A word in Latin letters, or a number."""
 
@@ -32,13 +30,17 @@ def weight(text: str) -> float:
 
 def words_of(text: str) -> list[str]:
     """Words of a text, without punctuation and white space."""
-    return [word for word in rust_segmenter().cut(text, True) if any(map(str.isalnum, word))]
+    import rjieba
+
+    return [word for word in rjieba.cut(text, True) if any(map(str.isalnum, word))]
 
 
 @functools.lru_cache(maxsize=1 << 14)  # short captions recur
 def count_words(text: str) -> int:
     """Number of words in a text, by the dictionary alone; what it lacks counts by character. Equals jieba's."""
-    return sum(word.isalnum() or any(map(str.isalnum, word)) for word in rust_segmenter().cut(text, False))
+    import rjieba
+
+    return sum(word.isalnum() or any(map(str.isalnum, word)) for word in rjieba.cut(text, False))
 
 
 @functools.cache

@@ -14,16 +14,18 @@ synonyms and paraphrases are English.
 
 from __future__ import annotations
 
+import logging
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.text.segmenter import segmenter
 from training.captions.decoder import normal_caption
 
 Tokens = Literal["jieba", "characters"]
@@ -60,7 +62,19 @@ def tokens_of(text: str, tokens: Tokens) -> list[str]:
     text = normal_caption(text).lower()
     if tokens == "characters":
         return [character for character in text if _is_counted(character)]
-    return [word for word in segmenter().lcut(text) if any(map(_is_counted, word))]
+    return [word for word in _jieba().lcut(text) if any(map(_is_counted, word))]
+
+
+@cache
+def _jieba() -> Any:
+    """The module jieba, loaded quietly."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes and pkg_resources in jieba's own source
+        import jieba
+
+        jieba.setLogLevel(logging.CRITICAL)  # it prints the traceback of a cache that it cannot write, and goes on
+        jieba.initialize()
+    return jieba
 
 
 def figures(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> CaptionFigures:

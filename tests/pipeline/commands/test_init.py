@@ -55,6 +55,15 @@ def test_an_existing_spec_is_replaced_only_if_asked(photos, capsys):
     assert sorted(path.name for path in Path().iterdir()) == ["photos", "photos.yaml"]
 
 
+def test_a_table_that_its_spec_would_drop_is_warned_of(here, capsys):
+    (here / "t.csv").write_text(
+        "url,caption\nhttps://a.example/1.jpg,A red door\nhttps://a.example/2.jpg,A lighthouse\n"
+    )
+    assert cli.main(["init", "--from", "t.csv", *CONTACT]) == 0
+    told = "filter han_share: Drops texts that are not Chinese: 2 of 2 sampled; remove it from the spec to keep them"
+    assert f"warning: {told}\n" in capsys.readouterr().err
+
+
 def test_the_commands_that_come_next_can_be_pasted(photos, here, capsys):
     (here / "my specs").mkdir()
     assert cli.main(["init", "--from", "photos", "--out", "my specs/x.yaml"]) == 0

@@ -1,14 +1,10 @@
-"""Builds for the studio, and a studio that answers: over HTTP in this process, or as the command itself."""
+"""Builds for the studio, and a studio that answers over HTTP in this process."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,13 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.report.hidden_content import HIDDEN
 from pipeline.stages import STAGES, report
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, Result
 from pipeline.store.store import Store
-from tests.places import ROOT
 from tests.stages import run_stage
 
 WAIT_S = 120
@@ -116,33 +110,8 @@ def client_of(studio_of: Callable[..., Any]) -> Callable[..., Any]:
     return connect
 
 
-class Command:
-    """`wenlan-data studio` as a process. link: what it printed; stop(): end it."""
-
-    def __init__(self, *words: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "studio", *words, "--no-browser", "--port", "0"],
-            cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert self.process.stderr is not None
-        said = ""
-        for line in self.process.stderr:
-            said += line
-            if found := re.search(r"(http://127\.0\.0\.1:\d+)/\?token=(\S+)", line):
-                self.link, self.base, self.token = found[0], found[1], found[2]
-                return
-        raise AssertionError(said)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(WAIT_S)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-
-
 class Served:
-    """A studio on a thread of this process, ready: what `Command` is without the start of a process."""
+    """A studio on a thread of this process, ready."""
 
     def __init__(self, place: str) -> None:
         from pipeline.studio.server import Studio, make_server
@@ -174,24 +143,6 @@ def served() -> Iterator[Callable[..., Served]]:
             return one
 
         yield start
-
-
-@pytest.fixture
-def command() -> Iterator[Callable[..., Command]]:
-    started: list[Command] = []
-
-    def start(*words: str) -> Command:
-        started.append(Command(*words))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.stop()
-
-
-@pytest.fixture(scope="session")
-def hidden() -> frozenset[str]:
-    return HIDDEN
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -147,41 +145,3 @@ def test_damaged_features_in_the_cache_are_one_line(
         open_captioned(loaded, data, "train", tmp_path)
     shutil.rmtree(file.parent)
     assert open_captioned(loaded, data, "train", tmp_path) is not None
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 16 kB of its own, for region features."""
-    folder = tmp_path / "disk" / "captions"
-    folder.mkdir(parents=True)
-    words = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
-    if subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("a disk that is full needs the right to mount one")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-_ON_A_FULL_DISK = """
-import sys
-from pathlib import Path
-from training.captions.regions import open_captioned
-from training.errors import RunError
-from training.weights.load import load
-towers, data, cache = sys.argv[1:]
-try:
-    open_captioned(load(Path(towers), "cpu"), [data], "train", Path(cache))
-except RunError as e:
-    print(e)
-"""
-"""In a process of its own: what is written through a map ends it on a full disk."""
-
-
-@pytest.mark.drill(8)
-def test_features_that_find_no_room_are_one_line_and_leave_nothing(
-    towers: Path, make_shards: MakeShards, small_disk: Path
-) -> None:
-    data = str(make_shards(train=(100,)))
-    words = [sys.executable, "-c", _ON_A_FULL_DISK, str(towers), data, str(small_disk.parent)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
-    assert (done.returncode, "cannot be written: No space left on device" in done.stdout) == (0, True), done
-    assert [path.suffix for path in small_disk.iterdir()] == [".lock"]
