@@ -107,7 +107,7 @@ def test_verify_of_what_is_no_dataset_names_the_manifest(capsys, tmp_path):
     assert "manifest.json" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_programs_get_their_object_whatever_the_locale_can_write():
     """A path in another script, and an emoji, which GBK lacks."""
     words, encoding = [sys.executable, "-m", "pipeline"], "gbk"

@@ -54,7 +54,7 @@ writer.add(table(rows[3:6]), vectors[3:6], None)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_a_killed_writer_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """The result has the bytes of one that was not killed."""
     vectors, rows, folder = random_units(9, 8), [{"id": f"{n}", "caption": "猫"} for n in range(9)], tmp_path / "i"

@@ -11,8 +11,8 @@ import pytest
 from tests.processes import value_of
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("to", ["hf", pytest.param("parquet", marks=pytest.mark.drill(2))])
+@pytest.mark.drill(2)
+@pytest.mark.parametrize("to", ["hf", "parquet"])
 def test_hugging_face_reads_the_folder(
     to: str, exported: Callable[..., Path], rows: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -50,7 +50,7 @@ def test_every_file_is_one_section_and_has_one_line() -> None:
         assert bool(section.title) == bool(section.title_zh) == (f'<section id="{section.name}">' in section.html)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_one_more_section_is_one_object_and_one_line(
     synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

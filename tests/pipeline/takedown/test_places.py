@@ -51,6 +51,7 @@ def samples(weeks: Weeks) -> int:
     return sum(manifest.samples.values())
 
 
+@pytest.mark.drill(3)
 def test_a_folder_that_was_moved_is_named_before_anything_is_published_and_is_found_once_that_is_noted(
     two: Weeks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

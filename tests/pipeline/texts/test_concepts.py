@@ -25,7 +25,7 @@ def test_an_entry_is_there_wherever_its_characters_stand_in_a_row(tmp_path_facto
     assert [known.entries[number] for number in known.find(text)] == [word for word in known.entries if word in there]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_by_default_the_entries_are_jiebas_words():
     jieba = pytest.importorskip("jieba")
     jieba.initialize()
