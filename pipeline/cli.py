@@ -24,7 +24,6 @@ from data_specs.command.ownership import check_ownership
 from data_specs.command.printable import printable, printable_line
 from data_specs.errors import SpecError, WenlanError
 from data_specs.storage.credentials import credentials_in
-from pipeline import observe
 from pipeline.commands import (
     builds,
     datasets,
@@ -37,6 +36,7 @@ from pipeline.commands import (
     studio,
     trials,
 )
+from pipeline.processes import observe
 from pipeline.urls import shown
 
 COMMANDS = (
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     from data_specs.storage import object_store
-    from pipeline.files.parquet import arrow_without_pandas
+    from pipeline.processes.without_pandas import arrow_without_pandas
 
     observe.log_as(observe.form())
     if problem := check_ownership():

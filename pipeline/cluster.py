@@ -6,7 +6,7 @@ Ray and its workers take longer to start than a small build. If the build is kil
 two agents of its raylet within a minute.
 
 This module knows a stage by its name, its function and what its tasks ask of the cluster, never by import: the page
-(`pipeline.run`) hands these in. Objects that live on a cluster beside the tasks are `pipeline.actors`.
+(`pipeline.run`) hands these in. Objects that live on a cluster beside the tasks are `pipeline.processes.actors`.
 
 Limits: at most twice as many tasks as run at a time are in flight, so the driver holds that many references and the
 names that wait; tasks that have ended are taken together. A task whose worker dies, mostly killed for memory, is tried
@@ -38,13 +38,13 @@ from urllib.parse import urlsplit
 
 from data_specs.command.loopback import start_ray
 from data_specs.errors import WenlanError
-from pipeline import observe
-from pipeline.actors import Actors, on_cluster
 from pipeline.errors import StageError
 from pipeline.files.folder import DISK_FULL, MAKE_ROOM
-from pipeline.files.parquet import arrow_without_pandas
-from pipeline.pulse import pulse
-from pipeline.sessions import Sessions, lent
+from pipeline.processes import observe
+from pipeline.processes.actors import Actors, on_cluster
+from pipeline.processes.pulse import pulse
+from pipeline.processes.sessions import Sessions, lent
+from pipeline.processes.without_pandas import arrow_without_pandas
 from pipeline.store.build import Build
 from pipeline.store.commits import timed
 from pipeline.store.partitions import reading

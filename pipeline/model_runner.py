@@ -3,8 +3,8 @@
 What a model says of an image depends on the image's bytes and the model's id alone, so its values are cached in STORE
 under the image's sha256 and shared by all builds. `model_values` takes from the caches what is there, decodes each
 other image once for all models that lack it, hands the pictures over in batches to the process that holds the model
-(`pipeline.sessions`), and puts the values into the caches. `text_values` does the same for texts, under the sha256 of
-each.
+(`pipeline.processes.sessions`), and puts the values into the caches. `text_values` does the same for texts, under the
+sha256 of each.
 
 Limits: an image that cannot be decoded gets no values and is tried again by each build. Two builds at once over the
 same images may both compute a value. Between two flushes of a cache up to SAVE values of a model are in memory; a kill
@@ -20,15 +20,15 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import pyarrow as pa
 
-from pipeline import pulse
+from pipeline.errors import OURS, evidence
 from pipeline.pictures.decode import PictureError, Pixels, decode
-from pipeline.sessions import Answer, Queue
+from pipeline.processes import pulse
+from pipeline.processes.sessions import Answer, Queue
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.commits import on_gpu
 from pipeline.store.images import partition_images
 from pipeline.store.store import Store
-from pipeline.unreadable import OURS, evidence
 
 BATCH, GPU_BATCH, BATCH_PIXELS = 16, 128, 32_000_000
 """A batch is handed to the models when it has so many pictures, or so many pixels. Batches for a GPU grow from the

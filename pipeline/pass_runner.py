@@ -10,9 +10,9 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from pipeline import observe
 from pipeline.cluster import Cluster
 from pipeline.errors import StageError
+from pipeline.processes import observe
 from pipeline.store import build_json
 from pipeline.store.build import Build, Pass
 from pipeline.store.build_json import Result, Running

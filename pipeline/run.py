@@ -17,9 +17,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
-from pipeline import observe
 from pipeline.cluster import Cluster
 from pipeline.pass_runner import PassRunner
+from pipeline.processes import observe
 from pipeline.report.estimate import Reference
 from pipeline.store import build_json
 from pipeline.store.build import EVERY, Build

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.account import Account
+from pipeline.rows.account import Account
 from pipeline.sources import TableSource
 
 

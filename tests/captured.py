@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.records import Capture
+from pipeline.rows.records import Capture
 
 URL = "http://a.test/x/page.html"
 ARTICLES = 22

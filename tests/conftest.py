@@ -48,7 +48,8 @@ settings.register_profile("wenlan", deadline=None, max_examples=15, suppress_hea
 settings.load_profile("wenlan")
 
 ON_RAY = frozenset(
-    f"tests/pipeline/{name}.py" for name in ("test_build", "test_cluster", "test_sessions", "web/test_crawler")
+    f"tests/pipeline/{name}.py"
+    for name in ("test_build", "test_cluster", "processes/test_sessions", "web/test_crawler")
 )
 """Files whose tests use the fixture `ray`: one Ray for all of them, whose start takes as long as ten tests."""
 

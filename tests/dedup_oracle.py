@@ -29,7 +29,7 @@ from pipeline.matching.image_comparison import (
 )
 from pipeline.matching.sketches import are_same, sketch
 from pipeline.pictures.signatures import of_one_tone
-from pipeline.records import OWN_WORDS, split_of
+from pipeline.rows.records import OWN_WORDS, split_of
 
 Matrix = npt.NDArray[np.bool_]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from data_specs.shard import SPLITS
-from pipeline.records import DEDUP_SCHEMA
+from pipeline.rows.records import DEDUP_SCHEMA
 from pipeline.store.identities import IMAGE_SCHEMA, Identities
 from tests.stages import run_stage
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline.records import FETCH_SCHEMA, Candidate, candidate_rows, order_range
+from pipeline.rows.records import FETCH_SCHEMA, Candidate, candidate_rows, order_range
 from pipeline.stages import STAGES
 from pipeline.store.build import Build, passes_of
 from pipeline.store.identities import Identities

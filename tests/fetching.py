@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_specs.shard import Text
-from pipeline.records import FETCH_SCHEMA, Candidate, candidate_rows
+from pipeline.rows.records import FETCH_SCHEMA, Candidate, candidate_rows
 from pipeline.stages import fetch
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS

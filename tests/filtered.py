@@ -14,7 +14,7 @@ import pyarrow as pa
 from data_specs.shard import Text, TextKind
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.records import FEATURE_SCHEMA, LOOKS, PAIR_SCHEMA, Candidate, candidate_rows, order_range
+from pipeline.rows.records import FEATURE_SCHEMA, LOOKS, PAIR_SCHEMA, Candidate, candidate_rows, order_range
 from pipeline.stages.filter import reduce
 from pipeline.store.build import Build
 from tests.detailed import drawn_details

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.store.build import Build
 
 

@@ -23,11 +23,11 @@ from PIL import Image
 
 from data_specs.build import BuildSpec
 from data_specs.shard import REGION_SCHEMA, SPLITS, Text
-from pipeline.decisions import Decision, DropReason, drop
 from pipeline.detectors import detectors_of
 from pipeline.features._rows import measure_image
 from pipeline.pictures import decode as pictures
-from pipeline.records import (
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import (
     DEDUP_SCHEMA,
     FEATURE_SCHEMA,
     FETCH_SCHEMA,

@@ -27,7 +27,7 @@ from data_specs.shard import ContractError
 from pipeline import cli, opening
 from pipeline.errors import StoreError
 from pipeline.publish import release
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from tests import synthetic
 from tests.places import ROOT
 from tests.stages import run_noted

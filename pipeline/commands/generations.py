@@ -64,7 +64,7 @@ def show_change(build: Build) -> dict[str, Any] | None:
 
 def show_diff(answer: dict[str, Any]) -> dict[str, Any]:
     """Show how two datasets differ, and return the same."""
-    from pipeline.decisions import DropReason
+    from pipeline.rows.decisions import DropReason
 
     for side in ("a", "b"):
         one = answer[side]

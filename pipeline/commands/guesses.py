@@ -25,13 +25,13 @@ import fsspec
 from data_specs.errors import SpecError
 from data_specs.shard import TEXT_KINDS, SourceKind, Text
 from data_specs.storage.object_store import StorageError
-from pipeline.account import Account
 from pipeline.commands.columns import guess_columns
 from pipeline.errors import SourceError
 from pipeline.files.inputs import Lines, Listing, expand, files_below, first_bytes, reason
 from pipeline.pictures.formats import HEAD, SUFFIXES, is_picture
 from pipeline.plugins import configure
-from pipeline.records import Candidate, encodable
+from pipeline.rows.account import Account
+from pipeline.rows.records import Candidate, encodable
 from pipeline.sources import TableSource
 from pipeline.sources._look import Budget
 from pipeline.sources._text_files import AUTO, PACKED, SAVE_AS_CSV, WORKBOOKS, head_of, open_rows

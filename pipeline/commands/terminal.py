@@ -19,7 +19,7 @@ from rich.text import Text
 
 from data_specs.command.command_line import completed_by, files_like
 from data_specs.command.printable import printable_line
-from pipeline import observe
+from pipeline.processes import observe
 from pipeline.urls import shown
 
 if TYPE_CHECKING:

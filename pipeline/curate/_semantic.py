@@ -35,8 +35,6 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import PAIR_SCORE
-from pipeline import pulse
-from pipeline.actors import Actors
 from pipeline.curate import _towers
 from pipeline.curate._towers import models_of
 from pipeline.curate.judging import pair_partitions
@@ -44,6 +42,8 @@ from pipeline.files.digests import DIGEST, bytes_of, column_of, digests_of, hexe
 from pipeline.files.parquet import Rows
 from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, codes_of, merge_nearest, millionths, resolved
 from pipeline.model_runner import model_values
+from pipeline.processes import pulse
+from pipeline.processes.actors import Actors
 from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Attempt, Record
 from pipeline.store.identities import SEMANTIC, Identities, Published

@@ -29,10 +29,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.build import Balance, BuildSpec
-from pipeline import pulse
 from pipeline.curate.judging import KEEP, Judge, Verdict, Verdicts, pair_partitions
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop
+from pipeline.processes import pulse
+from pipeline.rows.decisions import DropReason
 from pipeline.store import concept_counts
 from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.concept_counts import CONCEPTS, COUNTS_SCHEMA, Probabilities

@@ -31,14 +31,14 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import PAIR_SCORE, nfc
-from pipeline import pulse
 from pipeline.curate import _words
 from pipeline.curate._towers import Row, checked_towers, models_of, resources
 from pipeline.curate.judging import KEEP, ROW_GROUP, Judge, Verdict, Verdicts, pair_partitions, spread
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PairFilter, names_filter, pair_filters
 from pipeline.model_runner import model_values, text_values
-from pipeline.records import sha256_hex
+from pipeline.processes import pulse
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import sha256_hex
 from pipeline.store import pair_scores
 from pipeline.store.build import Build, Pass, PassFile, no_partitions, no_run
 from pipeline.store.commits import ROWS_DIGEST

@@ -19,15 +19,15 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec
 from pipeline.curate.judging import KEEP, Judge, Verdict, Verdicts
-from pipeline.decisions import DropReason
+from pipeline.errors import OURS, evidence
 from pipeline.filters import Drop, PixelFilter, names_filter, pixel_filters
 from pipeline.model_runner import Model, model_values
 from pipeline.pictures.decode import Pixels
-from pipeline.records import SCORE_SCHEMA
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import SCORE_SCHEMA
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.store import Store
-from pipeline.unreadable import OURS, evidence
 
 
 def token(build: Build) -> Any:

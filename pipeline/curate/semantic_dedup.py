@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import pulse
 from pipeline.curate._semantic import ALL, NEAR_SCHEMA, NEAREST, VECTORS, when
 from pipeline.curate.judging import KEEP, Judge, Verdict, Verdicts
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop
 from pipeline.matching.semantic import MILLION
+from pipeline.processes import pulse
+from pipeline.rows.decisions import DropReason
 from pipeline.store.build import Build
 
 COLUMNS = tuple(NEAR_SCHEMA.field(name) for name in ("leader", "earlier", "millionths"))

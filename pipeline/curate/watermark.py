@@ -34,12 +34,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec, Watermark
-from pipeline import pulse
 from pipeline.curate.judging import KEEP, Judge, Verdict, Verdicts
-from pipeline.decisions import DropReason
+from pipeline.errors import OURS, evidence
 from pipeline.filters import Drop
 from pipeline.pictures.decode import PictureError, decode
 from pipeline.pictures.marks import Mark, Plane, correlation, estimate, plane, reduced, sides_of
+from pipeline.processes import pulse
+from pipeline.rows.decisions import DropReason
 from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.host_marks import (
     GROUPED_BY,
@@ -54,7 +55,6 @@ from pipeline.store.host_marks import (
 )
 from pipeline.store.images import partition_images, read_images
 from pipeline.store.pairs import PAIRS, judge_names, pairs_before, pass_name, reads_before
-from pipeline.unreadable import OURS, evidence
 
 PAIRS_PER_PART = 10_000
 """Pairs for one partition of hosts; a hundred times as many make ten."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.array_files import COPIES, KEPT_IMAGES, KEPT_TEXTS, ranges, ranges_of, write_found
 from pipeline.dedup.earlier import IMAGES, TEXTS, opened, pieces_of
@@ -26,6 +25,7 @@ from pipeline.files.arrays import Arrays
 from pipeline.files.digests import Digests
 from pipeline.matching.image_keys import Codes, Ints
 from pipeline.matching.sketches import spread
+from pipeline.processes import pulse
 from pipeline.store.build import Build, Pass, PassFile
 
 AT_ONCE = 1 << 22

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import pulse
 from pipeline.dedup.array_files import (
     EDGES,
     KEPT_IMAGES,
@@ -39,6 +38,7 @@ from pipeline.matching.image_edges import Asking, ImageJoin, KeptJoin, Loaded
 from pipeline.matching.image_keys import Ints, Key
 from pipeline.matching.sketches import bands, distinct
 from pipeline.matching.text_edges import BUCKETS, KeptTextJoin, TextJoin
+from pipeline.processes import pulse
 from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Record
 

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.build import Dedup
-from pipeline.decisions import DropReason
 from pipeline.matching.contexts import ALT, CAPTION, LOOKS_BOND, Context, bonds
 from pipeline.matching.crowds import Crowds, Partners
 from pipeline.matching.sketches import distinct, group_starts, spread
+from pipeline.rows.decisions import DropReason
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

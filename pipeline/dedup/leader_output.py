@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import SPLITS
-from pipeline.decisions import DropReason
 from pipeline.dedup.greedy import BIT, NONE, Flags, Ints, LeaderPass, Verdicts
 from pipeline.dedup.leader_input import LeaderInput
 from pipeline.dedup.merged_texts import MergedTexts
@@ -24,6 +23,7 @@ from pipeline.files.parquet import Rows
 from pipeline.matching.contexts import column_of as column_of_contexts
 from pipeline.matching.sketches import distinct, spread
 from pipeline.matching.text_rows import TextRows
+from pipeline.rows.decisions import DropReason
 from pipeline.store.build import Build
 from pipeline.store.commits import Attempt
 from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.greedy import LeaderPass
 from pipeline.dedup.leader_input import LeaderInput
@@ -30,6 +29,7 @@ from pipeline.dedup.merged_texts import MergedTexts
 from pipeline.dedup.splits import TextSplits
 from pipeline.features import feature_id
 from pipeline.matching import text_rows
+from pipeline.processes import pulse
 from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.identities import (
     DETAILS,

@@ -28,7 +28,7 @@ from pipeline.matching.contexts import WIDTH, Context
 from pipeline.matching.image_comparison import NO_DETAILS, Hashed, Rule, fine_of
 from pipeline.matching.image_keys import Ints, Key, plan
 from pipeline.matching.sketches import Sketches, distinct
-from pipeline.records import LOOKS, OWN_WORDS, TEXTS_TYPE
+from pipeline.rows.records import LOOKS, OWN_WORDS, TEXTS_TYPE
 from pipeline.store.build import Build
 from pipeline.store.commits import Record
 from pipeline.store.identities import DETAILS, SIGNATURES

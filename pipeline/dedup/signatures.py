@@ -25,7 +25,6 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
 from data_specs.text.folding import normals
-from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.piece import write_images, write_texts
 from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, order_of, pairs_of, pixels_of, run_name, words_of
@@ -37,7 +36,8 @@ from pipeline.matching.contexts import OWN, Context, contexts_of
 from pipeline.matching.image_comparison import Details, coarse_of, fine_of, hashes_of, signatures_of
 from pipeline.matching.image_keys import Key, plan
 from pipeline.matching.text_rows import TextRows
-from pipeline.records import LOOKS, split_of
+from pipeline.processes import pulse
+from pipeline.rows.records import LOOKS, split_of
 from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Attempt
 from pipeline.store.identities import DETAILS, SIGNATURES, Identities

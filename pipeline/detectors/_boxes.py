@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec
 from pipeline.detectors import Boxes, Detector, Picture
 from pipeline.errors import DetectorError
-from pipeline.records import BOX_SCHEMA
+from pipeline.rows.records import BOX_SCHEMA
 
 BOX_CAP = 10_000
 """Boxes of a picture at most, of a detector whose boxes are all kept."""

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import OURS, evidence
 from pipeline.features.columns import FEATURES
 from pipeline.pictures.decode import Header, Picture, PictureError, Pixels, decode
 from pipeline.pictures.details import may_have_map, squares_of
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, content, fill, unframed
-from pipeline.records import FEATURE_SCHEMA
-from pipeline.unreadable import OURS, evidence
+from pipeline.rows.records import FEATURE_SCHEMA
 
 BATCH = 128
 """Pictures that features look at at once: a call costs more than what it does for one."""

@@ -1,4 +1,4 @@
-"""Features: measurements from a single decode of an image, each a column of `pipeline.records.FEATURE_SCHEMA`.
+"""Features: measurements from a single decode of an image, each a column of `pipeline.rows.records.FEATURE_SCHEMA`.
 
 Features look at many images at once, since at these sizes a call of NumPy costs more than what it does. What the header
 alone tells (format, sides, frames, alpha, orientation) needs no feature. Hashes, signature and details are of what lies

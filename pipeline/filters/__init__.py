@@ -28,12 +28,12 @@ from pydantic import Discriminator, Field, Tag
 
 from data_specs.build import BuildSpec, SourceRef
 from data_specs.shard import Text, TextKind, canonical_json
-from pipeline.decisions import DropReason
+from pipeline.errors import OURS
 from pipeline.pictures import models
 from pipeline.pictures.decode import Pixels
 from pipeline.plugins import Plugin, configure, find
-from pipeline.records import Features
-from pipeline.unreadable import OURS
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import Features
 
 RUNNING_KINDS: frozenset[TextKind] = frozenset({"surrounding", "abstract", "content"})
 """Kinds of running text: longer than texts that name or describe a picture, and judged by other measures."""

@@ -28,8 +28,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from data_specs.shard import Text
-from pipeline.decisions import DropReason
 from pipeline.filters import RUNNING_KINDS, Drop, TextFilter
+from pipeline.rows.decisions import DropReason
 from pipeline.texts.forms import bare, even
 from pipeline.texts.personal import find, may_hold
 

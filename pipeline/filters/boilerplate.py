@@ -21,8 +21,8 @@ from pydantic import Field
 
 from data_specs.build import SourceRef
 from data_specs.shard import Text
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, TextFilter, is_collection
+from pipeline.rows.decisions import DropReason
 from pipeline.texts.forms import even
 
 _IMAGE_FILE = re.compile(r"\S*\.(?:jpe?g|png|gif|bmp|webp|tiff?|svg|heic|avif)", re.I)

@@ -24,8 +24,8 @@ from pydantic import ConfigDict, Field
 
 from data_specs.build import SourceRef
 from data_specs.shard import TEXT_KINDS, Text, TextKind
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, Limit, TextFilter, Threshold, is_collection
+from pipeline.rows.decisions import DropReason
 from pipeline.texts.characters import REMEMBERED, Table
 from pipeline.texts.words import LATIN, LATIN_WEIGHT
 

@@ -15,9 +15,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from data_specs.build import SourceRef
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, ImageFilter, Limit, is_collection
-from pipeline.records import Features
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import Features
 
 _MAX, _MAX_WITH_OWN_WORDS, _MAX_OF_COLLECTIONS = 3.0, 5.0, 20.0
 

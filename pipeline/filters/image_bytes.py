@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, ImageFilter, Limit
-from pipeline.records import Features
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import Features
 
 
 class ImageBytes(ImageFilter):

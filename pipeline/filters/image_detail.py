@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures.decode import Pixels
+from pipeline.rows.decisions import DropReason
 
 EMPTY = 0.02
 """Share of the strongest quarter octave's power below which another one is nearly empty."""

@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from data_specs.build import resolve_path
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures.decode import Pixels
 from pipeline.pictures.faces import Finder
+from pipeline.rows.decisions import DropReason
 
 STEP, NEIGHBOURS = 1.3, 1
 """For the cascade: as many of the faces as with steps of 1.2 and two neighbours, in half of the time."""

@@ -24,10 +24,10 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures import models
 from pipeline.pictures.decode import Pixels
+from pipeline.rows.decisions import DropReason
 
 SIDE, INNER = 256, 224
 MEANS_BGR = (104.0, 117.0, 123.0)

@@ -24,9 +24,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures.decode import Pixels
+from pipeline.rows.decisions import DropReason
 
 LONGEST = 1024
 """Pixels of the longer side that the detector sees at most: it takes time by their number."""

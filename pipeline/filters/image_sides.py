@@ -14,9 +14,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from data_specs.build import SourceRef
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, ImageFilter, Limit, is_collection
-from pipeline.records import Features
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import Features
 
 _MIN_SIDE = 200
 

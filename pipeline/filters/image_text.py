@@ -29,10 +29,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures import models
 from pipeline.pictures.decode import Pixels
+from pipeline.rows.decisions import DropReason
 
 LONGEST = 640
 """Pixels of the longer side that the detector sees at most; sides are multiples of 32."""

@@ -22,9 +22,9 @@ import re
 from pydantic import Field
 
 from data_specs.shard import Text
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, TextFilter
 from pipeline.filters.han_share import HAN, HANGUL, KANA
+from pipeline.rows.decisions import DropReason
 
 _SMALL_WORDS = re.compile("[的了是在这這个個们們他她它你您很也就过嗎吗呢吧叫从從對让讓]")
 

@@ -34,10 +34,10 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from data_specs.build import resolve_path
 from data_specs.shard import Text
-from pipeline.decisions import DropReason
 from pipeline.errors import SourceError
 from pipeline.files.inputs import faults, reason
 from pipeline.filters import Drop, TextFilter
+from pipeline.rows.decisions import DropReason
 from pipeline.texts.forms import bare, even, positions
 
 _PARTING = frozenset("，。！？；：、“”‘’「」『』《》〈〉（）【】()[]{};!?\n\r\t")

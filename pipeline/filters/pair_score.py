@@ -28,8 +28,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, PairFilter
+from pipeline.rows.decisions import DropReason
 
 
 class PairScore(PairFilter):

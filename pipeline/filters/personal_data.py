@@ -20,8 +20,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from data_specs.shard import Text
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, TextFilter
+from pipeline.rows.decisions import DropReason
 from pipeline.texts.personal import KINDS, Kind, find, mask, may_hold
 
 Action = Literal["mask", "drop", "keep"]

@@ -17,8 +17,8 @@ from collections import Counter
 from pydantic import Field
 
 from data_specs.shard import Text
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, TextFilter
+from pipeline.rows.decisions import DropReason
 
 _NO_LETTER = re.compile(r"[\W\d_]+")
 _RUN = re.compile(r"(.)\1+")

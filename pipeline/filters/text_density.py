@@ -20,8 +20,8 @@ from typing import ClassVar
 from pydantic import ConfigDict, Field
 
 from data_specs.shard import Text
-from pipeline.decisions import DropReason
 from pipeline.filters import Drop, Limit, TextFilter
+from pipeline.rows.decisions import DropReason
 from pipeline.texts.density import density, outside_gbk
 
 

@@ -28,8 +28,8 @@ from pydantic import ConfigDict, Field
 
 from data_specs.build import SourceRef
 from data_specs.shard import TEXT_KINDS, Text, TextKind
-from pipeline.decisions import DropReason
 from pipeline.filters import RUNNING_KINDS, Drop, Limit, TextFilter, Threshold, is_collection
+from pipeline.rows.decisions import DropReason
 from pipeline.texts.words import count_words, weight
 
 Minimum = Annotated[int, Field(ge=0)]

@@ -8,7 +8,7 @@ in formatting elements, which are opened again in every paragraph (1,000 differe
 `excess` refuses a page that goes beyond what pages are. It reads markup without the rules of a tokenizer, in linear
 time, and may therefore be misled by a page that knows it. `is_light` cannot be misled: it vouches for a page only if no
 page of so many characters and tags can cost more than a fraction of a second. What is neither refused nor light is
-read in a process of its own with limits (`pipeline.confined`).
+read in a process of its own with limits (`pipeline.processes.confined`).
 
 Limits: tags within comments and scripts count like any others. The bounds are a hundred times what the pages of the
 demo have (457 tags, 9 deep, 7 attributes), and above the largest real pages that were found, API references of 5 MB

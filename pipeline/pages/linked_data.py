@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.records import encodable
+from pipeline.rows.records import encodable
 
 MAX_SCRIPTS, MAX_BYTES, MAX_NODES, MAX_DEPTH = 20, 500_000, 2_000, 12
 

@@ -32,7 +32,7 @@ Parser: selectolax (lexbor), which repairs HTML as browsers do.
 Limits: scripts are not run, and CSS is not applied: hidden elements are not known, and pictures that no <img> shows
 are only counted (`unread_pictures`). A page beyond the
 bounds of `pipeline.pages.bounds` is refused; other costs of a page are limited by the caller
-(`pipeline.confined`).
+(`pipeline.processes.confined`).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from data_specs.storage.whole_files import link
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, place_of
 from pipeline.publish import card
-from pipeline.records import rfc3339
+from pipeline.rows.records import rfc3339
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import manifest_in, samples_by_split

@@ -35,14 +35,14 @@ from data_specs.shard import (
     content_digest,
     pretty_manifest,
 )
-from pipeline import observe
 from pipeline.detectors import detector_ids
 from pipeline.errors import DetectorError, GateError, NothingNew, StageError, StoreError
 from pipeline.files.folder import Folder
+from pipeline.processes import observe
 from pipeline.publish import card, dataset
-from pipeline.records import rfc3339
 from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
+from pipeline.rows.records import rfc3339
 from pipeline.store import build_json
 from pipeline.store.build import RELEASES, Build, shard_files
 from pipeline.store.commits import Record

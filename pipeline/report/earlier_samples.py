@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from data_specs.shard import KEY_LENGTH, ContractError
 from pipeline.errors import StoreError
 from pipeline.files.digests import DIGEST
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import Dataset

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH, PAIR_SCORE
-from pipeline.records import order_key
 from pipeline.report import earlier_samples
+from pipeline.rows.records import order_key
 from pipeline.store import pair_scores
 from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import Record

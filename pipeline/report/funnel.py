@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.account import Account
-from pipeline.decisions import DropReason
+from pipeline.rows.account import Account
+from pipeline.rows.decisions import DropReason
 from pipeline.store.build import Build, in_funnel
 from pipeline.store.commits import REMOVED_LATER
 from pipeline.store.sql import Tables

@@ -6,7 +6,7 @@
                                      of ours; bytes, rows and files that damage has swallowed. Of all sources
                                      together: images on which a detector failed
     max_unaccounted                  of each source and unit of its input (files, lines, members ...): what neither a
-                                     candidate nor a decision nor a name accounts for (`pipeline.account`)
+                                     candidate nor a decision nor a name accounts for (`pipeline.rows.account`)
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
     max_drift                        of each distribution of the report against the baseline (`pipeline.report.drift`)
     max_domain_share, max_fallback_share, min_regions
@@ -35,15 +35,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_specs.build import BuildSpec, DropShares, SpecError
-from pipeline import observe
-from pipeline.account import Account
-from pipeline.advice import advice_for
-from pipeline.decisions import DropReason
 from pipeline.errors import ApprovalError, GateError
 from pipeline.filters import ImageFilter, TextFilter, image_filters, text_filters
+from pipeline.processes import observe
 from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, accounts, top_reasons
 from pipeline.report.unreadable import Damage, Unreadable, read_damage, read_undetected, unreadable
+from pipeline.rows.account import Account
+from pipeline.rows.advice import advice_for
+from pipeline.rows.decisions import DropReason
 from pipeline.store import approval
 from pipeline.store.build import Build, Stage, Stages
 

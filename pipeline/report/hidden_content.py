@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
-from pipeline.decisions import DropReason
 from pipeline.detectors import face_detector
 from pipeline.detectors._boxes import raw_boxes
 from pipeline.filters import pixel_filters
 from pipeline.pictures.decode import Pixels
 from pipeline.pictures.faces import mosaic
-from pipeline.records import SCORE_SCHEMA, sha256_hex
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import SCORE_SCHEMA, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables, head
 from pipeline.store.takedowns import Takedowns

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_specs.build import BuildSpec
-from pipeline.decisions import DropReason
 from pipeline.filters import ImageFilter, Limit, TextFilter, image_filters, text_filters
 from pipeline.report.measures import MEASURES, Measure, measured, number
+from pipeline.rows.decisions import DropReason
 from pipeline.store.sql import Tables
 
 PASSED = (DropReason.SAME_CANDIDATE.value, DropReason.CAP_PER_IMAGE_URL.value, DropReason.FORGOTTEN.value)

@@ -28,20 +28,19 @@ import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH
 from pipeline.detectors import detector_ids
-from pipeline.errors import SourceError
+from pipeline.errors import OURS, SourceError, evidence
 from pipeline.features import feature_id
 from pipeline.filters import pixel_filters
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
-from pipeline.records import PROVENANCE
 from pipeline.report.hidden_content import Hide, faces_hider, hidden_candidates, hidden_images
+from pipeline.rows.records import PROVENANCE
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build, in_funnel
 from pipeline.store.image_features import measure_images
 from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
-from pipeline.unreadable import OURS, evidence
 
 log = logging.getLogger("wenlan")
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.decisions import DropReason
 from pipeline.report import earlier_samples
 from pipeline.report.hidden_content import may_show, showable_rows, without_hidden
+from pipeline.rows.decisions import DropReason
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables, quoted
 from pipeline.store.takedowns import Takedowns

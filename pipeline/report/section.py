@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import pulse
+from pipeline.processes import pulse
 from pipeline.report import dataset, pictures, sample_sheet
 from pipeline.report.funnel import Funnel, count
 from pipeline.report.hidden_content import make_refused, without_hidden

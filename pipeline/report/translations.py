@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 
-from pipeline.account import Named
-from pipeline.decisions import DropReason
+from pipeline.rows.account import Named
+from pipeline.rows.decisions import DropReason
 from pipeline.store.build import Stages
 
 REASONS = {reason.value: (reason.en, reason.zh) for reason in DropReason} | {"kept": ("kept", "保留")}

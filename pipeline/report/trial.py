@@ -14,12 +14,12 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter
 
-from pipeline.decisions import DropReason
 from pipeline.report.diff import changes
 from pipeline.report.hidden_content import faces_hider, hidden_candidates, hidden_images, make_refused, showable_rows
 from pipeline.report.page import environment
 from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Values
+from pipeline.rows.decisions import DropReason
 from pipeline.store.build import Build, in_funnel
 from pipeline.store.pairs import SELECTION
 from pipeline.store.sql import Tables

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from pipeline.decisions import DropReason
 from pipeline.report.funnel import Funnel
+from pipeline.rows.decisions import DropReason
 from pipeline.store.build import Build
 
 

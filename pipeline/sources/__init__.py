@@ -19,13 +19,13 @@ from pydantic import BeforeValidator, Field
 from data_specs.build import BuildSpec, SourceRef, resolve_path
 from data_specs.shard import SourceKind, Text
 from data_specs.storage.object_store import StorageError
-from pipeline.account import Account, Units
-from pipeline.decisions import Decision, DropReason, Lost, drop, drop_capture
-from pipeline.errors import BrokenFile, SourceError
+from pipeline.errors import OURS, BrokenFile, SourceError, evidence
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import content, expand, has_globs, reason, version, writable
 from pipeline.plugins import Plugin, configure
-from pipeline.records import Candidate
+from pipeline.rows.account import Account, Units
+from pipeline.rows.decisions import Decision, DropReason, Lost, drop, drop_capture
+from pipeline.rows.records import Candidate
 from pipeline.sources._look import (
     Budget,
     Count,
@@ -38,7 +38,6 @@ from pipeline.sources._look import (
     size_of_files,
     total_of,
 )
-from pipeline.unreadable import OURS, evidence
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: (paths,) if isinstance(paths, str) else paths)]
 """One path or a list of them, as a spec has it."""

@@ -1,7 +1,7 @@
 """A table of captions for a folder of pictures: one row a picture, in CSV, TSV or JSON lines.
 
 A row names its picture by its path in the folder, or by its name, with or without suffix, where only one picture has
-it. Each row that cannot be read is a Decision; each line of the file is accounted for (`pipeline.account`).
+it. Each row that cannot be read is a Decision; each line of the file is accounted for (`pipeline.rows.account`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from unicodedata import normalize
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind
-from pipeline.account import Named, Units
-from pipeline.decisions import Decision, Lost
 from pipeline.files.inputs import Lines
-from pipeline.records import encodable
+from pipeline.rows.account import Named, Units
+from pipeline.rows.decisions import Decision, Lost
+from pipeline.rows.records import encodable
 from pipeline.sources import MAX_UNDECODED, Decoding
 from pipeline.sources._rows import Row, json_rows, table_rows
 from pipeline.sources._text_files import PACKED, Encoding, RowsFile, head_of, no_column, open_rows

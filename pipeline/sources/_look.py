@@ -21,12 +21,12 @@ import fsspec
 from fsspec.compression import compr
 from fsspec.core import get_compression
 
-from pipeline.account import Account
-from pipeline.decisions import Decision
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.inputs import emptiness, faults, reason, version, writable
 from pipeline.files.wacz import file_of
-from pipeline.records import Candidate
+from pipeline.rows.account import Account
+from pipeline.rows.decisions import Decision
+from pipeline.rows.records import Candidate
 
 Exactness = Literal["", "about", "at least"]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from pipeline.account import Named
 from pipeline.files.damage import Hole
 from pipeline.files.inputs import Lines, LongLine
+from pipeline.rows.account import Named
 from pipeline.sources import Decoding
 from pipeline.sources._text_files import Head, RowsFile, json_object, rows_of
 

@@ -29,7 +29,7 @@ from fsspec.core import get_compression
 from pydantic import AfterValidator
 
 from pipeline.files.inputs import MAX_LINE, LongLine, size_of_line
-from pipeline.records import encodable
+from pipeline.rows.records import encodable
 from pipeline.texts import charset
 
 AUTO = "auto"

@@ -35,11 +35,11 @@ from urllib.parse import unquote
 import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
-from pipeline.account import Account, Named
-from pipeline.decisions import Decision, DropReason, drop_capture
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import emptiness, faults, reason, version, writable
+from pipeline.rows.account import Account, Named
+from pipeline.rows.decisions import Decision, DropReason, drop_capture
 from pipeline.sources import PageRange, RangeSource, unreadable_part
 from pipeline.sources._listed_source import ListedSource
 from pipeline.sources._look import Budget, Count, Exactness, Look, broken_files, sample_indexes

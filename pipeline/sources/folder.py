@@ -34,12 +34,12 @@ from pydantic import ConfigDict, Field
 
 from data_specs.shard import Text, TextKind, canonical_json
 from data_specs.storage.object_store import StorageError
-from pipeline.account import Account, Named, Units
-from pipeline.decisions import Decision, DropReason, drop
 from pipeline.errors import SourceError
 from pipeline.files.inputs import MAX_LINE, Listing, content, faults, files_below, first_bytes, reason, writable
 from pipeline.pictures.formats import HEAD, SUFFIXES, TEXT_SUFFIXES, is_picture, readable_formats
-from pipeline.records import Candidate
+from pipeline.rows.account import Account, Named, Units
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import Candidate
 from pipeline.sources import TableSource, distinct, local_path
 from pipeline.sources._captions import CaptionColumns, CaptionsFile, PictureNames, texts_of
 from pipeline.sources._look import Budget, Count, Exactness, Look, Sample

@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
-from pipeline.account import Account, Named, Units
-from pipeline.decisions import Decision, DropReason, drop
 from pipeline.errors import BrokenFile
 from pipeline.files.damage import Hole
 from pipeline.files.inputs import faults, writable
-from pipeline.records import Candidate, encodable
+from pipeline.rows.account import Account, Named, Units
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import Candidate, encodable
 from pipeline.sources import BAD_LINE, BadLines, Decoding, FileSource, with_size
 from pipeline.sources._provenance import web_address
 from pipeline.sources._rows import json_rows

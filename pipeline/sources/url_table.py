@@ -33,12 +33,12 @@ import fsspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_specs.shard import Text, TextKind
-from pipeline.account import Account, Named
-from pipeline.decisions import Decision, DropReason, drop
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole, is_damage
 from pipeline.files.inputs import Lines, faults, reason, version, writable
-from pipeline.records import Candidate, encodable, sha256_hex
+from pipeline.rows.account import Account, Named
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import Candidate, encodable, sha256_hex
 from pipeline.sources import BadLines, Decoding, FileSource, distinct, local_path, with_size
 from pipeline.sources._look import Budget, FileCount, lines_of
 from pipeline.sources._provenance import web_address

@@ -42,14 +42,14 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field, field_validator
 
 from data_specs.shard import Text, TextKind
-from pipeline.account import Account, Named, Units
-from pipeline.decisions import Decision, DropReason, drop
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.files.damage import Hole
 from pipeline.files.inputs import faults, reason, version, writable
 from pipeline.files.tar_members import Member, members_of
 from pipeline.pictures.formats import HEAD, SUFFIXES, TEXT_SUFFIXES, is_picture
-from pipeline.records import Candidate, encodable
+from pipeline.rows.account import Account, Named, Units
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import Candidate, encodable
 from pipeline.sources import FileSource, distinct
 from pipeline.sources._captions import texts_of
 from pipeline.sources._look import Budget, FileCount

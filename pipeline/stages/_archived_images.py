@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.decisions import DropReason
 from pipeline.files.wacz import file_of
 from pipeline.pictures.formats import format_of
-from pipeline.records import (
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import (
     ARCHIVED,
     ARCHIVED_SCHEMA,
     NO_PLACE,

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import Text
-from pipeline.decisions import Decision, DropReason, drop, drop_capture
 from pipeline.pages.lines import says_something
-from pipeline.records import OWN_WORDS, REMOVED, Candidate, RemovedText, text_of
+from pipeline.rows.decisions import Decision, DropReason, drop, drop_capture
+from pipeline.rows.records import OWN_WORDS, REMOVED, Candidate, RemovedText, text_of
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition, with other images on each, is

@@ -21,13 +21,13 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from data_specs.shard import SourceKind, Text
-from pipeline.account import Named, Units
-from pipeline.confined import Confined
-from pipeline.decisions import Decision, DropReason, drop, drop_capture
 from pipeline.pages import bounds, first_look
 from pipeline.pages.page import MAX_SHARING, Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
-from pipeline.records import Candidate, Capture, Shown, sha256_hex
+from pipeline.processes.confined import Confined
+from pipeline.rows.account import Named, Units
+from pipeline.rows.decisions import Decision, DropReason, drop, drop_capture
+from pipeline.rows.records import Candidate, Capture, Shown, sha256_hex
 from pipeline.stages._furniture import is_about_image
 from pipeline.texts.charset import decode
 from pipeline.urls import canonical_url, split_userinfo

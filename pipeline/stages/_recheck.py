@@ -30,15 +30,14 @@ import pyarrow.parquet as pq
 
 from data_specs.build import BuildSpec
 from data_specs.shard import ShardFiles
-from pipeline import pulse
-from pipeline.decisions import DropReason
-from pipeline.errors import StoreError
+from pipeline.errors import OURS, StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import Capture
+from pipeline.processes import pulse
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import Capture
 from pipeline.sources.site import Site
 from pipeline.store.build import Build, Pass, PassFile
 from pipeline.store.commits import DECISIONS
-from pipeline.unreadable import OURS
 from pipeline.web import policy
 from pipeline.web.client import Kind, RequestFailed, page_kind
 from pipeline.web.images import Accept, Image, ImageFetcher, download

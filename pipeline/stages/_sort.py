@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import pulse
-from pipeline.records import ARCHIVED, PROVENANCE, SOURCE_BOXES, USERINFO, WITH_REMOVED_SCHEMA
+from pipeline.processes import pulse
+from pipeline.rows.records import ARCHIVED, PROVENANCE, SOURCE_BOXES, USERINFO, WITH_REMOVED_SCHEMA
 from pipeline.stages import _templates
 from pipeline.stages._furniture import without_repeated_words
 from pipeline.stages._templates import NAME_SCHEMA, NAMES

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import IO
 
 from data_specs.build import BuildSpec
-from pipeline import pulse
-from pipeline.decisions import DropReason
+from pipeline.errors import OURS, evidence
 from pipeline.pictures.formats import format_of
-from pipeline.records import rfc3339
+from pipeline.processes import pulse
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import rfc3339
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
-from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web.policy import LASTING_S
 

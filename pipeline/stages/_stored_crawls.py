@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from pipeline.decisions import Decision, DropReason, drop_capture
-from pipeline.records import OPT_OUTS, Candidate
+from pipeline.rows.decisions import Decision, DropReason, drop_capture
+from pipeline.rows.records import OPT_OUTS, Candidate
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
 from pipeline.store.commits import Record

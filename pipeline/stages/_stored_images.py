@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
-from pipeline.decisions import DropReason
+from pipeline.errors import OURS, evidence
 from pipeline.files.folder import Folder
-from pipeline.records import PROVENANCE, USERINFO, rfc3339
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import PROVENANCE, USERINFO, rfc3339
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages import _sort
 from pipeline.stages._archived_images import archived_images
@@ -31,7 +32,6 @@ from pipeline.store.build import Build
 from pipeline.store.dataset import Dataset
 from pipeline.store.images import records_between
 from pipeline.store.ranges import KeyRange
-from pipeline.unreadable import OURS, evidence
 
 IN_BASE_BUILD = -2
 """In place of an offset in the spool: the bytes lie in the build that a trial is on."""

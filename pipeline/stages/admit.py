@@ -37,10 +37,11 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline import pulse
-from pipeline.decisions import Decision, DropReason, drop
+from pipeline.errors import OURS, evidence
 from pipeline.filters import Drop, TextFilter, as_shown, text_filters
-from pipeline.records import (
+from pipeline.processes import pulse
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import (
     FIRST_SNAPSHOT,
     WITH_REMOVED_SCHEMA,
     Candidate,
@@ -57,7 +58,6 @@ from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.texts.characters import CHUNK
 from pipeline.texts.cleaning import clean
 from pipeline.texts.text_order import TextOrder
-from pipeline.unreadable import OURS, evidence
 
 T = TypeVar("T")
 

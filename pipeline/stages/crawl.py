@@ -41,10 +41,10 @@ import pyarrow.parquet as pq
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from data_specs.storage.whole_files import link
-from pipeline.decisions import DropReason, drop_capture
 from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, SHOWN, SHOWN_SCHEMA, sha256_hex
+from pipeline.rows.decisions import DropReason, drop_capture
+from pipeline.rows.records import OPT_OUT_SCHEMA, OPT_OUTS, SHOWN, SHOWN_SCHEMA, sha256_hex
 from pipeline.sources import IMAGE_CAPS, sources_of
 from pipeline.sources.site import Site
 from pipeline.store import build_json

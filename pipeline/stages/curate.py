@@ -21,8 +21,8 @@ import pyarrow as pa
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
 from pipeline.curate.judging import Judge, pair_partitions
-from pipeline.decisions import Decision, DropReason, drop
-from pipeline.records import candidates_of
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import candidates_of
 from pipeline.store import pairs
 from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import ROWS_DIGEST

@@ -24,13 +24,13 @@ import pyarrow.compute as pc
 
 from data_specs.build import Dedup
 from data_specs.shard import SPLITS
-from pipeline import pulse
-from pipeline.decisions import Decision, DropReason, drop
 from pipeline.dedup import copies, edges, leaders, signatures
 from pipeline.dedup.greedy import REASONS
 from pipeline.dedup.runs import partitions_of
 from pipeline.files.digests import Digests, column_of, digests_of, hexed, unhex
-from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, candidates_of
+from pipeline.processes import pulse
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import DEDUP_SCHEMA, PAIR_SCHEMA, candidates_of
 from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import ROWS_DIGEST, rows_digest
 from pipeline.texts.text_order import TextOrder

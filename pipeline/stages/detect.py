@@ -28,7 +28,7 @@ from pipeline.detectors import NONE, Boxes, Detector, Picture, detectors_of, fac
 from pipeline.detectors._boxes import BOX_CAP, blank, boxes_of, max_boxes, raw_boxes, rows_of, unseen_row
 from pipeline.detectors.given import Given
 from pipeline.model_runner import Model, model_values
-from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
+from pipeline.rows.records import BOX_SCHEMA, SOURCE_BOXES
 from pipeline.stages import _sort
 from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.cache import Cache

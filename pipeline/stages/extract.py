@@ -9,7 +9,7 @@ Texts that stand on many pages of one host in the same partition (slogans, notic
 of an image and are taken off; an image that stands on very many is a logo. Pages of an endless calendar or counter
 count for neither (`_furniture`).
 A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page
-(`pipeline.confined`), is a Decision of the reason `unreadable`.
+(`pipeline.processes.confined`), is a Decision of the reason `unreadable`.
 
 In a build that begins a generation a site has one partition, over all its stored crawls (`_stored_crawls`).
 
@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline import pulse
-from pipeline.account import ACCOUNT, Account, Named, Units
-from pipeline.decisions import LOSSES, Decision, DropReason, Lost, drop, drop_capture
-from pipeline.errors import BrokenFile, SourceError, StageError
+from pipeline.errors import OURS, BrokenFile, SourceError, StageError, evidence
 from pipeline.files.inputs import emptiness, version, writable
-from pipeline.records import (
+from pipeline.processes import pulse
+from pipeline.rows.account import ACCOUNT, Account, Named, Units
+from pipeline.rows.decisions import LOSSES, Decision, DropReason, Lost, drop, drop_capture
+from pipeline.rows.records import (
     ARCHIVED,
     ARCHIVED_SCHEMA,
     FIRST_SNAPSHOT,
@@ -63,12 +63,11 @@ from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import FileRef, Record
 from pipeline.store.partitions import StageDir
-from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web.warc import read_captures, read_ranges
 
 if TYPE_CHECKING:
-    from pipeline.confined import Confined
+    from pipeline.processes.confined import Confined
     from pipeline.stages._page_candidates import Entries, Reading
 
 

@@ -42,12 +42,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
-from pipeline import pulse
-from pipeline.decisions import DropReason, drop
 from pipeline.features import feature_id
 from pipeline.files.tars import TarWriter
-from pipeline.observe import count
-from pipeline.records import FETCH_SCHEMA, candidates_of
+from pipeline.processes import pulse
+from pipeline.processes.observe import count
+from pipeline.rows.decisions import DropReason, drop
+from pipeline.rows.records import FETCH_SCHEMA, candidates_of
 from pipeline.stages import _recheck, _sort
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.stages._stored_images import IN_BASE_BUILD, limits_digest, limits_of, stored_images, userinfos_of

@@ -13,12 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import pulse
-from pipeline.decisions import Decision, DropReason, drop
+from pipeline.errors import OURS, evidence
 from pipeline.filters import Drop, ImageFilter, image_filters
-from pipeline.records import FEATURE_SCHEMA, OWN_WORDS, PAIR_SCHEMA, Features, candidates_of
+from pipeline.processes import pulse
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import FEATURE_SCHEMA, OWN_WORDS, PAIR_SCHEMA, Features, candidates_of
 from pipeline.store.build import Build, Pass, PassFile, Stage
-from pipeline.unreadable import OURS, evidence
 
 
 def token(build: Build) -> Any:

@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.pictures.jpeg import Bytes
-from pipeline import pulse
-from pipeline.decisions import Decision, DropReason, drop
 from pipeline.errors import StageError
 from pipeline.features import feature_id
-from pipeline.records import FEATURE_SCHEMA, candidates_of
+from pipeline.processes import pulse
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import FEATURE_SCHEMA, candidates_of
 from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.image_features import Fault, known_features, measure_images, without_images
 from pipeline.store.images import partition_images

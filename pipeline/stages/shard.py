@@ -37,20 +37,19 @@ from data_specs.shard import (
     canonical_json,
     encode_sample,
 )
-from pipeline import pulse
-from pipeline.decisions import DECISION_SCHEMA, DropReason
 from pipeline.detectors import detector_ids, face_detector
 from pipeline.detectors._boxes import UNSEEN, boxes_of
-from pipeline.errors import StageError
+from pipeline.errors import OURS, StageError, evidence
 from pipeline.files.tars import HashedFile, TarWriter
 from pipeline.pictures.encode import Boxes, as_stored, scaled_boxes, stored_sides
-from pipeline.records import text_of
+from pipeline.processes import pulse
+from pipeline.rows.decisions import DECISION_SCHEMA, DropReason
+from pipeline.rows.records import text_of
 from pipeline.stages import _boundaries
 from pipeline.store.build import Build, Pass, PassFile, Stage
 from pipeline.store.commits import DECISIONS, Attempt, Record
 from pipeline.store.images import read_images, records_between
 from pipeline.store.pairs import SURVIVORS, survivors
-from pipeline.unreadable import OURS, evidence
 
 PACKED = ("tar", "parquet", DECISIONS)
 """Suffixes of a shard's files that do not depend on its regions."""

@@ -26,11 +26,11 @@ from data_specs.build import SpecError, load
 from data_specs.pictures.boxes import cleaned
 from pipeline.detectors import NONE, Boxes, Detector, detectors_of
 from pipeline.detectors._boxes import blank, boxes_of, raw_boxes, rows_of
+from pipeline.errors import OURS, evidence
 from pipeline.files.folder import Folder
 from pipeline.pictures.decode import MAX_PIXELS, Header, PictureError, decode, header
 from pipeline.plugins import configure
 from pipeline.store.cache import Cache
-from pipeline.unreadable import OURS, evidence
 
 log = logging.getLogger("wenlan")
 

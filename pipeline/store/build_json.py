@@ -29,9 +29,9 @@ from data_specs.shard import MANIFEST, ContractError, parse_manifest, resolve_pl
 from data_specs.spec_file import describe
 from data_specs.storage.store_lock import is_held
 from data_specs.storage.whole_files import is_locked
-from pipeline import pulse
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
+from pipeline.processes import pulse
 from pipeline.store.build import Build, Earlier, Stages
 from pipeline.store.commits import Record
 from pipeline.store.partitions import StageDir

@@ -27,10 +27,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from data_specs.storage.whole_files import sha256_of
-from pipeline.decisions import Decision, decision_rows
 from pipeline.files.folder import Folder
 from pipeline.files.parquet import read_parquet, write_parquet
-from pipeline.records import USERINFO
+from pipeline.rows.decisions import Decision, decision_rows
+from pipeline.rows.records import USERINFO
 
 DECISIONS = "decisions.parquet"
 """Suffix of a partition's decisions, in every stage that drops something."""

@@ -41,10 +41,10 @@ from data_specs.shard import (
     FileDigest,
     ShardFiles,
 )
-from pipeline.decisions import DECISION_SCHEMA
 from pipeline.errors import StoreError
 from pipeline.files.folder import SMALL, Folder
-from pipeline.records import CANDIDATE_SCHEMA, FEATURE_SCHEMA
+from pipeline.rows.decisions import DECISION_SCHEMA
+from pipeline.rows.records import CANDIDATE_SCHEMA, FEATURE_SCHEMA
 from pipeline.store import build_json
 from pipeline.store.build import REGIONS, Build, Stages, shard_files
 from pipeline.store.commits import DECISIONS, Record

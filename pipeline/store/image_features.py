@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.pictures.jpeg import Bytes
-from pipeline.decisions import DropReason
+from pipeline.errors import OURS, evidence
 from pipeline.features import feature_id
 from pipeline.features._rows import FeatureRows
 from pipeline.pictures.decode import PictureError, decode
 from pipeline.pictures.thumbs import REDUCE_TO
-from pipeline.records import FEATURE_SCHEMA
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import FEATURE_SCHEMA
 from pipeline.store.store import Store
-from pipeline.unreadable import OURS, evidence
 
 Fault = tuple[DropReason, str]
 """Why an image is without features, and the evidence."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StageError
-from pipeline.records import order_key
+from pipeline.rows.records import order_key
 from pipeline.store.build import Build
 from pipeline.store.commits import Record
 from pipeline.store.partitions import StageDir

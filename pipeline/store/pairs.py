@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from data_specs.shard import PAIR_SCORE
 from pipeline.errors import StoreError
-from pipeline.records import DEDUP_SCHEMA
+from pipeline.rows.records import DEDUP_SCHEMA
 from pipeline.store.build import Build
 from pipeline.store.commits import REMOVED_LATER, ROWS_DIGEST
 

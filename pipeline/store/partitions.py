@@ -38,7 +38,7 @@ from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import StoreError
 from pipeline.files.folder import SMALL, Folder
 from pipeline.files.parquet import read_parquet
-from pipeline.records import USERINFO
+from pipeline.rows.records import USERINFO
 from pipeline.store.commits import APART, DECISIONS, MARK, Attempt, FileRef, Record, count_decisions, file_name
 
 _ANEW = "delete the stage's folder to rebuild it"

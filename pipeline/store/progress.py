@@ -1,7 +1,7 @@
 """Progress of a running stage: the same figures for the build's own terminal, its log lines and `wenlan-data status`.
 
 They are sums over what partitions have committed (their records) and what running ones say of themselves (their pulses,
-`pipeline.pulse`). What is held does not grow with the data: one sum, and one entry per partition that runs.
+`pipeline.processes.pulse`). What is held does not grow with the data: one sum, and one entry per partition that runs.
 
 Limits: an estimate of the time left takes what is to come to be like what was. On an object store the figures are read
 every FAR_S seconds only, since each look is a request per running partition.
@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline import pulse
-from pipeline.pulse import Beat
-from pipeline.records import rfc3339
+from pipeline.processes import pulse
+from pipeline.processes.pulse import Beat
+from pipeline.rows.records import rfc3339
 from pipeline.store.build import Build, Pass
 from pipeline.store.commits import Record
 

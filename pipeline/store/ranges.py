@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pipeline.records import order_range
+from pipeline.rows.records import order_range
 
 _NAME = re.compile(r"(\d{5,})(?:-(\d{5,}))?-of-(\d{5,})")
 

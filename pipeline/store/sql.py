@@ -36,7 +36,7 @@ import pyarrow as pa
 
 from data_specs.shard import PAIR_SCORE, REGION_SCHEMA
 from pipeline.errors import StoreError
-from pipeline.records import DEDUP_SCHEMA, FEATURE_SCHEMA, FETCH_SCHEMA, LOOKS, REMOVED, WITH_REMOVED_SCHEMA
+from pipeline.rows.records import DEDUP_SCHEMA, FEATURE_SCHEMA, FETCH_SCHEMA, LOOKS, REMOVED, WITH_REMOVED_SCHEMA
 from pipeline.store.build import REGIONS, Build
 from pipeline.store.frames import SAMPLES, Frames, TableFile, present
 from pipeline.store.pair_scores import UNITS

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from data_specs.build import SpecError
 from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import PipelineError
-from pipeline.records import PROVENANCE, sha256_hex
+from pipeline.rows.records import PROVENANCE, sha256_hex
 from pipeline.sources import TableSource, local_path, sources_of
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS

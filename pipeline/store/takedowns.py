@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from data_specs.shard import canonical_json
 from pipeline.matching.image_comparison import Bytes, Codes, Details, Rule, hashes_of, signatures_of
 from pipeline.matching.image_edges import first_alike
-from pipeline.records import LOOKS, sha256_hex
+from pipeline.rows.records import LOOKS, sha256_hex
 from pipeline.urls import canonical_url, host_names, split_userinfo
 
 LOOKED_AT = ("sha256", *LOOKS)

@@ -29,10 +29,10 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from data_specs.shard import ShardFiles
-from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import sha256_hex
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import sha256_hex
 from pipeline.store.build import Build, shard_files
 from pipeline.store.frames import SAMPLES, Frames, TableFile, present
 from pipeline.store.recorded_files import RecordedFiles

@@ -21,13 +21,13 @@ from typing import Any
 
 from data_specs.errors import WenlanError
 from data_specs.shard import KEY_LENGTH
-from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.filters import pixel_filters
 from pipeline.report import earlier_samples
 from pipeline.report.hidden_content import HIDDEN, HIDDEN_PICTURES, Hide, faces_hider, hidden_images
 from pipeline.report.pictures import rounded_boxes, source_pictures, thumbnail
 from pipeline.report.translations import REASONS
+from pipeline.rows.decisions import DropReason
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import read_images

@@ -17,7 +17,7 @@ from typing import Any
 from data_specs.build import SpecError
 from data_specs.search.folder import is_finished
 from data_specs.shard import KEY_LENGTH, ContractError
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 
 NEIGHBOURS = 60
 TEXT = 500

@@ -45,11 +45,11 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec
 from data_specs.errors import WenlanError
 from data_specs.shard import ContractError, canonical_json
-from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
-from pipeline.records import rfc3339
 from pipeline.report import drift, page
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import rfc3339
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO, Build
 from pipeline.store.commits import DECISIONS

@@ -21,20 +21,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.confined import Confined, OverLimit
-from pipeline.errors import SourceError
+from pipeline.errors import OURS, SourceError
 from pipeline.files.parquet import write_parquet
 from pipeline.pages import bounds
 from pipeline.pages.page import parse
 from pipeline.pages.site_rules import rule_of
-from pipeline.records import SHOWN, SHOWN_SCHEMA, Capture, sha256_hex
+from pipeline.processes.confined import Confined, OverLimit
+from pipeline.rows.records import SHOWN, SHOWN_SCHEMA, Capture, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS, Record
 from pipeline.store.partitions import StageDir
 from pipeline.store.takedowns import Takedowns
 from pipeline.takedown.rewrite import scratch
 from pipeline.texts.charset import decode
-from pipeline.unreadable import OURS
 from pipeline.urls import canonical_url, split_userinfo
 from pipeline.web.warc import read_captures
 

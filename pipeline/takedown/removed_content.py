@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from data_specs.shard import nfc
 from pipeline import exports
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.store import build_json
 from pipeline.store.build import RELEASES, STUDIO, Build
 from pipeline.store.commits import DECISIONS

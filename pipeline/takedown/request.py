@@ -26,7 +26,7 @@ from pipeline.errors import SourceError
 from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
 from pipeline.pictures.decode import MAX_PIXELS, PictureError
-from pipeline.records import PROVENANCE, sha256_hex
+from pipeline.rows.records import PROVENANCE, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.commits import Record
 from pipeline.store.image_features import known_features, measure_images

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_specs.shard import KEY_LENGTH, nfc
-from pipeline.decisions import DropReason
 from pipeline.files.digests import DIGEST
 from pipeline.files.parquet import write_parquet
-from pipeline.records import sha256_hex
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import sha256_hex
 from pipeline.store.build import ID_COLUMNS
 from pipeline.store.commits import REMOVED_LATER, ROWS_DIGEST, Record, rows_digest
 from pipeline.store.partitions import StageDir

@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.files.folder import place_of
-from pipeline.records import sha256_hex
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.takedown import known_builds

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text, TextKind
-from pipeline.records import Candidate
+from pipeline.rows.records import Candidate
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from pipeline.account import Named
-from pipeline.decisions import Decision
-from pipeline.records import Capture
+from pipeline.rows.account import Named
+from pipeline.rows.decisions import Decision
+from pipeline.rows.records import Capture
 from pipeline.urls import without_userinfo
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from data_specs.build import BuildSpec, Egress
-from pipeline.decisions import DropReason
+from pipeline.rows.decisions import DropReason
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.urls import split_userinfo
 from pipeline.web import guard, pauses, policy

@@ -1,9 +1,9 @@
 """The crawler: visits the pages of one site, host by host, and writes the outcome of each visit into the frontier.
 
 The frontier and the limits live here, in one process per site. The visits (`pipeline.web.page_visitor`: requests,
-parsing) are spread by host over actors (`pipeline.actors`) where the site has several hosts and there is a cluster: the
-pages of one host are always asked for by the same visitor. A failure that may pass is tried again after all other
-pages. A visitor whose process dies is started again, its visits with it.
+parsing) are spread by host over actors (`pipeline.processes.actors`) where the site has several hosts and there is a
+cluster: the pages of one host are always asked for by the same visitor. A failure that may pass is tried again after
+all other pages. A visitor whose process dies is started again, its visits with it.
 
 A host that is down for a while costs no page. When its requests have failed MAX_STREAK times in a row, or it has no
 page left and the last ones failed, it is asked for its robots.txt. If it answers, the pages that were lost meanwhile
@@ -24,13 +24,12 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
-from pipeline import actors, pulse
-from pipeline.decisions import DropReason
-from pipeline.errors import SourceError
-from pipeline.observe import count
+from pipeline.errors import OURS, SourceError, evidence
+from pipeline.processes import actors, pulse
+from pipeline.processes.observe import count
+from pipeline.rows.decisions import DropReason
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
-from pipeline.unreadable import OURS, evidence
 from pipeline.urls import canonical_url
 from pipeline.web import pauses, sitemaps
 from pipeline.web.frontier import Frontier

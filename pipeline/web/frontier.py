@@ -25,9 +25,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_specs.storage.whole_files import exclusive
-from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
-from pipeline.records import Capture
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import Capture
 from pipeline.web.page_visitor import EarlierRecord, Page
 
 _TABLES = """

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
-from pipeline.decisions import DropReason
-from pipeline.records import rfc3339
+from pipeline.errors import OURS, evidence
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import rfc3339
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
-from pipeline.unreadable import OURS, evidence
 from pipeline.urls import basic_authorization, origin_of
 from pipeline.web import policy
 from pipeline.web.client import Client, Kind, RequestFailed, Response, image_kind, redirect_target, status_failure

@@ -1,10 +1,10 @@
 """Per-host rate limiting, shared by every worker of every build on the cluster.
 
-One schedule says when each host is free. On a Ray cluster it is a named actor (`pipeline.actors.shared`), so that two
-sources, two partitions or two builds that want one host share its pace; without Ray it is an object of this process. A
-worker books a slot in the schedule and sleeps until it comes. For a host that may be asked many times a second it books
-several at once (a lease, of at most LEASE_S of the host's time): a call to the schedule per request would cost more
-than the request. What is wanted while a call is under way goes into the next one.
+One schedule says when each host is free. On a Ray cluster it is a named actor (`pipeline.processes.actors.shared`), so
+that two sources, two partitions or two builds that want one host share its pace; without Ray it is an object of this
+process. A worker books a slot in the schedule and sleeps until it comes. For a host that may be asked many times a
+second it books several at once (a lease, of at most LEASE_S of the host's time): a call to the schedule per request
+would cost more than the request. What is wanted while a call is under way goes into the next one.
 
 A host that asks for a pause (429, Retry-After) has been asked too often: from then on its requests are twice as far
 apart, and come closer again with each that is booked. A host that answers slowly needs no such rule, since the
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline import actors
+from pipeline.processes import actors
 
 LEASE_S = 0.25
 """Seconds of a host's time that are booked at once."""

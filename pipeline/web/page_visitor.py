@@ -22,10 +22,10 @@ from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 from data_specs.build import BuildSpec
-from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import Capture, rfc3339
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import Capture, rfc3339
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.urls import canonical_url, without_session

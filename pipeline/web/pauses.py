@@ -20,8 +20,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from pipeline import observe
-from pipeline.decisions import DropReason
+from pipeline.processes import observe
+from pipeline.rows.decisions import DropReason
 from pipeline.web import policy
 
 IN_A_ROW = 3

@@ -24,8 +24,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from data_specs.build import BuildSpec, Egress
-from pipeline.decisions import DropReason
-from pipeline.unreadable import evidence
+from pipeline.errors import evidence
+from pipeline.rows.decisions import DropReason
 
 AGENT = "wenlan"
 """Our name in robots.txt and X-Robots-Tag."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
-from pipeline.advice import advice_for
-from pipeline.decisions import DropReason
 from pipeline.pictures.decode import PictureError, header
+from pipeline.rows.advice import advice_for
+from pipeline.rows.decisions import DropReason
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.web.client import RequestFailed

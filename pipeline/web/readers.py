@@ -1,9 +1,9 @@
 """Reads pages and sitemaps for a crawl without ever holding up its event loop.
 
 Tiny pages are read in the loop: that takes less than handing them over. All others go to child processes with limits
-(`pipeline.confined`), which run beside the loop: threads would not do, since a parser in C cannot be ended, and what is
-written in Python, or runs one long regular expression, keeps the other threads waiting. A page over the limits raises
-`OverLimit`; its child is replaced.
+(`pipeline.processes.confined`), which run beside the loop: threads would not do, since a parser in C cannot be ended,
+and what is written in Python, or runs one long regular expression, keeps the other threads waiting. A page over the
+limits raises `OverLimit`; its child is replaced.
 
 Limits: CHILDREN pages at a time, in the order in which they come. Tiny pages never wait.
 
@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from pipeline.confined import Confined
 from pipeline.pages import bounds
 from pipeline.pages.bounds import TINY_CHARACTERS, is_tiny
-from pipeline.records import Capture
+from pipeline.processes.confined import Confined
+from pipeline.rows.records import Capture
 from pipeline.sources.site import Site
 from pipeline.texts import charset
 from pipeline.texts.charset import decode

@@ -25,15 +25,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from pipeline.account import Named, Units
-from pipeline.decisions import Decision, DropReason, drop_capture
-from pipeline.errors import BrokenFile, SourceError
+from pipeline.errors import OURS, BrokenFile, SourceError, evidence
 from pipeline.files import wacz
 from pipeline.files.damage import Hole, size_of
 from pipeline.files.inputs import faults, no_damage, reason, writable
-from pipeline.records import NO_PLACE, Capture
+from pipeline.rows.account import Named, Units
+from pipeline.rows.decisions import Decision, DropReason, drop_capture
+from pipeline.rows.records import NO_PLACE, Capture
 from pipeline.sources import PageRange, unreadable_part
-from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web import policy
 from pipeline.web._warc_members import BLOCK, MAX_BETWEEN, Members, records

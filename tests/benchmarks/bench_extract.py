@@ -72,7 +72,7 @@ def share(truth: list[dict[str, Any]], found: Found) -> float:
 def ours() -> tuple[Found, list[Any]]:
     """What the two stages give, and the captures."""
     from data_specs.build import BuildSpec
-    from pipeline.records import candidates_of
+    from pipeline.rows.records import candidates_of
     from pipeline.stages import STAGES, crawl, extract
     from pipeline.store.build import Build
     from pipeline.store.store import Store

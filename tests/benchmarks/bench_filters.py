@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import Text
-from pipeline.decisions import Decision
 from pipeline.filters import TextFilter
 from pipeline.plugins import configure
-from pipeline.records import Candidate
+from pipeline.rows.decisions import Decision
+from pipeline.rows.records import Candidate
 from pipeline.stages.admit import judge
 from pipeline.texts.characters import CHUNK
 from pipeline.texts.text_order import TextOrder

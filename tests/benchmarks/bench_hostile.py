@@ -18,7 +18,7 @@ from typing import Any
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline.records import Candidate, candidate_rows
+from pipeline.rows.records import Candidate, candidate_rows
 from pipeline.stages import STAGES, fetch
 from pipeline.store.build import Build, passes_of
 from pipeline.store.store import Store

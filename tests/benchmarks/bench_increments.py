@@ -25,7 +25,7 @@ from data_specs.build import BuildSpec
 from pipeline.matching.sketches import mixed
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.records import order_key, order_range
+from pipeline.rows.records import order_key, order_range
 from pipeline.stages import STAGES
 from pipeline.store.build import Build, passes_of
 from pipeline.store.identities import Identities

@@ -122,7 +122,7 @@ def _family(task: tuple[str, int]) -> list[dict[str, Any]]:
 
 def _row(page: str, url: str, words: str, data: bytes) -> dict[str, Any]:
     from pipeline.features._rows import measure_image
-    from pipeline.records import order_key, sha256_hex
+    from pipeline.rows.records import order_key, sha256_hex
 
     name = sha256_hex("table", page, url)
     title = {"kind": "title", "text": f"页面{name[:8]}的标题"}

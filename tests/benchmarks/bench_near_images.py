@@ -124,7 +124,7 @@ def _looks(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
     """What rows of features are compared by."""
     import pyarrow as pa
 
-    from pipeline.records import FEATURE_SCHEMA
+    from pipeline.rows.records import FEATURE_SCHEMA
     from pipeline.store.takedowns import LOOKED_AT, looks_of
 
     schema = pa.schema([FEATURE_SCHEMA.field(name) for name in LOOKED_AT[1:]])

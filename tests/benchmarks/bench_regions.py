@@ -133,7 +133,7 @@ def lookups(folder: Path, sizes: list[int]) -> list[float]:
     """Median seconds of looking one partition up, in caches of so many keys, taken in turns."""
     from pipeline.detectors._boxes import rows_of
     from pipeline.files.folder import Folder
-    from pipeline.records import sha256_hex
+    from pipeline.rows.records import sha256_hex
     from pipeline.store.cache import Cache
 
     rng = np.random.default_rng(0)

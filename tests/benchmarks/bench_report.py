@@ -78,7 +78,7 @@ def serve(folder: Path, count: int) -> int:
     import os
     import resource
 
-    from pipeline.files.parquet import arrow_without_pandas
+    from pipeline.processes.without_pandas import arrow_without_pandas
     from pipeline.stages import report as page
 
     arrow_without_pandas()  # as in every task of a build

@@ -67,7 +67,7 @@ def in_turns(path: Path, rounds: int) -> list[float]:
 
 def cpu_of(work: Callable[[], object]) -> float:
     """CPU seconds of this process and of the children that it waited for, without the start of readers."""
-    from pipeline import confined
+    from pipeline.processes import confined
 
     with mock.patch.object(confined, "_start_child", wraps=confined._start_child) as started:
         seconds = _spent(work)
@@ -99,8 +99,8 @@ def start_of_reader() -> float:
 
 def extracted(path: Path) -> list[str]:
     """Ids of the candidates of a WARC file, by the stage's own code."""
-    from pipeline.account import Account
-    from pipeline.records import Candidate
+    from pipeline.rows.account import Account
+    from pipeline.rows.records import Candidate
     from pipeline.sources.warc import Warc
     from pipeline.stages.extract import _read_pages
     from pipeline.web.warc import read_captures

@@ -21,10 +21,10 @@ from PIL import Image
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
-from pipeline.decisions import DECISION_SCHEMA
 from pipeline.detectors import detectors_of
 from pipeline.files.tars import TarWriter
-from pipeline.records import (
+from pipeline.rows.decisions import DECISION_SCHEMA
+from pipeline.rows.records import (
     BOX_SCHEMA,
     DEDUP_SCHEMA,
     FEATURE_SCHEMA,

@@ -21,7 +21,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.cluster import Cluster
 from pipeline.pass_runner import PassRunner
-from pipeline.records import Candidate, candidate_rows, order_range
+from pipeline.rows.records import Candidate, candidate_rows, order_range
 from pipeline.stages import STAGES
 from pipeline.store.build import Build, passes_of
 from pipeline.store.progress import Silent

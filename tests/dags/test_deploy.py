@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from pipeline import cli as data_cli
-from pipeline import observe
+from pipeline.processes import observe
 from pipeline.web.guard import EgressRefused, Guard
 from tests.places import ROOT
 from training import cli as train_cli

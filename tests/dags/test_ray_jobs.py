@@ -40,7 +40,7 @@ from dags.ray_jobs import (
     submission_id,
     why_it_failed,
 )
-from pipeline import observe
+from pipeline.processes import observe
 from tests.places import ROOT
 from tests.processes import free_ports, wait_until
 from training.run import ray_job

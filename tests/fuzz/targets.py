@@ -32,9 +32,9 @@ URL = "http://site.test/a/b.html"
 
 def page(data: bytes) -> None:
     """As extract reads it: in a process of its own, with its own limits, where it may take long."""
-    from pipeline.confined import OverLimit
     from pipeline.pages.bounds import PageRefused
-    from pipeline.records import Capture
+    from pipeline.processes.confined import OverLimit
+    from pipeline.rows.records import Capture
     from pipeline.sources.site import Site
     from pipeline.stages._page_candidates import read_within_limits
 
@@ -89,9 +89,9 @@ def row(data: bytes) -> None:
     from functools import partial
     from itertools import chain
 
-    from pipeline.account import Units
-    from pipeline.decisions import Decision, DropReason
-    from pipeline.records import Candidate
+    from pipeline.rows.account import Units
+    from pipeline.rows.decisions import Decision, DropReason
+    from pipeline.rows.records import Candidate
     from pipeline.sources._text_files import json_object
     from pipeline.sources.folder import texts_of
     from pipeline.sources.microblog import Microblog
@@ -115,9 +115,9 @@ def row(data: bytes) -> None:
 
 
 def links(data: bytes) -> None:
-    from pipeline.confined import OverLimit
     from pipeline.pages.bounds import PageRefused
-    from pipeline.records import Capture
+    from pipeline.processes.confined import OverLimit
+    from pipeline.rows.records import Capture
 
     loop, readers = _readers()
     with suppress(OverLimit, PageRefused):
@@ -151,7 +151,7 @@ def tdmrep(data: bytes) -> None:
 def warc(data: bytes) -> None:
     from pipeline.errors import SourceError
     from pipeline.files.wacz import warcs_in
-    from pipeline.records import Capture
+    from pipeline.rows.records import Capture
     from pipeline.sources.warc import Warc
     from pipeline.stages._archived_images import Archive
     from pipeline.web.warc import capture_of, read_captures
@@ -170,9 +170,9 @@ def warc(data: bytes) -> None:
 
 def tar(data: bytes) -> None:
     """As source webdataset reads it; what it met is accounted for, and no more bytes are lost than there are."""
-    from pipeline.account import Account
     from pipeline.errors import SourceError
-    from pipeline.records import Candidate
+    from pipeline.rows.account import Account
+    from pipeline.rows.records import Candidate
     from pipeline.sources.webdataset import WebDataset
 
     path = _scratch("x.tar")

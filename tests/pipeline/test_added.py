@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from PIL import Image
 
 from data_specs.shard import Text
-from pipeline.account import Account
-from pipeline.records import Candidate
+from pipeline.rows.account import Account
+from pipeline.rows.records import Candidate
 from pipeline.sources import TableSource
 
 
@@ -57,7 +57,7 @@ JUDGE = '''
 from data_specs.build import BuildSpec
 from pipeline.curate.judging import KEEP, Judge, Verdicts, Verdict
 from pipeline.filters import Drop
-from pipeline.decisions import DropReason
+from pipeline.rows.decisions import DropReason
 
 
 def judge_pairs(build, partition, rows):

@@ -34,7 +34,7 @@ import pytest
 from data_specs.shard import read_manifest
 from pipeline import cli, opening
 from pipeline.publish.verify import verify
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames

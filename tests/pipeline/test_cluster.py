@@ -22,8 +22,8 @@ import pytest
 
 from data_specs.build import load
 from pipeline import cluster, opening, run
-from pipeline.actors import Actors
 from pipeline.errors import StageError
+from pipeline.processes.actors import Actors
 from pipeline.store.build import Build
 from pipeline.store.commits import Record
 from tests.places import ROOT
@@ -133,7 +133,8 @@ from pathlib import Path
 import ray
 from data_specs.build import load
 from data_specs.command.loopback import start_ray
-from pipeline import cluster, observe, opening
+from pipeline import cluster, opening
+from pipeline.processes import observe
 folder, log = Path(sys.argv[1]), Path(sys.argv[1]) / "log"
 def writing(build, partition):
     with log.open("a") as lines:
@@ -354,7 +355,7 @@ def test_a_full_disk_is_told_by_its_folder_and_any_other_fault_of_the_system_by_
 
 _DRIVER = """
 import contextlib, sys, time
-from pipeline import observe
+from pipeline.processes import observe
 from pipeline.cluster import Cluster, _failure
 from pipeline.errors import StageError
 observe.log_as("text")

@@ -24,8 +24,8 @@ from PIL import Image
 from data_specs.build import load
 from data_specs.shard import Text
 from pipeline import cli, opening
-from pipeline.account import Account
-from pipeline.records import USERINFO, Candidate, Capture
+from pipeline.rows.account import Account
+from pipeline.rows.records import USERINFO, Candidate, Capture
 from pipeline.sources import microblog, url_table
 from pipeline.stages import _page_candidates, fetch
 from pipeline.urls import basic_authorization, split_userinfo
@@ -301,7 +301,7 @@ def test_what_fetch_writes_of_a_redirect_names_no_password(serve: Any, make_buil
     source = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}
     build = make_build(web, sources=[source])
     with build.stage("admit").attempt("00000-of-00001") as attempt:
-        from pipeline.records import candidate_rows
+        from pipeline.rows.records import candidate_rows
 
         row = Candidate("s", "news", "p", "", web.url("/a.jpg"), (Text("alt", "云"),))
         attempt.write_table("parquet", candidate_rows([row], 0))

@@ -15,8 +15,8 @@ import pytest
 
 from data_specs.build import BuildSpec, SpecError
 from pipeline.commands.plugins import FAMILIES
-from pipeline.decisions import DropReason
 from pipeline.plugins import Family, Plugin, check, configure, find, names
+from pipeline.rows.decisions import DropReason
 from tests.places import ROOT
 
 PLUGINS: list[tuple[Family, str]] = [

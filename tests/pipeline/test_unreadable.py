@@ -15,8 +15,7 @@ import pytest
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline import unreadable
-from pipeline.account import Account
+from pipeline import errors
 from pipeline.detectors.grid import Grid
 from pipeline.errors import SourceError, StoreError
 from pipeline.features._rows import FeatureRows
@@ -28,10 +27,11 @@ from pipeline.pages import head, linked_data, page, walk
 from pipeline.pictures import decode as pictures_decode
 from pipeline.pictures.decode import decode
 from pipeline.pictures.thumbs import THUMB, Views, fill
-from pipeline.records import Candidate, candidate_rows
 from pipeline.report import gates
 from pipeline.report.funnel import Funnel, faults, read_funnels
 from pipeline.report.unreadable import read_undetected
+from pipeline.rows.account import Account
+from pipeline.rows.records import Candidate, candidate_rows
 from pipeline.sources import folder, microblog, url_table, webdataset
 from pipeline.stages import STAGES, _page_candidates, admit, crawl, extract, fetch, shard
 from pipeline.store import image_features
@@ -609,13 +609,13 @@ def test_a_picture_that_its_source_cannot_give_is_one_decision(make_build, monke
 
 
 def test_the_log_has_a_traceback_per_kind_and_the_evidence_is_one_line(caplog, monkeypatch):
-    monkeypatch.setattr(unreadable, "_logged", set())
+    monkeypatch.setattr(errors, "_logged", set())
 
     def of(error: Exception) -> str:
         try:
             raise error
         except Exception as e:
-            return unreadable.evidence(e, "http://a.test/")
+            return errors.evidence(e, "http://a.test/")
 
     with caplog.at_level(logging.WARNING, "wenlan"):
         assert [of(TypeError("x\ny")), of(TypeError("z")), of(MemoryError())] == [
@@ -629,7 +629,7 @@ def test_the_log_has_a_traceback_per_kind_and_the_evidence_is_one_line(caplog, m
     assert of(ValueError("\ud83d" + "x" * 999)).encode()[:13] == b"ValueError: ?"
     assert caplog.text.encode(), "nothing that cannot be written is logged"
     assert not issubclass(StoreError, ValueError)
-    assert issubclass(StoreError, unreadable.OURS)
+    assert issubclass(StoreError, errors.OURS)
 
 
 # the gate

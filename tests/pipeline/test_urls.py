@@ -11,11 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline import observe, urls
+from pipeline import urls
 from pipeline.commands.terminal import say
-from pipeline.decisions import DropReason, drop
 from pipeline.errors import SourceError
-from pipeline.records import Candidate
+from pipeline.processes import observe
+from pipeline.rows.decisions import DropReason, drop
+from pipeline.rows.records import Candidate
 from pipeline.urls import HIDE_TOKENS, canonical_url, host_names, shown, without_userinfo
 
 

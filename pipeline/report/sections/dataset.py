@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pipeline.decisions import DropReason
 from pipeline.report import dataset, drift
 from pipeline.report.dataset import EarlierRelease
 from pipeline.report.section import Material, Section, Values
 from pipeline.report.words import ranked
+from pipeline.rows.decisions import DropReason
 from pipeline.store.build import shard_files
 from pipeline.store.sql import Tables, host
 from pipeline.store.takedowns import Takedowns

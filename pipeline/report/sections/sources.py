@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.account import Account
-from pipeline.decisions import LOSSES
 from pipeline.report.funnel import Funnel, accounts
 from pipeline.report.section import Material, Section, Values
+from pipeline.rows.account import Account
+from pipeline.rows.decisions import LOSSES
 from pipeline.store.build import Build, in_funnel
 
 SHOWN_FILES = 50

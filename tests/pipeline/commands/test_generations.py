@@ -14,7 +14,7 @@ from PIL import Image
 from data_specs.shard import SPLITS
 from pipeline import opening, run
 from pipeline.cluster import Cluster
-from pipeline.records import split_of
+from pipeline.rows.records import split_of
 from tests.growing_site import Weeks, jpeg, picture, three_weeks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.commands import terminal
 from pipeline.commands.terminal import MAX_CELL, Bars, say, show, table_of
-from pipeline.pulse import Beat
+from pipeline.processes.pulse import Beat
 from pipeline.stages import STAGES
 from pipeline.store.build_json import Cost, Result
 from pipeline.store.progress import Ran, figures

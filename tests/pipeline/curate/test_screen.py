@@ -16,8 +16,8 @@ from pipeline.detectors import detector_ids
 from pipeline.filters import PixelFilter
 from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.pictures.faces import Finder
-from pipeline.records import SCORE_SCHEMA
 from pipeline.report.funnel import faults, read_funnels
+from pipeline.rows.records import SCORE_SCHEMA
 from pipeline.store.build import Build
 from tests import curated
 from tests.drawn import encoded

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import Dedup
-from pipeline.decisions import DropReason
 from pipeline.dedup.greedy import BIT, NONE, EarlierResults, LeaderPass, Nodes, Pairs, first_by
 from pipeline.matching.contexts import WIDTH
 from pipeline.matching.crowds import Crowds, represent
+from pipeline.rows.decisions import DropReason
 
 
 def drawn(rng: np.random.Generator, size: int, share: float) -> Any:

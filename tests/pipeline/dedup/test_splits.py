@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.records import split_of
+from pipeline.rows.records import split_of
 from pipeline.store.build import Build, Earlier
 from pipeline.store.identities import Identities
 from tests.stages import run_stage

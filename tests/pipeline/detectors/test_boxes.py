@@ -15,7 +15,7 @@ from data_specs.shard import REGION_SCHEMA
 from pipeline.detectors import NONE, Boxes, Detector, Picture
 from pipeline.detectors._boxes import blank, boxes_of, raw_boxes, rows_of
 from pipeline.errors import DetectorError
-from pipeline.records import BOX_SCHEMA
+from pipeline.rows.records import BOX_SCHEMA
 
 floats = st.floats(-50, 150, width=32) | st.just(np.nan) | st.just(np.inf)
 

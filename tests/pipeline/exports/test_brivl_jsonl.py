@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_specs.shard import read_manifest
-from pipeline.account import Account
 from pipeline.errors import StoreError
 from pipeline.exports import export
 from pipeline.exports.brivl_jsonl import sentences, whole_pixels
 from pipeline.plugins import configure
-from pipeline.records import Candidate
+from pipeline.rows.account import Account
+from pipeline.rows.records import Candidate
 from pipeline.sources import TableSource
 from pipeline.store.dataset import Dataset
 

@@ -21,7 +21,7 @@ from pipeline import cli, exports
 from pipeline.errors import StoreError
 from pipeline.exports import ExportData, export
 from pipeline.publish import release
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.store import build_json
 from pipeline.store.dataset import Dataset
 

@@ -14,7 +14,8 @@ WORK = """
 import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pipeline.files.parquet import arrow_without_pandas, write_parquet
+from pipeline.processes.without_pandas import arrow_without_pandas
+from pipeline.files.parquet import write_parquet
 arrow_without_pandas()
 table = pa.table({"name": ["一", "二", "二"], "n": [1, 2, 3]})
 write_parquet("rows.parquet", table)

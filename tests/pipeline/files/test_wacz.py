@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.files import wacz
-from pipeline.records import Capture
+from pipeline.rows.records import Capture
 from pipeline.web.warc import capture_of, read_captures
 from tests import archived
 

@@ -82,7 +82,7 @@ def test_thresholds(
 ) -> None:
     from pipeline.filters import ImageFilter
     from pipeline.plugins import configure
-    from pipeline.records import Features
+    from pipeline.rows.records import Features
 
     options = dict(options)
     judge = configure("filters", options.pop("name"), options, ImageFilter)
@@ -107,7 +107,7 @@ def test_thresholds(
 def test_thresholds_of_what_pixels_tell(options: dict[str, Any], seen: dict[str, Any], reason: str | None) -> None:
     from pipeline.filters import ImageFilter
     from pipeline.plugins import configure
-    from pipeline.records import Features
+    from pipeline.rows.records import Features
 
     options = dict(options)
     judge = configure("filters", options.pop("name"), options, ImageFilter)

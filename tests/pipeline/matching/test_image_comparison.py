@@ -17,7 +17,7 @@ from pipeline.matching.image_comparison import alike as looks_alike
 from pipeline.matching.image_edges import first_alike
 from pipeline.pictures import details
 from pipeline.pictures.hashing import HASHES
-from pipeline.records import FEATURE_SCHEMA
+from pipeline.rows.records import FEATURE_SCHEMA
 from pipeline.store.takedowns import looks_of
 from tests.dedup_oracle import alike
 from tests.detailed import drawn_details

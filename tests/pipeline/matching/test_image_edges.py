@@ -46,7 +46,7 @@ from pipeline.pictures.signatures import (
     tones,
     within,
 )
-from pipeline.records import FEATURE_SCHEMA
+from pipeline.rows.records import FEATURE_SCHEMA
 from pipeline.store.takedowns import looks_of
 from tests.dedup_oracle import alike
 from tests.detailed import drawn_details

@@ -20,8 +20,8 @@ from pipeline.errors import ApprovalError, NothingNew, StoreError
 from pipeline.files.folder import Folder, read_url
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
-from pipeline.records import sha256_hex
 from pipeline.report.diff import diff
+from pipeline.rows.records import sha256_hex
 from pipeline.stages import STAGES
 from pipeline.store import build_json
 from pipeline.store.build import Build

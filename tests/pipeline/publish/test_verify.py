@@ -17,7 +17,7 @@ from data_specs.shard import ContractError
 from pipeline.errors import StoreError
 from pipeline.publish import dataset
 from pipeline.publish.verify import verify
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.store import build_json
 from pipeline.store.build import Build
 

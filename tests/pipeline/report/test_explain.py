@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from data_specs.build import SpecError
-from pipeline.records import sha256_hex
 from pipeline.report.explain import MAX_TRACED, explain
+from pipeline.rows.records import sha256_hex
 from pipeline.store.build import Build
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.decisions import DropReason, drop_capture
 from pipeline.report.funnel import faults, read_funnels, top_reasons
+from pipeline.rows.decisions import DropReason, drop_capture
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec, DropShares, SourceDropShares, SpecError
-from pipeline.account import Account, Units
 from pipeline.errors import GateError
 from pipeline.report import gates
 from pipeline.report.funnel import Funnel, read_funnels, top_reasons
 from pipeline.report.translations import evidence_zh
 from pipeline.report.unreadable import Damage
+from pipeline.rows.account import Account, Units
 from pipeline.stages import STAGES
 
 NONE = Funnel({})

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from data_specs.build import Report
-from pipeline.decisions import DropReason, drop
-from pipeline.records import sha256_hex
 from pipeline.report import page
 from pipeline.report.hidden_content import HIDDEN
 from pipeline.report.sample_sheet import MEMBERS
+from pipeline.rows.decisions import DropReason, drop
+from pipeline.rows.records import sha256_hex
 from pipeline.stages import report
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames

@@ -7,13 +7,13 @@ import re
 import pytest
 
 from data_specs.shard import Text
-from pipeline.account import Named
 from pipeline.features._rows import measure_image
 from pipeline.filters import ImageFilter, TextFilter
 from pipeline.pictures.decode import MAX_PIXELS, encode_jpeg
 from pipeline.plugins import find, names
-from pipeline.records import Features
 from pipeline.report.translations import REASONS, en, evidence_zh, zh
+from pipeline.rows.account import Named
+from pipeline.rows.records import Features
 from pipeline.stages import STAGES
 from tests.drawn import blobs
 

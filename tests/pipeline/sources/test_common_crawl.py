@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from pipeline.account import Account, Named
-from pipeline.decisions import Decision
 from pipeline.errors import SourceError
-from pipeline.records import Capture
 from pipeline.report.unreadable import read_damage
+from pipeline.rows.account import Account, Named
+from pipeline.rows.decisions import Decision
+from pipeline.rows.records import Capture
 from pipeline.sources import PageRange
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.common_crawl import CommonCrawl

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.account import Account
 from pipeline.errors import SourceError
 from pipeline.files.inputs import MAX_FILE
-from pipeline.records import Candidate, Provenance, candidate_rows
+from pipeline.rows.account import Account
+from pipeline.rows.records import Candidate, Provenance, candidate_rows
 from pipeline.sources.folder import FolderOfImages
 from tests.candidates import put, read, texts
 from tests.drawn import HEIC, encoded

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
 from pipeline import plugins
-from pipeline.account import Account
 from pipeline.errors import SourceError
-from pipeline.records import Candidate, Capture
+from pipeline.rows.account import Account
+from pipeline.rows.records import Candidate, Capture
 from pipeline.sources import Source, TableSource, sources_of
 from pipeline.sources._look import Budget, Count, FileCount, lines_of, sample_indexes, total_of
 from pipeline.web.frontier import record_of

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.account import Account, Named
 from pipeline.errors import SourceError
-from pipeline.records import Candidate
+from pipeline.rows.account import Account, Named
+from pipeline.rows.records import Candidate
 from pipeline.sources.microblog import Microblog
 
 

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.account import Account
-from pipeline.decisions import Decision
 from pipeline.errors import SourceError
 from pipeline.plugins import configure
-from pipeline.records import Candidate
+from pipeline.rows.account import Account
+from pipeline.rows.decisions import Decision
+from pipeline.rows.records import Candidate
 from pipeline.sources import TableSource
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.url_table import UrlTable

@@ -21,10 +21,10 @@ from PIL import Image
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from data_specs.shard import Sample, Text, encode_sample
-from pipeline.decisions import Decision
 from pipeline.errors import SourceError
 from pipeline.files.tar_members import _JoinedTar
-from pipeline.records import PROVENANCE, Provenance, candidate_rows, sha256_hex
+from pipeline.rows.decisions import Decision
+from pipeline.rows.records import PROVENANCE, Provenance, candidate_rows, sha256_hex
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget
 from pipeline.sources.webdataset import WebDataset, _key_and_suffix, _samples
@@ -398,7 +398,7 @@ def test_reading_tars_imports_no_torch(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", {"1.jpg": b"A", "1.txt": "云"})
     code = f"""
 import sys
-from pipeline.account import Account
+from pipeline.rows.account import Account
 from pipeline.sources.webdataset import WebDataset
 source = WebDataset(name="s", source_kind="web", path=({str(tmp_path / "a.tar")!r},))
 [file] = source.files()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text, TextKind
-from pipeline.records import Candidate, RemovedText, candidate_rows, candidates_of, order_range, sha256_hex
+from pipeline.rows.records import Candidate, RemovedText, candidate_rows, candidates_of, order_range, sha256_hex
 from pipeline.stages import STAGES
 from pipeline.stages._templates import HostTemplates
 from pipeline.stages.admit import admit, partitions, range_count, run_partition, token

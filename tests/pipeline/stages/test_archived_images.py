@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.records import ARCHIVED, sha256_hex, utc
+from pipeline.rows.records import ARCHIVED, sha256_hex, utc
 from pipeline.stages import _archived_images, fetch
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS

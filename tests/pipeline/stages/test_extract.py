@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.build import BuildSpec
-from pipeline.decisions import Decision, Lost
 from pipeline.errors import BrokenFile, SourceError
 from pipeline.pages.lines import says_something
-from pipeline.records import Candidate, Capture, candidates_of
 from pipeline.report import gates
 from pipeline.report.funnel import read_funnels
 from pipeline.report.unreadable import read_damage, unreadable
+from pipeline.rows.decisions import Decision, Lost
+from pipeline.rows.records import Candidate, Capture, candidates_of
 from pipeline.sources._look import Budget
 from pipeline.stages import STAGES, extract
 from pipeline.stages._page_candidates import extract_page

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from pipeline.features import feature_id
-from pipeline.records import candidate_rows
+from pipeline.rows.records import candidate_rows
 from pipeline.stages import _spool, fetch
 from pipeline.takedown.forget import Request, forget
 from pipeline.web.images import ImageFetcher

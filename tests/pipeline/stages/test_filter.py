@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_specs.build import SpecError
 from data_specs.shard import Text
-from pipeline.records import PAIR_SCHEMA
+from pipeline.rows.records import PAIR_SCHEMA
 from pipeline.stages import filter
 from tests.drawn import encoded
 from tests.stages import run_stage

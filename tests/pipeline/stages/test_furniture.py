@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.records import Candidate
+from pipeline.rows.records import Candidate
 from pipeline.stages import _furniture
 from pipeline.stages._page_candidates import extract_page
 from tests.captured import ARTICLES, article, capture, trap

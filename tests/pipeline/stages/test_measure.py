@@ -16,7 +16,7 @@ from pipeline.features._rows import measure_image
 from pipeline.pictures.decode import PictureError
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.records import FEATURE_SCHEMA
+from pipeline.rows.records import FEATURE_SCHEMA
 from pipeline.stages import measure
 from pipeline.store import image_features
 from tests.drawn import picture

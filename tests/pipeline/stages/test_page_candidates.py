@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.decisions import Decision
-from pipeline.records import Candidate, Capture
+from pipeline.rows.decisions import Decision
+from pipeline.rows.records import Candidate, Capture
 from pipeline.sources.site import Site
 from pipeline.stages import _page_candidates as page_candidates
 from pipeline.stages._page_candidates import extract_page, wording_of

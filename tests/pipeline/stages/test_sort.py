@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
-from pipeline.records import FIRST_SNAPSHOT, USERINFO, USERINFO_SCHEMA, order_range, sha256_hex
+from pipeline.rows.records import FIRST_SNAPSHOT, USERINFO, USERINFO_SCHEMA, order_range, sha256_hex
 from pipeline.stages import STAGES, _sort
 from pipeline.store.build import Build, passes_of
 from pipeline.store.store import Store

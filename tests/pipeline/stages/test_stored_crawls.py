@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from data_specs.shard import Text
-from pipeline.decisions import Decision, DropReason, drop
-from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, Candidate
+from pipeline.rows.decisions import Decision, DropReason, drop
+from pipeline.rows.records import OPT_OUT_SCHEMA, OPT_OUTS, Candidate
 from pipeline.sources.site import Site
 from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.stages.crawl import CRAWL_SCHEMA

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline.records import Candidate, RemovedText, candidate_rows, candidates_of
+from pipeline.rows.records import Candidate, RemovedText, candidate_rows, candidates_of
 from pipeline.stages import STAGES, _sort, _templates
 from pipeline.stages._furniture import REPEATED_ON_IMAGES
 from pipeline.stages._templates import Sample

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from data_specs.shard import Text
-from pipeline import cli, opening, pulse
+from pipeline import cli, opening
 from pipeline.errors import StoreError
-from pipeline.records import Candidate, candidate_rows
+from pipeline.processes import pulse
+from pipeline.rows.records import Candidate, candidate_rows
 from pipeline.stages import fetch
 from pipeline.store import build_json
 from pipeline.store.build import Build

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.store import cache
 from pipeline.store.cache import Cache
 

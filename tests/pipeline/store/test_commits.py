@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.decisions import Decision
 from pipeline.files.folder import Folder
+from pipeline.rows.decisions import Decision
 from pipeline.store.commits import DECISIONS
 from pipeline.store.partitions import StageDir
 

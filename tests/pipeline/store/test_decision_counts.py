@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.decisions import DECISION_SCHEMA
 from pipeline.files.folder import Folder
+from pipeline.rows.decisions import DECISION_SCHEMA
 from pipeline.store.commits import DECISIONS, Fate, Record
 from pipeline.store.partitions import StageDir
 

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from pipeline.errors import StageError
-from pipeline.records import order_key, sha256_hex
+from pipeline.rows.records import order_key, sha256_hex
 from pipeline.store import images
 from pipeline.store.build import Build
 from pipeline.store.images import partition_images, read_images

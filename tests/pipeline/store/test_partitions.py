@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import run
-from pipeline.decisions import Decision
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
+from pipeline.rows.decisions import Decision
 from pipeline.store import partitions
 from pipeline.store.commits import DECISIONS
 from pipeline.store.partitions import StageDir, remembering

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import pulse
-from pipeline.pulse import Beat
+from pipeline.processes import pulse
+from pipeline.processes.pulse import Beat
 from pipeline.stages import STAGES
 from pipeline.store.commits import Record
 from pipeline.store.progress import Figures, Ran, Watch, duration, figures, size_of
@@ -101,7 +101,7 @@ class Observer:
 
 
 def test_a_watch_tells_of_running_partitions_and_leaves_nothing_behind(make_build, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.pulse.PULSE_S", 0.05)
+    monkeypatch.setattr("pipeline.processes.pulse.PULSE_S", 0.05)
     monkeypatch.setattr("pipeline.store.progress.NEAR_S", 0.05)
     build = make_build(sources=[{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://127.0.0.1/"]}])
     folder, observer = build.stage("fetch").folder, Observer()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.store.takedowns import NO_TAKEDOWNS, Look, Takedowns, domain_hashes, merged
 from tests.detailed import drawn_details
 

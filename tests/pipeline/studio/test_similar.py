@@ -14,7 +14,7 @@ import pytest
 
 from data_specs.build import SpecError
 from data_specs.search.index import IndexWriter, remove
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.studio import server

@@ -22,9 +22,9 @@ from pipeline.errors import NothingNew, StoreError
 from pipeline.files.folder import place_of
 from pipeline.publish import release
 from pipeline.publish.verify import verify
-from pipeline.records import order_key
 from pipeline.report.diff import diff
 from pipeline.report.funnel import faults, read_funnels
+from pipeline.rows.records import order_key
 from pipeline.stages import STAGES
 from pipeline.stages.admit import admit
 from pipeline.store import build_json

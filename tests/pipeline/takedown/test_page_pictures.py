@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.publish import release
-from pipeline.records import SHOWN
+from pipeline.rows.records import SHOWN
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.takedown import garbage

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_specs.build import SpecError
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.shard import KEY_LENGTH
-from pipeline.decisions import Decision, decision_rows
 from pipeline.files.digests import DIGEST
-from pipeline.records import sha256_hex
+from pipeline.rows.decisions import Decision, decision_rows
+from pipeline.rows.records import sha256_hex
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns, domain_hashes
 from pipeline.takedown.rewrite import BorrowedTexts, Removal
 

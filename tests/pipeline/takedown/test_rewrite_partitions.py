@@ -34,9 +34,9 @@ from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.pictures.decode import MAX_PIXELS, PictureError
 from pipeline.publish import release
 from pipeline.publish.verify import verify
-from pipeline.records import FEATURE_SCHEMA, sha256_hex
 from pipeline.report.explain import explain
 from pipeline.report.funnel import faults, read_funnels
+from pipeline.rows.records import FEATURE_SCHEMA, sha256_hex
 from pipeline.store import build_json
 from pipeline.store.build import Build, Pass
 from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.commands import builds
-from pipeline.decisions import DropReason
 from pipeline.errors import GateError, NothingNew, SourceError, StoreError
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
-from pipeline.records import sha256_hex
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import sha256_hex
 from pipeline.stages import _recheck
 from pipeline.store.build import Build
 from pipeline.store.commits import DECISIONS

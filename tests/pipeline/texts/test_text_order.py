@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
 from data_specs.shard import TEXT_KINDS, Text, TextKind
-from pipeline.records import Candidate
+from pipeline.rows.records import Candidate
 from pipeline.texts.text_order import TextOrder
 
 KINDS = BuildSpec.model_fields["text_kinds"].default

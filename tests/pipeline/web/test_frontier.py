@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from warcio.archiveiterator import ArchiveIterator
 
-from pipeline.decisions import DropReason
 from pipeline.errors import StoreError
-from pipeline.records import Capture
+from pipeline.rows.decisions import DropReason
+from pipeline.rows.records import Capture
 from pipeline.web import frontier
 from pipeline.web.frontier import Frontier
 
@@ -60,7 +60,7 @@ def test_two_processes_never_go_on_with_one_crawl(tmp_path, monkeypatch):
 
 
 def test_a_torn_record_at_the_end_of_the_warc_is_cut_off(tmp_path):
-    from pipeline.records import Capture
+    from pipeline.rows.records import Capture
     from pipeline.web.frontier import Frontier
 
     def capture(url: str) -> Capture:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pipeline.decisions import DropReason
+from pipeline.rows.decisions import DropReason
 from pipeline.web import images
 from pipeline.web.client import RequestFailed
 from pipeline.web.images import Image, ImageFetcher

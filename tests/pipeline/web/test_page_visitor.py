@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.records import sha256_hex
+from pipeline.rows.records import sha256_hex
 from pipeline.stages import crawl
 from pipeline.store.commits import DECISIONS
 from pipeline.store.takedowns import domain_hashes

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.decisions import DropReason
+from pipeline.rows.decisions import DropReason
 from pipeline.web import pauses, policy
 from pipeline.web.client import Client, HostPaused, RequestFailed, page_kind
 from pipeline.web.pauses import IN_A_ROW, HostRefusal, Pause, Pauses

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
-from pipeline.decisions import DropReason
+from pipeline.rows.decisions import DropReason
 from pipeline.web import policy
 from pipeline.web.policy import HostRules, Robots
 

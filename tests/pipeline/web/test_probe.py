@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from data_specs.build import BuildSpec
-from pipeline.advice import advice_for
-from pipeline.decisions import DropReason
+from pipeline.rows.advice import advice_for
+from pipeline.rows.decisions import DropReason
 from pipeline.sources.site import Site
 from pipeline.web import probe
 from pipeline.web.probe import probe_images, probe_pages

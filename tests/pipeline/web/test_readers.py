@@ -7,8 +7,8 @@ import gzip
 
 import pytest
 
-from pipeline.confined import OverLimit
-from pipeline.records import Capture
+from pipeline.processes.confined import OverLimit
+from pipeline.rows.records import Capture
 from pipeline.sources.site import Site
 from pipeline.stages import crawl
 from pipeline.web import readers, sitemaps

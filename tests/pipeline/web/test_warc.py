@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.account import Named, Units
-from pipeline.decisions import Decision
 from pipeline.errors import SourceError
-from pipeline.records import NO_PLACE, Capture
+from pipeline.rows.account import Named, Units
+from pipeline.rows.decisions import Decision
+from pipeline.rows.records import NO_PLACE, Capture
 from pipeline.sources import PageRange
 from pipeline.web._warc_members import MAX_HEADERS
 from pipeline.web._warc_sound import SoundRun

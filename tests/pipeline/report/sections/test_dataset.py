@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.records import sha256_hex
 from pipeline.report.sections.dataset import LISTED, new_of
+from pipeline.rows.records import sha256_hex
 from pipeline.store.takedowns import Takedowns
 
 Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from data_specs.shard import Text
-from pipeline.decisions import DropReason, drop
-from pipeline.records import Candidate
 from pipeline.report.page import environment
 from pipeline.report.sections import semantic_duplicates
 from pipeline.report.sections.semantic_duplicates import _rows, duplicates
+from pipeline.rows.decisions import DropReason, drop
+from pipeline.rows.records import Candidate
 from pipeline.store.sql import Tables
 from tests import alike
 from tests.fetched import begun

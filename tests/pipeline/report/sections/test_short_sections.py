@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.shard import Text
-from pipeline.records import candidate_rows, candidates_of
 from pipeline.report import page
 from pipeline.report.page import environment
 from pipeline.report.sample_sheet import KNOWN
 from pipeline.report.sections.cost import stage_costs
 from pipeline.report.sections.state import END, HTML, START
+from pipeline.rows.records import candidate_rows, candidates_of
 from pipeline.stages import STAGES
 from pipeline.stages.admit import admit
 from pipeline.store import build_json

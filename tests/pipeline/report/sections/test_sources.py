@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.records import Capture
 from pipeline.report.sections.sources import figures
+from pipeline.rows.records import Capture
 from pipeline.web.frontier import record_of
 from tests.stages import run_noted
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import observe, pulse
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
+from pipeline.processes import observe, pulse
 from tests.processes import wait_until
 
 

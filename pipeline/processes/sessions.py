@@ -7,7 +7,8 @@ asks for a GPU itself, and a GPU's sessions stay in one process. Without, the ho
 a batch is run when it is handed over: same class, same order, same values.
 
 A model that runs out of memory gets half as many items at a time from then on. A holder whose process dies is started
-again, and the batches that it had been given are repeated (`pipeline.actors`): a batch is tried three times in all.
+again, and the batches that it had been given are repeated (`pipeline.processes.actors`): a batch is tried three times
+in all.
 
 Limits: a holder that waits for a GPU gets no batches until it has one. In flight are, for each task and model, one
 batch per holder and one more.
@@ -28,10 +29,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipeline import observe
-from pipeline.actors import Actors
-from pipeline.errors import StageError
-from pipeline.unreadable import OURS, evidence
+from pipeline.errors import OURS, StageError, evidence
+from pipeline.processes import observe
+from pipeline.processes.actors import Actors
 
 log = logging.getLogger("wenlan")
 

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from pipeline import observe
+from pipeline.processes import observe
 from tests.places import ROOT
 
 SAY = """
 import logging
-from pipeline import observe
+from pipeline.processes import observe
 from tests.places import ROOT
 observe.log_as(observe.form())
 log = logging.getLogger("wenlan")
@@ -77,7 +77,7 @@ def test_metric_names_are_what_prometheus_takes():
 
 FORGE = """
 import logging
-from pipeline import observe
+from pipeline.processes import observe
 observe.log_as(observe.form())
 evil = chr(27) + "[2J" + chr(0x202e) + "x" + chr(10) + "ERROR wenlan: forged" + chr(0x9b) + "m"
 logging.getLogger("wenlan").warning("page %s", evil)
@@ -110,7 +110,7 @@ def test_no_page_can_forge_a_log_line_or_command_a_terminal(form):
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_line_that_a_library_words_wrongly_does_not_end_the_work(form):
     code = (
-        "import logging; from pipeline import observe; observe.log_as(observe.form()); "
+        "import logging; from pipeline.processes import observe; observe.log_as(observe.form()); "
         "logging.getLogger('library').warning('%d pictures', 'seven'); print('went on')"
     )
     done = subprocess.run(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import actors
+from pipeline.processes import actors
 from tests.processes import wait_until
 
 

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from selectolax.lexbor import LexborHTMLParser
 
-from pipeline.account import ACCOUNT, Account, Named, Units
 from pipeline.errors import SourceError
 from pipeline.plugins import configure
-from pipeline.records import Candidate, Capture
+from pipeline.rows.account import ACCOUNT, Account, Named, Units
+from pipeline.rows.records import Candidate, Capture
 from pipeline.sources import TableSource
 from pipeline.sources._text_files import lines_in_cells
 from pipeline.stages import extract

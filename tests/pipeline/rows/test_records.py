@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from data_specs.shard import Text
-from pipeline.records import (
+from pipeline.rows.records import (
     CANDIDATE_SCHEMA,
     FEATURE_SCHEMA,
     WITH_REMOVED_SCHEMA,

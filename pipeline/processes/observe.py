@@ -8,7 +8,7 @@ Metrics: `count` adds to a counter of METRICS, and `show` sets a gauge, through 
 cluster exports them for Prometheus under the name that `exported` returns; `dags/deploy/grafana.json` draws them, and
 `dags/deploy/alerts.yaml` watches them. Without Ray, where they could not be read, they cost nothing.
 
-What is counted by host, and pauses of hosts, go into the running partition's pulse too (`pipeline.pulse`).
+What is counted by host, and pauses of hosts, go into the running partition's pulse too (`pipeline.processes.pulse`).
 
 Limits: a counter lives in its process, and Ray exports it every few seconds: what the last seconds before the end of a
 build counted may never be seen. Numbers that must add up are in build.json and the records, not here.
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_specs.command.printable import printable, printable_json
-from pipeline import pulse
+from pipeline.processes import pulse
 from pipeline.urls import shown
 
 FORM = "WENLAN_LOG"

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.decisions import Decision
-from pipeline.records import Candidate
+from pipeline.rows.decisions import Decision
+from pipeline.rows.records import Candidate
 
 ACCOUNT = "account"
 """In the `info` of extract's records: the account of the part, as JSON."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import pyarrow as pa
 
-from pipeline.records import Candidate, columns_of, encodable, sha256_hex
+from pipeline.rows.records import Candidate, columns_of, encodable, sha256_hex
 from pipeline.urls import without_userinfo
 
 

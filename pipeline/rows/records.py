@@ -1,7 +1,7 @@
 """Typed rows that are passed from stage to stage, and their Parquet schemas.
 
-Capture -> Candidate -> Pair -> (data_specs.shard.Sample), and a `pipeline.decisions.Decision` for each that goes no
-further.
+Capture -> Candidate -> Pair -> (data_specs.shard.Sample), and a `pipeline.rows.decisions.Decision` for each that goes
+no further.
 
 Identity: `fetch_id = sha256(image_url)`, one image URL is fetched once for all its candidates;
 `candidate_id = sha256(source, page_url or row id, image_url)`. `order_key` is a keyed hash of fetch_id: partitions

@@ -44,7 +44,10 @@ WALL_S = 120.0
 """Time of the clock after which a child that does not answer is given up, whatever the reason."""
 
 _LENGTH = struct.Struct("<Q")
-_PROGRAM = "import sys; sys.path = [entry for entry in sys.path if entry]; from pipeline.confined import main; main()"
+_PROGRAM = (
+    "import sys; sys.path = [entry for entry in sys.path if entry]; "
+    "from pipeline.processes.confined import main; main()"
+)
 """Without the working folder, which `-c` puts first: a file there may be called struct.py."""
 
 T = TypeVar("T")

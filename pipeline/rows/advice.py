@@ -7,7 +7,7 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
-from pipeline.decisions import DropReason
+from pipeline.rows.decisions import DropReason
 
 _REFUSED = re.compile(r"(\S+) port (\d+) is not a public address")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.confined import Confined, OverLimit
 from pipeline.errors import StageError
+from pipeline.processes.confined import Confined, OverLimit
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ folder. A partition that takes longer than PULSE_S writes its figures there ever
 own, and deletes the file when it ends; short ones write nothing. Who reads the files is `pipeline.store.progress`.
 
 Stages count with `expect`, `advance` and `tell`, which do nothing outside of a running partition and cost less than a
-microsecond: they may stand in a loop over rows. Counters per host come from `pipeline.observe.count`.
+microsecond: they may stand in a loop over rows. Counters per host come from `pipeline.processes.observe.count`.
 
 Limits: these are figures for people; numbers that must add up are in the records. The file of a worker that was killed
 stays until the stage is run again, and is disregarded when it is LOST_S old.

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline import cluster, model_runner
-from pipeline.actors import Actors
 from pipeline.detectors.proposals import Proposals
 from pipeline.errors import DetectorError, ModelError, StageError
 from pipeline.model_runner import Model, model_values
 from pipeline.pictures import models
-from pipeline.sessions import Sessions, lent
+from pipeline.processes.actors import Actors
+from pipeline.processes.sessions import Sessions, lent
 from pipeline.stages.detect import _BoxModel
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from data_specs.shard import Text
-from pipeline.decisions import DECISION_SCHEMA, Decision, DropReason, decision_rows, drop
-from pipeline.records import Candidate
+from pipeline.rows.decisions import DECISION_SCHEMA, Decision, DropReason, decision_rows, drop
+from pipeline.rows.records import Candidate
 
 CANDIDATE = Candidate(
     source="news",

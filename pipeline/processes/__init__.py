@@ -1,0 +1,1 @@
+"""Processes of a build: actors, confined children, holders of models, and what each says of itself."""
