@@ -10,7 +10,7 @@ WEIGHTS := demo/weights/.installed
 SOURCES := data_specs pipeline training dags tests wenlan.py
 
 # Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours. data-juicer
-# leaves aiohttp, ray and scipy out of its requirements, and would install them itself, with uv, in the middle of a run.
+# does not require aiohttp, opencc, ray and scipy, and would install them itself, with uv, in the middle of a run.
 BENCH   := .bench
 PEERS   := img2dataset imagededup pdqhash datatrove[processing] datasketch gaoya webdataset trafilatura \
            lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp opencc ray scipy

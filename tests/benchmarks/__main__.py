@@ -3,8 +3,8 @@
     python -m tests.benchmarks [NAME ...] [--quick] [--record]
 
 A figure of the table has its bar, whether it holds, and its value in `results.json`, the last time that --record was
-given: that of the same form, else that of the full one. A benchmark that ends without figures, or takes longer than its limit, is one line. The exit code is 1 if one of
-them did, or if a figure does not hold.
+given: that of the same form, else that of the full one. A benchmark that ends without figures, or takes longer than its
+limit, is one line. The exit code is 1 if one of them did, or if a figure does not hold.
 """
 
 from __future__ import annotations
