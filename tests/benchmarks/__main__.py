@@ -10,6 +10,7 @@ limit, is one line. The exit code is 1 if one of them did, or if a figure does n
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -42,9 +43,11 @@ def run(name: str, quick: bool) -> dict[str, Any] | str:
         try:
             out, _ = process.communicate(timeout=LIMIT_S[quick])
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
-            process.communicate()
             return f"stopped after {LIMIT_S[quick]} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it, or a peer, has left behind
+            process.communicate()
     told(f"{name}: {time.monotonic() - began:.0f} s")
     lines = out.strip().splitlines()
     if not lines or not lines[-1].startswith('{"figures"'):
