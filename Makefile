@@ -10,10 +10,10 @@ WEIGHTS := demo/weights/.installed
 SOURCES := data_specs pipeline training dags tests wenlan.py
 
 # Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours. data-juicer
-# leaves aiohttp, ray and scipy out of its requirements, and would install them itself, with uv, in the middle of a run.
+# does not require aiohttp, opencc, ray and scipy, and would install them itself, with uv, in the middle of a run.
 BENCH   := .bench
 PEERS   := img2dataset imagededup pdqhash datatrove[processing] datasketch gaoya webdataset trafilatura \
-           lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy
+           lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp opencc ray scipy
 
 # Tests run in three processes for two cores, at most 4 and as memory allows (tests/conftest.py): each may hold a Ray and
 # two models, about 5 GB. A file of tests stays in one process, so that what its tests share is started once;

@@ -73,7 +73,7 @@ def test_one_table_ends_a_run(
     assert benchmarks.main() == 1
     *_, slow, fast, lacking = (line.split() for line in capsys.readouterr().err.splitlines())
     assert slow == ["words.slow", "2.0", "s", "bar", "1.0", "DOES", "NOT", "HOLD"]
-    assert fast == ["words.fast", "0.5", "s", "bar", "1.0", "holds", "last", "0.7"]
+    assert fast == ["words.fast", "0.5", "s", "bar", "1.0", "holds", "quick,", "last", "0.7"]
     assert " ".join(lacking) == "no figures: fetch: no nginx here"
     assert json.loads((tmp_path / "results.json").read_text())["words"]["quick"]["fast"] == 0.5
 

@@ -3,13 +3,14 @@
     python -m tests.benchmarks [NAME ...] [--quick] [--record]
 
 A figure of the table has its bar, whether it holds, and its value in `results.json`, the last time that --record was
-given. A benchmark that ends without figures, or takes longer than its limit, is one line. The exit code is 1 if one of
-them did, or if a figure does not hold.
+given: that of the same form, else that of the full one. A benchmark that ends without figures, or takes longer than its
+limit, is one line. The exit code is 1 if one of them did, or if a figure does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -42,9 +43,11 @@ def run(name: str, quick: bool) -> dict[str, Any] | str:
         try:
             out, _ = process.communicate(timeout=LIMIT_S[quick])
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
-            process.communicate()
             return f"stopped after {LIMIT_S[quick]} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it, or a peer, has left behind
+            process.communicate()
     told(f"{name}: {time.monotonic() - began:.0f} s")
     lines = out.strip().splitlines()
     if not lines or not lines[-1].startswith('{"figures"'):
@@ -70,10 +73,10 @@ def main() -> int:
         if isinstance(found, str):
             faults.append(f"{name}: {found}")
             continue
-        last = results.get(name, {}).get(form, {})
+        last = {own: results.get(name, {}).get(own, {}) for own in (form, "full")}
         for figure, values in found.items():
-            before = f"last {last[figure]}" if figure in last else ""
-            rows.append((f"{name}.{figure}", Figure(**values), before))
+            before = [f"{own}, last {last[own][figure]}" for own in last if figure in last[own]]
+            rows.append((f"{name}.{figure}", Figure(**values), "".join(before[:1])))
         if asked.record:
             own = {figure: values["value"] for figure, values in found.items()}
             today = datetime.datetime.now(datetime.UTC).date().isoformat()
