@@ -51,6 +51,10 @@ AT_ONCE = 4_096
 """Pairs whose features are multiplied together."""
 
 
+def _is_scored(spec: BuildSpec) -> bool:
+    return spec.pair_score is not None
+
+
 def _score_token(build: Build) -> Any:
     if _uses_words(build):
         return _words.VERSION
@@ -129,7 +133,7 @@ SCORE = Pass(
     run=_score,
     token=_score_token,
     version=2,
-    when=lambda spec: spec.pair_score is not None,
+    when=_is_scored,
     resources=resources,
     files=(PassFile("parquet", SCORE_COLUMN, aligned=PAIRS),),
     unit="pairs",

@@ -205,7 +205,8 @@ def kill_between(spec: Path, out: Path, folder: str, fewest: int, most: int) -> 
             while len(committed(out, folder)) < fewest and process.poll() is None:
                 assert time.monotonic() < until
                 time.sleep(0.002)
-            workers = [pid for pid, title in descendants(process.pid).items() if title.startswith(b"ray::")]
+            titles = descendants(process.pid)
+            workers = [pid for pid in titles if titles[pid].startswith(b"ray::") and b"Agent" not in titles[pid]]
             process.send_signal(signal.SIGKILL)
             process.wait()
             wait_until(lambda: not any(map(is_running, workers)), "the end of the workers")  # noqa: B023

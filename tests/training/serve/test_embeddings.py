@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gc
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -94,8 +96,17 @@ def test_a_wrong_request_says_what_is_wrong(server: Server, body: dict[str, Any]
     assert error(server.embeddings(**body), 404 if wanted[0] == "model_not_found" else 400) == wanted
 
 
+@pytest.fixture
+def collected_before() -> Iterator[None]:
+    """Nothing is collected at the parser's recursion limit, where a socket's own warning would fail."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b'"\\ud800"', b'{"input": "\\ud800"}', b"\xff", b"null"])
-def test_what_is_no_json_is_refused(server: Server, body: bytes) -> None:
+def test_what_is_no_json_is_refused(server: Server, body: bytes, collected_before: None) -> None:
     for path in ("/v1/embeddings", "/search", "/knn-service", "/metadata"):
         assert error(server.post(path, content=body, headers={"content-type": "application/json"}))[0] in (
             "invalid",
