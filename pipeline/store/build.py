@@ -252,7 +252,7 @@ class Build:
 
     @property
     def noted(self) -> dict[str, str]:
-        """What STORE notes of it, beside its folder."""
+        """Identity of the build, which STORE notes beside its folder."""
         return {"build_id": self.build_id, "name": self.spec.name, "snapshot": self.snapshot}
 
     @property

@@ -26,7 +26,8 @@ EXACT = {
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("recipe", ["tiny", *(pytest.param(n, marks=pytest.mark.drill(25)) for n in (MAIN, LARGE))])
+@pytest.mark.drill(25)
+@pytest.mark.parametrize("recipe", ["tiny", MAIN, LARGE])
 def test_a_step_stays_on_its_device_and_in_its_types_and_is_read_from_once(recipe: str) -> None:
     from tests.benchmarks.rehearsal import config_of, ranks, rehearse, without_memory
 
